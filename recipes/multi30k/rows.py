@@ -19,7 +19,7 @@ from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.experiments.record import Record as Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.loading import read_lines
-from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics import Answers
 from ulskip_cli.tasks.metrics.translation import compare_systems
 
 TESTS = ("test_2016_flickr", "test_2017_flickr")

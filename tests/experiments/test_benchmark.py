@@ -190,7 +190,7 @@ def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    cpu_kernels.kernels_unavailable() is not None, reason="the CPU kernels do not run here"
+    cpu_kernels.build_failure() is not None, reason="the CPU kernels do not run here"
 )
 def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, monkeypatch):
     row = bench("ratio=2", "decoding.compile=auto")

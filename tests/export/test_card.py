@@ -7,6 +7,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.card import _quality, matching_records, source_license
+from ulskip_cli.export.run import ExportRequest, resolve_export
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -48,7 +49,9 @@ def test_the_newest_row_of_a_task_counts_and_none_of_another_schedule(tmp_path):
     (tmp_path / "one" / "runs.jsonl").write_text("".join(lines))
     assert len(ResultsFolder(tmp_path / "one").rows()) == len(changes)  # none is refused
     for folder in (tmp_path, tmp_path / "one"):
-        records = matching_records(folder, config.model, plan, training)
+        to, overrides = ExportRequest(tmp_path / "to"), ["ratio=2", f"results_dir={folder}"]
+        point = resolve_export(compose(overrides, command="export --format hf"), to)
+        records = matching_records(point, training, None)
         assert [record.id for record in records] == ["other", "new"]
 
 

@@ -13,7 +13,7 @@ KEPT_SETS = [(0, 2, 5), (1, 3, 4), (3, 4, 5), (0, 1, 2), (5,)]
 
 def decode(model, kept, ids, **options):
     view = model if len(kept) == NUM_LAYERS else shallow_view.shallow_view(model, kept)
-    generator = shallow_view.two_phase(model, one_stage(view, kept))
+    generator = shallow_view.two_phase(model, one_stage(view, kept), lambda cache: None)
     return generated(generator, ids, **options)
 
 

@@ -17,16 +17,16 @@ sizes = st.builds(
 
 @given(sizes, st.floats(1, 40))
 def test_num_kept_is_the_largest_that_reaches_the_target(weights, target):
-    def even(count):
-        return schedule.even(len(weights.layers), count)
+    def speedup(count):
+        return weights.predicted_speedup(schedule.even(len(weights.layers), count))
 
-    if weights.predicted_speedup(even(2)) < target - 1e-9:
+    if speedup(2) < target - 1e-9:
         with pytest.raises(UsageError, match=r"ratio=.* head .*ratio <= "):
-            num_kept_for_cost(weights, target, even)
+            num_kept_for_cost(weights, target, speedup)
         return
-    count = num_kept_for_cost(weights, target, even)
-    assert weights.predicted_speedup(even(count)) >= target - 1e-9
-    assert count == len(weights.layers) or weights.predicted_speedup(even(count + 1)) < target
+    count = num_kept_for_cost(weights, target, speedup)
+    assert speedup(count) >= target - 1e-9
+    assert count == len(weights.layers) or speedup(count + 1) < target
 
 
 fits = st.builds(

@@ -6,7 +6,7 @@ from needs import shared_data
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics import Answers
 
 TRAIN = [
     {"question": f"Is it {i}?", "answer": f"It is <<{i}={i}>>{i}.\n#### {i}"} for i in range(5)

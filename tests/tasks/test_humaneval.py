@@ -9,7 +9,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.humaneval import HumanEval
-from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics import Answers
 
 ROW = {
     "prompt": 'def inc(x):\n    """Add 1."""\n',

@@ -132,7 +132,7 @@ def stepped(model, optimizers, steps):
 
 
 def muon(model):
-    return MuonWithAdamW(model, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98))
+    return MuonWithAdamW(model, lr=0.01, weight_decay=0.1)
 
 
 def test_muon_is_for_matrices_and_survives_saving():

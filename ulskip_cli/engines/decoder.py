@@ -274,14 +274,11 @@ def _stage_views(
     layers share a view.
     """
     everything = tuple(range(plan.num_layers))
+    make_view = adapter.view if adapter else shallow_view.shallow_view
 
     @functools.cache
     def view(kept: Layers) -> PreTrainedModel:
-        if kept == everything:
-            return model
-        return (
-            shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
-        )
+        return model if kept == everything else make_view(model, kept)
 
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
     stages = tuple(

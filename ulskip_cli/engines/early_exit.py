@@ -28,6 +28,8 @@ from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 class EarlyExitSession(TorchSession):
     """Greedy decoding and sampling with early exit, by the rule in each request."""
 
+    steps: "ExitSteps"
+
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
         """The model of the decode steps, split into its layers, with weights in the format of

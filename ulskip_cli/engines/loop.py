@@ -167,7 +167,7 @@ class SteppingSession(EngineSession, ABC):
                     self.keep(alive)
             end = prompt_len + step
             chosen = sampler(
-                current[:, :end], _step(self, step - 1, current[:, end - 1 : end], request)
+                current[:, :end], self._step(step - 1, current[:, end - 1 : end], request)
             )
             if has_eos:
                 chosen = chosen.masked_fill(done, request.pad_token_id)
@@ -185,7 +185,7 @@ class SteppingSession(EngineSession, ABC):
             logits, losses = self.encode(request), list[Tensor]()
             for index in range(response_ids.shape[1]):
                 if index:
-                    logits = _step(self, index - 1, response_ids[:, index - 1 : index], request)
+                    logits = self._step(index - 1, response_ids[:, index - 1 : index], request)
                 losses.append(
                     functional.cross_entropy(
                         logits.float(), response_ids[:, index], reduction="none"
@@ -195,10 +195,9 @@ class SteppingSession(EngineSession, ABC):
         finally:
             self.finish()
 
-
-def _step(session: SteppingSession, index: int, tokens: Tensor, request: BatchRequest) -> Tensor:
-    """Run one decode step with the view of its stage."""
-    for number, stage in enumerate(request.stages[1:], 1):
-        if stage.first_step == index:
-            session.switch(number)
-    return session.step(tokens)
+    def _step(self, index: int, tokens: Tensor, request: BatchRequest) -> Tensor:
+        """Run one decode step with the view of its stage."""
+        for number, stage in enumerate(request.stages[1:], 1):
+            if stage.first_step == index:
+                self.switch(number)
+        return self.step(tokens)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, append_line, digest, read_jsonl
+from ulskip_cli.core.files import append_line, digest, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference import shallow_view
@@ -37,22 +37,26 @@ def generate_own_responses(
     others with sampling. Stored answers of the same weights and settings are read from `file`; new
     ones are added to it.
     """
-    contexts = [_context_of(sample, options, context) for sample in range(options.samples)]
+    decoding, seed = context.decoding, context.seed
+    sampled = replace(context, decoding=decoding.replace(do_sample=True))
+    contexts = [
+        replace(context, decoding=decoding.replace(num_beams=options.num_beams)),
+        *(replace(sampled, seed=seed + 7919 * sample) for sample in range(1, options.samples)),
+    ]
     keys = [_key(model, settings) for settings in contexts]
     names = [digest(ids) for ids in prompts]
-    wanted = set(enumerate(keys))
     stored = {
-        (row["prompt"], row["sample"]): row["token_ids"]
+        (row["prompt"], row["key"]): row["token_ids"]
         for row in read_jsonl(file)
-        if (row.get("sample"), row.get("key")) in wanted
+        if row.get("key") in keys
     }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
     label, total = f"own answers to {len(prompts)} prompts", len(prompts) * options.samples
     report = progress.phase(label, total)
     order = longest_first(list(map(len, prompts)))
-    for sample, how in enumerate(contexts):
-        is_stored = [(names[prompt], sample) in stored for prompt in order]
+    for sample, (how, key) in enumerate(zip(contexts, keys, strict=True)):
+        is_stored = [(names[prompt], key) in stored for prompt in order]
         finished = [*is_stored, False].index(False)
         # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):
@@ -65,10 +69,10 @@ def generate_own_responses(
             decoder, prompts, how, BatchSize(BATCH_SIZE), on_tokens, skip=finished
         ):
             for position, ids in zip(positions, output.token_ids, strict=True):
-                stored[names[position], sample] = ids
-                answer = {"prompt": names[position], "sample": sample, "token_ids": ids}
-                append_line(file, json.dumps(answer | {"key": keys[sample]}))
-    answers = [[stored[name, sample] for sample in range(options.samples)] for name in names]
+                stored[names[position], key] = ids
+                answer = {"prompt": names[position], "sample": sample, "token_ids": ids, "key": key}
+                append_line(file, json.dumps(answer))
+    answers = [[stored[name, key] for key in keys] for name in names]
     if not any(map(any, answers)):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"
@@ -81,16 +85,6 @@ def greedy_context(pad_token_id: int, max_new_tokens: int, seed: int) -> DecodeC
     """Return the settings of greedy answers of at most `max_new_tokens` tokens."""
     return DecodeContext(
         DecodingConfig(name="own", max_new_tokens=max_new_tokens), pad_token_id, seed
-    )
-
-
-def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> DecodeContext:
-    """Return the settings of one answer per prompt: beams for the first, sampling with a seed of
-    its own for the others.
-    """
-    changes: Table = {"do_sample": True} if sample else {"num_beams": options.num_beams}
-    return replace(
-        context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample
     )
 
 

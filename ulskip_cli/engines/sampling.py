@@ -178,5 +178,4 @@ def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
     head = view.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None or size >= head.out_features:
         return view
-    short: dict[nn.Module, nn.Module] = {head: DraftHead(head, size)}
-    return shallow_view.substituted(view, short.get)
+    return shallow_view.substituted(view, {head: DraftHead(head, size)})

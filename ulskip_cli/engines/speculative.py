@@ -291,11 +291,7 @@ def _count_drafts(tokens: Sequence[int], accepted: int, stops: Collection[int]) 
     """Count one check, which gains the accepted drafts and one token after them. Drafts after EOS
     are not counted.
     """
-    most = len(tokens) - 1
-    until_eos = (i for i, token in enumerate(tokens[: accepted + 1], 1) if token in stops)
-    gained = next(until_eos, None)
-    if gained is None:
-        return DraftStats(passes=1, gained=accepted + 1, drafted=most, accepted=accepted)
-    return DraftStats(
-        passes=1, gained=gained, drafted=min(gained, most), accepted=min(gained, accepted)
-    )
+    numbered = enumerate(tokens[: accepted + 1], 1)
+    until_eos = next((count for count, token in numbered if token in stops), len(tokens))
+    gained, drafted = min(until_eos, accepted + 1), min(until_eos, len(tokens) - 1)
+    return DraftStats(passes=1, gained=gained, drafted=drafted, accepted=min(gained, accepted))

@@ -40,8 +40,7 @@ from ulskip_cli.inference.batching import (
     run_with_oom_retry,
 )
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import degenerate
-from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers
+from ulskip_cli.tasks.metrics import NUM_RESAMPLES, SEED, Answers, degenerate
 
 Values = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from ulskip_cli.core.task import Task
 from ulskip_cli.experiments.record import Compared, Record, Row
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics import Answers
 
 TOLERANCE = 1e-9
 _RUN_ID = re.compile(r"[0-9a-f]{12}")

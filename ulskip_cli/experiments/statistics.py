@@ -19,7 +19,7 @@ from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics import Answers
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 GATE = 0.9  # share of the full model's quality that a winner keeps

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import settings
@@ -34,7 +33,7 @@ def model_card(
     record: Row,
     records: Sequence[Record],
     skip_adapter: Row | None,
-    has_chat: bool = False,
+    has_chat: bool,
 ) -> ModelCard:
     """Return the model card of an export, with its metadata.
 
@@ -67,7 +66,7 @@ def model_card(
     return card
 
 
-def serving_page(plan: Plan, has_adapter: bool = False) -> str:
+def serving_page(plan: Plan, has_adapter: bool) -> str:
     """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
     template = jinja2.Template(text, keep_trailing_newline=True)
@@ -85,23 +84,20 @@ def source_license(folder: Path) -> str | None:
 
 
 def matching_records(
-    folder: Path,
-    model: ModelConfig,
-    plan: Plan,
-    training: str | None,
-    skip_adapter: Row | None = None,
+    point: ResolvedExport, training: str | None, skip_adapter: Row | None
 ) -> list[Record]:
     """Return the newest record with this model, schedule and skip adapter for each setting and
     machine.
 
-    `folder` may contain one experiment or several, or not exist. `training` describes how the
+    `results_dir` may contain one experiment or several, or not exist. `training` describes how the
     weights were trained.
     """
+    folder = Path(point.config.results_dir)
     records = [
         displayed(record, path)
         for path in (folder, *folder.glob("*"))
         for record in ResultsFolder(path).records()
-        if _matches(record, model, plan, training) and _is_corrected(record, skip_adapter)
+        if _matches(record, point, training) and _is_corrected(record, skip_adapter)
     ]
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: str(record.finished_at)):
@@ -113,8 +109,8 @@ def matching_records(
     )
 
 
-def _matches(record: Record, model: ModelConfig, plan: Plan, training: str | None) -> bool:
-    measured = record.config.model
+def _matches(record: Record, point: ResolvedExport, training: str | None) -> bool:
+    measured, model, plan = record.config.model, point.files.model, point.plan
     baseline = record.config.baseline_model or record.config.baseline_engine
     layers = record.num_layers, record.kept_layers, record.prompt_layers, record.training
     return (

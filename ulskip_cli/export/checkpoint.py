@@ -112,12 +112,10 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
     parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
     training = notes["training"]
-    files = point.files
-    results = Path(point.config.results_dir)
-    records = card.matching_records(results, files.model, plan, training, skip_adapter)
+    records = card.matching_records(point, training, skip_adapter)
     record = {
         "made_by": point.made_by,
-        "model": {**model.plain(), "fingerprint": files.fingerprint},
+        "model": {**model.plain(), "fingerprint": point.files.fingerprint},
         "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,
@@ -136,7 +134,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
     card.model_card(point, record, records, skip_adapter, has_chat).save(folder / card.CARD)
-    return {**run.write_record(folder, record), "to": str(point.to), "next": point.next}
+    return {**run.write_record(folder, record), "next": point.next}
 
 
 def _write_model(
@@ -193,22 +191,18 @@ def _verify(
             " memory together"
         )
     progress.phase("compare with the model", 1)
-    trusted = point.config.model.trust_remote_code
-    positions, tokens = _compare(view, folder, trusted)
-    return (
-        f"{structure}; logits at {positions} positions of {NUM_PROMPTS} random prompts and {tokens}"
-        " greedy tokens are bit-identical to those of the source with these"
-        f" layers{' and the skip adapter' if point.skip_adapter else ''}"
-    )
+    return f"{structure}; {_compare(point, view, folder)}"
 
 
-def _compare(view: PreTrainedModel, folder: Path, trust_remote_code: bool) -> tuple[int, int]:
-    """Compare an export with the view; raise RunError if a logit or a token differs.
-
-    Return the numbers of compared positions and tokens.
+def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
+    """Compare an export with the view and describe the comparison; raise RunError if a logit or a
+    token differs.
     """
     exported, loading = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+        folder,
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=point.config.model.trust_remote_code,
     )
     if loading["missing_keys"]:
         raise RunError(
@@ -216,26 +210,35 @@ def _compare(view: PreTrainedModel, folder: Path, trust_remote_code: bool) -> tu
             f" {DELETED}"
         )
     models = (view, exported.eval().to(shallow_view.input_device(view)))
-    input_ids, attention_mask = random_prompts(view)
-    with torch.inference_mode():
-        logits = [
-            model(input_ids=input_ids, attention_mask=attention_mask).logits for model in models
-        ]
-        tokens = [_greedy_tokens(model, input_ids, attention_mask) for model in models]
-    difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
+    logits, tokens = logits_of(*models), list(map(_greedy_tokens, models))
+    difference = float((logits[0] - logits[1]).abs().max())
     if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
         raise RunError(
             "expected the export to give the logits of the kept layers, got a difference of"
             f" {difference:.3g}; {DELETED}"
         )
-    return int(attention_mask.sum()), tokens[0].numel()
+    return (
+        f"logits at {len(logits[0])} positions of {NUM_PROMPTS} random prompts and"
+        f" {tokens[0].numel()} greedy tokens are bit-identical to those of the source with these"
+        f" layers{' and the skip adapter' if point.skip_adapter else ''}"
+    )
+
+
+@torch.inference_mode()
+def logits_of(*models: PreTrainedModel) -> list[Tensor]:
+    """Return the logits [positions, vocab_size] of models of one shape for the same prompts."""
+    input_ids, attention_mask = random_prompts(models[0])
+    shown = attention_mask.bool()
+    return [
+        model(input_ids=input_ids, attention_mask=attention_mask).logits[shown] for model in models
+    ]
 
 
 def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return random token ids and their mask, both [prompts, prompt_len]; the last prompt is padded
     on the left.
     """
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    vocab_size = shallow_view.text_config(model).vocab_size
     input_ids = torch.randint(
         vocab_size, (NUM_PROMPTS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1)
     )
@@ -245,8 +248,9 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return input_ids.to(device), attention_mask.to(device)
 
 
-def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     """Return greedy tokens [prompts, new_tokens]; generation continues after EOS."""
+    input_ids, attention_mask = random_prompts(model)
     config = GenerationConfig(
         max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50
     )
@@ -314,13 +318,10 @@ def _shorten(
         (key for key in source.sub_configs if getattr(source, key, None) is text_source), None
     )
     text = values if nested is None else values.setdefault(nested, {})
-    num_layers = text_source.num_hidden_layers
     count = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for key in {count, "num_hidden_layers"} & text.keys() or {count}:
         text[key] = len(kept)
-    for key, value in text.items():
-        if "layer" in key and isinstance(value, list) and len(value) == num_layers:
-            text[key] = [value[i] for i in kept]
+    text |= shallow_view.per_layer(text, text_source.num_hidden_layers, kept)
     derived = type(source).from_dict(copy.deepcopy(values)).get_text_config(decoder=True)
     for key, value in vars(text_view).items():  # the config class derives lists from the count
         is_list = "layer" in key and isinstance(value, (list, tuple))

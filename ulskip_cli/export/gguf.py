@@ -17,11 +17,12 @@ from transformers import (
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export.checkpoint import DELETED, load_kept, random_prompts
+from ulskip_cli.export.checkpoint import DELETED, load_kept, logits_of
 from ulskip_cli.export.run import ResolvedExport
-from ulskip_cli.inference.gguf_copy import counting_tensors
+from ulskip_cli.inference.checkpoint import counting_tensors
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
 from ulskip_cli.inference.loading import load_tokenizer
+from ulskip_cli.inference.shallow_view import input_device
 
 # As a share of the largest logit; the file stores constants such as epsilon in float32.
 _LOGIT_TOLERANCE = 1e-3
@@ -54,10 +55,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
         progress.phase("check gguf", 0)
         checked = compare_with_view(file, exported.view, tokenizer)
     return {
-        "to": str(point.to),
         "skip_adapter": point.skip_adapter,
-        "num_layers": plan.num_layers,
-        "kept_layers": list(plan.kept_layers),
         "parameters": parameters,
         "total_bytes": file.stat().st_size,
         "dtype": str(DTYPES[main_type]).removeprefix("torch."),
@@ -91,15 +89,8 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
             f"expected the tokenizer's {len(wanted)} tokens in the GGUF file, got {lost} wrong"
             f" ones; {DELETED}"
         )
-    ids, mask = random_prompts(view)
-    with torch.inference_mode():
-        expected_logits, logits = (
-            model(input_ids=ids, attention_mask=mask).logits
-            for model in (view.float(), loaded.to(ids.device))
-        )
-    difference = float(
-        (expected_logits - logits)[mask.bool()].abs().max() / expected_logits.abs().max()
-    )
+    wanted_logits, logits = logits_of(view.float(), loaded.to(input_device(view)))
+    difference = float((wanted_logits - logits).abs().max() / wanted_logits.abs().max())
     if not difference < _LOGIT_TOLERANCE:
         raise RunError(
             "expected the GGUF file to compute the logits of the kept layers, but they differ by"

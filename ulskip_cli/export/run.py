@@ -52,7 +52,6 @@ class ResolvedExport:
     to: Path  # the folder, or the file for formats with one file
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
-    omitted: str  # the correction that a schedule does not contain
 
     @property
     def next(self) -> str:
@@ -82,11 +81,10 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
         )
-    to, omitted = request.to, ""
+    to = request.to
     if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
     if name == "schedule":  # it contains layers alone
-        omitted = config.correction.label
         config = config.replace(correction=configuration.preset("correction", "none"))
     plan = make_plan(config, files.metadata)
     capabilities.check(needs(config, plan), f"export --format {name}")
@@ -106,7 +104,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         to,
         made_by,
         skip_adapter,
-        omitted,
     )
 
 
@@ -120,22 +117,19 @@ def run_export(
     (UsageError), and if the result differs from the view (RunError).
     """
     point, progress = resolve_export(config, request), progress or ProgressCallback()
+    kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
+    record: Row = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
     with staged(point.to, request.format == "hf") as target:
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint
 
-            return export_checkpoint(point, target, progress)
+            return record | export_checkpoint(point, target, progress)
         if request.format == "gguf":
             from ulskip_cli.export.gguf import export_gguf
 
-            return export_gguf(point, target, progress)
+            return record | export_gguf(point, target, progress)
         target.write_text(schedule_file(point).to_json(), "utf-8")
-    return {
-        "to": str(point.to),
-        "kept_layers": list(point.plan.kept_layers),
-        "num_layers": point.plan.num_layers,
-        "omitted": point.omitted,
-    }
+    return record | {"omitted": config.correction.label}
 
 
 def summary(record: Row) -> list[str]:

@@ -1,6 +1,5 @@
 """GGUF files of Llama, Mistral and Qwen models: the shape and the tensors. llama.cpp reads them."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +47,9 @@ class GgufTensors:
             ("k_proj", self.config.get("num_key_value_heads") or heads),
         ):
             if f".{part}." in name and architecture(self.config) == "llama":
-                tensor = _interleaved(tensor, count)
+                # The two rows of each rotation are adjacent.
+                halves = tensor.reshape(count, 2, -1, tensor.shape[-1])
+                tensor = halves.transpose(1, 2).reshape(tensor.shape)
         if tensor.dtype not in TYPES:
             raise UsageError(
                 f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16"
@@ -89,12 +90,7 @@ def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]
         if gguf_name is None:
             raise UsageError(f"GGUF does not support the tensor {name}")
         array, stored_type = model.array(name)
-        shape = (
-            array.shape
-            if stored_type in DTYPES
-            else gguf.quant_shape_from_byte_shape(array.shape, stored_type)
-        )
-        parameters += math.prod(shape)
+        parameters += model.tensors[name].numel()
         bytes_by_type[stored_type] += array.nbytes
         writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, stored_type)
     ((main_type, _),) = bytes_by_type.most_common(1)
@@ -124,8 +120,3 @@ def _add_shape(writer: gguf.GGUFWriter, config: Table) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-
-
-def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Reorder [heads * head_dim, width] so that the two rows of each rotation are adjacent."""
-    return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)

@@ -14,7 +14,7 @@ from ulskip_cli.core.schedule import Layers
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """Return an empty cache with the layer types of `model`."""
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+    return DynamicCache(config=model.config)
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:

@@ -45,8 +45,8 @@ class LayerwiseModel:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._in_tuples, self._chain = _probe(model)
             # The model with layers that record their inputs, or return a given state.
-            stand_ins = {layer: _StandIn(layer, self._record) for layer in self.layers}
-            self._shell = shallow_view.substituted(model, stand_ins.get)
+            stand_ins = {layer: _Recorder(layer, self._record) for layer in self.layers}
+            self._shell = shallow_view.substituted(model, stand_ins)
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
         """Return the inputs of the layers for `input_ids` [batch, count]; only the length of
@@ -120,15 +120,12 @@ class LayerwiseModel:
         """Record the arguments of a layer and return its input unchanged; the last layer ends the
         forward pass. If there is a given state, return that instead.
         """
-        if self._state is not None:
-            return self._output(self._state)
-        hidden, *rest = args or (options.pop("hidden_states"),)
-        self._calls.append((rest, options))
-        if len(self._calls) == len(self.layers):
-            raise _EnteredError(hidden)
-        return self._output(hidden)
-
-    def _output(self, hidden: Tensor) -> object:
+        hidden = self._state
+        if hidden is None:
+            hidden, *rest = args or (options.pop("hidden_states"),)
+            self._calls.append((rest, options))
+            if len(self._calls) == len(self.layers):
+                raise _EnteredError(hidden)
         return (hidden,) if self._in_tuples else hidden
 
 
@@ -163,15 +160,12 @@ class _EnteredError(Exception):
     """A forward pass reached the last layer; the argument is the layer's input."""
 
 
-class _StandIn(nn.Module):
-    """A module in place of a layer, which calls a function; models read attributes of layers."""
+class _Recorder(shallow_view.StandIn):
+    """A stand-in that calls a function."""
 
     def __init__(self, layer: nn.Module, call: Callable[..., object]) -> None:
-        super().__init__()
-        self.__dict__.update(layer=layer, call=call)  # bypasses the registration as submodules
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
+        super().__init__(layer)
+        self.call = call
 
     def forward(self, *args: object, **options: object) -> object:
         return self.call(*args, **options)

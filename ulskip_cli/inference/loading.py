@@ -107,7 +107,7 @@ def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadat
         name: StoredTensor(tuple(parameter.shape), parameter.nbytes)
         for name, parameter in model.named_parameters()
     }
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    vocab_size = shallow_view.text_config(model).vocab_size
     weights = sort_weight_sizes(tensors, depth, vocab_size)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     return replace(

@@ -13,7 +13,6 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.correction import PatchKind
 from ulskip_cli.core.errors import UsageError
@@ -21,7 +20,7 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter, fold_name, patch_name
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -155,7 +154,7 @@ class PatchFitter:
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
                     self._fitted[key] = parts
             for name, part in parts.items():
-                tensors[patch_name(index, end, f"linear.{name}")] = part
+                tensors[f"patch.{index}.{end}.linear.{name}"] = part
         return tensors
 
     def _fit_folded(
@@ -200,7 +199,7 @@ class PatchFitter:
             parts = kind.solve(pairs, ridge, folding.has_bias)
             states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
-                fold_name(index, before, folding.path, parameter): tensor
+                f"fold.{index}.{before}.{folding.path}.{parameter}": tensor
                 for parameter, tensor in parts.items()
             }
         return tensors
@@ -218,7 +217,7 @@ class _FoldingLayer:
         linears = [
             (name, module)
             for name, module in self._layer.named_modules()
-            if type(module) in (nn.Linear, Conv1D)
+            if type(module) in shallow_view.LINEARS
         ]
         if not linears:
             raise UsageError(

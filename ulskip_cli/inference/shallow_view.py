@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -28,24 +29,12 @@ LayerOutput = (
 )  # hidden states [batch, count, hidden_size], alone or first
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
-    "num_kv_shared_layers": (
-        "its layers reuse the keys and values of other layers (num_kv_shared_layers)"
-    ),
-    "hidden_size_per_layer_input": (
-        "its layers read separate inputs selected by layer index (hidden_size_per_layer_input)"
-    ),
-    "n_recurrent_loops": (
-        "its layers run in loops that the config defines by layer index (n_recurrent_loops)"
-    ),
-    "loop_num_passes": (
-        "its layers run in loops that the config defines by layer index (loop_num_passes)"
-    ),
-    "n_layers_per_attn_res_block": (
-        "its layers read the outputs of earlier blocks of layers (n_layers_per_attn_res_block)"
-    ),
-    "cross_attention_layers": (
-        "its config selects the cross-attention layers by layer index (cross_attention_layers)"
-    ),
+    "num_kv_shared_layers": "its layers reuse the keys and values of other layers",
+    "hidden_size_per_layer_input": "its layers read separate inputs selected by layer index",
+    "n_recurrent_loops": "its layers run in loops that the config defines by layer index",
+    "loop_num_passes": "its layers run in loops that the config defines by layer index",
+    "n_layers_per_attn_res_block": "its layers read the outputs of earlier blocks of layers",
+    "cross_attention_layers": "its config selects the cross-attention layers by layer index",
 }
 # Module attributes that only unsupported architectures have.
 _UNSUPPORTED_ATTRIBUTES = {
@@ -63,6 +52,7 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
+LINEARS = (nn.Linear, Conv1D)  # modules with a weight that is not quantized
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 # compiled code of the source only
@@ -77,6 +67,24 @@ class StageView:
     view: PreTrainedModel
     # layers of the model that encodes the prompt whose keys and values the view reads
     kept: Layers
+
+
+class StandIn(nn.Module):
+    """A module in place of a decoder layer, with the layer's attributes, which models read. The
+    layer is not a submodule.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the config of the decoder of a model, which may be a part of the model's config."""
+    return model.config.get_text_config(decoder=True)
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -116,8 +124,7 @@ def shallow_view(
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
-    replaced: dict[nn.Module, nn.Module] = {stack: layers}
-    view = substituted(model, replaced.get)
+    view = substituted(model, {stack: layers})
     configs: dict[int, PreTrainedConfig] = {}  # by id of their source, because modules share them
     module = view
     for name in path.split("."):
@@ -143,14 +150,11 @@ def _attention_layers(model: PreTrainedModel) -> list[int]:
     ]
 
 
-def substituted(module: ModuleT, replacement: Callable[[nn.Module], nn.Module | None]) -> ModuleT:
-    """Return a copy of a module with some parts replaced and all others shared; if `replacement`
-    returns None for a part, its children are searched.
-    """
-    replaced: Any = replacement(module)
-    if replaced is not None:
-        return replaced  # type: ignore[no-any-return]
-    return _with_children(module, lambda child: substituted(child, replacement))
+def substituted(module: ModuleT, replaced: Mapping[nn.Module, nn.Module]) -> ModuleT:
+    """Return a copy of a module with some parts replaced and all others shared."""
+    if module in replaced:
+        return replaced[module]  # type: ignore[return-value]
+    return _with_children(module, lambda child: substituted(child, replaced))
 
 
 def with_attributes(
@@ -174,13 +178,6 @@ def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) ->
     return copied(module, children)
 
 
-def detached(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model that shares its parameters but no modules, so that replacing a
-    module does not change the original.
-    """
-    return with_attributes(model, lambda part: {"_parameters": dict(part._parameters)})
-
-
 def input_device(model: PreTrainedModel) -> torch.device:
     """Return the device of a model's input, also for a model that is split over several devices."""
     first = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
@@ -190,7 +187,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def two_phase(
     model: PreTrainedModel,
     stages: Sequence[StageView],
-    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
+    on_prefill: Callable[[DynamicCache], None],
 ) -> PreTrainedModel:
     """Return a model whose `generate` runs the prompt with `model` and decode steps with the views
     of `stages`.
@@ -281,7 +278,7 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
     cannot be skipped.
     """
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    depth = text_config(model).num_hidden_layers
     stacks = {
         path: module
         for path, module in model.named_modules()
@@ -357,37 +354,42 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTra
     kept layers.
     """
     config = copy.deepcopy(source)
-    text_config = config.get_text_config(decoder=True)
-    per_layer = {
+    inner = config.get_text_config(decoder=True)
+    kind = type(inner)
+    properties = {
+        name: getattr(inner, name, None)
+        for name in dir(kind)
+        if "layer" in name and isinstance(getattr(kind, name), property)
+    }
+    computed = per_layer(properties, depth, kept)
+    shorter = per_layer(vars(inner), depth, kept)
+    for name, value in {"num_hidden_layers": len(kept), **shorter}.items():
+        setattr(inner, name, value)
+    # A property may compute its list from layer indices, and the view renumbers its layers.
+    if any(getattr(inner, name) != value for name, value in computed.items()):
+        inner.__class__ = type(kind.__name__, (kind,), computed)
+    return config
+
+
+def per_layer(values: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the lists in `values` with one entry per layer, reduced to the kept layers."""
+    return {
         name: type(value)(value[i] for i in kept)
-        for name, value in vars(text_config).items()
+        for name, value in values.items()
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == depth
     }
-    computed = {
-        name: [value[i] for i in kept]
-        for name in dir(type(text_config))
-        if "layer" in name and isinstance(getattr(type(text_config), name), property)
-        if isinstance(value := getattr(text_config, name, None), (list, tuple))
-        and len(value) == depth
-    }
-    for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
-        setattr(text_config, name, value)
-    # A property may compute its list from layer indices, and the view renumbers its layers.
-    if any(getattr(text_config, name) != value for name, value in computed.items()):
-        text_config.__class__ = type(type(text_config).__name__, (type(text_config),), computed)
-    return config
 
 
 def unskippable_reason(model: PreTrainedModel) -> str | None:
     """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return "it is not a decoder-only causal LM"
-    text_config = model.config.get_text_config(decoder=True)
+    config = text_config(model)
     for key, dependency in _DEPENDENCIES.items():
-        if getattr(text_config, key, None):
-            return dependency
+        if getattr(config, key, None):
+            return f"{dependency} ({key})"
     for key, borrowed in _DEPENDENT_ENTRIES.items():
-        if borrowed in (getattr(text_config, key, None) or ()):
+        if borrowed in (getattr(config, key, None) or ()):
             return (
                 "some layers reuse the token selection or the keys and values of another layer"
                 f" ({key})"

@@ -35,37 +35,17 @@ FORMAT = 1
 NamedTensor = tuple[int, str, Tensor]  # the layer that it belongs to, and its name there
 
 
-def patch_name(kept_set: int, layer: int, parameter: str) -> str:
-    """Name a parameter of the `GapPatch` in front of a layer or, with the model's number of layers,
-    behind the last kept layer; `kept_set` is an index into the sets of kept layers.
-    """
-    return f"patch.{kept_set}.{layer}.{parameter}"
-
-
-def fold_name(kept_set: int, layer: int, module: str, parameter: str) -> str:
-    """Name a tensor of a folded patch, which changes the linear layer at the path `module` of a
-    decoder layer.
-    """
-    return f"fold.{kept_set}.{layer}.{module}.{parameter}"
-
-
-def lora_name(layer: int, module: str, factor: str) -> str:
-    """Name the factor A [rank, in] or B [out, rank] of LoRA, which adds `B A` to the weight of a
-    linear layer in every set.
-    """
-    return f"lora.{layer}.{module}.{factor}"
-
-
 class GapPatch(nn.Module):
     """A patch at a gap, which adds the output of its kind's module to hidden states. A folded patch
     has no module, because it changes a linear layer.
     """
 
-    def __init__(self, kind: PatchKind, hidden_size: int) -> None:
+    def __init__(self, kind: PatchKind, model: PreTrainedModel) -> None:
         """Make a patch that changes nothing."""
         super().__init__()
         self.kind = kind
-        self.linear = kind.module(hidden_size)  # this name is a part of the stored tensors' names
+        # this name is a part of the stored tensors' names
+        self.linear = kind.module(shallow_view.text_config(model).hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
@@ -118,7 +98,13 @@ def _patched_class(source: type[nn.Module]) -> type:
 @dataclass(frozen=True)
 class SkipAdapter:
     """The corrections of the views of one model, for one or several sets of kept layers.
-    `patch_name`, `fold_name` and `lora_name` name the tensors.
+
+    The names of tensors are:
+    `patch.SET.LAYER.PARAMETER`, a parameter of the `GapPatch` in front of a layer or, with the
+    model's number of layers, behind the last kept layer; SET is an index into the sets;
+    `fold.SET.LAYER.MODULE.PARAMETER`, of a folded patch in the linear layer at a path of a layer;
+    `lora.LAYER.MODULE.A` [rank, in] and `.B` [out, rank], which add `B A` to the weight of a linear
+    layer in every set.
     """
 
     num_layers: int
@@ -145,7 +131,7 @@ class SkipAdapter:
                     patch.to(model.dtype).requires_grad_(False).eval()
                 changes = [*self._named(f"fold.{index}."), *self._named("lora.")]
                 kept_changes = [change for change in changes if change[0] in kept]
-                return patched_view(with_linears(model, self.kind, kept_changes), kept, patches)
+                return patched_view(self._with_linears(model, kept_changes), kept, patches)
         except (RuntimeError, AttributeError, KeyError, ValueError) as error:
             raise UsageError(
                 f"the skip adapter does not fit this model ({reason(error)})"
@@ -203,7 +189,7 @@ class SkipAdapter:
         states = defaultdict[int, dict[str, Tensor]](dict)
         for layer, name, tensor in self._named(f"patch.{kept_set}."):
             states[layer][name] = tensor
-        patches = {layer: GapPatch(self.kind, _hidden_size(model)) for layer in states}
+        patches = {layer: GapPatch(self.kind, model) for layer in states}
         for layer, patch in patches.items():
             patch.load_state_dict(states[layer])
             patch.to(next(layers[min(layer, last)].parameters()).device)
@@ -211,7 +197,21 @@ class SkipAdapter:
 
     def folded(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return a copy of a model that contains the folded patches of the only set of layers."""
-        return with_linears(model, self.kind, self._named("fold.0."))
+        return self._with_linears(model, self._named("fold.0."))
+
+    def _with_linears(
+        self, model: PreTrainedModel, changes: Iterable[NamedTensor]
+    ) -> PreTrainedModel:
+        """Return a copy of a model that shares its weights, except those of linear layers with
+        folded patches or LoRA.
+        """
+        stack = shallow_view.decoder_layers(model)
+        parts = defaultdict[nn.Module, dict[str, Tensor]](dict)
+        for layer, name, tensor in changes:
+            path, _, part = name.rpartition(".")
+            parts[stack[layer].get_submodule(path)][part] = tensor
+        changed = {module: _changed_linear(module, self.kind, parts[module]) for module in parts}
+        return shallow_view.substituted(model, changed)
 
     def _named(self, prefix: str) -> Iterator[NamedTensor]:
         """Yield the tensors whose name begins with `prefix`, with the layer and the rest of their
@@ -247,35 +247,16 @@ def zero_adapter(
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
         for layer in gaps(kept, num_layers) if kind.takes_time else ():
-            state = GapPatch(kind, _hidden_size(model)).state_dict()
-            tensors |= {patch_name(index, layer, name): tensor for name, tensor in state.items()}
+            state = GapPatch(kind, model).state_dict()
+            tensors |= {f"patch.{index}.{layer}.{name}": part for name, part in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), kind, tensors)
-
-
-def _hidden_size(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config(decoder=True).hidden_size)
-
-
-def with_linears(
-    model: PreTrainedModel, kind: PatchKind, changes: Iterable[NamedTensor]
-) -> PreTrainedModel:
-    """Return a copy of a model that shares its weights, except those of linear layers with folded
-    patches or LoRA.
-    """
-    stack = shallow_view.decoder_layers(model)
-    parts = defaultdict[nn.Module, dict[str, Tensor]](dict)
-    for layer, name, tensor in changes:
-        path, _, part = name.rpartition(".")
-        parts[stack[layer].get_submodule(path)][part] = tensor
-    changed = {module: _changed_linear(module, kind, parts[module]) for module in parts}
-    return shallow_view.substituted(model, changed.get)
 
 
 def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
     """Return a layer of the class of `module` with its weights changed by the tensors of a folded
     patch and of LoRA (A, B).
     """
-    if type(module) not in (nn.Linear, Conv1D):
+    if type(module) not in shallow_view.LINEARS:
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
             " has none that can be changed; use an adapter with patches of kind full,"

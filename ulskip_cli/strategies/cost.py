@@ -1,7 +1,7 @@
 """Predict speedups from the bytes of weights, and from step times at several depths."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import linear_regression
 
@@ -16,21 +16,15 @@ DRAFT_VOCAB = 8192
 
 
 def num_kept_for_cost(
-    weights: WeightSizes,
-    target_speedup: float,
-    kept_layers: Callable[[int], Sequence[int]],
-    heads: Callable[[int], int] = lambda count: 1,
+    weights: WeightSizes, target_speedup: float, speedup: Callable[[int], float]
 ) -> int:
-    """Return the largest number R of kept layers whose predicted speedup reaches the target, or
-    raise NotApplicable.
-
-    `heads(R)` is the number of times that a step of R layers runs the output head.
+    """Return the largest number R of kept layers whose predicted `speedup(R)` reaches the target,
+    or raise NotApplicable.
     """
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
-        if weights.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
+        if speedup(count) >= target_speedup - 1e-9:
             return count
-    best = weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT))
-    highest = math.floor(100 * best) / 100
+    highest = math.floor(100 * speedup(MIN_KEPT)) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
         f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head"

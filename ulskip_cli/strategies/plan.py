@@ -141,17 +141,16 @@ class Plan:
     @property
     def kv_bytes_per_token(self) -> int | None:
         """Keys and values of one token in all layers; None if unknown."""
-        return self.num_layers * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
-
-    @property
-    def num_cached(self) -> int:
-        """Number of layers that hold a KV cache after the prompt: all if they verify drafts."""
-        return self.num_layers if self.drafts else self.num_kept
+        size = self.sizes.kv_per_layer
+        return size and size * self.num_layers
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
-        """The part of `kv_bytes_per_token` that remains after the prompt."""
-        return self.num_cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
+        """The part of `kv_bytes_per_token` that remains after the prompt: all if all layers verify
+        drafts.
+        """
+        size = self.sizes.kv_per_layer
+        return size and size * (self.num_layers if self.drafts else self.num_kept)
 
     def mean_kept(self, steps: int) -> float:
         """Return the mean number of layers over the first `steps` decode steps; early exit returns
@@ -329,14 +328,15 @@ def _choose_layers(
         # average step.
         rule = strategy.exit_rule(schedule_request(config, num_layers, num_layers))
 
-        def layers_of(count: int) -> Layers:
-            if strategy.chooses_own_depth:
-                return schedule.even(num_layers, count)
-            return strategy.kept_layers(schedule_request(config, num_layers, count))
+        def speedup(count: int) -> float:
+            kept = (
+                schedule.even(num_layers, count)
+                if strategy.chooses_own_depth
+                else strategy.kept_layers(schedule_request(config, num_layers, count))
+            )
+            return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
 
-        count = num_kept_for_cost(
-            weights, config.ratio, layers_of, rule.heads if rule else lambda count: 1
-        )
+        count = num_kept_for_cost(weights, config.ratio, speedup)
     return count, strategy.stages(schedule_request(config, num_layers, count)), warnings
 
 

@@ -21,7 +21,15 @@ MAX_HORIZON = 100_000  # steps
 WARMUP_LAYERS = 1  # w; they run in every step
 
 
-class SkipDecode(Strategy):
+class Positional(Strategy):
+    """A strategy with stages."""
+
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
+        """Return the layers of the first decode step, which runs the most layers."""
+        return self.stages(request)[0].kept_layers
+
+
+class SkipDecode(Positional):
     """Keep fewer layers at later positions, and R layers on average (SkipDecode, Del Corro et al.
     2023).
 
@@ -42,10 +50,6 @@ class SkipDecode(Strategy):
         "the answers differ in length from those of the calibration; set strategy.horizon or raise"
         " calibration.examples"
     )
-
-    def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers of the first decode step, which runs the most layers."""
-        return self.stages(request)[0].kept_layers
 
     def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
         """Return one stage for each depth, the deepest first."""
@@ -94,7 +98,7 @@ class SkipDecode(Strategy):
         return decreasing([round(most - (most - fewest) * share) for share in shares], active)
 
 
-class DepthDecay(Strategy):
+class DepthDecay(Positional):
     """Keep `floor(N a^i)` layers, and at least two, for token i of the output (D3, Fan et al. 2025,
     arXiv:2503.08524): the first and the last ones, without a block around the middle.
 
@@ -107,10 +111,6 @@ class DepthDecay(Strategy):
     depth_advice = (
         "shorter answers than decoding.max_new_tokens run more layers, so set it to their length"
     )
-
-    def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers of the first decode step, which runs the most layers."""
-        return self.stages(request)[0].kept_layers
 
     def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
         """Return one stage for each depth, the deepest first. The decay a is that with which the

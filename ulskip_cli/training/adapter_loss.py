@@ -22,7 +22,7 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter, lora_name, patched_view
+from ulskip_cli.inference.skip_adapter import SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training.data import LossBatch, PairCollator
@@ -51,7 +51,6 @@ class AdapterLoss(TwoPassLoss):
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
-        self._layerwise_views = dict[Layers, LayerwiseModel]()
         self.start = start
         depths = {depth for kept in start.kept_sets for span in self._spans(kept) for depth in span}
         self.outputs = FrozenOutputs(model, max_bytes, layers, depths if train.gap_weight else ())
@@ -60,17 +59,17 @@ class AdapterLoss(TwoPassLoss):
             nn.ModuleDict({str(layer): patch for layer, patch in patches.items()})
             for patches in (start.patches(index, model) for index in range(len(start.kept_sets)))
         )
-        for place, down, up, scale in self._lora():
-            if lora_name(*place, "A") in start.tensors:  # of an adapter that is trained further
-                down.data.copy_(start.tensors[lora_name(*place, "A")])
-                up.data.copy_(start.tensors[lora_name(*place, "B")] / scale)
+        for name, down, up, scale in self._lora():
+            if f"{name}.A" in start.tensors:  # of an adapter that is trained further
+                down.data.copy_(start.tensors[f"{name}.A"])
+                up.data.copy_(start.tensors[f"{name}.B"] / scale)
 
-    def _lora(self) -> Iterator[tuple[tuple[int, str], nn.Parameter, nn.Parameter, float]]:
-        """Yield the place of every adapted module, its matrices A and B, and the scale of `B A`."""
-        for path, place in self.lora_paths.items():
+    def _lora(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
+        """Yield the name of every adapted module, its matrices A and B, and the scale of `B A`."""
+        for path, name in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
             down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-            yield place, down, up, module.scaling[ADAPTER]
+            yield name, down, up, module.scaling[ADAPTER]
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
@@ -119,9 +118,7 @@ class AdapterLoss(TwoPassLoss):
         run on the full model's state in front of them.
         """
         depths = self.outputs.depths
-        if kept not in self._layerwise_views:
-            self._layerwise_views[kept] = LayerwiseModel(self._view(kept))
-        layerwise = self._layerwise_views[kept]
+        layerwise = self._layerwise(kept)
         ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
         chosen = labelled[:, 1:]
         losses = [states.new_zeros((), dtype=torch.float32)]
@@ -143,9 +140,8 @@ class AdapterLoss(TwoPassLoss):
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
         }
         tensors |= {f"patch.{name}": part for name, part in self.patches.state_dict().items()}
-        for place, down, up, scale in self._lora():
-            tensors[lora_name(*place, "A")] = down
-            tensors[lora_name(*place, "B")] = scale * up
+        for name, down, up, scale in self._lora():
+            tensors |= {f"{name}.A": down, f"{name}.B": scale * up}
         return replace(self.start, tensors=tensors, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
@@ -186,7 +182,7 @@ class FrozenOutputs:
         model: PreTrainedModel,
         max_bytes: int,
         layers: Sequence[int],
-        depths: Collection[int] = (),
+        depths: Collection[int],
     ) -> None:
         """Make an empty store of outputs with the prompts' keys and values of `layers`. States are
         kept in front of the layers `depths`, and behind the last layer.

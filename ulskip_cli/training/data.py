@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.task import Example, Task
+from ulskip_cli.core.task import Example
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair, truncate_source
 
@@ -49,7 +49,7 @@ def load_training_texts(
     `examples` replace those that the task loads.
     """
     train = _texts(config, tokenizer, examples)
-    formatter = _formatter(config, tokenizer, config.task)
+    formatter = PromptFormatter.for_task(config.task, tokenizer, config.model.chat_options)
     if config.train.validation:
         changes = dict(config.train.validation)
         limit = changes.pop("limit", None)
@@ -183,12 +183,6 @@ class SimilarLengthSampler(Sampler[int]):
         return (i for batch in [*batches, *rest] for i in batch)
 
 
-def _formatter(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None, task: Task
-) -> PromptFormatter:
-    return PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
-
-
 def _texts(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -203,7 +197,8 @@ def _texts(
         raise UsageError(
             f"expected offset below the number of training examples, {len(examples)}, got {offset}"
         )
-    examples, formatter = examples[offset:][:limit], _formatter(config, tokenizer, task)
+    examples, chat_options = examples[offset:][:limit], config.model.chat_options
+    formatter = PromptFormatter.for_task(task, tokenizer, chat_options)
     max_length, share = config.train.max_length, config.train.reversed_share
     if tokenizer is not None and max_length is not None and task.may_truncate_source:
         pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
@@ -220,7 +215,7 @@ def _texts(
             " direction; use train.reversed_share=0"
         )
     backward = task.reversed()
-    formatter = _formatter(config, tokenizer, backward)
+    formatter = PromptFormatter.for_task(backward, tokenizer, chat_options)
     chosen = random.Random(config.seed).sample(
         backward.examples()[offset:][:limit], round(share * len(forward))
     )

@@ -122,7 +122,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         train, module = self.config.train, self.model
         rate, decay = train.learning_rate, train.weight_decay
         if self.optimizer is None and train.optimizer == "muon":
-            self.optimizer = MuonWithAdamW(module, rate, decay, betas=(0.9, 0.98))
+            self.optimizer = MuonWithAdamW(module, rate, decay)
         elif self.optimizer is None and isinstance(module, AdapterLoss):
             patches = list(module.patches.parameters())
             lora = [weight for weight in module.model.parameters() if weight.requires_grad]
@@ -231,9 +231,7 @@ class MuonWithAdamW(Optimizer):
     them as one optimizer.
     """
 
-    def __init__(
-        self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]
-    ) -> None:
+    def __init__(self, module: nn.Module, lr: float, weight_decay: float) -> None:
         """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head
         and vectors to AdamW.
         """
@@ -249,7 +247,9 @@ class MuonWithAdamW(Optimizer):
             Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         ]
         if others:
-            self._optimizers.append(AdamW(others, lr=lr, weight_decay=0.0, betas=betas, fused=True))
+            self._optimizers.append(
+                AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+            )
         super().__init__([optimizer.param_groups[0] for optimizer in self._optimizers], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

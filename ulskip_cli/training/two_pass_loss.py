@@ -2,7 +2,6 @@
 passes.
 """
 
-import functools
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage
@@ -58,6 +56,7 @@ class TwoPassLoss(nn.Module):
         # A dict and a list hide these modules from nn.Module, because their weights are the model's
         # or are not trained.
         self._views: dict[Layers, PreTrainedModel] = {}
+        self._layerwise_views: dict[Layers, LayerwiseModel] = {}
         self._teacher = [teacher] if teacher is not None else []
 
     @property
@@ -121,7 +120,7 @@ class TwoPassLoss(nn.Module):
         Prompt and response run through every layer, so all keys and values equal the full model's.
         Only one exit's logits are in memory at a time; the backward pass computes them again.
         """
-        layerwise = self._layerwise
+        layerwise = self._layerwise(self.all_layers)
         prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
         first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
@@ -138,9 +137,10 @@ class TwoPassLoss(nn.Module):
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
                 yield depth, first + loss
 
-    @functools.cached_property
-    def _layerwise(self) -> LayerwiseModel:
-        return LayerwiseModel(self.model)
+    def _layerwise(self, kept: Layers) -> LayerwiseModel:
+        if kept not in self._layerwise_views:
+            self._layerwise_views[kept] = LayerwiseModel(self._view(kept))
+        return self._layerwise_views[kept]
 
     def train(self, mode: bool = True) -> "TwoPassLoss":
         """Set the training or evaluation mode of the model and its views."""
@@ -256,19 +256,22 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
 
 def with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
-) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
-    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the
-    adapted modules.
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the names of the
+    adapted modules in a skip adapter, by their paths.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    copied = shallow_view.detached(model)
+    # A copy of all modules, because peft replaces some.
+    copied = shallow_view.with_attributes(
+        model, lambda part: {"_parameters": dict(part._parameters)}
+    )
     prefix, stack = shallow_view.layer_stack(copied)
     paths = {
-        f"{prefix}.{layer}.{name}": (layer, name)
+        f"{prefix}.{layer}.{name}": f"lora.{layer}.{name}"
         for layer in layers
         for name, module in stack[layer].named_modules()
-        if type(module) in (nn.Linear, Conv1D)
+        if type(module) in shallow_view.LINEARS
     }
     if not lora.rank:
         return copied.requires_grad_(False), {}
@@ -286,10 +289,7 @@ def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model with its LoRA, if it has any, merged into the weights."""
     from peft.tuners.lora import LoraLayer
 
-    def base(module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, LoraLayer):
-            return None
-        module.merge()
-        return module.base_layer
-
-    return shallow_view.substituted(model, base)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.merge()
+    return shallow_view.substituted(model, {layer: layer.base_layer for layer in layers})

@@ -40,7 +40,7 @@ def test_the_product_of_any_shape(rows, inputs, outputs, with_bias, half):
     )
     bias = bias if with_bias else None
     packed = cpu_kernels.pack(weight)
-    got = cpu_kernels.linear(hidden, packed, bias, outputs)
+    got = torch.ops.ulskip.linear(hidden, packed, bias, outputs)
     exact = functional.linear(
         hidden.double(), weight.double(), bias.double() if with_bias else None
     )
@@ -53,7 +53,7 @@ def test_the_product_of_any_shape(rows, inputs, outputs, with_bias, half):
     )
     assert torch.equal(together[1].view(rows, outputs), got)
     assert torch.equal(together[0], together[2])
-    assert torch.equal(together[0].view(rows, 1), cpu_kernels.linear(hidden, other, None, 1))
+    assert torch.equal(together[0].view(rows, 1), torch.ops.ulskip.linear(hidden, other, None, 1))
 
 
 @given(
@@ -85,7 +85,7 @@ def test_attention_of_any_shape(batch, kv_heads, shared, queries, width, length,
         )
         hidden[..., -1] = False
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
-    got = cpu_kernels.attention(query, keys, values, mask, 0.3)
+    got = torch.ops.ulskip.attention(query, keys, values, mask, 0.3)
     doubles = [
         tensor.repeat_interleave(times, 1).double()
         for tensor, times in ((query, 1), (keys, shared), (values, shared))
@@ -100,7 +100,7 @@ def test_attention_of_any_shape(batch, kv_heads, shared, queries, width, length,
 def test_attention_to_keys_far_apart():
     # The weight of every key but the largest is zero, also where the exponential is out of range.
     keys = torch.tensor([0.0, 500.0, -500.0, 499.0]).view(1, 1, 4, 1)
-    got = cpu_kernels.attention(
+    got = torch.ops.ulskip.attention(
         torch.ones(1, 1, 1, 1), keys, torch.arange(4.0).view(1, 1, 4, 1), None, 1.0
     )
     weights = keys.flatten().softmax(0)
@@ -126,13 +126,13 @@ def not_loaded(monkeypatch, tmp_path):
 
 
 def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
-    assert cpu_kernels.kernels_unavailable() is None
+    assert cpu_kernels.build_failure() is None
     monkeypatch.setenv("ULSKIP_KERNEL", "off")
-    assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "ULSKIP_KERNEL=off"
+    assert cpu_kernels.load_kernels() == "ULSKIP_KERNEL=off"
     monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(kernel_build.shutil, "which", lambda name: None)
-    assert cpu_kernels.kernels_unavailable() == cpu_kernels.load_kernels() == "no C++ compiler"
+    assert cpu_kernels.build_failure() == cpu_kernels.load_kernels() == "no C++ compiler"
     assert not not_loaded and not list(tmp_path.iterdir())
 
 
@@ -145,14 +145,12 @@ def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tm
     reason = cpu_kernels.load_kernels(lambda: builds.append(1))
     assert "no such header" in reason
     assert (
-        cpu_kernels.load_kernels(lambda: builds.append(1))
-        == cpu_kernels.kernels_unavailable()
-        == reason
+        cpu_kernels.load_kernels(lambda: builds.append(1)) == cpu_kernels.build_failure() == reason
     )
     assert len(builds) == len(not_loaded) == 1
     assert not list(tmp_path.rglob("*.so"))
     monkeypatch.setenv("CXX", os.devnull)  # another compiler is another try
-    assert cpu_kernels.kernels_unavailable() is None
+    assert cpu_kernels.build_failure() is None
     assert os.devnull in cpu_kernels.load_kernels()
 
 
@@ -160,13 +158,13 @@ def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tm
 def lengths(monkeypatch):
     """The lengths of all keys that the kernel attended to."""
     found = []
-    kernel = cpu_kernels.attention
+    kernel = torch.ops.ulskip.attention
 
     def attention(query, keys, values, mask, scale):
         found.append(keys.shape[2])
         return kernel(query, keys, values, mask, scale)
 
-    monkeypatch.setattr(cpu_kernels, "attention", attention)
+    monkeypatch.setattr(torch.ops.ulskip, "attention", attention)
     return found
 
 

@@ -1,9 +1,9 @@
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics import code
+from ulskip_cli.core.task import Scoring
+from ulskip_cli.tasks.metrics import Answers, code
 from ulskip_cli.tasks.metrics.code import PassAt1, passes, program
-from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 SOURCE = 'from math import pi\n\n\ndef area(r):\n    """Area of a circle."""\n'
 TEST = "assert round(area(1), 2) == 3.14"

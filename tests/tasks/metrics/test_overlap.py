@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.task import Scoring
+from ulskip_cli.tasks.metrics import Answers, compare_segments
 from ulskip_cli.tasks.metrics.overlap import ExactMatch, NumberMatch, Rouge, one_sentence_per_line
-from ulskip_cli.tasks.metrics.scores import Answers, Scoring, compare_segments
 
 HYPOTHESES = [
     "The mayor opened the bridge. Crowds were cheering.",

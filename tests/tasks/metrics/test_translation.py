@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics import METRICS
-from ulskip_cli.tasks.metrics.scores import Answers, Scoring
+from ulskip_cli.core.task import Scoring
+from ulskip_cli.tasks.metrics import METRICS, Answers
 
 REFERENCES = [
     f"the {animal} sleeps in the {place} today"

@@ -1,6 +1,5 @@
 """The engine `llama_cpp`: views as GGUF files, decoded by llama.cpp on the CPU."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
@@ -12,12 +11,7 @@ from ulskip_cli.core.gguf_header import unsupported_by_gguf
 class LlamaCpp(Engine):
     """llama.cpp, which decodes GGUF files."""
 
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {
-        **FLOATS,
-        "bf16": (16, 16),
-        "q8_0": (8.5, 8.5),
-        "q4_0": (4.5, 8.5),
-    }
+    formats: ClassVar = {**FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
     session = "ulskip_cli.engines.llama_cpp.session:LlamaCppSession"
     modules = ("llama_cpp",)
     install = "pip install 'ulskip[llama-cpp]'"

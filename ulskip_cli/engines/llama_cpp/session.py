@@ -17,11 +17,11 @@ from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.engines import engine_class
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Room, Views
 from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
+from ulskip_cli.engines.llama_cpp import LlamaCpp
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, architecture, write_model
 
@@ -233,7 +233,7 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     support the model.
     """
     config = model.config.to_dict()
-    engine_class(ENGINE).check_model(config)
+    LlamaCpp.check_model(config)
     tensors = exportable_tensors(model, ENGINE)
 
     def write(file: Path) -> None:

@@ -2,7 +2,6 @@
 CPU.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
@@ -11,11 +10,7 @@ from ulskip_cli.core.engines import FLOATS, Engine
 class OpenVino(Engine):
     """OpenVINO."""
 
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {
-        **FLOATS,
-        "int8": (8, 8),
-        "int4": (4.25, 8),
-    }
+    formats: ClassVar = {**FLOATS, "int8": (8, 8), "int4": (4.25, 8)}
     session = "ulskip_cli.engines.openvino.session:OpenVinoSession"
     modules = ("openvino",)
     install = "pip install 'ulskip[openvino]'"

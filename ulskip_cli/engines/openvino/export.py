@@ -31,7 +31,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
 from ulskip_cli.inference.kv_cache import filled_cache, new_cache
-from ulskip_cli.inference.shallow_view import forward_with_cache, takes_positions
+from ulskip_cli.inference.shallow_view import forward_with_cache, takes_positions, text_config
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 ENGINE = "openvino"
@@ -61,9 +61,9 @@ class Masks:
         """Return the masks [batch, 1, steps, seen + steps] of steps; `mask` [batch, seen] is the
         padding mask before them.
         """
-        past = mask.shape[1]
-        cache = filled_cache([torch.empty(1, 1, past, 1)] * 2)  # masks depend on one layer
-        masks = static_cache.step_masks(self._model, cache, mask, steps, past + steps)
+        # masks depend on one layer
+        cache = filled_cache([torch.empty(1, 1, mask.shape[1], 1)] * 2)
+        masks = static_cache.step_masks(self._model, cache, mask, steps)
         return {kind or "mask": tensor.float().clamp(min=HIDDEN) for kind, tensor in masks.items()}
 
 
@@ -155,7 +155,7 @@ class OpenVinoRequest:
 
 def unsupported_by_openvino(model: PreTrainedModel) -> str | None:
     """Return the property of a model that this engine does not support, or None."""
-    rope = repr(getattr(model.config.get_text_config(decoder=True), "rope_parameters", None))
+    rope = repr(getattr(text_config(model), "rope_parameters", None))
     if model.device.type != "cpu":
         return f"a model on {model.device}; set model.device=cpu"
     if not takes_positions(model):
@@ -305,7 +305,7 @@ def _check(model: PreTrainedModel, masks: Masks, converted: openvino.Model) -> N
     because tracing fixes a branch.
     """
     request = OpenVinoRequest(converted, masks, exact=True)
-    count = min(64, model.config.get_text_config(decoder=True).vocab_size)
+    count = min(64, text_config(model).vocab_size)
     ids = torch.arange(3 * 7).reshape(3, 7) * 5 % count
     seen = torch.ones_like(ids)
     seen[1, :4] = 0

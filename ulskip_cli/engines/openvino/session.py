@@ -38,7 +38,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         masks = self.full.masks.of_prompt(mask)
         logits = self.full(input_ids, (mask.cumsum(1) - 1).clamp(min=0), masks)[:, -1]
         self._masks, self._first = dict[str, Tensor](), 0
-        self._rows = torch.arange(len(mask), dtype=torch.int32)
+        self._rows: Tensor | None = None  # those that continue; None: all
         self.start()
         tokens = input_ids.numel()
         self.kv_bytes = self.full.num_bytes(tokens), self.view.num_bytes(tokens)
@@ -66,14 +66,14 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         masks = {kind: mask[:, :, rows, :end] for kind, mask in self._masks.items()}
         positions = self._prompt.sum(1, keepdim=True) + done + torch.arange(count)
         logits = self.view(tokens, positions, masks, self._rows, count)
-        self._seen, self._rows = end, torch.arange(batch, dtype=torch.int32)
+        self._seen, self._rows = end, None
         return logits
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only, from the next pass
         on.
         """
-        self._prompt, self._rows = self._prompt[alive], self._rows[alive]
+        self._prompt, self._rows = self._prompt[alive], alive.int()
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
 
     def describe(self) -> Table:

@@ -3,15 +3,12 @@ compiled steps; early exit and drafts in this loop.
 """
 
 from collections.abc import Set
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any
 
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.transformers import Transformers
-
-if TYPE_CHECKING:
-    from ulskip_cli.engines.base import EngineSession, Room, Views
 
 
 class Torch(Engine):
@@ -19,7 +16,7 @@ class Torch(Engine):
     engines of these methods.
     """
 
-    supports: ClassVar[frozenset[Need]] = ALL - {Need.BEAMS, Need.STOP_STRINGS}
+    supports = ALL - {Need.BEAMS, Need.STOP_STRINGS}
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 
@@ -30,7 +27,7 @@ class Torch(Engine):
             engine, remedy = EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
         elif Need.DRAFTS in needs:
             engine, remedy = Speculative(name="speculative"), Need.DRAFTS.remedy
-        if model is not None and (problem := _problem(model)):
+        if problem := _problem(model):
             raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
         return engine, None
 
@@ -38,36 +35,37 @@ class Torch(Engine):
 class EarlyExit(Torch):
     """Decode steps that end at the layer whose prediction is confident enough."""
 
-    supports: ClassVar[frozenset[Need]] = Torch.supports & TOGETHER[Need.EARLY_EXIT]
+    supports = Torch.supports & TOGETHER[Need.EARLY_EXIT]
     session = "ulskip_cli.engines.early_exit:EarlyExitSession"
 
 
 class Speculative(Torch):
     """Drafts that the full model checks in the loop."""
 
-    supports: ClassVar[frozenset[Need]] = Torch.supports & TOGETHER[Need.DRAFTS]
+    supports = Torch.supports & TOGETHER[Need.DRAFTS]
 
-    def open(self, views: "Views", room: "Room") -> "EngineSession":
+    def open(self, views: Any, room: Any) -> Any:
         """Return a session of the full model, whatever view drafts."""
-        session: EngineSession = super().open(views.at_full_depth(), room)
-        return session
+        return super().open(views.at_full_depth(), room)
 
 
 class Auto(Torch):
     """The engine on torch, or transformers for what our loop does not support."""
 
-    supports: ClassVar[frozenset[Need]] = ALL
+    supports = ALL
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of our loop, or transformers and the reason."""
-        reason = texts(needs - Torch.supports) or (model is not None and _problem(model)) or None
+        reason = texts(needs - Torch.supports) or _problem(model)
         if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
             return Transformers(name="transformers"), reason
         return super().engine_for(needs, model)
 
 
-def _problem(model: object) -> str | None:
+def _problem(model: Any) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
+    if model is None:
+        return None
     from ulskip_cli.engines.torch.session import unsupported_by_loop
 
     return unsupported_by_loop(model)

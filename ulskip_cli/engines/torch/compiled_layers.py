@@ -43,10 +43,10 @@ def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int]) -> PreTr
     compiled = {
         layer: CompiledLayer(layer, _codes[shape]) for layer in shallow_view.decoder_layers(view)
     }
-    return shallow_view.substituted(view, compiled.get)
+    return shallow_view.substituted(view, compiled)
 
 
-class CompiledLayer(nn.Module):
+class CompiledLayer(shallow_view.StandIn):
     """A decoder layer that runs compiled code, which other layers share.
 
     The code has no guards. Only sizes that differ between the first two calls may change later, and
@@ -54,20 +54,12 @@ class CompiledLayer(nn.Module):
     """
 
     def __init__(self, layer: nn.Module, code: "_LayerCode") -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         # A layer without an index has no attention, and reads no cache.
         self._cached = shallow_view.layer_index(layer) or 0
         self._shared = code
         self._first: list[torch.Size] | None = None  # the shapes in the first call
         self._run: Code | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the original layer, because some models read them."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Run the layer on the arguments that its model passes, with the part of the cache that
@@ -136,7 +128,11 @@ class _LayerCode:
         # the code of the last call with its inputs and outputs
         self._called: list[tuple[Code, list[object], Sequence[Tensor]]] = []
         self._compiled = torch.compile(
-            _own_copy(_run), fullgraph=True, dynamic=False, backend=self._compile
+            # torch.compile stores its results by code object.
+            types.FunctionType(_run.__code__.replace(), _run.__globals__),
+            fullgraph=True,
+            dynamic=False,
+            backend=self._compile,
         )
 
     def bind(
@@ -220,13 +216,6 @@ _codes: dict[tuple[int, int], _LayerCode] = {}  # by shape
 
 def _run(layer: nn.Module, *args: object, **kwargs: object) -> object:
     return layer(*args, **kwargs)
-
-
-def _own_copy(function: Code) -> Code:
-    """Return a copy of a function with a code object of its own, because torch.compile stores its
-    results by code object.
-    """
-    return types.FunctionType(function.__code__.replace(), function.__globals__)
 
 
 def _keep_compiled_code() -> None:

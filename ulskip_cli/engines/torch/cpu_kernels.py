@@ -23,15 +23,6 @@ DTYPES = (torch.float32, torch.bfloat16)
 _failures: dict[str, str] = {}  # reason by compile command, for builds that failed in this process
 
 
-def kernels_unavailable() -> str | None:
-    """Return the reason why this process cannot use the kernels, or None; nothing is built or
-    loaded.
-    """
-    if os.environ.get("ULSKIP_KERNEL") == "off":
-        return "ULSKIP_KERNEL=off"
-    return None if is_loaded() else build_failure()
-
-
 def build_failure() -> str | None:
     """Return the reason why this process cannot build the kernels or failed to build or load them,
     or None.
@@ -51,9 +42,12 @@ def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
     The first call on a machine calls `on_build` and compiles for about half a minute. A failed
     build is not repeated.
     """
-    reason = kernels_unavailable()
-    if reason or is_loaded():
-        return reason
+    if os.environ.get("ULSKIP_KERNEL") == "off":
+        return "ULSKIP_KERNEL=off"
+    if is_loaded():
+        return None
+    if failure := build_failure():
+        return failure
     compiler = kernel_build.compiler()
     try:
         if not kernel_build.library(compiler).is_file():
@@ -61,10 +55,8 @@ def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
         torch.ops.load_library(kernel_build.build(compiler))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
         text = getattr(error, "stderr", "") or str(error)
-        reason = _failures[shlex.join(compiler)] = (
-            f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
-        )
-        return reason
+        _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
+        return build_failure()
     fake = torch.library.register_fake
     fake("ulskip::linear", _empty_product)
     fake(
@@ -79,7 +71,8 @@ def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
 
 def pack(weight: Tensor) -> Tensor:
     """Pack a weight [out_features, in_features] into panels [panels, units, 32, unit_size], padded
-    with zeros.
+    with zeros. Weights of `torch.ops.ulskip.linear` are packed, on the CPU, in float32, or in
+    bfloat16 with an even in_features.
     """
     outputs, inputs = weight.shape
     unit = 4 // weight.element_size()
@@ -88,32 +81,6 @@ def pack(weight: Tensor) -> Tensor:
         weight.detach(), (0, -inputs % unit, 0, panels * PANEL - outputs)
     )
     return filled.view(panels, PANEL, -1, unit).transpose(1, 2).contiguous()
-
-
-def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    """Multiply `hidden` [..., in_features] by a weight from `pack`; return [..., out_features],
-    accumulated in float32.
-
-    Both tensors are on the CPU, in float32, or in bfloat16 with an even in_features. The kernel
-    must be loaded.
-    """
-    product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
-    return product
-
-
-def attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """Return the attention output [batch, queries, heads, head_dim] of a `query` [batch, heads,
-    queries, head_dim].
-
-    `keys` and `values` are [batch, kv_heads, length, head_dim]; query heads share them in equal
-    groups. `mask` is additive and broadcasts to [batch, heads, queries, length]; without one, every
-    query attends to every key. All are on the CPU, in float32 or all in bfloat16; sums are in
-    float32.
-    """
-    attended: Tensor = torch.ops.ulskip.attention(query, keys, values, mask, scale)
-    return attended
 
 
 def _empty_product(hidden: Tensor, packed: object, bias: object, out_features: int) -> Tensor:
@@ -125,7 +92,7 @@ MAX_TOKENS = 8  # of a sequence in one pass: the rows that kernels.cpp multiplie
 # Torch computes elements behind the last whole vectors, and at the borders of threads, with other
 # instructions, so that their bits depend on the number of rows.
 VECTOR, SERIAL = 64, 1 << 14  # elements: of whole vectors on any CPU, and of one thread
-_ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # Python modules
+ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # Python modules
 _OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
 
 
@@ -142,7 +109,8 @@ def attend(
     `scaled_dot_product_attention`.
 
     `query` is [batch, heads, queries, head_dim], `key` and `value` [batch, kv_heads, length,
-    head_dim]; the result is [batch, queries, heads, head_dim].
+    head_dim], which query heads share in equal groups. The mask is additive and broadcasts to
+    [batch, heads, queries, length]. The result is [batch, queries, heads, head_dim].
     """
     tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
     fits = (
@@ -160,7 +128,7 @@ def attend(
         )
         return attended
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attention(query, key, value, attention_mask, scale), None
+    return torch.ops.ulskip.attention(query, key, value, attention_mask, scale), None
 
 
 AttentionInterface.register(NAME, attend)
@@ -174,11 +142,6 @@ def is_attended(layer: nn.Module) -> bool:
         and getattr(config, "v_head_dim", None) is None  # values of another width than keys
         for config in configs
     )
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Return True for a module that is an activation, e.g. SiLU."""
-    return type(module).__module__ in _ACTIVATIONS
 
 
 class RowWiseActivation(nn.Module):

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from ulskip_cli.core.files import Table
 from ulskip_cli.engines.loop import now
-from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.compiled_layers import with_compiled_layers
 from ulskip_cli.engines.torch.packed_linear import exact_tokens
 from ulskip_cli.engines.torch.static_cache import (
@@ -45,7 +46,7 @@ class EagerSteps:
         self.view, self.cache, self.cursor = view, cache, Cursor(cache.get_seq_length())
         for i, layer in enumerate(cache.layers):  # frees the old tensors layer by layer
             cache.layers[i] = FixedLayer(layer, mask.shape[1] + length - 1, self.cursor)
-        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several)
+        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1)
         self.exact_tokens = exact_tokens(view) if several else 1
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -60,10 +61,14 @@ class EagerSteps:
         if tokens.shape[1] > most:
             parts = torch.split(tokens, most, dim=1)
             return torch.cat([self.forward(part, view, cache) for part in parts], dim=1)
-        options = self.positions.options(self.cursor.length, tokens.shape[1])
+        options = self.inputs(tokens.shape[1])
         logits: Tensor = view(input_ids=tokens, cache=cache, use_cache=True, **options).logits
         self.cursor.length += tokens.shape[1]
         return logits
+
+    def inputs(self, count: int) -> Table:
+        """Return the position ids and masks of a pass over the next `count` tokens."""
+        return self.positions.options(self.cursor.length, count)
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
@@ -71,10 +76,12 @@ class EagerSteps:
         self.positions.drop_finished(alive)
 
 
-class CompiledSteps:
+class CompiledSteps(EagerSteps):
     """Steps with layers that torch.compile compiled for one batch size and capacity, used for many
     batches.
     """
+
+    exact_tokens = 1
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
         """Allocate buffers of `capacity` positions with the shapes of `cache`, compile each kind of
@@ -83,75 +90,49 @@ class CompiledSteps:
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
         self.source, self.capacity = view, capacity
         self.view = with_compiled_layers(view, (batch, capacity))
-        self.cursor = Cursor(
-            cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device)
-        )
+        length, index = cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device)
+        self.cursor = Cursor(length, index)
         self._seen = torch.empty(capacity, device=device)
+        self._buffers = dict[str, Tensor]()  # inputs of compiled layers keep their strides
         self.cache = DynamicCache()
         self.cache.kept_layers = cache.kept_layers
-        self.with_positions = shallow_view.takes_positions(view)
-        kind = StaticLayer if self.with_positions else UnplacedLayer
+        kind = StaticLayer if shallow_view.takes_positions(view) else UnplacedLayer
         self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
         began = now(device)
-        # All inputs of compiled layers keep their strides.
-        self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
-        self._positions = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        self.begin(
-            cache,
-            torch.ones(batch, self.cursor.length, dtype=torch.long, device=device),
-            1 + WARM_UP_STEPS,
-        )
-        self._masks = {
-            kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device)
-            for kind in self._full
-        }
+        mask = torch.ones(batch, length, dtype=torch.long, device=device)
+        self.begin(cache, mask, 1 + WARM_UP_STEPS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.compile warns about its internals
             for _ in range(WARM_UP_STEPS):
                 self(torch.zeros(batch, 1, dtype=torch.long, device=device))
         self.compile_seconds = now(device) - began
 
-    def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
+    def continue_from(self, before: EagerSteps, kept: Sequence[int]) -> None:
         """Continue from the previous stage with the layers `kept` of the prompt's model."""
+        mask, end = before.positions.mask, before.cursor.length
         held = kv_cache.fork_cache(before.cache, kept)
-        done = before.cursor.length - before.prompt_len
-        mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
-        self.begin(held, mask, before.length - done)
+        self.begin(held, mask[:, :end], mask.shape[1] - end + 1)
 
     def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
         """Start another batch of the same size; `EagerSteps.__init__` describes the arguments."""
-        self.mask, self.length = mask, length
-        self.prompt_len = self.cursor.length = mask.shape[1]
+        self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):
             layer.begin(held)
-        self._full: dict[str, Tensor] = {}
-        if not self.with_positions:
-            self._padding.zero_()[:, : self.prompt_len] = mask
-            return
-        self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
-        self._full = static_cache.step_masks(self.view, self.cache, mask, length - 1, self.capacity)
+        self.positions = PositionsAndMasks(self.view, self.cache, mask, length - 1)
+        self.positions.unmasked = set()  # the compiled code reads a mask in every step
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        step, end = self.cursor.length - self.prompt_len, self.cursor.length + 1
+    def inputs(self, count: int) -> Table:
+        """Return the arguments of a step in buffers that all steps share."""
         self.cursor.index.fill_(self.cursor.length)
-        self.cursor.seen = self._seen[:end]
-        options: dict[str, object] = {}
-        if self.with_positions:
-            self._positions.copy_(self.positions[:, step : step + 1])
-            for kind, mask in self._full.items():
-                self._masks[kind].copy_(mask[:, :, step : step + 1])
-            masks = {kind: mask[..., :end] for kind, mask in self._masks.items()}
-            options["position_ids"] = self._positions
-        else:
-            self._padding[:, self.cursor.length] = 1
-            masks = {"": self._padding[:, :end]}
-        options["attention_mask"] = masks.get("", masks)
-        logits: Tensor = self.view(
-            input_ids=tokens, cache=self.cache, use_cache=True, **options
-        ).logits
-        self.cursor.length += 1
-        return logits[:, -1]
+        self.cursor.seen = self._seen[: self.cursor.length + 1]
+        return {name: self._in_buffer(name, value) for name, value in super().inputs(count).items()}
+
+    def _in_buffer(self, name: str, value: Any) -> object:
+        if isinstance(value, dict):
+            return {kind: self._in_buffer(kind, mask) for kind, mask in value.items()}
+        if name not in self._buffers:
+            self._buffers[name] = value.new_empty(*value.shape[:-1], self.capacity)
+        return self._buffers[name][..., : value.shape[-1]].copy_(value)
 
 
 def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> None:

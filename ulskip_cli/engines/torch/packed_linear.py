@@ -51,9 +51,11 @@ class PackedLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
         packed, bias = self.weight_packed, self.bias
-        if self.by == PANELS:
-            return cpu_kernels.linear(hidden, packed, bias, self.out_features)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
+        product: Tensor = (
+            torch.ops.ulskip.linear(hidden, packed, bias, self.out_features)
+            if self.by == PANELS
+            else torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
+        )
         return product
 
 
@@ -112,8 +114,7 @@ def choose_linear_backend(
     backend. If the model can use the kernel, the first call calls `on_build` and compiles the
     kernel.
     """
-    layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
-    weights = [_weight(module) for module in layers]
+    weights = [_weight(module) for module in model.modules() if _is_linear(module)]
     kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
     known = _chosen.get(model)
     if known is None or known[0] != kinds:
@@ -131,19 +132,18 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
     if backend == TORCH:
         return view
 
-    def replacement(module: nn.Module) -> nn.Module | None:
-        if backend == PANELS and cpu_kernels.is_activation(module):
-            return cpu_kernels.RowWiseActivation(module)
-        if not _is_linear(module):
-            return None
-        weight = _weight(module)
-        version = 0 if weight.is_inference() else weight._version
-        known = _copies.get(module)
-        if known is None or known[0] != version or known[1].by != backend:
-            known = _copies[module] = (version, PackedLinear(module, backend))
-        return known[1]
-
-    rebuilt = shallow_view.substituted(view, replacement)
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module in view.modules():
+        if backend == PANELS and type(module).__module__ in cpu_kernels.ACTIVATIONS:
+            replaced[module] = cpu_kernels.RowWiseActivation(module)
+        elif _is_linear(module):
+            weight = _weight(module)
+            version = 0 if weight.is_inference() else weight._version
+            known = _copies.get(module)
+            if known is None or known[0] != version or known[1].by != backend:
+                known = _copies[module] = (version, PackedLinear(module, backend))
+            replaced[module] = known[1]
+    rebuilt = shallow_view.substituted(view, replaced)
     return cpu_kernels.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
 
 
@@ -195,7 +195,7 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
 
 def _is_linear(module: nn.Module) -> bool:
     # Quantized layers have weights of other types, and their own kernels.
-    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
+    return type(module) in shallow_view.LINEARS and type(module.weight) is nn.Parameter
 
 
 def _weight(module: Any) -> Tensor:  # [out_features, in_features]

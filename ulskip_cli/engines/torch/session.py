@@ -3,17 +3,16 @@ eager or compiled.
 """
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.engines.torch import static_cache
 from ulskip_cli.engines.torch.decode_steps import (
     WARM_UP_STEPS,
     CompiledSteps,
@@ -21,7 +20,7 @@ from ulskip_cli.engines.torch.decode_steps import (
     check_compiled,
 )
 from ulskip_cli.engines.torch.packed_linear import packed
-from ulskip_cli.inference import kv_cache
+from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
@@ -30,10 +29,11 @@ CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is
 
 def unsupported_by_loop(model: PreTrainedModel) -> str | None:
     """Return the property of a model that our loop does not support, or None."""
-    implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    implementation = shallow_view.text_config(model)._attn_implementation
     if implementation not in ("sdpa", "eager"):
         return f"the attention implementation {implementation}"
-    if not static_cache.can_fix(kv_cache.new_cache(model)):
+    kinds = set(map(type, kv_cache.new_cache(model).layers))
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
         return "a cache with states other than keys and values"
     return None
 
@@ -43,7 +43,7 @@ class TorchSession(SteppingSession):
     batch, and the decode steps extend the KV cache of its prompts.
     """
 
-    steps: Any = None  # `EagerSteps` or `CompiledSteps` of the batch
+    steps: EagerSteps  # of the batch
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
@@ -101,7 +101,7 @@ class TorchSession(SteppingSession):
         self.steps = self.make_steps(request, cache)
         return prompt.first_logits[:, -1]
 
-    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps | CompiledSteps:
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
         """Return the decode steps after a prompt, which take over its pruned cache: those of the
         first stage, compiled ones if `prepare` made some.
         """
@@ -114,13 +114,11 @@ class TorchSession(SteppingSession):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        logits: Tensor = self.steps(tokens)
-        return logits
+        return self.steps(tokens)
 
     def check(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
-        logits: Tensor = self.steps.forward(tokens, self.steps.view, self.steps.cache)
-        return logits
+        return self.steps.forward(tokens, self.steps.view, self.steps.cache)
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
@@ -148,7 +146,7 @@ class TorchSession(SteppingSession):
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""
-        self.steps = None
+        vars(self).pop("steps", None)
 
 
 def _compiles(request: BatchRequest) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from ulskip_cli.core.files import Table
@@ -99,18 +99,14 @@ class UnplacedLayer(StaticLayer):
         return int(self.keys.shape[2]) - 1
 
 
-def can_fix(cache: DynamicCache) -> bool:
-    """Return True if all layers of a cache contain only keys and values."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-
-
 def step_masks(
-    model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, capacity: int
+    model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int
 ) -> dict[str, Tensor]:
-    """Return the additive masks [batch, 1, steps, capacity] of all steps after the prompt in
-    `cache`, by attention type; a model with one type has the key "". `mask` is [batch, prompt_len].
+    """Return the additive masks [batch, 1, steps, prompt_len + steps] of all steps after the prompt
+    in `cache`, by attention type; a model with one type has the key "". `mask` is [batch,
+    prompt_len].
     """
-    config = copy.deepcopy(model.config.get_text_config(decoder=True))
+    config = copy.deepcopy(shallow_view.text_config(model))
     config._attn_implementation = "eager"  # whose masks are additive and never None
     masks = create_masks_for_generate(
         config=config,
@@ -118,45 +114,33 @@ def step_masks(
         attention_mask=functional.pad(mask, (0, steps), value=1),
         cache=cache,
     )
-    hidden = (0, capacity - mask.shape[1] - steps)
-    return {
-        kind: functional.pad(tensor, hidden, value=torch.finfo(model.dtype).min)
-        for kind, tensor in (masks if isinstance(masks, dict) else {"": masks}).items()
-    }
+    return masks if isinstance(masks, dict) else {"": masks}
 
 
 class PositionsAndMasks:
-    """The position ids and masks of a batch for passes over one token or, with `several`, over
-    several tokens.
-    """
+    """The position ids and masks of a batch for passes over one or several tokens."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: DynamicCache,
-        mask: Tensor,
-        steps: int,
-        several: bool,
+        self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int
     ) -> None:
         """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch,
         prompt_len] is the prompt's mask.
         """
         self.prompt_len = mask.shape[1]
         self._masks: dict[str, Tensor] = {}  # by attention type
-        self._unmasked: set[str] = set()  # attention types without a mask for one token
+        self.unmasked: set[str] = set()  # attention types without a mask for one token
         self._positions: Tensor | None = None
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
-                masks = step_masks(model, cache, mask, steps, self.prompt_len + steps)
-                config = model.config.get_text_config(decoder=True)
+                self._masks = step_masks(model, cache, mask, steps)
+                config = shallow_view.text_config(model)
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
                     full = {"full_attention", "full_attention" if slides else ""}
-                    self._unmasked = full & masks.keys()
-                unused = set() if several else self._unmasked
-                self._masks = {kind: masks[kind] for kind in masks.keys() - unused}
-        self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+                    self.unmasked = full & self._masks.keys()
+        # of the prompt and all steps
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> Table:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
@@ -164,17 +148,17 @@ class PositionsAndMasks:
         """
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
-            return {"attention_mask": self._mask[:, :end]}
+            return {"attention_mask": self.mask[:, :end]}
         positions = self._positions[:, step : step + count]
-        masks: dict[str, Tensor | None] = {
-            kind: mask[..., step : step + count, :end] for kind, mask in self._masks.items()
+        unmasked = self.unmasked if count == 1 else ()
+        masks = {
+            kind: None if kind in unmasked else mask[..., step : step + count, :end]
+            for kind, mask in self._masks.items()
         }
-        if count == 1:
-            masks |= dict.fromkeys(self._unmasked)
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
         self._positions = None if self._positions is None else self._positions[alive]
-        self._mask = self._mask[alive]
+        self.mask = self.mask[alive]

@@ -41,7 +41,7 @@ class TransformersSession(EngineSession):
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
-            **({"min_new_tokens": request.length} if request.forced else {}),
+            "min_new_tokens": request.length if request.forced else None,
             "stop_strings": list(stops) or None,
         }
         model = shallow_view.two_phase(self.views.prompt_model, request.stages, self._on_prefill)

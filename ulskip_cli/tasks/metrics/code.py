@@ -6,8 +6,6 @@ it. The limits stop accidents. They are no security boundary: a program can read
 user can.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -20,15 +18,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
-
-if TYPE_CHECKING:
-    from ulskip_cli.tasks.metrics.scores import Segments
+from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
 CPU_SECONDS = 5
 SECONDS = 15  # the CPU may be busy
@@ -53,10 +47,10 @@ _FUNCTION = re.compile(r"^def (\w+)", re.MULTILINE)
 class PassAt1(SegmentMetric):
     """Percentage of answers whose code passes its tests, with one answer for each example."""
 
-    def signature(self) -> str:
-        """The version of Python and the limits of a program."""
-        limits = f"{CPU_SECONDS} s, {MEMORY_BYTES // 2**20} MiB"
-        return f"Python {platform.python_version()}, one answer for each example, limits {limits}"
+    signature = (
+        f"Python {platform.python_version()}, one answer for each example, limits {CPU_SECONDS} s,"
+        f" {MEMORY_BYTES // 2**20} MiB"
+    )
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if running code is not allowed, or not possible with limits."""
@@ -72,22 +66,16 @@ class PassAt1(SegmentMetric):
                 " it on Linux"
             )
 
-    def segments(
-        self, systems: Sequence[list[str]], answers: Answers
-    ) -> list[Mapping[str, Segments]]:
+    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
         """Return 100 for each answer that passes its tests, otherwise 0."""
         if not answers.tests or not all(answers.tests):
             raise UsageError(
                 "metric pass_at_1 requires a program under the key test of every answer, got none;"
                 " use answers of task=humaneval"
             )
-        scored: list[Mapping[str, Segments]] = []
+        programs = map(program, answers.sources, texts, answers.tests)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for texts in systems:
-                programs = map(program, answers.sources, texts, answers.tests)
-                passed = list(pool.map(passes, programs))
-                scored.append({self.name: 100.0 * np.array(passed)})
-        return scored
+            return {self.name: 100.0 * np.array(list(pool.map(passes, programs)))}
 
 
 def program(source: str, answer: str, test: str) -> str:

@@ -1,20 +1,14 @@
 """Metrics of each answer that compare it with the reference: ROUGE, and equal texts or numbers."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics.scores import Answers, SegmentMetric
-
-if TYPE_CHECKING:
-    from ulskip_cli.tasks.metrics.scores import Segments
+from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
@@ -29,22 +23,13 @@ class Match(SegmentMetric):
     def part(self, text: str) -> object:
         """Return the part of a text that is compared; None equals nothing."""
 
-    def segments(
-        self, systems: Sequence[list[str]], answers: Answers
-    ) -> list[Mapping[str, Segments]]:
+    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
         """Return 100 for each answer that matches its reference, otherwise 0."""
-        wanted = list(map(self.part, answers.references))
-        return [
-            {
-                self.name: np.array(
-                    [
-                        100.0 * (part is not None and part == self.part(text))
-                        for text, part in zip(texts, wanted, strict=True)
-                    ]
-                )
-            }
-            for texts in systems
+        matches = [
+            (part := self.part(reference)) is not None and part == self.part(text)
+            for text, reference in zip(texts, answers.references, strict=True)
         ]
+        return {self.name: 100.0 * np.array(matches)}
 
 
 class ExactMatch(Match):
@@ -52,9 +37,7 @@ class ExactMatch(Match):
     space.
     """
 
-    def signature(self) -> str:
-        """Say which differences are ignored."""
-        return "case and white space folded"
+    signature = "case and white space folded"
 
     def part(self, text: str) -> str:
         """Return the whole text, normalized."""
@@ -64,9 +47,7 @@ class ExactMatch(Match):
 class NumberMatch(Match):
     """Percentage of hypotheses whose last number equals the last number of the reference."""
 
-    def signature(self) -> str:
-        """Say what is compared."""
-        return "last number, without commas"
+    signature = "last number, without commas"
 
     def part(self, text: str) -> Decimal | None:
         """Return the last number."""
@@ -89,9 +70,9 @@ class Rouge(SegmentMetric):
     references are not.
     """
 
-    def signature(self) -> str:
-        """The settings of the scorer."""
-        return "rouge-score F-measure, stemmer=yes, sentences split at line breaks or sentence ends"
+    signature = (
+        "rouge-score F-measure, stemmer=yes, sentences split at line breaks or sentence ends"
+    )
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops
@@ -104,27 +85,19 @@ class Rouge(SegmentMetric):
                 f" {unreadable[:40]!r}; task.metrics=[chrf] scores any script"
             )
 
-    def segments(
-        self, systems: Sequence[list[str]], answers: Answers
-    ) -> list[Mapping[str, Segments]]:
+    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
         """Return the F-measures of all summaries in percent by kind of ROUGE."""
         from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 
         scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=True)
         scored = [
-            [
-                scorer.score(reference, one_sentence_per_line(text))
-                for text, reference in zip(texts, answers.references, strict=True)
-            ]
-            for texts in systems
+            scorer.score(reference, one_sentence_per_line(text))
+            for text, reference in zip(texts, answers.references, strict=True)
         ]
-        return [
-            {
-                kind: np.array([100 * scores[kind].fmeasure for scores in rows])
-                for kind in ROUGE_KINDS
-            }
-            for rows in scored
-        ]
+        return {
+            kind: np.array([100 * scores[kind].fmeasure for scores in scored])
+            for kind in ROUGE_KINDS
+        }
 
 
 def last_number(text: str) -> Decimal | None:

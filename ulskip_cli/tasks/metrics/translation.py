@@ -12,7 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.tasks.metrics.scores import NUM_RESAMPLES, SEED, Answers, Metric, Scores
+from ulskip_cli.tasks.metrics import NUM_RESAMPLES, SEED, Answers, Metric, Scores
 
 
 class Sacrebleu(Metric):
