@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.float32_products import float32_products
@@ -371,7 +372,7 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTra
     return config
 
 
-def per_layer(values: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[str, Any]:
+def per_layer(values: Mapping[str, object], depth: int, kept: Sequence[int]) -> Table:
     """Return the lists in `values` with one entry per layer, reduced to the kept layers."""
     return {
         name: type(value)(value[i] for i in kept)

@@ -3,12 +3,15 @@ compiled steps; early exit and drafts in this loop.
 """
 
 from collections.abc import Set
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.transformers import Transformers
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import EngineSession, Room, Views
 
 
 class Torch(Engine):
@@ -44,9 +47,10 @@ class Speculative(Torch):
 
     supports = Torch.supports & TOGETHER[Need.DRAFTS]
 
-    def open(self, views: Any, room: Any) -> Any:
+    def open(self, views: "Views", room: "Room") -> "EngineSession":
         """Return a session of the full model, whatever view drafts."""
-        return super().open(views.at_full_depth(), room)
+        session: EngineSession = super().open(views.at_full_depth(), room)
+        return session
 
 
 class Auto(Torch):
@@ -62,7 +66,7 @@ class Auto(Torch):
         return super().engine_for(needs, model)
 
 
-def _problem(model: Any) -> str | None:
+def _problem(model: object) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
     if model is None:
         return None

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,7 +126,7 @@ class CompiledSteps(EagerSteps):
         self.cursor.seen = self._seen[: self.cursor.length + 1]
         return {name: self._in_buffer(name, value) for name, value in super().inputs(count).items()}
 
-    def _in_buffer(self, name: str, value: Any) -> object:
+    def _in_buffer(self, name: str, value: Tensor | dict[str, Tensor]) -> object:
         if isinstance(value, dict):
             return {kind: self._in_buffer(kind, mask) for kind, mask in value.items()}
         if name not in self._buffers:
