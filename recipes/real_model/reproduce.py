@@ -173,11 +173,17 @@ def line(row: Record, metric: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def order(row: Record) -> tuple[float, str, str]:
+    """Return the place of a row: by layers, most first, then by engine and correction."""
+    correction = row.correction.name if row.correction else ""
+    return -(row.mean_kept_layers or 0), row.engine or "", correction
+
+
 def page(rows: list[Record]) -> str:
     """Return the page of all rows, a table for each task."""
     parts = ["# What skipping layers keeps of right answers"]
     for name, title in TITLES.items():
-        if same := [row for row in rows if row.task == name]:
+        if same := sorted((row for row in rows if row.task == name), key=order):
             heads = [f"| {' | '.join(HEADS)} |", "| --- " * 5 + "| ---: " * 3 + "|"]
             counts = ", ".join(sorted({str(row.num_examples) for row in same}))
             lines = dict.fromkeys(line(row, METRICS[name]) for row in same)

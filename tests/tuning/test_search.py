@@ -142,9 +142,9 @@ def test_an_interrupted_tuning_ends_with_the_same_choice(
 ):
     once = StepLog.once
 
-    def interrupted(log, step, run):
+    def interrupted(log, step, run, *refusals):
         ran = []
-        value = once(log, step, lambda: ran.append(step) or run())
+        value = once(log, step, lambda: ran.append(step) or run(), *refusals)
         if ran:
             raise KeyboardInterrupt
         return value

@@ -39,7 +39,6 @@ COLOURS = {
     "custom": "#8c6d46",
 }
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
-HEIGHT = 4.2  # of a panel, in inches
 MAX_PANELS = 4
 MAX_LABELS = 30
 MAX_TITLE = 50  # characters over half a figure
@@ -243,15 +242,15 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     return files
 
 
-def panels(count: int, width: float) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its axes, at most two side by side; each panel has the given width in
+def panels(count: int, width: float, height: float = 4.2) -> "tuple[Figure, list[Axes]]":
+    """Return a figure and its axes, at most two side by side; each panel has the given size in
     inches.
     """
     from matplotlib.figure import Figure
 
     across = min(count, 2)
     down = -(-count // across)
-    figure = Figure(figsize=(width * across, HEIGHT * down), layout="constrained")
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for spare in axes[count:]:
         spare.set_visible(False)
