@@ -114,6 +114,10 @@ def test_points_that_are_not_beaten_are_the_front(points):
 
 def test_what_to_use_is_exact_or_keeps_most_without_training_and_with_it():
     drafts = {"config": {"decoding": {"draft_tokens": 2}}}
+    quantized_drafts = {
+        "config": {"engine": {"name": "llama_cpp"}, "decoding": {"draft_tokens": 2}},
+        "engine_weights": "q4_0",
+    }
     adapted = {"correction": {"name": "adapter", "kind": "full"}}
     rows = [
         *every(),
@@ -121,6 +125,7 @@ def test_what_to_use_is_exact_or_keeps_most_without_training_and_with_it():
         row("adapted", "torch", 1.6, 29.8, **adapted),
         row("trained", "torch", 2.4, 28.0, training="skipping"),
         row("trained-drafts", "speculative", 1.7, 29.7, training="skipping", **drafts),
+        row("slower-drafts", "llama_cpp", 2.2, 29.9, **quantized_drafts),  # than q4_0 alone
     ]
     lines = choices(frontiers(rows)).frame.to_dict("records")
     assert [line["speedup"] for line in lines] == ["1.25x", "1.5x", "2x", "3x"]

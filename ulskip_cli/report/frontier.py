@@ -125,15 +125,25 @@ class Frontier:
     def best(self, target: float, batch_size: int, trained: bool) -> QualityShare | None:
         """Return the best point at a batch size, with or without training, among those that reach a
         speedup and are surely faster than the baseline, or None: an exact one, or else the one that
-        keeps most quality; the fastest of equal ones.
+        keeps most quality; the fastest of equal ones. Drafts that are slower than the same weights
+        alone are left out, because both give the same answers up to rounding.
         """
+        points = [point for point in self.points if point.record.batch_size == batch_size]
+        alone = {
+            engine_of(point.record): speed_of(point)
+            for point in points
+            if name_of(point.record) == engine_of(point.record)
+        }
         able = [
             point
-            for point in self.points
+            for point in points
             if speed_of(point) >= target
             and is_faster(point.record)
-            and point.record.batch_size == batch_size
             and needs_training(point.record) is trained
+            and not (
+                point.record.draft_tokens
+                and speed_of(point) < alone.get(engine_of(point.record), 0.0)
+            )
         ]
 
         def rank(point: QualityShare) -> tuple[bool, float, float]:
@@ -204,10 +214,12 @@ class Choice(NamedTuple):
 
 
 def _described(point: QualityShare | None) -> str | None:
-    """Name the method of a point, its speedup and its share of quality."""
+    """Name the method of a point, its speedups and its share of quality."""
     if not point:
         return None
-    return f"{name_of(point.record)}: {speedup_text(point.record)}, keeps {point.text()}"
+    record, both = point.record, point.record.end_to_end_speedup
+    prompt = f", with the prompt {both:.2f}x" if both else ""
+    return f"{name_of(record)}: {speedup_text(record)}{prompt}, keeps {point.text()}"
 
 
 def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
@@ -217,7 +229,7 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
         " baseline's score. Exact: all layers decide every token, with weights that are not"
         " quantized. With training: of an adapter, or of the model to skip layers. An interval that"
         " begins below the speedup leaves open if it is reached. No measured point reaches a"
-        " speedup without a line."
+        " speedup without a line. Drafts count where they are faster than the same weights alone."
     )
     caveats = {frontier.points[-1].caveat for frontier in found} - {""}
     note += "".join(f" {caveat[0].upper()}{caveat[1:]}." for caveat in sorted(caveats))
