@@ -89,7 +89,7 @@ METRICS = {"humaneval": "pass_at_1", "cnn_dm": "rouge1", "gsm8k": "number_match"
 TITLES = {
     "humaneval": "HumanEval: functions whose tests pass",
     "cnn_dm": "CNN/DM: news summarized",
-    "gsm8k": "GSM8K: problems whose number is right",
+    "gsm8k": "GSM8K, two worked examples: problems whose number is right",
 }
 HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of full", "agreement")
 
@@ -136,6 +136,7 @@ def task(name: str, data: Path) -> list[str]:
     elif name == "gsm8k":
         train = f"{data}/gsm8k/train.jsonl.gz"
         files = [f"task.file={data}/gsm8k/test.jsonl.gz", f"task.train_file={train}"]
+        files.append("task.num_fewshot=2")
         held_out, length = None, 256
     else:
         files = [f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
