@@ -55,7 +55,9 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
 
 def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, rows_of):
     monkeypatch.setattr(Alternative, "meets", lambda self, config: self.is_same)
-    code, found, err = tune("speedup=1.5", "batch_size=1", "limit=4", "choice_examples=4", ONE)
+    code, found, err = tune(
+        "speedup=1.5", "model.dtype=auto", "batch_size=1", "limit=4", "choice_examples=4", ONE
+    )
     assert code == 0, err
     (look_up,) = found["alternatives"]
     assert look_up["num_same"] == look_up["row"]["num_examples"] == found["num_choice"] == 4

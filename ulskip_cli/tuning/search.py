@@ -467,9 +467,8 @@ class Tuning:
         with self.observe(jobs) as observer:
             outcome = Sweep(jobs, observer).run()
         outcome.check()
-        rows = {job.config.identity(): outcome.records[job.id] for job in jobs}
-        folder = str(self.folder.path)
-        return [rows[config.identity()].replace(folder=folder) for config in configs]
+        ids = [self._resolver.resolve(config).run_id for config in configs]
+        return [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
 
 
 def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:
