@@ -23,7 +23,6 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.corrections import RECORD
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import shares
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report.tables import provenance
 
@@ -88,7 +87,7 @@ POINTS = {
 METRICS = {"humaneval": "pass_at_1", "cnn_dm": "rouge1", "gsm8k": "number_match"}
 TITLES = {
     "humaneval": "HumanEval: functions whose tests pass",
-    "cnn_dm": "CNN/DM: news summarized",
+    "cnn_dm": "CNN/DM: news summarized, ROUGE-1",
     "gsm8k": "GSM8K, two worked examples: problems whose number is right",
 }
 HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of full", "agreement")
@@ -156,9 +155,19 @@ def correction(row: Record) -> str:
     return f"patch, {config.calibration.examples} {'articles' if other else 'examples'}"
 
 
+def share(row: Record, metric: str) -> str:
+    """Return the score as a share of the full model's, with its interval."""
+    compared = row.vs_baseline.get(metric)
+    if compared is None:
+        return "100.0%"
+    changes = compared.delta, compared.delta_low, compared.delta_high
+    value, low, high = (f"{max(0.0, 1 + change / compared.full):.1%}" for change in changes)
+    return f"{value} ({low} to {high})"
+
+
 def line(row: Record, metric: str) -> str:
     """Return the line of a row in the table of its task."""
-    agreement, kept = "–" if row.baseline_id else "1", list(shares([row]).values())
+    agreement = "–" if row.baseline_id else "1"
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
     cells = [
@@ -168,7 +177,7 @@ def line(row: Record, metric: str) -> str:
         row.prompt_layers,
         f"{row.engine} {row.engine_weights or ''}".strip(),
         f"{row.value(metric):.1f}",
-        kept[0].text() if kept else "100%",
+        share(row, metric),
         agreement,
     ]
     return f"| {' | '.join(cells)} |"
