@@ -1,14 +1,15 @@
-"""Measure what skipping layers keeps of a model's right answers: code, mathematics and news.
+"""Measure what skipping layers keeps of a model's answers: code, mathematics, news, translations.
 
     python recipes/real_model/reproduce.py --model FILE.gguf --data PATH --problems 32
 
 The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-Coder-0.5B-Instruct,
-for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/ and cnn_dm/. Answers of
-HumanEval are code that this recipe runs, with limits of time, memory and files. Patches learn from
-the last 40 problems, which are not evaluated. The stored rows are of 32 problems, with which a row
-takes about six minutes on two idle cores. If it is interrupted, the same command resumes; --only
-chooses tasks, and --page writes the page of the stored rows alone. score.py computes the shares
-again from the stored answers. An adapter that adapter.py has trained before is measured too.
+for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/, cnn_dm/ and wmt22/.
+Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
+learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
+problems, with which a row takes about six minutes on two idle cores. If it is interrupted, the same
+command resumes; --only chooses tasks, and --page writes the page of the stored rows alone. score.py
+computes the shares again from the stored answers. An adapter that adapter.py has trained before is
+measured too.
 """
 
 import argparse
@@ -36,6 +37,7 @@ SKIPPED = {
     20: [3, 4, 5, 6],
     18: [3, 4, 5, 6, 7, 8],
     16: [3, 4, 5, 6, 7, 8, 9, 10],
+    12: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
 }
 FULL = ["strategy=full"]
 KEPT = ["prompt_layers=kept"]
@@ -80,14 +82,22 @@ POINTS = {
         [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
         ["strategy=search", f"ratio={LAYERS / 20:.4f}", "strategy.budget=12", *PATCH],
         keep(16) + PATCH,
+        keep(12) + PATCH,
     ],
     "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT],
+    "wmt": [FULL, keep(22), keep(22) + KEPT, keep(20), keep(20) + PATCH],
     "gsm8k": [FULL, keep(22), keep(22) + KEPT, keep(20) + PATCH],
 }
-METRICS = {"humaneval": "pass_at_1", "cnn_dm": "rouge1", "gsm8k": "number_match"}
+METRICS = {
+    "humaneval": "pass_at_1",
+    "cnn_dm": "rouge1",
+    "wmt": "bleu",
+    "gsm8k": "number_match",
+}
 TITLES = {
     "humaneval": "HumanEval: functions whose tests pass",
     "cnn_dm": "CNN/DM: news summarized, ROUGE-1",
+    "wmt": "German to English, newstest2022: BLEU",
     "gsm8k": "GSM8K, two worked examples: problems whose number is right",
 }
 HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of full", "agreement")
@@ -113,12 +123,19 @@ def measure(points: list[list[str]]) -> None:
         sys.exit(f"{len(outcome.failures)} points failed; the same command runs them again")
 
 
+def split(content: bytes, suffix: str) -> None:
+    """Write the lines that are evaluated into one file, and the last into another for patches."""
+    lines = content.splitlines(keepends=True)
+    write_atomic(WORK / f"problems{suffix}", b"".join(lines[:-HELD_OUT]))
+    write_atomic(WORK / f"held_out{suffix}", b"".join(lines[-HELD_OUT:]))
+
+
 def prepare(data: Path) -> None:
-    """Write the problems of HumanEval that are evaluated, and the texts that patches learn from."""
-    lines = gzip.decompress((data / "humaneval/HumanEval.jsonl.gz").read_bytes()).splitlines(True)
+    """Write the problems and sentences to evaluate, and the texts that patches learn from."""
     WORK.mkdir(parents=True, exist_ok=True)
-    write_atomic(WORK / "problems.jsonl", b"".join(lines[:-HELD_OUT]))
-    write_atomic(WORK / "held_out.jsonl", b"".join(lines[-HELD_OUT:]))
+    split(gzip.decompress((data / "humaneval/HumanEval.jsonl.gz").read_bytes()), ".jsonl")
+    for language in (".de", ".en"):
+        split((data / f"wmt22/newstest2022.de-en{language}").read_bytes(), language)
     news = gzip.decompress((data / "cnn_dm/train.jsonl.gz").read_bytes()).splitlines()
     problems = []
     for article in map(json.loads, news[:PATCH_EXAMPLES]):
@@ -129,19 +146,23 @@ def prepare(data: Path) -> None:
 
 def task(name: str, data: Path) -> list[str]:
     """Return the overrides that choose a task, with its held-out examples."""
+    words, held_out, length = [], "", 256
     if name == "humaneval":
-        files = [f"task.file={WORK}/problems.jsonl", "task.allow_code=true"]
-        held_out, length = f"{WORK}/held_out.jsonl", 256
+        words = [f"task.file={WORK}/problems.jsonl", "task.allow_code=true"]
+        held_out = f"file:{WORK}/held_out.jsonl"
     elif name == "gsm8k":
-        train = f"{data}/gsm8k/train.jsonl.gz"
-        files = [f"task.file={data}/gsm8k/test.jsonl.gz", f"task.train_file={train}"]
-        files.append("task.num_fewshot=2")
-        held_out, length = None, 256
+        train = f"task.train_file={data}/gsm8k/train.jsonl.gz"
+        words = [f"task.file={data}/gsm8k/test.jsonl.gz", train, "task.num_fewshot=2"]
+    elif name == "wmt":
+        words = [f"task.source_file={WORK}/problems.de", f"task.reference_file={WORK}/problems.en"]
+        words.append("task.dataset=files")
+        held_out = f"source_file:{WORK}/held_out.de,reference_file:{WORK}/held_out.en"
+        length = 96
     else:
-        files = [f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
-        held_out, length = f"{data}/cnn_dm/train.jsonl.gz", 96
-    calibration = [f"calibration.task={{file:{held_out}}}"] if held_out else []
-    return [f"task={name}", *files, f"task.max_new_tokens={length}", *calibration]
+        words = [f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
+        held_out, length = f"file:{data}/cnn_dm/train.jsonl.gz", 96
+    calibration = [f"calibration.task={{{held_out}}}"] if held_out else []
+    return [f"task={name}", *words, f"task.max_new_tokens={length}", *calibration]
 
 
 def correction(row: Record) -> str:
