@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import pytest
 from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose_tuning
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tuning.request import resolve_tuning
@@ -12,6 +14,16 @@ from ulskip_cli.tuning.search import StepLog, Tuning, decide
 
 ONE = "candidates=['strategy=unified correction=none']"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+class NoteList(ProgressCallback):
+    """Collects the notes of a tuning."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 def row(folder, name, share):
@@ -69,15 +81,31 @@ def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, row
 
 
 def test_alternatives_that_the_budget_has_no_time_for_are_named(tmp_path):
-    class Notes(ProgressCallback):
-        def note(self, text):
-            notes.append(text)
-
-    notes = []
+    notes = NoteList()
     wish = ["speedup=1.5", "batch_size=1", "engine=torch", "budget=1e-9"]
     config = compose_tuning([*wish, f"results_dir={tmp_path}"])
-    assert Tuning(resolve_tuning(config), Notes(), None).without_loss() == []
-    assert notes == ["no time is left for decoding=prompt_lookup; raise budget=1e-09"]
+    assert Tuning(resolve_tuning(config), notes, None).without_loss() == []
+    assert notes.notes == ["no time is left for decoding=prompt_lookup; raise budget=1e-09"]
+
+
+def test_a_step_begins_if_one_as_long_as_the_last_ends_in_time(tmp_path, monkeypatch):
+    now = 0.0
+
+    def measure(jobs):
+        nonlocal now
+        now += 4
+        raise RunError("not here")
+
+    wish = ["speedup=1.5", "batch_size=1", "engine=torch", "budget=60"]
+    request = resolve_tuning(compose_tuning([*wish, f"results_dir={tmp_path}"]))
+    (look_ups,) = request.alternatives
+    names = [f"candidate {i}" for i in range(5)]
+    several = [dataclasses.replace(look_ups, label=name) for name in names]
+    monkeypatch.setattr(StepLog, "minutes", property(lambda self: now))
+    notes = NoteList()
+    Tuning(dataclasses.replace(request, alternatives=several), notes, measure).without_loss()
+    begun, late = [f"left out: {name}: not here" for name in names[:3]], ", ".join(names[3:])
+    assert notes.notes == [*begun, f"no time is left for {late}; raise budget=60"]
 
 
 @pytest.mark.slow
@@ -111,22 +139,19 @@ def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
 
 @pytest.mark.parametrize("budget", [1e-9, pytest.param(60, marks=pytest.mark.slow)])
 def test_the_layers_are_timed_within_a_share_of_the_budget(tmp_path, budget):
-    class Notes(ProgressCallback):
-        def note(self, text):
-            notes.append(text)
-
-    notes = []
+    notes = NoteList()
     few = ["limit=8", "choice_examples=8", "batch_size=2", "speed.new_tokens=4"]
     few += ["candidates=['strategy=one_block correction=patch']", f"results_dir={tmp_path}"]
     config = compose_tuning(["speedup=1.5", f"budget={budget}", *few])
-    tuning = Tuning(resolve_tuning(config), Notes(), None)
+    tuning = Tuning(resolve_tuning(config), notes, None)
     speedups = tuning.speedups(1.5)
     assert speedups.keys() == {str(count) for count in range(2, 12)}
     if budget < 1:
         assert speedups == {count: round(12 / int(count), 4) for count in speedups}
-        assert len(notes) == 1 and f"budget={budget:g}" in notes[0] and "without" in notes[0]
+        assert len(notes.notes) == 1 and f"budget={budget:g}" in notes.notes[0]
+        assert "without" in notes.notes[0]
     else:
-        assert notes == []
+        assert notes.notes == []
 
 
 @pytest.mark.slow

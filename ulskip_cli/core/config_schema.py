@@ -423,8 +423,8 @@ class TuneConfig(Config):
     )
     budget: float = option(
         30.0,
-        "minutes for what keeps all layers (a fifth), candidates (until half) and training; the"
-        " final report comes after them",
+        "minutes for what keeps all layers (a fifth), candidates (until half), training and the"
+        " final report; the first step of each is run even if it takes longer",
         gt=0,
         used_by="tune",
     )

@@ -49,9 +49,9 @@ from ulskip_cli.training.run import run_training
 from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
 from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative, judge
 
-LOSSLESS_SHARE = 0.2  # of the budget, after which no further alternative with all layers is tried
-# Shares of the budget after which no further candidate or number of layers is tried.
-TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7
+# Shares of the budget in which the last alternative with all layers, candidate or number of layers
+# ends, if it takes as long as the one before it.
+LOSSLESS_SHARE, TRIAL_SHARE, BISECT_SHARE = 0.2, 0.5, 0.7
 TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
@@ -112,6 +112,8 @@ class Tuning:
     observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
     trials: list[Trial] = field(default_factory=list)
     adapter: Row | None = None  # what was trained, or `refused` with the reason
+    _slowest: float = 0.0  # minutes per example of the slowest point
+    _began: dict[float, float] = field(default_factory=dict)  # by share, when a step last began
 
     def __post_init__(self) -> None:
         self.config = self.request.config
@@ -132,11 +134,9 @@ class Tuning:
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
         config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
-        answer = (chosen.record.wall_seconds or 0.0) / self.request.split.num_choice
-        num_final = self.request.split.num_final
         self.progress.note(
-            f"final report on {num_final} examples: {duration(2 * num_final * answer)}, by the"
-            " answers so far"
+            f"final report on {self.request.split.num_final} examples: about"
+            f" {duration(60 * self._final_minutes)}"
         )
         (record,) = self._measure([self.request.split.at_the_end(config)])
         best = best_alternative(alternatives, self.config)
@@ -161,13 +161,17 @@ class Tuning:
             steps.append(f"{LOSSLESS_SHARE * budget:g} for what keeps all layers")
         if self.config.speedup:
             steps.append(f"{TIMING_SHARE * budget:g} to time the layers")
-        steps.append(f"{TRIAL_SHARE * budget:g} until the last candidate begins")
+        steps.append(f"{TRIAL_SHARE * budget:g} until the last candidate ends")
         if self.config.adapter != "never":
             steps.append("the others to train an adapter")
-        return (
-            f"budget={budget:g} minutes: {', '.join(steps)}; then the final report, however long it"
-            " takes"
-        )
+        return f"budget={budget:g} minutes: {', '.join(steps)}; less what the final report needs"
+
+    @property
+    def _final_minutes(self) -> float:
+        """The minutes that the final report takes if the winner, the full model and the best
+        alternative are as slow as the slowest point so far.
+        """
+        return 3 * self._slowest * self.request.split.num_final
 
     def without_loss(self) -> list[Alternative]:
         """Measure the alternatives that keep all layers, as far as the budget has time."""
@@ -253,7 +257,7 @@ class Tuning:
         shares: dict[int, float] = {}
         tried: dict[int, Chosen] = {}
         num_kept = max(few, min(many - 1, round(FIRST_SHARE * many)))
-        while few < many and (not tried or self._in_time(f"{num_kept} layers", BISECT_SHARE)):
+        while few < many and (self._in_time(f"{num_kept} layers", BISECT_SHARE) or not tried):
             tried[num_kept], candidates = self._best(candidates, num_kept)
             share = shares[num_kept] = judge(tried[num_kept].record, wanted).share
             self.progress.note(
@@ -273,7 +277,7 @@ class Tuning:
         ranked: list[tuple[Trial, Candidate]] = []
         for candidate in candidates:
             step = f"{candidate.label} at {num_kept} layers"
-            if ranked and not self._in_time(step, TRIAL_SHARE):
+            if not self._in_time(step, TRIAL_SHARE) and ranked:
                 self.progress.note(
                     f"no time is left for {step}; raise budget={self.config.budget:g}"
                 )
@@ -349,11 +353,10 @@ class Tuning:
         """
         tuned, split = self.config, self.request.split
         config, examples = self._training_config(chosen, PROBE), training_examples(split)
-        # The trial's answers tell how long those of the adapter, the winner and the full model
-        # take.
+        # The answers of the winner tell how long those of the adapter take.
         answer_seconds = (chosen.record.wall_seconds or 0.0) / split.num_choice
-        num_answers = split.num_choice + 2 * split.num_final
-        seconds = 60 * (tuned.budget - self._log.minutes) - answer_seconds * num_answers
+        seconds = 60 * (tuned.budget - self._log.minutes - self._final_minutes)
+        seconds -= answer_seconds * split.num_choice
         if seconds < MIN_SECONDS and tuned.adapter == AUTO:
             raise NotApplicable(
                 f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
@@ -453,11 +456,17 @@ class Tuning:
         )
 
     def _in_time(self, step: str, share: float) -> bool:
-        """Decide once whether the budget has time for a step; a resumed tuning with this budget
-        decides in the same way.
+        """Decide once whether a step ends within a share of the budget if it takes as long as what
+        began last with this share; a resumed tuning with this budget decides in the same way.
         """
+        now = self._log.minutes
+        end = 2 * now - self._began.get(share, now)
+        latest = share * (self.config.budget - self._final_minutes)
         name = f"time for {step} in {self.config.budget:g} minutes"
-        return self._log.once(name, lambda: self._log.minutes <= share * self.config.budget)
+        in_time = self._log.once(name, lambda: end <= latest)
+        if in_time:
+            self._began[share] = now
+        return in_time
 
     def _measure(self, configs: Sequence[Config]) -> list[Record]:
         """Run points and their baselines as a sweep, and return the records of the points with
@@ -468,7 +477,11 @@ class Tuning:
             outcome = Sweep(jobs, observer).run()
         outcome.check()
         ids = [self._resolver.resolve(config).run_id for config in configs]
-        return [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
+        records = [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
+        for record in records:
+            minutes = (record.wall_seconds or 0.0) / 60
+            self._slowest = max(self._slowest, minutes / (record.num_examples or 1))
+        return records
 
 
 def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:
