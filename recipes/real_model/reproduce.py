@@ -41,14 +41,8 @@ SKIPPED = {
 }
 FULL = ["strategy=full"]
 KEPT = ["prompt_layers=kept"]
-
-
-def patch(examples: int = PATCH_EXAMPLES) -> list[str]:
-    """Return the overrides of a patch that learns from as many held-out examples."""
-    return ["correction=patch", f"calibration.examples={examples}"]
-
-
-PATCH = patch()
+CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
+PATCH = ["correction=patch", *CALIBRATED]
 
 
 def keep(count: int) -> list[str]:
@@ -57,8 +51,9 @@ def keep(count: int) -> list[str]:
     return ["strategy=custom", f"strategy.layers={json.dumps(kept, separators=(',', ':'))}"]
 
 
-def unified(count: int) -> list[str]:
-    return ["strategy=unified", f"ratio={LAYERS / count:.4f}"]
+def layers(count: int) -> list[str]:
+    """Return the overrides that ask for `count` layers, or as many on average."""
+    return [f"ratio={LAYERS / count:.4f}"]
 
 
 # News in the form of problems, and the number of words of an article.
@@ -73,14 +68,14 @@ POINTS = {
         [*FULL, "engine=llama_cpp_q4_0", "baseline_engine=torch"],
         keep(20) + PATCH,
         keep(21),
-        keep(20) + patch(HELD_OUT),
+        [*keep(20), "correction=patch", f"calibration.examples={HELD_OUT}"],
         keep(22) + PATCH,
         keep(18) + PATCH,
         keep(20) + PATCH + KEPT,
-        unified(22),
-        ["strategy=d3", f"ratio={LAYERS / 22:.4f}"],
+        ["strategy=unified", *layers(22)],
+        ["strategy=d3", *layers(22)],
+        ["strategy=search", "strategy.budget=12", *layers(22), *CALIBRATED],
         [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
-        ["strategy=search", f"ratio={LAYERS / 20:.4f}", "strategy.budget=12", *PATCH],
         keep(16) + PATCH,
         keep(12) + PATCH,
     ],
