@@ -19,6 +19,7 @@ from tables import (
     METHODS,
     NAMES,
     RATIOS,
+    depth,
     interval,
     methods,
     summary,
@@ -30,14 +31,9 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.report import plots
 from ulskip_cli.report.tables import provenance
 
-NAMED_BELOW = (
-    "bottom_skip",
-    "skip_decode",
-)  # in the plot: right of their last point lies another line
-
 
 def plot(rows: Rows, file: Path) -> None:
-    """Plot quality over measured (else predicted) speedup: one dot per seed, and a line through the
+    """Plot quality over the layers of a decode step: one dot per seed, and a line through the
     means.
     """
     with plots.applied():
@@ -49,13 +45,14 @@ def drawn(rows: Rows) -> Figure:
     axes = figure.subplots()
     (name, best), grey = rows.better, plots.strategy_colour("full")
     axes.axhline(best, color=grey, linestyle="--", linewidth=1)
-    axes.plot([1], [best], "D", color=grey, markersize=5)
+    full_depth = next(iter(rows.points.values())).row.num_layers
+    axes.plot([full_depth], [best], "D", color=grey, markersize=5)
     label = (
         "full model, fine-tuned with the same budget"
         if name == "control"
         else "full model, not fine-tuned"
     )
-    plots.annotate(axes, label, (1, best), (6, 5), fontsize=9)
+    plots.annotate(axes, label, (full_depth, best), (6, 5), fontsize=9)
     adapters = [("unified", *key) for key in METHODS if key[0] == ADAPTER]
     for strategy, prefix, variant in (
         *((name, "", "") for name in ("unified", *BASELINES)),
@@ -66,10 +63,9 @@ def drawn(rows: Rows) -> Figure:
         ys: list[float] = []
         for ratio in RATIOS:
             found = rows.seeds(strategy, ratio, prefix, variant)
-            timed = rows.timed(found)
-            if not found or (rows.speed and not timed):
+            if not found:
                 continue
-            x = timed.measured_speedup if timed else found[0].row.predicted_speedup
+            x = depth(found)
             axes.scatter(
                 [x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6
             )
@@ -85,21 +81,20 @@ def drawn(rows: Rows) -> Figure:
             markersize=5,
             linewidth=1.8,
         )
-        below = strategy in NAMED_BELOW
+        below = strategy == "skip_decode"  # right of its last point lies another line
         place: dict[str, Any] = {"ha": "center", "va": "top"} if below else {"va": "center"}
         name = ", ".join(filter(None, [NAMES[strategy], METHODS[prefix, variant].split(",")[0]]))
         plots.annotate(
             axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **place
         )
     axes.set_title(
-        "Multi30k, German to English, batch size 1; the points of a line\n"
+        "Multi30k, German to English; the points of a line\n"
         "have the targets 2x, 3x and 6x; a small dot is one seed"
     )
-    axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} speedup over the full model")
+    axes.set_xlabel(f"layers of a decode step, of {full_depth}")
     axes.set_ylabel("BLEU on both test sets")
-    axes.set_xlim(0.9, axes.get_xlim()[1] + 0.3)
+    axes.set_xlim(full_depth + 0.5, -0.5)  # fewer layers to the right
     axes.set_ylim(top=best + 2)
-    axes.xaxis.set_major_formatter("{x:g}x")
     return figure
 
 
@@ -151,7 +146,7 @@ def section(title: str, *parts: str) -> list[str]:
 
 def page(rows: Rows) -> str:
     sample = next(iter(rows.points.values())).row
-    every = [*(row for point in rows.points.values() for row in point.rows), *rows.speed.values()]
+    every = [row for point in rows.points.values() for row in point.rows]
     full = ", ".join(f"{name} {bleu:.1f}" for name, bleu in rows.full_models.items())
     parts = [
         "# Multi30k, German to English: does the claim hold?",
@@ -174,11 +169,9 @@ def page(rows: Rows) -> str:
         table4(rows),
         (
             "Before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if"
-            " they vary. Measured: decode speedup over the full model at batch size 1 with the"
-            " weights of seed 1, the median of timed pairs with its interval. Both sides of a pair"
-            " decode the same number of tokens, but early exit stops at EOS."
+            " they vary."
         ),
-        "![BLEU against measured speedup](quality.png)",
+        "![BLEU against the layers of a decode step](quality.png)",
         *section("The claims", claims(rows)),
         *section(
             "Fine-tuning, patches and adapters",

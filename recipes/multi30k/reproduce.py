@@ -4,17 +4,16 @@ for each strategy.
     python recipes/multi30k/reproduce.py --data PATH/multi30k --work runs/multi30k
 
 PATH holds train.{de,en}.gz, val.{de,en}, test_2016_flickr.{de,en} and test_2017_flickr.{de,en}.
-Every checkpoint is evaluated on both test sets. The recipe takes hours on two cores: two processes
-with OMP_NUM_THREADS=1 and different names in --only share the work, then --speed-only times the
-checkpoints alone. If it is interrupted, the same command resumes and skips finished trainings and
-evaluations. The text is CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository;
-tables, plots and hypotheses are.
+Every checkpoint is evaluated on both test sets; speed is not measured. The recipe takes hours on
+two cores: two processes with OMP_NUM_THREADS=1 and different names in --only share the work. If it
+is interrupted, the same command resumes and skips finished trainings and evaluations. The text is
+CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository; tables, plots and
+hypotheses are.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,17 +239,6 @@ class Reproduction:
         if one.strategy == "unified" and one.method == "full":
             self.evaluate(weights, "full", 1)
 
-    def measure_speed(self, checkpoints: Sequence[FineTuned]) -> None:
-        """Time checkpoints and adapters; the machine should be idle otherwise."""
-        settings = ["limit=64", "batch_size=1", *self.task(TESTS[0])]
-        for one in checkpoints:
-            schedule = [
-                f"strategy={one.strategy}",
-                *self.layers(one.strategy, one.ratios[0]),
-                f"ratio={','.join(f'{ratio:g}' for ratio in one.ratios)}",
-            ]
-            call("sweep", *one.weights(self.work), *schedule, *settings)
-
 
 def checkpoints(seeds: int) -> dict[str, FineTuned]:
     """Return all checkpoints and adapters by name, in the order of their training; two seeds of
@@ -271,16 +259,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--only", default="", help="names in this order, without timing: base,patches,unified-2x-s1"
-    )
-    parser.add_argument(
-        "--speed-only",
-        action="store_true",
-        help="time the trained checkpoints of the first seed, or those of --only",
+        "--only", default="", help="names in this order, such as base,patches,unified-2x-s1"
     )
     args = parser.parse_args()
     named = checkpoints(args.seeds)
-    timed = [one for one in named.values() if one.seed == 1 and one.options != FINE_TUNE_LONG]
     known = [BASE_NAME, PATCHES, *named]
     chosen = args.only.split(",") if args.only else known
     if unknown := [name for name in chosen if name not in known]:
@@ -289,9 +271,6 @@ def main() -> None:
         )
     reproduction = Reproduction(args.work)
     reproduction.link(args.data)
-    if args.speed_only:
-        timed = [named[name] for name in chosen if name in named] if args.only else timed
-        return reproduction.measure_speed(timed)
     reproduction.train([], BASE_NAME, *BASE)
     for name in chosen:
         if name == BASE_NAME:
@@ -300,8 +279,6 @@ def main() -> None:
             reproduction.evaluate_patches()
         else:
             reproduction.make(named[name])
-    if not args.only:
-        reproduction.measure_speed(timed)
 
 
 if __name__ == "__main__":

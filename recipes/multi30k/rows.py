@@ -119,7 +119,7 @@ def write_answers(file: Path, answers: dict[str, dict[str, list[str]]]) -> None:
 
 
 class Rows:
-    """Points and rows of speed by checkpoint and schedule, and comparisons.
+    """Points by checkpoint and schedule, and comparisons.
 
     A point that lacks a row or whose score can neither be read nor computed is left out.
     """
@@ -129,13 +129,9 @@ class Rows:
         self.comparisons: dict[str, dict[str, Any]] = {"pooled": {}, "differences": {}}
         if (folder / COMPARISONS).exists():
             self.comparisons = json.loads((folder / COMPARISONS).read_text("utf-8"))
-        self.speed: dict[tuple[str, str, float], Row] = {}
         quality: dict[tuple[str, str, float], dict[str, Row]] = {}
         for row in (row for row in ResultsFolder(folder).records() if row.is_done):
             key = checkpoint_of(row), row.strategy, row.target_speedup
-            if row.measured_speedup is not None:
-                self.speed[key] = row
-                continue
             rows = quality.setdefault(key, {})
             if test_set(row) == TESTS[0] and rows.get(TESTS[0], row).id != row.id:
                 rows.clear()  # rows of earlier weights
@@ -177,13 +173,6 @@ class Rows:
     ) -> list[Point]:
         found = [self.tuned(strategy, ratio, seed, prefix, variant) for seed in range(1, 10)]
         return [point for point in found if point]
-
-    def timed(self, points: list[Point]) -> Row | None:
-        """Return the row of speed of the first point that has one."""
-        keys = [
-            (point.checkpoint, point.row.strategy, point.row.target_speedup) for point in points
-        ]
-        return next((self.speed[key] for key in keys if key in self.speed), None)
 
     def bleu(self, strategy: str, ratio: float) -> float:
         return mean(point.bleu for point in self.seeds(strategy, ratio))

@@ -65,23 +65,13 @@ def interval(difference: Row | None) -> str:
     )
 
 
-def depth(points: list[Point]) -> str:
-    """Format the layers of a decode step; if the depth varies, its mean over the evaluated
+def depth(points: list[Point]) -> float:
+    """Return the layers of a decode step; if the depth varies, its mean over the evaluated
     answers.
     """
     rows = [row for point in points for row in point.rows]
     means = [row.evaluated_mean_kept_layers for row in rows if row.evaluated_mean_kept_layers]
-    return f"{mean(means):.1f}" if means else str(len(rows[0].kept_layers))
-
-
-def clock(row: Row | None) -> str:
-    """Format a measured speedup with its interval."""
-    if row is None:
-        return "–"
-    return (
-        f"{row.measured_speedup:.2f} ({row.measured_speedup_low:.2f} to"
-        f" {row.measured_speedup_high:.2f})"
-    )
+    return mean(means) if means else len(rows[0].kept_layers)
 
 
 def varying(row: Row) -> str:
@@ -99,22 +89,14 @@ def table4(rows: Rows) -> str:
             found, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
             if not found:
                 continue
-            layers = f"{depth(found)}/{found[0].row.num_layers}"
+            layers, num_layers = depth(found), found[0].row.num_layers
+            layers = f"{layers:.1f}" if isinstance(layers, float) else str(layers)
             before = f"{untrained.bleu:.1f}" if untrained else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
-            lines.append(
-                [f"{ratio:g}x", NAMES[strategy], layers, *quality, clock(rows.timed(found))]
-            )
-    heads = [
-        "target",
-        "approach",
-        "layers",
-        "both before",
-        *TEST_HEADS,
-        *SHARE_HEADS,
-        "measured",
-    ]
-    return markdown(heads, lines)
+            lines.append([f"{ratio:g}x", NAMES[strategy], f"{layers}/{num_layers}", *quality])
+    return markdown(
+        ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS], lines
+    )
 
 
 def summary(rows: Rows) -> str:
@@ -167,7 +149,6 @@ def methods(rows: Rows) -> str:
                     shares(rows, mean(point.bleu for point in points))[1],
                     interval(minus),
                     spread(list(at_1x.values())) if at_1x else "–",
-                    clock(rows.timed(points)),
                 ]
             )
     heads = [
@@ -178,7 +159,7 @@ def methods(rows: Rows) -> str:
         "minus fine-tuned for two epochs",
         "both at 1x",
     ]
-    return markdown([*heads, "measured"], lines) if lines else ""
+    return markdown(heads, lines) if lines else ""
 
 
 def without_training(rows: Rows) -> str:
