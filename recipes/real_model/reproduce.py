@@ -74,7 +74,7 @@ POINTS = {
         keep(20) + PATCH + KEPT,
         ["strategy=unified", *layers(22)],
         ["strategy=d3", *layers(22)],
-        ["strategy=search", "strategy.budget=12", *layers(22), *CALIBRATED],
+        ["strategy=block_influence", *layers(22), *CALIBRATED],
         [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
         keep(16) + PATCH,
         keep(12) + PATCH,
