@@ -37,7 +37,6 @@ SKIPPED = {
     20: [3, 4, 5, 6],
     18: [3, 4, 5, 6, 7, 8],
     16: [3, 4, 5, 6, 7, 8, 9, 10],
-    12: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
 }
 FULL = ["strategy=full"]
 KEPT = ["prompt_layers=kept"]
@@ -77,7 +76,6 @@ POINTS = {
         ["strategy=block_influence", *layers(22), *CALIBRATED],
         [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
         keep(16) + PATCH,
-        keep(12) + PATCH,
     ],
     "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT],
     "wmt": [FULL, keep(22), keep(22) + KEPT, keep(20), keep(20) + PATCH],
@@ -132,10 +130,11 @@ def prepare(data: Path) -> None:
     for language in (".de", ".en"):
         split((data / f"wmt22/newstest2022.de-en{language}").read_bytes(), language)
     news = gzip.decompress((data / "cnn_dm/train.jsonl.gz").read_bytes()).splitlines()
-    problems = []
+    problems, never_run = [], {"test": "def check(answer): pass", "entry_point": "answer"}
     for article in map(json.loads, news[:PATCH_EXAMPLES]):
         words = " ".join(article["article"].split()[:OTHER_WORDS])
-        problems.append({"prompt": words, "canonical_solution": article["highlights"], "test": ""})
+        texts = {"prompt": words, "canonical_solution": article["highlights"]}
+        problems.append(texts | never_run)
     write_atomic(OTHER_TEXT, "".join(json.dumps(problem) + "\n" for problem in problems))
 
 
