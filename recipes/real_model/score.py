@@ -14,13 +14,15 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
 
 FOLDER = Path("results/real_model")
-RESAMPLES, SEED = 10_000, 0
+RESAMPLES, SEED = 2_000, 0
 SECONDS, MEMORY = 5, 2**31
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -79,23 +81,35 @@ def scores(task: str, answers: list[str], data: Path) -> np.ndarray:
     return 100 * np.array(found, dtype=float)
 
 
+def score_of(task: str, answers: list[str], data: Path) -> Callable[[np.ndarray], float]:
+    """Return the function that scores the answers with the given numbers, in percent."""
+    if task != "wmt":
+        each = scores(task, answers, data)
+        return lambda chosen: each[chosen].mean()
+    english = (data / "wmt22/newstest2022.de-en.en").read_text("utf-8").splitlines()
+    return lambda chosen: (
+        corpus_bleu([answers[i] for i in chosen], [[english[i] for i in chosen]]).score
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
     args = parser.parse_args()
-    stored = lines(FOLDER / "answers.jsonl.gz")
-    found = {entry["row"]: scores(entry["task"], entry["answers"], args.data) for entry in stored}
-    for row in map(json.loads, (FOLDER / "runs.jsonl").read_text().splitlines()):
-        text, kept = "", found[row["id"]]
-        if full := row.get("baseline_id"):
-            drawn = np.random.default_rng(SEED).integers(len(kept), size=(RESAMPLES, len(kept)))
-            shares = kept[drawn].mean(axis=1) / found[full][drawn].mean(axis=1)
-            low, high = np.quantile(shares, [0.025, 0.975])
-            share = kept.mean() / found[full].mean()
+    stored = {entry["row"]: entry for entry in lines(FOLDER / "answers.jsonl.gz")}
+    found = {key: score_of(one["task"], one["answers"], args.data) for key, one in stored.items()}
+    rows = map(json.loads, (FOLDER / "runs.jsonl").read_text().splitlines())
+    for row in (row for row in rows if row["status"] == "done"):
+        own, count = found[row["id"]], len(stored[row["id"]]["answers"])
+        value, text = own(np.arange(count)), ""
+        if full := found.get(row.get("baseline_id")):
+            drawn = np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
+            low, high = np.quantile([own(some) / full(some) for some in drawn], [0.025, 0.975])
+            share = value / full(np.arange(count))
             text = f", {share:.1%} of full ({low:.1%} to {high:.1%})"
-        print(f"{row['id']} {len(row['kept_layers'])}/{row['num_layers']}: {kept.mean():.1f}{text}")
+        print(f"{row['id']} {len(row['kept_layers'])}/{row['num_layers']}: {value:.1f}{text}")
 
 
 if __name__ == "__main__":
