@@ -221,7 +221,7 @@ class Tuning:
         corrected by timed pairs. What the budget has no time for is left out; without a line, the
         layers are assumed to take all of the time.
         """
-        latest = self._log.minutes + TIMING_SHARE * self.config.budget
+        latest = self._log.minutes + TIMING_SHARE * (self.config.budget - self._final_minutes)
         # The layers of any strategy take the same time, and some strategies cannot be asked for it.
         config = self.request.candidates[0].config.replace(strategy=preset("strategy", "unified"))
         asked = config.replace(ratio=wanted, ratio_basis="latency")
