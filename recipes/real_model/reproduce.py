@@ -79,7 +79,7 @@ POINTS = {
     ],
     "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT],
     "wmt": [FULL, keep(22), keep(22) + KEPT, keep(20), keep(20) + PATCH],
-    "gsm8k": [FULL, keep(22), keep(22) + KEPT, keep(20) + PATCH],
+    "gsm8k": [FULL],  # hardly any number is right, so that nothing can be kept
 }
 METRICS = {
     "humaneval": "pass_at_1",
