@@ -135,7 +135,7 @@ class Tuning:
             chosen = self._with_adapter(chosen)
         config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
         self.progress.note(
-            f"final report on {self.request.split.num_final} examples: about"
+            f"final report on {self.request.split.num_final} examples:"
             f" {duration(60 * self._final_minutes)}"
         )
         (record,) = self._measure([self.request.split.at_the_end(config)])
