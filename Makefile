@@ -145,7 +145,8 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 32
+	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 32 --only humaneval,cnn_dm,gsm8k
+	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 100 --only wmt
 	$(LOSSLESS) name=news $(NEWS) limit=200 --drafts auto --engines ''
 	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --drafts auto --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto

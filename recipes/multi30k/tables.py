@@ -67,11 +67,11 @@ def interval(difference: Row | None) -> str:
 
 def depth(points: list[Point]) -> float:
     """Return the layers of a decode step; if the depth varies, its mean over the evaluated
-    answers.
+    answers, with one decimal.
     """
     rows = [row for point in points for row in point.rows]
     means = [row.evaluated_mean_kept_layers for row in rows if row.evaluated_mean_kept_layers]
-    return mean(means) if means else len(rows[0].kept_layers)
+    return round(mean(means), 1) if means else len(rows[0].kept_layers)
 
 
 def varying(row: Row) -> str:
@@ -89,11 +89,10 @@ def table4(rows: Rows) -> str:
             found, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
             if not found:
                 continue
-            layers, num_layers = depth(found), found[0].row.num_layers
-            layers = f"{layers:.1f}" if isinstance(layers, float) else str(layers)
+            layers = f"{depth(found)}/{found[0].row.num_layers}"
             before = f"{untrained.bleu:.1f}" if untrained else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
-            lines.append([f"{ratio:g}x", NAMES[strategy], f"{layers}/{num_layers}", *quality])
+            lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality])
     return markdown(
         ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS], lines
     )

@@ -6,10 +6,10 @@ The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-C
 for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/, cnn_dm/ and wmt22/.
 Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
-problems, with which a row takes about six minutes on two idle cores. If it is interrupted, the same
-command resumes; --only chooses tasks, and --page writes the page of the stored rows alone. score.py
-computes the shares again from the stored answers. An adapter that adapter.py has trained before is
-measured too.
+problems and articles, and of 100 sentences (--only wmt --problems 100), with which a row takes
+about six minutes on two idle cores. If it is interrupted, the same command resumes; --only chooses
+tasks, and --page writes the page of the stored rows alone. score.py computes the shares again from
+the stored answers. An adapter that adapter.py has trained before is measured too.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def prepare(data: Path) -> None:
 
 def task(name: str, data: Path) -> list[str]:
     """Return the overrides that choose a task, with its held-out examples."""
-    words, held_out, length = [], "", 256
+    held_out, length = "", 256
     if name == "humaneval":
         words = [f"task.file={WORK}/problems.jsonl", "task.allow_code=true"]
         held_out = f"file:{WORK}/held_out.jsonl"
