@@ -50,12 +50,7 @@ TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.example
 TUNING += ["correction.responses=reference", "adapter=always", "adapter_steps=6"]
 TUNING += ["engine=torch"]  # the best of several engines depends on the clock
 TUNING += ["candidates=['strategy=unified correction=none','strategy=unified']"]
-CHOSEN = (
-    "candidate",
-    "kept_layers",
-    "patch",
-    "choice_row_id",
-)  # keys of a tuning's result that no time changes
+CHOSEN = ("candidate", "kept_layers", "patch")  # of a tuning's result; no time changes them
 COMMANDS = ("sweep", "train", "export", "tune")
 MEASURED = re.compile(
     r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve|^resumed$"

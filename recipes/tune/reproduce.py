@@ -154,8 +154,8 @@ def page() -> str:
             f"{len(reported.kept_layers)}/{reported.num_layers}, without {listed(skipped)}",
             speedup(reported),
             speedup(checked),
-            f"{before.title} {before.text()}",
-            after.text(),
+            f"{before.title} {before.text()} of {before.full:.1f}",
+            f"{after.text()} of {after.full:.1f}",
             "yes" if before.low <= after.share <= before.high else "no",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -18,7 +18,6 @@ from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
-from ulskip_cli.experiments.record import Record
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
@@ -93,11 +92,10 @@ class Trial(Options):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best candidate at one number of layers, measured on the examples that choose."""
+    """The best candidate at one number of layers."""
 
     trial: Trial
     candidate: Candidate
-    record: Record
 
     @property
     def num_kept(self) -> int:

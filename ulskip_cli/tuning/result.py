@@ -210,7 +210,6 @@ class TuneResult:
             "use": overrides_of(used, "run"),
             "run": overrides_of(self.config, "run"),
             "row": record.to_row(),
-            "choice_row_id": self.chosen.record.id,
             "trials": [trial.plain() for trial in self.trials],
             "minutes": round(self.minutes, 1),
         }

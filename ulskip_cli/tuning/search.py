@@ -21,7 +21,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose_training, preset
 from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
-from ulskip_cli.core.files import all_printable, append_line, read_jsonl
+from ulskip_cli.core.files import all_printable, append_line, digest, read_jsonl
 from ulskip_cli.core.options import parse
 from ulskip_cli.core.progress import ProgressCallback, duration
 from ulskip_cli.core.schedule import MIN_KEPT
@@ -259,7 +259,8 @@ class Tuning:
         num_kept = max(few, min(many - 1, round(FIRST_SHARE * many)))
         while few < many and (self._in_time(f"{num_kept} layers", BISECT_SHARE) or not tried):
             tried[num_kept], candidates = self._best(candidates, num_kept)
-            share = shares[num_kept] = judge(tried[num_kept].record, wanted).share
+            (record,) = self._measure_answers([tried[num_kept]])
+            share = shares[num_kept] = judge(record, wanted).share
             self.progress.note(
                 f"{num_kept} layers: {share:.1%} of the full model's score, wanted {wanted:.1%}"
             )
@@ -293,26 +294,26 @@ class Tuning:
         for trial, candidate in ranked:
             same = trial.kept_layers, candidate.config.correction.label
             distinct.setdefault(same, (trial, candidate))
-        finalists = list(distinct.values())[: self.config.finalists]
-        return self._choose(finalists, num_kept), tuple(candidate for _, candidate in finalists)
+        finalists = [Chosen(*pair) for pair in distinct.values()][: self.config.finalists]
+        return self._choose(finalists), tuple(point.candidate for point in finalists)
 
-    def _choose(
-        self,
-        ranked: Sequence[tuple[Trial, Candidate]],
-        num_kept: int,
-        known: Sequence[Chosen] = (),
-    ) -> Chosen:
-        """Measure candidates; return the best of them and of the `known`, which were measured."""
-        # Free the weights before the sweep loads them.
+    def _choose(self, points: Sequence[Chosen]) -> Chosen:
+        """Return the best of several points by their answers; a single one is measured only if no
+        point has shown yet how long answers take.
+        """
+        # Free the weights before a training or a sweep loads them.
         self._loss, self._session = None, Session(self.progress)
-        configs = [candidate.at(self.request.num_layers, num_kept) for _, candidate in ranked]
-        records = self._measure(
+        if len(points) == 1 and self._slowest:
+            return points[0]
+        points = sorted(points, key=lambda point: point.trial.loss)
+        return points[decide(self._measure_answers(points))]
+
+    def _measure_answers(self, points: Sequence[Chosen]) -> list[Record]:
+        """Measure the answers of points to the examples that choose; finished ones are read."""
+        configs = [point.candidate.at(self.request.num_layers, point.num_kept) for point in points]
+        return self._measure(
             [config.replace(speed=config.speed.replace(enabled=False)) for config in configs]
         )
-        measured = zip(ranked, records, strict=True)
-        points = [*known, *(Chosen(trial, made, row) for (trial, made), row in measured)]
-        points.sort(key=lambda point: point.trial.loss)
-        return points[decide([point.record for point in points])]
 
     def _with_adapter(self, chosen: Chosen) -> Chosen:
         """Train a skip adapter for the chosen layers if the budget has time left, and return the
@@ -345,7 +346,7 @@ class Tuning:
         self.progress.note(
             f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}"
         )
-        return self._choose([(trial, candidate)], chosen.num_kept, [chosen])
+        return self._choose([chosen, Chosen(trial, candidate)])
 
     def _training_size(self, chosen: Chosen) -> dict[str, int]:
         """Return the steps, examples and own answers per example (`samples`) for which the budget
@@ -353,10 +354,9 @@ class Tuning:
         """
         tuned, split = self.config, self.request.split
         config, examples = self._training_config(chosen, PROBE), training_examples(split)
-        # The answers of the winner tell how long those of the adapter take.
-        answer_seconds = (chosen.record.wall_seconds or 0.0) / split.num_choice
+        answer_seconds = 60 * self._slowest
         seconds = 60 * (tuned.budget - self._log.minutes - self._final_minutes)
-        seconds -= answer_seconds * split.num_choice
+        seconds -= 2 * answer_seconds * split.num_choice  # of both, to choose
         if seconds < MIN_SECONDS and tuned.adapter == AUTO:
             raise NotApplicable(
                 f"expected at least {MIN_SECONDS:.0f} seconds for the training of an adapter, got "
@@ -407,7 +407,7 @@ class Tuning:
             save_every=max(1, size["steps"] // 5),
         )
         # Another budget has another size.
-        name = "-".join(map(str, [chosen.record.id, *size.values()]))
+        name = "-".join(map(str, [digest(trial.plain()), *size.values()]))
         config = base.replace(
             strategy=trial.strategy,
             correction=base.correction.replace(kind=tuned.correction.patch_kind(tuned.model).name),
