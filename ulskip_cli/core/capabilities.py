@@ -29,11 +29,11 @@ class Need(Enum):
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
     LATENCY = "ratio_basis=latency", "ratio_basis=cost"
     FOLDED_PATCHES = (
-        "folded patches",
+        "correction=patch with folded patches",
         "correction=none, or to export them correction=adapter with their folder in calibrations/",
     )
     PATCHES = "patches that are not folded", "correction=none"
-    ADAPTER = "skip adapters", "correction=none"
+    ADAPTER = "correction=adapter", "correction=none"
     DEVICE_MAP = "model.device_map", "model.device_map=null"
     PEFT_ADAPTER = "model.adapter", "model.adapter=null"
     RANDOM_WEIGHTS = "random weights", "a pretrained model"

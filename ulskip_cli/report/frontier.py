@@ -7,6 +7,8 @@ The full model ran in `baseline_engine`, or is the `baseline_model` of smaller o
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from ulskip_cli.experiments.intervals import Interval
@@ -97,8 +99,8 @@ def speed_of(point: QualityShare) -> float:
 @dataclass(frozen=True)
 class Frontier:
     """The points of one folder that share a baseline, at any batch size. The baseline at each batch
-    size is first, that of most points before; the others are sorted by kind, exact methods first,
-    and by speed.
+    size is first, that of most points before; the others are sorted by batch size, by kind, exact
+    methods first, and by speed.
     """
 
     points: tuple[QualityShare, ...]
@@ -189,7 +191,7 @@ class Frontier:
             *[Column("batch", "record.batch_size")] * (len(self.batch_sizes) > 1),
             Column("speedup", speed_of, ".2f"),
             Column("interval", "record.interval"),
-            Column("with prompt", "record.end_to_end_speedup", ".2f"),
+            Column("with prompt", _with_prompt),
             Column(first.title, "value", ".1f"),
             Column("of baseline", QualityShare.text),
             Column("verdict", self._fate),
@@ -202,15 +204,21 @@ class Frontier:
 
 
 class Choice(NamedTuple):
-    """A line of the table of what to use: the best points without and with training at a target
-    speedup and a batch size.
+    """A line of the table of what to use: the best points without and with training at a batch
+    size and target speedups.
     """
 
     model: str
     batch_size: int
-    target: str
+    targets: str
     untrained: QualityShare | None
     trained: QualityShare | None
+
+
+def _with_prompt(point: QualityShare) -> str | None:
+    """Return the speedup of prompt and decoding, with its interval."""
+    both = point.record.with_prompt
+    return both and both.text(".2f")
 
 
 def _described(point: QualityShare | None) -> str | None:
@@ -236,23 +244,23 @@ def choices(found: Sequence[Frontier], title: str = "") -> TableSection:
     columns = [
         Column("model", "model"),
         Column("batch", "batch_size"),
-        Column("speedup", "target"),
+        Column("speedup", "targets"),
         Column("without training", lambda line: _described(line.untrained)),
         Column("with training", lambda line: _described(line.trained)),
     ]
-    lines = [
-        Choice(
-            frontier.points[0].record.model,
-            batch_size,
-            f"{target:g}x",
-            *(frontier.best(target, batch_size, trained) for trained in (False, True)),
-        )
-        for frontier in found
-        for batch_size in frontier.batch_sizes
-        for target in TARGETS
-    ]
-    able = [line for line in lines if line.untrained or line.trained]
-    return replace(TableSection.of(title, able, columns, note), sentences=True)
+    lines = []
+    for frontier in found:
+        for batch_size in frontier.batch_sizes:
+            best = [
+                (target, [frontier.best(target, batch_size, trained) for trained in (False, True)])
+                for target in TARGETS
+            ]
+            for points, same in groupby(best, key=itemgetter(1)):
+                if any(points):
+                    targets = ", ".join(f"{target:g}x" for target, _ in same)
+                    model = frontier.points[0].record.model
+                    lines.append(Choice(model, batch_size, targets, *points))
+    return replace(TableSection.of(title, lines, columns, note), sentences=True)
 
 
 def _is_sure(rival: QualityShare, point: QualityShare) -> bool:
@@ -274,13 +282,17 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
     for group in grouped([by_key[key] for key in rows_of if key in by_key]):
         fulls = sorted(group.records, key=lambda full: -len(rows_of[full.key]))
         members = [row for full in fulls for row in rows_of[full.key]]
-        clock = Interval(1.0, 1.0, 1.0).row("measured_speedup")
-        firsts = [
-            full.replace(**clock, pairs=None, speedup_interval_coverage=None, baseline_id=full.id)
-            for full in fulls
-        ]
+        one = Interval(1.0, 1.0, 1.0)
+        clock = one.row("measured_speedup") | one.row("end_to_end_speedup")
+        firsts = [full.replace(**clock, pairs=None, baseline_id=full.id) for full in fulls]
         judged = shares([*firsts, *members], 1.0)
-        members.sort(key=lambda row: (KINDS.index(kind_of(row)), row.measured_speedup or 0.0))
+        members.sort(
+            key=lambda row: (
+                row.batch_size,
+                KINDS.index(kind_of(row)),
+                row.measured_speedup or 0.0,
+            )
+        )
         points = [judged[row.key] for row in (*firsts, *members) if row.key in judged]
         is_mixed = any(row.config.has_other_baseline for row in members)
         if is_mixed and len(points) > len(fulls) and firsts[0].key in judged:
