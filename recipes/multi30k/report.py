@@ -164,7 +164,8 @@ def page(rows: Rows) -> str:
             "Both: BLEU of the sentences of both test sets together. All claims and comparisons"
             " are judged on it, by sacrebleu's paired bootstrap with 95% intervals of seed 1; a"
             " claim is undecided if another seed contradicts it. BLEU of the full models on both:"
-            f" {full}. A single share is of the better one."
+            f" {full}. Claims and differences are of seed 1, tables have means of the seeds. A"
+            " share without a name is of the base."
         ),
         table4(rows),
         (

@@ -37,8 +37,10 @@ SKIPPED = {
     20: [3, 4, 5, 6],
     18: [3, 4, 5, 6, 7, 8],
     16: [3, 4, 5, 6, 7, 8, 9, 10],
+    12: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
 }
 FULL = ["strategy=full"]
+SMALLER = ["model=smollm2-135m", *FULL]
 KEPT = ["prompt_layers=kept"]
 CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
 PATCH = ["correction=patch", *CALIBRATED]
@@ -76,9 +78,11 @@ POINTS = {
         ["strategy=block_influence", *layers(22), *CALIBRATED],
         [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
         keep(16) + PATCH,
+        keep(12) + PATCH,
+        SMALLER,
     ],
-    "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT],
-    "wmt": [FULL, keep(22), keep(22) + KEPT, keep(20), keep(20) + PATCH],
+    "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT, SMALLER],
+    "wmt": [FULL, keep(22), keep(22) + KEPT, keep(20), keep(20) + PATCH, SMALLER],
     "gsm8k": [FULL],  # hardly any number is right, so that nothing can be kept
 }
 METRICS = {
@@ -170,38 +174,44 @@ def correction(row: Record) -> str:
     return f"patch, {config.calibration.examples} {'articles' if other else 'examples'}"
 
 
-def share(row: Record, metric: str) -> str:
-    """Return the score as a share of the full model's, with its interval."""
+def share(row: Record, metric: str, full: Record) -> str:
+    """Return the score as a share of the full model's, with its interval; that of a smaller model
+    has none.
+    """
     compared = row.vs_baseline.get(metric)
     if compared is None:
-        return "100.0%"
+        whole = row.model == full.model
+        return "100.0%" if whole else f"{row.value(metric) / full.value(metric):.1%}"
     changes = compared.delta, compared.delta_low, compared.delta_high
     value, low, high = (f"{max(0.0, 1 + change / compared.full):.1%}" for change in changes)
     return f"{value} ({low} to {high})"
 
 
-def line(row: Record, metric: str) -> str:
+def line(row: Record, metric: str, full: Record) -> str:
     """Return the line of a row in the table of its task."""
-    agreement = "–" if row.baseline_id else "1"
+    agreement = "–" if row.baseline_id or row.model != full.model else "1"
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
     cells = [
         row.layers or "",
-        row.strategy,
+        row.strategy if row.model == full.model else row.model,
         correction(row),
         row.prompt_layers,
         f"{row.engine} {row.engine_weights or ''}".strip(),
         f"{row.value(metric):.1f}",
-        share(row, metric),
+        share(row, metric, full),
         agreement,
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def order(row: Record) -> tuple[float, str, str]:
-    """Return the place of a row: by layers, most first, then by engine and correction."""
+def order(row: Record) -> tuple[bool, float, str, str]:
+    """Return the place of a row: by layers, most first, then by engine and correction; a smaller
+    model is last.
+    """
     correction = row.correction.name if row.correction else ""
-    return -(row.mean_kept_layers or 0), row.engine or "", correction
+    other = row.num_layers != LAYERS
+    return other, -(row.mean_kept_layers or 0), row.engine or "", correction
 
 
 def page(rows: list[Record]) -> str:
@@ -211,7 +221,8 @@ def page(rows: list[Record]) -> str:
         if same := sorted((row for row in rows if row.task == name), key=order):
             heads = [f"| {' | '.join(HEADS)} |", "| --- " * 5 + "| ---: " * 3 + "|"]
             counts = ", ".join(sorted({str(row.num_examples) for row in same}))
-            lines = dict.fromkeys(line(row, METRICS[name]) for row in same)
+            full = next(row for row in same if row.baseline_id is None)
+            lines = dict.fromkeys(line(row, METRICS[name], full) for row in same)
             table = "\n".join([*heads, *lines])
             parts += [f"## {title} · {counts} examples", table]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
@@ -260,16 +271,18 @@ def main() -> None:
     if not args.page:
         prepare(args.data)
         common = [
-            f"model.path={args.model}",
             "model.dtype=float32",
             f"limit={args.problems}",
             f"name={FOLDER.name}",
+            f"batch_size={args.batch_size}",
+            "speed.enabled=false",
         ]
-        common += [f"batch_size={args.batch_size}", "speed.enabled=false"]
         for name in args.only.split(","):
             trained = adapters() if name == "humaneval" else []
             points = [*POINTS[name][: args.points], *trained]
-            measure([[*common, *task(name, args.data), *point] for point in points])
+            every = [*common, *task(name, args.data)]
+            models = [[] if point is SMALLER else [f"model.path={args.model}"] for point in points]
+            measure([[*every, *model, *point] for model, point in zip(models, points, strict=True)])
     write_page()
 
 

@@ -29,8 +29,8 @@ from ulskip_cli.report.tables import provenance
 FOLDER = Path("results/skip_adapters")
 WORDS, WINDOWS, REPORTED, WATCHED = 250, 3, 200, 20
 RATIOS = {24: 1.25, 20: 1.5, 15: 2.0}
-# The layers of an adapter: found on training articles by strategy=block_influence, search with
-# patches, and one_block; and those of one_block with patches.
+# The layers of an adapter, and the strategy that found them on training articles, with patches.
+FOUND_BY = {24: "block_influence", 20: "search", 15: "one_block"}
 LAYERS = {
     24: [*range(12), 16, *range(18, 25), *range(26, 30)],
     20: [*range(4), *range(13, 20), *range(21, 30)],
@@ -213,6 +213,13 @@ def evaluate(work: Path, limit: int) -> None:
     call("sweep", *common, "strategy=one_block", "ratio=1.25", "correction=none,patch")
 
 
+def strategy(row: Record) -> str:
+    """Name the strategy that found the layers of a row, which search may have been given."""
+    if list(row.kept_layers) in ONE_BLOCK.values():
+        return "one_block"
+    return FOUND_BY[len(row.kept_layers)] if row.strategy == "search" else row.strategy
+
+
 def correction(row: Record) -> str:
     """Name the correction of a row's views."""
     if row.correction is None:
@@ -235,7 +242,7 @@ def line(row: Record) -> str:
         share = f"{middle:.1%} ({low:.1%} to {high:.1%})"
     cells = [
         f"{len(row.kept_layers)}/{row.num_layers}",
-        row.strategy,
+        strategy(row),
         correction(row),
         row.prompt_layers,
         agreement,
