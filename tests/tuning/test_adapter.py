@@ -65,8 +65,9 @@ def test_the_budget_decides_the_number_of_steps_once(tune, tmp_path, monkeypatch
     assert code == 0 and "60 seconds" in found["adapter"]["refused"], err
     assert "left out: trained adapter" in err
     monkeypatch.setattr(adapter, "MIN_SECONDS", 1e-3)
-    code, found, err = tune(ONE, "speedup=1.5", "adapter=always", "budget=0.01")
+    code, found, err = tune(ONE, "speedup=1.5", "adapter=always", "budget=0.01", "limit=12")
     assert code == 0 and found["adapter"]["steps"] == 1, err
+    assert found["num_final"] == found["row"]["num_examples"] == 10, err
     monkeypatch.setitem(adapter.PROBE, "steps", 2)
     timed = with_seconds(monkeypatch, lambda config: 9.0 if config.train.max_steps == 2 else 0.0)
     code, found, err = tune(ONE, "speedup=1.5", "adapter=auto", "budget=2")

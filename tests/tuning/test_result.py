@@ -29,12 +29,10 @@ def alternative(label, speedup, num_same=100, margin=0.02, bleu=29.8, p_value=0.
     return Alternative(candidate, row, num_same, shares([row], 0.9).get(row.key))
 
 
-@pytest.mark.parametrize(
-    ("coverage", "words"), [(0.984375, "surely met"), (0.0, "met, but not surely")]
-)
-def test_a_speedup_is_surely_met_only_with_enough_pairs_and_warnings_stay(coverage, words):
+@pytest.mark.parametrize(("units", "words"), [(3, "surely met"), (2, "met, but not surely")])
+def test_a_speedup_is_surely_met_only_with_enough_units_and_warnings_stay(units, words):
     warnings = ["unified: 2 CPUs were busy"]
-    row = sweep_row(speedup=2.0, speedup_interval_coverage=coverage, warnings=warnings)
+    row = sweep_row(speedup=2.0, units=units, warnings=warnings)
     lines = result("speedup=1.5", row).lines()
     assert f"goal:     speedup=1.5 is {words}" in lines
     assert lines[-1] == "warning:  2 CPUs were busy"

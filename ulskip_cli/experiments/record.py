@@ -38,7 +38,6 @@ from ulskip_cli.tasks import metrics
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 MISSING = "–"
 ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
-MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
 UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
@@ -205,7 +204,7 @@ class Pairs(Section):
 
     strategy: Side
     full: Side | None = None
-    units: tuple[Unit, ...] | None = None  # None in rows of earlier versions
+    units: tuple[Unit, ...] = ()
     precision: Positive = None  # asked for: the share that the interval may reach to each side
 
     @classmethod
@@ -224,10 +223,16 @@ class Pairs(Section):
                         first[side][key] += values
         return cls.model_validate(first)
 
+    @property
+    def seconds(self) -> float:
+        """The seconds that all pairs took, with their prompts."""
+        sides = filter(None, [self.strategy, self.full])
+        return sum(sum(side.decode_seconds) + sum(side.first_token_seconds or ()) for side in sides)
+
     def processes(self) -> list[list[slice]]:
         """Return for each process its units, as slices of the list of pairs."""
         units_of, end = dict[int, list[slice]](), 0
-        for unit in self.units or ():
+        for unit in self.units:
             units_of.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
             end += unit.pairs
         return list(units_of.values())
@@ -262,7 +267,7 @@ class Pairs(Section):
         if self.full is None or self.precision is None:
             return True
         value, _, high = self.speedup()
-        return len(self.units or ()) >= UNITS and (high or math.inf) <= value * (1 + self.precision)
+        return len(self.units) >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
     def speedups(self) -> Row:
         """Return the values of a row that are computed from the pairs of both sides."""
@@ -478,7 +483,6 @@ class Timing(Section):
     end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
-    speedup_interval_coverage: Share = value("coverage of intervals in rows of earlier versions")
     pairs: Pairs | None = value(
         "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
         " and the machine's read rate; requested `precision`",
@@ -760,10 +764,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def _ratio(self, key: str) -> Interval | None:
         if self.value(key) is None:
             return None
-        coverage = self.speedup_interval_coverage
-        has_few = coverage is not None and coverage < MIN_COVERAGE
-        if self.pairs and self.pairs.units:
-            has_few = len(self.pairs.units) < UNITS
+        has_few = self.pairs is not None and len(self.pairs.units) < UNITS
         ends = (None if has_few else self.value(f"{key}_{end}") for end in ("low", "high"))
         return Interval(self.value(key), *ends)
 

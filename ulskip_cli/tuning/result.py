@@ -196,7 +196,7 @@ class TuneResult:
             "model": config.model.label,
             "task": config.task.name,
             "num_choice": request.split.num_choice,
-            "num_final": request.split.num_final,
+            "num_final": record.num_examples,
             "refused": list(request.refused),
             "kept_layers": list(self.trial.kept_layers),
             "candidate": self.trial.candidate,

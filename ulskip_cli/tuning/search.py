@@ -30,7 +30,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.calibration import OWN_RESPONSES
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.experiments.statistics import (
@@ -53,6 +53,9 @@ from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative, 
 # ends, if it takes as long as the one before it.
 LOSSLESS_SHARE, TRIAL_SHARE, BISECT_SHARE = 0.2, 0.5, 0.7
 TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
+# The most of the budget that the final report of three points takes, unless it would have less
+# examples than a verdict needs.
+FINAL_SHARE, FINAL_POINTS = 0.4, 3
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
 MIN_SECONDS = 60.0  # for a training; with fewer seconds, adapter=auto trains nothing
@@ -112,7 +115,8 @@ class Tuning:
     observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
     trials: list[Trial] = field(default_factory=list)
     adapter: Row | None = None  # what was trained, or `refused` with the reason
-    _slowest: float = 0.0  # minutes per example of the slowest point
+    _slowest: float = 0.0  # seconds per example of the slowest point, but for its timed pairs
+    _timed: float = 0.0  # seconds of the timed pairs of a point, at most
     _began: dict[float, float] = field(default_factory=dict)  # by share, when a step last began
 
     def __post_init__(self) -> None:
@@ -133,15 +137,17 @@ class Tuning:
         chosen = self._fastest_enough() if self.config.speedup else self._good_enough()
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
-        config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
+        split, budget = self.request.split, f"budget={self.config.budget:g}"
+        count = self._log.once(f"examples of the final report, {budget}", lambda: self._num_final)
+        few = f" of {split.num_final} ({budget} has no time for more)" * (count < split.num_final)
         self.progress.note(
-            f"final report on {self.request.split.num_final} examples:"
-            f" {duration(60 * self._final_minutes)}"
+            f"final report on {count}{few} examples: {duration(60 * self._final_minutes)}"
         )
-        (record,) = self._measure([self.request.split.at_the_end(config)])
+        config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
+        (record,) = self._measure([split.at_the_end(config).replace(limit=count)])
         best = best_alternative(alternatives, self.config)
         if best:
-            at_the_end = self.request.split.at_the_end(best.candidate.config)
+            at_the_end = split.at_the_end(best.candidate.config).replace(limit=count)
             best = self._alternative(Candidate(best.label, at_the_end))
         return TuneResult(
             request=self.request,
@@ -167,11 +173,21 @@ class Tuning:
         return f"budget={budget:g} minutes: {', '.join(steps)}; less what the final report needs"
 
     @property
+    def _num_final(self) -> int:
+        """The examples of the final report: all, or as many as its share of the budget has time
+        for.
+        """
+        most = self.request.split.num_final
+        seconds = 60 * FINAL_SHARE * self.config.budget / FINAL_POINTS - self._timed
+        able = int(seconds / self._slowest) if self._slowest else most
+        return min(most, max(able, MIN_FOR_STARS))
+
+    @property
     def _final_minutes(self) -> float:
         """The minutes that the final report takes if the winner, the full model and the best
         alternative are as slow as the slowest point so far.
         """
-        return 3 * self._slowest * self.request.split.num_final
+        return FINAL_POINTS * (self._timed + self._slowest * self._num_final) / 60
 
     def without_loss(self) -> list[Alternative]:
         """Measure the alternatives that keep all layers, as far as the budget has time."""
@@ -354,7 +370,7 @@ class Tuning:
         """
         tuned, split = self.config, self.request.split
         config, examples = self._training_config(chosen, PROBE), training_examples(split)
-        answer_seconds = 60 * self._slowest
+        answer_seconds = self._slowest
         seconds = 60 * (tuned.budget - self._log.minutes - self._final_minutes)
         seconds -= 2 * answer_seconds * split.num_choice  # of both, to choose
         if seconds < MIN_SECONDS and tuned.adapter == AUTO:
@@ -479,8 +495,10 @@ class Tuning:
         ids = [self._resolver.resolve(config).run_id for config in configs]
         records = [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
         for record in records:
-            minutes = (record.wall_seconds or 0.0) / 60
-            self._slowest = max(self._slowest, minutes / (record.num_examples or 1))
+            timed = record.pairs.seconds if record.pairs else 0.0
+            answering = (record.wall_seconds or 0.0) - timed
+            self._timed = max(self._timed, timed)
+            self._slowest = max(self._slowest, answering / (record.num_examples or 1))
         return records
 
 
