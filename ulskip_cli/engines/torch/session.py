@@ -14,7 +14,7 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.torch.decode_steps import (
-    WARM_UP_STEPS,
+    CHECKED_STEPS,
     CompiledSteps,
     EagerSteps,
     check_compiled,
@@ -157,5 +157,5 @@ def _compiles(request: BatchRequest) -> bool:
 
 def _shape(request: BatchRequest) -> tuple[int, int]:
     batch, prompt_len = request.input_ids.shape
-    needed = prompt_len + max(request.length - 1, WARM_UP_STEPS)
+    needed = prompt_len + max(request.length - 1, CHECKED_STEPS)
     return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP
