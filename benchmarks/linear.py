@@ -32,8 +32,13 @@ ROUNDS, SECONDS_PER_ROUND = 9, 0.02
 GROUP = 32  # weights that share a scale in int4
 
 
+OURS, OTHERS = "ours", ("oneDNN, packed", "torch", "int8", "int4")
+
+
 def ways(out_features: int, in_features: int, rows: int) -> dict[str, Callable[[], Tensor]]:
-    """Return a function for each way, which multiplies with the next copy of the weight."""
+    """Return a function for each way that this processor supports, which multiplies with the next
+    copy of the weight.
+    """
     weights = [
         torch.randn(out_features, in_features).bfloat16()
         for _ in range(max(1, int(COPIES_BYTES / (2 * out_features * in_features))))
@@ -42,13 +47,16 @@ def ways(out_features: int, in_features: int, rows: int) -> dict[str, Callable[[
 
     def by(
         prepare: Callable[[Tensor], object], multiply: Callable[[object], Tensor]
-    ) -> Callable[[], Tensor]:
-        copies: Iterator[object] = cycle([prepare(weight) for weight in weights])
+    ) -> Callable[[], Tensor] | None:
+        try:
+            copies: Iterator[object] = cycle([prepare(weight) for weight in weights])
+        except RuntimeError:  # it needs other instructions
+            return None
         return lambda: multiply(next(copies))
 
     mkldnn, aten = torch.ops.mkldnn, torch.ops.aten
-    return {
-        "ours": by(
+    every = {
+        OURS: by(
             cpu_kernels.pack, lambda one: torch.ops.ulskip.linear(hidden, one, None, out_features)
         ),
         "oneDNN, packed": by(
@@ -61,6 +69,7 @@ def ways(out_features: int, in_features: int, rows: int) -> dict[str, Callable[[
             _int4, lambda one: aten._weight_int4pack_mm_for_cpu(hidden, one[0], GROUP, one[1])
         ),
     }
+    return {name: way for name, way in every.items() if way}
 
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,17 +118,17 @@ def main() -> None:
         for rows in ROWS:
             found = microseconds(ways(out_features, in_features, rows))
             others = [
-                f"{found['ours'] / spent:.2f}" for name, spent in found.items() if name != "ours"
+                f"{found[OURS] / found[name]:.2f}" if name in found else "–" for name in OTHERS
             ]
             lines.append(
-                f"| {part} | {out_features} x {in_features} | {rows} | {found['ours']:.0f} |"
+                f"| {part} | {out_features} x {in_features} | {rows} | {found[OURS]:.0f} |"
                 f" {' | '.join(others)} |"
             )
             print(lines[-1], flush=True)
-    heads = ["product", "weight", "batch", "ours, µs", "oneDNN, packed", "torch", "int8", "int4"]
+    heads = ["product", "weight", "batch", "ours, µs", *OTHERS]
     note = (
-        "Speed of each way over our kernel in bfloat16, medians in turns. int8 and int4: torch's"
-        " kernels for such weights."
+        "Speed of each way over our kernel in bfloat16, medians in turns; a dash where this"
+        " processor lacks the instructions. int8 and int4: torch's kernels for such weights."
     )
     table = [
         f"| {' | '.join(heads)} |",
