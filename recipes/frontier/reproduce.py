@@ -181,7 +181,8 @@ def page(found: list[Frontier], folder: Path) -> str:
             plots.save_figure(plot(one), folder / name)
         sections = one.sections()
         for section in sections:
-            parts += [f"## {section.title}", markdown(section), section.note]
+            legend = [section.note] if section.note not in parts else []
+            parts += [f"## {section.title}", markdown(section), *legend]
             if section is sections[0]:
                 parts.append(
                     f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)"

@@ -26,7 +26,7 @@ def test_every_source_is_one_committed_row_with_a_speedup(source, monkeypatch):
         ({"speedup": 1.2, "bleu": 29.9}, ["does not hold: slower", "does not hold: better"]),
         ({"num_examples": 3}, ["not comparable: other examples"] * 2),
         ({"batch": 8}, ["not comparable: other batch size"] * 2),
-        ({"speedup_interval_coverage": 0.5, "speedup": 1.9}, ["not comparable: too few", "holds"]),
+        ({"units": 2, "speedup": 1.9}, ["not comparable: too few", "holds"]),
     ],
 )
 def test_a_figure_holds_if_no_difference_is_sure(here, judged):

@@ -132,7 +132,7 @@ def test_what_a_row_shows_follows_from_its_measurements():
     assert (row.speedup[1:], row.layers, row.num_pairs) == ((1.78, 1.82), "3/6", 7)
     assert row.tokens_per_second() == pytest.approx(90)
     assert row.tokens_per_second("full") == pytest.approx(50)
-    assert sweep_row(speedup_interval_coverage=0.5).speedup[1:] == (None, None)
+    assert sweep_row(units=2).speedup[1:] == (None, None)
     assert sweep_row(measured_speedup=None).speedup is None
     stages = [{"first_step": 4, "kept_layers": [0, 5]}]
     staged = sweep_row(later_stages=stages, evaluated_mean_kept_layers=2.5)

@@ -7,7 +7,15 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.describe import run_warnings
-from ulskip_cli.experiments.record import CorrectionUsed, Environment, Point, Record
+from ulskip_cli.experiments.record import (
+    CorrectionUsed,
+    Environment,
+    Pairs,
+    Point,
+    Record,
+    Side,
+    Unit,
+)
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.static import ScheduleFile
 
@@ -96,19 +104,20 @@ def test_layers_and_corrections_of_another_task_are_warned_of(warned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("measured", "low", "coverage", "overrides", "count"),
+    ("measured", "low", "units", "overrides", "count"),
     [
-        (1.53, 0.6, 0.98, [], 0),
-        (1.53, 0.7, 0.98, [], 1),
-        (1.53, 0.7, 0.98, ["decoding.draft_tokens=2", "batch_size=1"], 0),
-        (1.53, 0.7, 0.5, [], 0),
+        (1.53, 0.6, 3, [], 0),
+        (1.53, 0.7, 3, [], 1),
+        (1.53, 0.7, 3, ["decoding.draft_tokens=2", "batch_size=1"], 0),
+        (1.53, 0.7, 2, [], 0),
     ],
 )
 def test_a_prediction_is_contradicted_by_a_whole_interval(
-    warned, measured, low, coverage, overrides, count
+    warned, measured, low, units, overrides, count
 ):
     timing = {"measured_speedup_low": low, "measured_speedup_high": 4.0}
-    timing |= {"measured_speedup": measured, "speedup_interval_coverage": coverage}
+    pairs = Pairs(strategy=Side(decode_seconds=(1.0,) * units), units=(Unit(pairs=1),) * units)
+    timing |= {"measured_speedup": measured, "pairs": pairs}
     lines = warned(*overrides, predicted_speedup=0.65, **timing)
     assert len(lines) == count
     assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)

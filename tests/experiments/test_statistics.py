@@ -79,7 +79,7 @@ def test_speedups_are_compared_as_ratios():
     assert within(Interval(1.0, 0.99, 1.01), 0.15) == HOLDS
     assert within(Interval(1.0, None, None), 0.15) == TIE
     assert speed_ratio(sweep_row(measured_speedup=None), sweep_row()) is None
-    assert speed_ratio(sweep_row(speedup_interval_coverage=0.5), sweep_row()).low is None
+    assert speed_ratio(sweep_row(units=2), sweep_row()).low is None
 
 
 @given(st.floats(1, 40), st.floats(1, 40), st.floats(0.001, 0.2))
@@ -182,7 +182,7 @@ CUT_OFF = {"degenerate": {"hit_limit": 15}}
             ("full model checks n-gram and unified drafts", "decodes 1.80x as fast"),
         ),
         (sweep_row(num_examples=4), ("too few examples",)),
-        (sweep_row(speedup_interval_coverage=0.0), ("speed not certain", "too few timed units")),
+        (sweep_row(units=2), ("speed not certain", "too few timed units")),
         (
             sweep_row(**ROUGE, **AGREED, vs_baseline=WORSE),
             (

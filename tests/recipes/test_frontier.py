@@ -18,7 +18,9 @@ def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
     assert text.count("\n## ") == 2 and text.count("llama_cpp q4_0") >= 2
     assert frontier.page([], tmp_path).startswith("# ")
     use = frontier.use_page(frontiers(rows))
-    assert use.count("\n| m | 1 | 1.25x, 1.5x | ") == 1 and "llama_cpp q4_0, unified 3/6: 1.80x" in use
+    assert (
+        use.count("\n| m | 1 | 1.25x, 1.5x | ") == 1 and "llama_cpp q4_0, unified 3/6: 1.80x" in use
+    )
     assert "\n## m\n" in use and "; weights of m" in use.splitlines()[-1]
 
 

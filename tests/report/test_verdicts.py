@@ -27,9 +27,8 @@ def test_winners_are_named_among_points_that_pass():
     assert all(names(winner) == ["unified 2x"] for winner in found(rows).values())
 
 
-def test_a_speed_of_too_few_timed_pairs_wins_nothing():
-    rows = small_sweep(batches=(1,), unified_3=28.5)
-    fastest, *_ = found([row.replace(speedup_interval_coverage=0.0) for row in rows]).values()
+def test_a_speed_of_too_few_timed_units_wins_nothing():
+    fastest, *_ = found([sweep_row("full", units=2), sweep_row(units=2)]).values()
     assert fastest.points == [] and "enough timed pairs" in fastest.line()
 
 

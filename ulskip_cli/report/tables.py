@@ -57,10 +57,6 @@ INTERVAL = (
     "Interval: 95%, of units that one process timed and of the spread between processes; from three"
     " processes on, of their means."
 )
-OLD_INTERVAL = (
-    "Interval of rows of earlier versions: of the pairs of one process, so another process may well"
-    " measure a speedup outside."
-)
 RATES = (
     "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full model in"
     " the same pairs. Rows were timed one after the other, so compare speedups."
@@ -381,9 +377,7 @@ def provenance(records: Sequence[Record]) -> str:
 
 def interval_notes(records: Sequence[Record]) -> list[str]:
     """Explain how the intervals of measured speedups were computed."""
-    timed = [record.pairs for record in records if record.pairs and record.pairs.full]
-    is_old = not all(pairs.units for pairs in timed)
-    return [INTERVAL] * any(pairs.units for pairs in timed) + [OLD_INTERVAL] * is_old
+    return [INTERVAL] * any(record.pairs and record.pairs.full for record in records)
 
 
 def explanations(records: Sequence[Record]) -> list[str]:
