@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
@@ -158,6 +159,37 @@ def test_a_wide_interval_is_warned_of_until_repetitions_narrow_it(folder):
 def test_units_of_other_code_are_left_out(folder, changed):
     row = repeated(folder, timed("q", 1.0, 1.1, 0.9), timed("q", 1.0, 1.0, 1.0, **changed))
     assert row.num_processes == 1 and row.num_pairs == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kept_layers": (0, 5), "num_layers": 6, "layer_ratio": 3.0},
+        {"later_stages": [{"first_step": 3, "kept_layers": [0]}]},
+        {"timed_batch_size": 2},
+        {"engine_build": {"version": "2"}},
+    ],
+)
+def test_units_that_were_timed_in_another_way_are_left_out(folder, changed):
+    other = sweep_row(**changed)
+    values = {key: getattr(other, key) for key in changed}
+    row = timed("q", 1.0, 1.1, 0.9)
+    assert repeated(folder, row.replace(**values), row).num_processes == 1
+
+
+def test_units_that_a_row_with_new_scores_repeats_count_once(folder):
+    rows = [timed("q", 1.0, 1.1, 0.9), timed("q", 1.05, 1.1, 0.9)]
+    for minute, row in enumerate(rows):
+        units = [
+            unit.replace(began=f"2026-01-01T00:0{minute}:0{second}+00:00")
+            for second, unit in enumerate(row.pairs.units)
+        ]
+        rows[minute] = row.replace(pairs=row.pairs.replace(units=units))
+    before = repeated(folder, *rows)
+    after = repeated(folder, before.replace(chrf=50.0))
+    again = repeated(folder, after.replace(chrf=51.0))
+    assert before.num_processes == after.num_processes == again.num_processes == 2
+    assert again.speedup == after.speedup == before.speedup
 
 
 def test_a_speedup_that_depends_on_the_state_is_a_range(folder):

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example, Template
-from ulskip_cli.tasks.encoding import PromptFormatter, encode, pad_token_id
+from ulskip_cli.tasks.encoding import PromptFormatter, encode, pad_token_id, truncate_source
 
 PLAIN = Template("{source}\nSummarize:", " {reference}")
 CHAT_TEMPLATE = (
@@ -43,6 +45,12 @@ def test_a_failing_chat_template_suggests_a_plain_one(tokenizer, monkeypatch):
     formatter = PromptFormatter(Template("{source}", "{reference}", chat=True), tokenizer)
     with pytest.raises(UsageError, match=r"only three turns.*task\.template=plain"):
         formatter.format(WORDS)
+
+
+def test_a_source_that_begins_with_a_space_and_does_not_fit_is_refused(tokenizer):
+    example = replace(WORDS, source=f" {WORDS.source}")
+    with pytest.raises(UsageError, match="exceeds the 3 tokens"):
+        truncate_source(PromptFormatter(PLAIN), tokenizer, example, 3)
 
 
 @given(st.integers(24, 60))

@@ -62,6 +62,12 @@ def test_a_bad_validation_set_is_named_as_such():
         load_training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
 
 
+@pytest.mark.parametrize("limit", ["abc", "2.5", "0", "-3"])
+def test_the_limit_of_a_validation_set_is_a_whole_number(limit):
+    with pytest.raises(UsageError, match=rf"limit of train\.validation .*got {limit}$"):
+        load_training_texts(compose_training(["limit=2", f"train.validation={{limit:{limit}}}"]))
+
+
 def test_nothing_left_to_train_on_is_refused():
     with pytest.raises(UsageError, match=r"train\.held_out.* 3, got 3"):
         load_training_texts(compose_training(["limit=3", "train.held_out=3"]))

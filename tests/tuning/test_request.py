@@ -57,6 +57,7 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
     ("overrides", "key"),
     [
         ([], "speedup=S"),
+        (["speedup=2", "calibration.offset=3"], "calibration.offset=0"),
         (["speedup=2", "quality=0.9"], "either speedup=S"),
         (["quality=1.1"], "quality"),
         (["speedup=2", "strategy=unified"], "strategy"),

@@ -134,7 +134,7 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, 
 
     sums, count = list[torch.Tensor](), 0
     for inputs, targets in pairs:
-        inputs, targets = inputs.double().cpu(), targets.double().cpu()
+        inputs, targets = inputs.cpu().double(), targets.cpu().double()  # MPS has no float64
         parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
         sums = (
             [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts

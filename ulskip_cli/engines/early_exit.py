@@ -166,7 +166,7 @@ def exit_logits(
     if not steps:
         return prompt.first_logits, response_ids[:, :0]
     thresholds = [rule.threshold_at(step) for step in range(steps)]
-    threshold = torch.tensor(thresholds, dtype=torch.float64, device=response_ids.device)
+    threshold = torch.tensor(thresholds, dtype=torch.float64)  # which MPS lacks
     depths, ended = torch.zeros_like(response_ids[:, 1:]), ~response_mask[:, 1:].bool()
     chosen = None
     # One pass gives the states of all decode steps, because early exit reads only keys of the full
@@ -178,7 +178,7 @@ def exit_logits(
         logits, exits = layerwise.logits(hidden), depths == 0
         if depth != rule.num_layers:
             lowest = confidence_of(logits).masked_fill(ended, torch.inf).amin(dim=0)
-            exits = exits & (lowest.double() >= threshold)
+            exits = exits & (lowest.cpu().double() >= threshold).to(exits.device)
         depths = depths.masked_fill(exits, depth)
         chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
     assert chosen is not None

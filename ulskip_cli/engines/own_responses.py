@@ -93,7 +93,7 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     hashed.
     """
     weights = [
-        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].double().tolist()
+        parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].tolist()
         for parameter in model.parameters()
         if type(parameter) is nn.Parameter and parameter.device.type != "meta"  # not quantized
     ]

@@ -13,6 +13,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import AUTO, Config
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.files import digest
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
@@ -97,6 +98,7 @@ def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Ready:
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
     origin = environment.origin(str(run.loaded.model.device))
+    origin["plan"] = digest(run.plan.as_dict())
     stored = FinishedUnits(ResultsFolder.of(config).units_path(point.run_id), origin)
     opened = run_with_oom_retry(
         BatchSize(config.batch_size),

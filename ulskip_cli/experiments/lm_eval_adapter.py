@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core import environment
+from ulskip_cli.core.capabilities import Need, check
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
@@ -183,6 +184,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             do_sample=samples,
             **known,
         )
+        asked = self.ulskip_config.replace(decoding=decoding).needs()
+        check(asked - {Need.STOP_STRINGS})  # which the harness applies too
         self._batches += 1
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
         how = DecodeContext(decoding, self.tokenizer.pad_token_id, seed, self.tokenizer)

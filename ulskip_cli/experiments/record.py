@@ -916,23 +916,29 @@ DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
 
 def pooled(rows: Sequence[Record]) -> Record:
     """Return the last row of a point, with the units of all its rows that the same code measured on
-    the same machine.
+    the same machine in the same way. A row with new scores repeats units, which count once.
     """
-    last, where = rows[-1], rows[-1].environment
-    repetitions = [
-        row.pairs
-        for row in rows
-        if row.pairs
-        and row.pairs.full
-        and row.pairs.units
-        and row.environment == where
-        and not (where and where.git_dirty)
-        and row.pairs.strategy.how == (last.pairs and last.pairs.strategy.how)
-    ]
-    if len(repetitions) < 2:
+    last, repetitions, counted = rows[-1], list[Pairs](), set[str]()
+    for row in reversed(rows):
+        pairs = row.pairs
+        if not (pairs and pairs.full and pairs.units) or _timed(row) != _timed(last):
+            continue
+        began = {unit.began for unit in pairs.units if unit.began}
+        if not began or not began <= counted:
+            repetitions.insert(0, pairs)
+        counted |= began
+    is_modified = last.environment is not None and last.environment.git_dirty
+    if len(repetitions) < 2 or is_modified:
         return last
     pairs = Pairs.pooled(repetitions)
     return last.replace(pairs=pairs, **pairs.speedups())
+
+
+def _timed(row: Record) -> tuple[object, ...]:
+    """Return what timed rows of one point must share to count as repetitions."""
+    how = row.pairs and row.pairs.strategy.how
+    layers = row.kept_layers, row.later_stages
+    return row.environment, how, layers, row.timed_batch_size, row.engine_build
 
 
 def _columns() -> Iterator[tuple[str, Column]]:

@@ -150,7 +150,7 @@ def block_influence(
             similar = functional.cosine_similarity(
                 before.float(), after.float().to(before.device), dim=-1
             )
-            sums[layer] += float(similar[mask.to(similar.device).bool()].double().sum())
+            sums[layer] += float(similar[mask.to(similar.device).bool()].cpu().double().sum())
         count += int(mask.sum())
         on_batch(min(start + batch_size, len(order)))
     return [1 - float(total) / count for total in sums]

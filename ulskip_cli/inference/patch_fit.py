@@ -146,7 +146,7 @@ class PatchFitter:
             parts = self._fitted.get(key)
             if parts is None:
                 pairs = (
-                    (teacher[start], teacher[end].double() - teacher[start].double())
+                    (teacher[start], _double(teacher[end]) - _double(teacher[start]))
                     for teacher in (batch.teacher for batch in self.batches)
                 )
                 parts = kind.solve(pairs, ridge)
@@ -192,7 +192,7 @@ class PatchFitter:
             pairs = (
                 (
                     output[batch.counted],
-                    batch.teacher[layer].double() - state[batch.counted].double(),
+                    _double(batch.teacher[layer]) - _double(state[batch.counted]),
                 )
                 for batch, (state, output) in zip(self.batches, ran, strict=True)
             )
@@ -250,7 +250,7 @@ class _FoldingLayer:
         exactly the output of the linear layer. `ran` is the result of `run`.
         """
         without, _ = self.run(state, entry, scale=0)
-        without, after, output = (tensor[counted].double() for tensor in (without, *ran))
+        without, after, output = (_double(tensor[counted]) for tensor in (without, *ran))
         rounding = torch.finfo(ran[1].dtype).eps * (without.abs() + after.abs() + output.abs())
         error = (after - without - output).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
@@ -262,3 +262,8 @@ class _FoldingLayer:
             f" which does not add the output of its last linear layer ({self.path}) to the hidden"
             " state unchanged; use correction.kind=full"
         )
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64 on the CPU; MPS has no float64."""
+    return tensor.cpu().double()

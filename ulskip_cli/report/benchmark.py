@@ -18,8 +18,8 @@ BANDWIDTH = (
 )
 SPEED = ("layers", "target_speedup", "predicted_speedup", "measured_speedup", "interval")
 OVER = (
-    "Over {engine}: tok/s divided by those of the full model with {engine}, median of rounds in"
-    " which every engine ran once."
+    "Over {engine}: tok/s divided by those of the full model with {engine}, in rounds in which"
+    " every engine ran once."
 )
 
 
@@ -126,7 +126,7 @@ def _over(record: Record) -> Interval | None:
     if side is None or not side.over_reference:
         return None
     over = Interval(side.over_reference, side.over_reference_low, side.over_reference_high)
-    return None if over == (1.0, 1.0, 1.0) else over
+    return None if over.value == 1.0 else over
 
 
 def read_bandwidth(records: Sequence[Record]) -> str:

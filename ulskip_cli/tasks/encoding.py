@@ -182,6 +182,6 @@ def _with_source_prefix(example: Example, length: int) -> Example:
     if length == len(example.source):
         return example
     prefix = example.source[:length]
-    if not example.source[length].isspace() and " " in prefix:
+    if not example.source[length].isspace() and " " in prefix.strip():
         prefix = prefix.rsplit(None, 1)[0]
     return replace(example, source=prefix.rstrip())

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
@@ -53,6 +54,11 @@ def load_training_texts(
     if config.train.validation:
         changes = dict(config.train.validation)
         limit = changes.pop("limit", None)
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise UsageError(
+                "expected limit of train.validation to be null or a whole number from 1 on, got"
+                f" {limit}"
+            )
         try:
             task = changed_choice(config.task, changes, "task.")
             validation = _texts(config.replace(task=task, limit=limit, offset=0), tokenizer)
@@ -197,15 +203,15 @@ def _texts(
         raise UsageError(
             f"expected offset below the number of training examples, {len(examples)}, got {offset}"
         )
-    examples, chat_options = examples[offset:][:limit], config.model.chat_options
+    examples, chat_options = list(examples[offset:][:limit]), config.model.chat_options
     formatter = PromptFormatter.for_task(task, tokenizer, chat_options)
     max_length, share = config.train.max_length, config.train.reversed_share
     if tokenizer is not None and max_length is not None and task.may_truncate_source:
         pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
-        examples = [
-            truncate_source(formatter, tokenizer, example, max_length - len(pair.response_ids))
-            for example, pair in zip(examples, pairs, strict=True)
-        ]
+        for i, pair in enumerate(pairs):
+            with suppress(UsageError):  # too long without a source: left out and counted later
+                room = max_length - len(pair.response_ids)
+                examples[i] = truncate_source(formatter, tokenizer, examples[i], room)
     forward = list(map(formatter.format, examples))
     if not share:
         return forward

@@ -141,7 +141,9 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
     for key in ("output", "task", "limit", "offset"):
         values.pop(key, None)
     values["model"].pop("path")
-    return digest([DEFAULTS, values, texts.sha256, files.fingerprint])
+    # The length of own answers, and that on which the layers of later positions depend.
+    length = config.task.max_new_tokens
+    return digest([DEFAULTS, values, length, texts.sha256, files.fingerprint])
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:

@@ -174,6 +174,11 @@ def divide(config: Config, wanted: int) -> Split:
             f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
             " data"
         )
+    if calibration.offset:
+        raise UsageError(
+            "expected calibration.offset=0, because `ulskip tune` divides the held-out examples,"
+            f" got {calibration.offset}; leave it out"
+        )
     source, total = task.held_out(), len(examples)
     if calibration.task is not None:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")

@@ -53,7 +53,7 @@ from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative, 
 # ends, if it takes as long as the one before it.
 LOSSLESS_SHARE, TRIAL_SHARE, BISECT_SHARE = 0.2, 0.5, 0.7
 TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
-# The most of the budget that the final report of three points takes, unless it would have less
+# The most of the budget that the final report of three points takes, unless it would have fewer
 # examples than a verdict needs.
 FINAL_SHARE, FINAL_POINTS = 0.4, 3
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
