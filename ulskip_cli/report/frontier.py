@@ -225,8 +225,8 @@ def _described(point: QualityShare | None) -> str | None:
     """Name the method of a point, its speedups and its share of quality."""
     if not point:
         return None
-    record, both = point.record, point.record.end_to_end_speedup
-    prompt = f", with the prompt {both:.2f}x" if both else ""
+    record, prompt = point.record, _with_prompt(point)
+    prompt = f", with the prompt {prompt}" if prompt else ""
     return f"{name_of(record)}: {speedup_text(record)}{prompt}, keeps {point.text()}"
 
 
