@@ -143,7 +143,7 @@ def test_what_to_use_is_exact_or_keeps_most_without_training_and_with_it():
     exact = "torch, unified drafts 3/6"
     assert trained == [exact, exact, "torch, unified 3/6", "–"]
     assert lines[1]["without training"].endswith(
-        ": 2.50x (2.48 to 2.52), with the prompt 2.38x, keeps 98.3% (95.0% to 101.7%)"
+        ": 2.50x (2.48 to 2.52), with the prompt 2.38, keeps 98.3% (95.0% to 101.7%)"
     )
 
 
