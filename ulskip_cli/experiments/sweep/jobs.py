@@ -215,8 +215,8 @@ class Sweep:
         assert observer
         self.folder.check_writable()
         for job in jobs if self.force and not is_worker else ():
-            for unfinished in (self.folder.checkpoint_path, self.folder.units_path):
-                unfinished(job.id).unlink(missing_ok=True)
+            for path_of in (self.folder.checkpoint_path, self.folder.units_path):
+                path_of(job.id).unlink(missing_ok=True)
         self.update(is_new=False)
         if self.words is not None and not self.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
