@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ulskip_cli.core.config import use_config_dir
 
-settings.register_profile("no clock", deadline=None)
+settings.register_profile("no clock", deadline=None, max_examples=50)
 settings.load_profile("no clock")
 
 

@@ -92,7 +92,8 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
         for key in named:
             section = row["config"].get(key, {})
             row["config"][key] = {**section, "name": f"{i}{UNSAFE}|{section.get('name')}"}
-        row["environment"] = {**row["environment"], "ulskip": UNSAFE, "processor": UNSAFE}
+        if "environment" in row:
+            row["environment"] |= {"ulskip": UNSAFE, "processor": UNSAFE}
     rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outputs = []

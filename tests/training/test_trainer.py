@@ -25,6 +25,7 @@ def test_an_argument_that_trainer_does_not_know_is_named():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
     """DDP over gloo: two devices of batch 4 take the steps of one of batch 8, up to the order of
     summation.

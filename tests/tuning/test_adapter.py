@@ -79,7 +79,8 @@ def test_the_budget_decides_the_number_of_steps_once(tune, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama_cpp", pytest.param("openvino", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
 def test_engines_of_other_libraries_get_adapters_that_merge(tune, tmp_path, name):
     pytest.importorskip(name)
     code, found, err = tune(*TRAIN, ONE, f"engine={name}", "--to", "out")

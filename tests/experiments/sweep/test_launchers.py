@@ -44,7 +44,9 @@ LAUNCHERS = {"local": [], "submitit": ["launcher.executor=local"], "ray": []}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["local", "submitit", pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["local", *(pytest.param(name, marks=pytest.mark.long) for name in ("submitit", "ray"))]
+)
 def test_a_launcher_leaves_the_same_rows_although_a_worker_dies(name, command, tmp_path):
     if name != "local":
         pytest.importorskip(name, exc_type=ImportError)
