@@ -40,6 +40,9 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
     assert len(choice) <= wanted and len(final) <= (limit or count + len(repeated))
     try:
         held_out = find_held_out(split.choice).examples
+        shorter = split.at_the_end(split.final, 1)
+        assert find_held_out(shorter).examples == find_held_out(split.final).examples
+        assert resolve_point(shorter).data.examples == final[:1]
         assert other or find_held_out(split.final).examples == held_out
         rows = [(example.id, example.source) for example in (*choice, *final, *held_out)]
         assert len(set(rows)) == len(rows) and all([choice, final, held_out])

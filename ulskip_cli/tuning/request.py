@@ -66,12 +66,16 @@ class Split:
     num_choice: int
     num_final: int
 
-    def at_the_end(self, config: Config) -> Config:
-        """Return a candidate's configuration on the examples of the final report, with the same
-        calibration examples.
+    def at_the_end(self, config: Config, count: int) -> Config:
+        """Return a candidate's configuration on the first `count` examples of the final report,
+        with the same calibration examples.
         """
-        keys = ("task", "offset", "limit", "calibration")
-        return config.replace(**{key: getattr(self.final, key) for key in keys})
+        final, calibration = self.final, self.final.calibration
+        if self.choice.offset:  # the calibration examples are behind those of the report
+            offset = calibration.offset + self.num_final - count
+            calibration = calibration.replace(offset=offset)
+        values = {"task": final.task, "offset": final.offset, "limit": count}
+        return config.replace(**values, calibration=calibration)
 
 
 class Trial(Options):
@@ -142,7 +146,9 @@ def resolve_tuning(config: TuneConfig) -> TuneRequest:
             f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
     alternatives, left_out = _alternatives(split.choice, resolver)
-    point = resolver.resolve(split.at_the_end(candidates[0].config).replace(ratio=1.0))
+    point = resolver.resolve(
+        split.at_the_end(candidates[0].config, split.num_final).replace(ratio=1.0)
+    )
     return TuneRequest(
         config=config,
         candidates=tuple(candidates),

@@ -144,10 +144,10 @@ class Tuning:
             f"final report on {count}{few} examples: {duration(60 * self._final_minutes)}"
         )
         config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
-        (record,) = self._measure([split.at_the_end(config).replace(limit=count)])
+        (record,) = self._measure([split.at_the_end(config, count)])
         best = best_alternative(alternatives, self.config)
         if best:
-            at_the_end = split.at_the_end(best.candidate.config).replace(limit=count)
+            at_the_end = split.at_the_end(best.candidate.config, count)
             best = self._alternative(Candidate(best.label, at_the_end))
         return TuneResult(
             request=self.request,
