@@ -243,6 +243,11 @@ def test_unsupported_models_are_refused(engine, name, reason):
         opened_for(engine, build_model(name))
 
 
+def test_a_model_on_another_device_is_refused_with_the_key(engine):
+    with pytest.raises(UsageError, match=rf"engine={engine} .*meta.*model\.device=cpu"):
+        opened_for(engine, build_model("llama").to("meta"))
+
+
 def test_another_version_of_llama_cpp_is_refused(monkeypatch):
     llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
     options = llama_cpp.llama_context_default_params()

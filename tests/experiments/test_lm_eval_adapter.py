@@ -141,6 +141,19 @@ def test_a_strategy_without_its_calibration_is_refused():
         SkippingLM(composed("strategy=skip_decode"))
 
 
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        ["strategy=early_exit", "strategy.horizon=9", "strategy.threshold=0.5"],
+        ["decoding.draft_tokens=2"],
+    ],
+)
+def test_beams_beside_exits_or_drafts_are_refused(decoding):
+    model = SkippingLM(composed("model=tiny", "batch_size=1", "ratio=2", *decoding))
+    with pytest.raises(UsageError, match=r"beam search.*decoding\.num_beams=1"):
+        model._model_generate(torch.tensor([[5, 6]]), 8, ["x"], num_beams=2)
+
+
 def scores(*overrides):
     """Score a continuation of three tokens and one of a single token."""
     model = SkippingLM(composed("model=tiny", "model.device=cpu", *overrides))

@@ -105,6 +105,9 @@ def test_a_finished_training_is_not_run_again(finished):
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
         run_training(config.replace(seed=config.seed + 1), ProgressCallback())
+    longer = config.task.replace(max_new_tokens=config.task.max_new_tokens + 1)
+    with pytest.raises(UsageError, match=f"{config.output}.*output="):
+        run_training(config.replace(task=longer), ProgressCallback())
 
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):

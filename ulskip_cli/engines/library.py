@@ -71,9 +71,14 @@ class LibrarySession(SteppingSession, Generic[Copy]):
 
 
 def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
-    """Return the weights of a view by name, tied weights once; raise UsageError if the view has
-    patches that are not folded.
+    """Return the weights of a view by name, tied weights once; raise UsageError if the view is not
+    on the CPU, where the libraries decode, or has patches that are not folded.
     """
+    if view.device.type != "cpu":
+        raise UsageError(
+            f"engine={engine} decodes on the CPU, got a model on {view.device}; set"
+            " model.device=cpu"
+        )
     for module in view.modules():
         if isinstance(module, GapPatch):
             raise UsageError(

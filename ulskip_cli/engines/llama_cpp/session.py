@@ -234,11 +234,6 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     """
     config = model.config.to_dict()
     LlamaCpp.check_model(config)
-    if model.device.type != "cpu":
-        raise UsageError(
-            f"engine=llama_cpp decodes on the CPU, got a model on {model.device}; set"
-            " model.device=cpu"
-        )
     tensors = exportable_tensors(model, ENGINE)
 
     def write(file: Path) -> None:

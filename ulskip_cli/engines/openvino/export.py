@@ -156,8 +156,6 @@ class OpenVinoRequest:
 def unsupported_by_openvino(model: PreTrainedModel) -> str | None:
     """Return the property of a model that this engine does not support, or None."""
     rope = repr(getattr(text_config(model), "rope_parameters", None))
-    if model.device.type != "cpu":
-        return f"a model on {model.device}; set model.device=cpu"
     if not takes_positions(model):
         return "a model without position ids"
     if "'dynamic'" in rope or "'longrope'" in rope:
