@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from torch.nn import functional
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
@@ -39,6 +38,7 @@ from ulskip_cli.inference.batching import (
     padded,
     run_with_oom_retry,
 )
+from ulskip_cli.inference.teacher_forcing import divergence
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import NUM_RESAMPLES, SEED, Answers, degenerate
 
@@ -285,23 +285,20 @@ def measure_agreement(
         wanted, _ = given_logits(full, prompts.of(full.prompt_model, batch), ids, mask)
         got, _ = given_logits(decoder, prompts.of(decoder.prompt_model, batch), ids, mask)
         sums = []
-        for ours, theirs, shown in zip(got, wanted, mask.bool(), strict=True):
-            p, q = theirs[shown].float(), ours[shown].float()  # [positions, vocab_size]
+        for ours, theirs, count in zip(got, wanted, mask.sum(dim=1).tolist(), strict=True):
+            p, q = theirs[:count], ours[:count]  # [positions, vocab_size]
             same = (p.argmax(-1) == q.argmax(-1)).sum()
-            divergence = functional.kl_div(
-                q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="sum"
-            )
-            sums.append([float(same), float(divergence), float(shown.sum())])
+            sums.append([float(same), float(divergence(p, q)), float(count)])
         return sums
 
     sums: list[list[float]] = []  # of each answer: same tokens, divergence, positions
     for _, values in in_batches(order, BatchSize(batch_size), sums_of):
         sums += values
         report(len(sums))
-    same, divergence, positions = np.array(sums).T
+    same, divergences, positions = np.array(sums).T
     return {
         **_mean_interval("agreement", same, positions),
-        **_mean_interval("kl_divergence", divergence, positions),
+        **_mean_interval("kl_divergence", divergences, positions),
     }
 
 

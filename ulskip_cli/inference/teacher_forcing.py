@@ -1,6 +1,6 @@
 """Teacher forcing: logits and losses of given responses, computed by the layers that decode."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.shallow_view import StageView
+
+PART_SIZE = 2**22  # logits of one part: 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,32 @@ def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:
     """Return the cross-entropy [batch, response_len] in nats of logits [batch, response_len,
     vocab_size].
     """
-    losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), response_ids.flatten(), reduction="none"
-    )
-    return losses.view(response_ids.shape)
+    losses = [
+        functional.cross_entropy(part.float(), ids, reduction="none")
+        for part, ids in _in_parts(logits.flatten(0, 1), response_ids.flatten())
+    ]
+    return torch.cat(losses).view(response_ids.shape)
+
+
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(target || logits) in nats, both [positions, vocab_size], summed over the
+    positions.
+    """
+    sums = [
+        functional.kl_div(
+            student.float().log_softmax(-1),
+            teacher.float().log_softmax(-1),
+            reduction="sum",
+            log_target=True,
+        )
+        for student, teacher in _in_parts(logits, target)
+    ]
+    return torch.stack(sums).sum()
+
+
+def _in_parts(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split logits [positions, vocab_size], and another tensor [positions, ...], into parts small
+    enough that memory allocated for one is used again for the next.
+    """
+    positions = max(1, PART_SIZE // logits.shape[-1])
+    return zip(logits.split(positions), others.split(positions), strict=True)

@@ -23,10 +23,10 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter, patched_view
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, divergence, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training.data import LossBatch, PairCollator
-from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, divergence, with_lora
+from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, with_lora
 
 BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 

@@ -17,7 +17,12 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import LayerOutput, StageView
-from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
+from ulskip_cli.inference.teacher_forcing import (
+    EncodedPrompt,
+    divergence,
+    encode_prompt,
+    predict_response,
+)
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 
 ADAPTER = "default"  # peft's name of LoRA
@@ -219,16 +224,6 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
     for depth, loss in losses:
         weighted, total = weighted.to(loss.device) + depth * loss, total + depth
     return weighted / total
-
-
-def divergence(target: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(target || logits) in nats, both [positions, vocab_size], summed over the
-    positions.
-    """
-    teacher, student = (
-        functional.log_softmax(scores.float(), dim=-1) for scores in (target, logits)
-    )
-    return functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:
