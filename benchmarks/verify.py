@@ -162,9 +162,9 @@ def quality(record: Record | None) -> str:
 def verify(sources: Sequence[Source]) -> int:
     """Measure the rows of all sources, print the table, and return the exit code."""
     found, measured = list[Figure](), list[Record]()
-    for number, source in enumerate(sources, start=1):
+    printed = list(map(stored_row, sources))
+    for number, (source, stored) in enumerate(zip(sources, printed, strict=True), start=1):
         print(f"{number} of {len(sources)}: {source.page}", file=sys.stderr, flush=True)
-        stored = stored_row(source)
         try:
             measured.append(measured_here(stored))
         except (UsageError, RunError) as error:
@@ -178,16 +178,24 @@ def verify(sources: Sequence[Source]) -> int:
     console.print(draw(replace(table, sentences=True), console.width, ""), soft_wrap=False)
     for warning in rows.warnings(measured):
         console.print(f"warning: {warning}", soft_wrap=False)
+    if others := machines(printed) - machines(measured):
+        print(
+            f"measured on {'; '.join(machines(measured))}, some stored figures on"
+            f" {'; '.join(sorted(others))}: speedups depend on the processor"
+        )
     comparable = [figure for figure in found if figure.verdict != NOT_COMPARABLE]
     holding = sum(figure.verdict == HOLDS for figure in comparable)
-    others = len(found) - len(comparable)
-    print(
-        f"{holding} of {len(comparable)} figures hold" + f", {others} not comparable" * (others > 0)
-    )
+    rest = len(found) - len(comparable)
+    print(f"{holding} of {len(comparable)} figures hold" + f", {rest} not comparable" * (rest > 0))
     if comparable and holding >= ENOUGH * len(comparable):
         return 0
     print(f"exit code 1, because fewer than {ENOUGH:.0%} of the comparable figures hold")
     return 1
+
+
+def machines(records: Sequence[Record]) -> set[str]:
+    """Return the machines of the records."""
+    return {record.environment.machine for record in records if record.environment}
 
 
 def main() -> None:

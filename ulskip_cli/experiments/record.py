@@ -318,9 +318,10 @@ class Environment(Section):
     platform: Text = None
 
     @property
-    def machine(self) -> tuple[Text, Text, int]:
-        """The processor, the accelerator and the number of threads, which decide times."""
-        return self.processor, self.accelerator, self.threads
+    def machine(self) -> str:
+        """The processor or accelerator and the number of threads, which decide times."""
+        chip = f"{self.processor}, {self.threads} threads, {self.instruction_set}"
+        return self.accelerator or chip
 
 
 class Point(Section):

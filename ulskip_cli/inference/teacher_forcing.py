@@ -93,4 +93,4 @@ def _in_parts(logits: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     enough that memory allocated for one is used again for the next.
     """
     positions = max(1, PART_SIZE // logits.shape[-1])
-    return zip(logits.split(positions), others.split(positions), strict=True)
+    return zip(torch.split(logits, positions), torch.split(others, positions), strict=True)

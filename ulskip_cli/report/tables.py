@@ -362,9 +362,8 @@ def provenance(records: Sequence[Record]) -> str:
     for record in ordered(records):
         if facts := record.environment:
             commit = (facts.git_commit or "no commit")[:10] + " (modified)" * bool(facts.git_dirty)
-            chip = f"{facts.processor}, {facts.threads} threads, {facts.instruction_set}"
             packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
-            line = f"{packages}; {facts.accelerator or chip}, {record.dtype}"
+            line = f"{packages}; {facts.machine}, {record.dtype}"
             commits, trained = used.setdefault(line, ({}, {}))
             known = f" trained {record.training}" if record.training else ""
             commits[f"{facts.ulskip} at {commit}"] = None

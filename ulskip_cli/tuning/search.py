@@ -227,7 +227,7 @@ class Tuning:
         """
         wanted = self.config.speedup or 1.0
         here = environment.machine()
-        machine = f"{here['processor']}, {here['accelerator']}, {here['threads']} threads"
+        machine = ", ".join(str(here[fact]) for fact in (*environment.MACHINE, "threads"))
         step = f"speedup by layers on {machine} in {self.config.budget:g} minutes"
         speedups = self._log.once(step, lambda: self.speedups(wanted))
         return self._best(self.request.candidates, num_kept_for(speedups, wanted))[0]
