@@ -8,8 +8,9 @@ Answers of HumanEval are code that this recipe runs, with limits of time, memory
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
 problems and articles, and of 100 sentences (--only wmt --problems 100), with which a row takes
 about six minutes on two idle cores. If it is interrupted, the same command resumes; --only chooses
-tasks, and --page writes the page of the stored rows alone. score.py computes the shares again from
-the stored answers. An adapter that adapter.py has trained before is measured too.
+tasks, and --page writes the page of the stored rows alone. With --only speed, points of HumanEval
+are timed, too; they go to results/frontier, whose recipe writes their page. score.py computes the
+shares again from the stored answers. An adapter that adapter.py has trained before is measured too.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ulskip_cli.corrections import RECORD
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
+from ulskip_cli.report.rows import collected
 from ulskip_cli.report.tables import provenance
 
 FOLDER = Path("results/real_model")
@@ -44,6 +46,9 @@ SMALLER = ["model=smollm2-135m", *FULL]
 KEPT = ["prompt_layers=kept"]
 CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
 PATCH = ["correction=patch", *CALIBRATED]
+FOLDED = [*PATCH, "correction.kind=folded"]
+LOOKUPS = ["decoding=prompt_lookup", "decoding.draft_tokens=auto"]
+Q8, Q4 = ([f"engine=llama_cpp_{weights}", "baseline_engine=torch"] for weights in ("q8_0", "q4_0"))
 
 
 def keep(count: int) -> list[str]:
@@ -65,8 +70,8 @@ POINTS = {
         keep(22),
         keep(20),
         keep(22) + KEPT,
-        [*FULL, "engine=llama_cpp_q8_0", "baseline_engine=torch"],
-        [*FULL, "engine=llama_cpp_q4_0", "baseline_engine=torch"],
+        FULL + Q8,
+        FULL + Q4,
         keep(20) + PATCH,
         keep(21),
         [*keep(20), "correction=patch", f"calibration.examples={HELD_OUT}"],
@@ -84,6 +89,15 @@ POINTS = {
     "cnn_dm": [FULL, keep(20), keep(20) + PATCH, keep(22), keep(22) + KEPT, SMALLER],
     "wmt": [FULL, keep(22), keep(22) + KEPT, keep(20), keep(20) + PATCH, SMALLER],
     "gsm8k": [FULL],  # hardly any number is right, so that nothing can be kept
+    # problems of HumanEval whose speed is measured too, for the page of recipes/frontier
+    "speed": [
+        *([*FULL, *engine, "batch_size=8"] for engine in ([], Q8, Q4)),
+        [*keep(22), "batch_size=8"],
+        *([*keep(20), *FOLDED, *engine, "batch_size=8"] for engine in ([], Q8)),
+        *([*FULL, *engine, "batch_size=1"] for engine in ([], Q8, Q4)),
+        *([*FULL, *LOOKUPS, *engine, "batch_size=1"] for engine in ([], Q8)),
+        [*keep(20), *FOLDED, *Q8, "batch_size=1"],
+    ],
 }
 METRICS = {
     "humaneval": "pass_at_1",
@@ -205,26 +219,36 @@ def line(row: Record, metric: str, full: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def order(row: Record) -> tuple[bool, float, str, str]:
-    """Return the place of a row: by layers, most first, then by engine and correction; a smaller
-    model is last.
+def order(row: Record) -> tuple[int, bool, float, str, str]:
+    """Return the place of a row: by examples and layers, most first, then by engine and
+    correction; a smaller model is last.
     """
     correction = row.correction.name if row.correction else ""
     other = row.num_layers != LAYERS
-    return other, -(row.mean_kept_layers or 0), row.engine or "", correction
+    return (
+        -(row.num_examples or 0),
+        other,
+        -(row.mean_kept_layers or 0),
+        row.engine or "",
+        correction,
+    )
+
+
+def examples_of(row: Record) -> str:
+    """Say how many examples a row answered, and in which type."""
+    return f"{row.num_examples} examples, {row.config.model.dtype}"
 
 
 def page(rows: list[Record]) -> str:
     """Return the page of all rows, a table for each task."""
     parts = ["# What skipping layers keeps of right answers"]
+    heads = [f"| {' | '.join(HEADS)} |", "| --- " * 5 + "| ---: " * 3 + "|"]
     for name, title in TITLES.items():
-        if same := sorted((row for row in rows if row.task == name), key=order):
-            heads = [f"| {' | '.join(HEADS)} |", "| --- " * 5 + "| ---: " * 3 + "|"]
-            counts = ", ".join(sorted({str(row.num_examples) for row in same}))
+        of_task = sorted((row for row in rows if row.task == name), key=order)
+        for examples, same in collected(of_task, examples_of).items():
             full = next(row for row in same if row.baseline_id is None)
             lines = dict.fromkeys(line(row, METRICS[name], full) for row in same)
-            table = "\n".join([*heads, *lines])
-            parts += [f"## {title} · {counts} examples", table]
+            parts += [f"## {title} · {examples}", "\n".join([*heads, *lines])]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
     note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
     return "\n\n".join([*parts, note, provenance(rows)]) + "\n"
@@ -264,23 +288,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--problems", type=int, default=124, help="examples of each task")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--dtype", default="float32", help="type of the model's weights")
     parser.add_argument("--only", default=",".join(POINTS), help="tasks to measure")
     parser.add_argument("--points", type=int, help="measure only the first points of each task")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     args = parser.parse_args()
     if not args.page:
         prepare(args.data)
-        common = [
-            "model.dtype=float32",
-            f"limit={args.problems}",
-            f"name={FOLDER.name}",
-            f"batch_size={args.batch_size}",
-            "speed.enabled=false",
-        ]
+        common = [f"model.dtype={args.dtype}", f"limit={args.problems}"]
+        untimed = [f"name={FOLDER.name}", "speed.enabled=false", f"batch_size={args.batch_size}"]
         for name in args.only.split(","):
+            is_timed = name == "speed"
             trained = adapters() if name == "humaneval" else []
             points = [*POINTS[name][: args.points], *trained]
-            every = [*common, *task(name, args.data)]
+            every = [*common, *task("humaneval" if is_timed else name, args.data)]
+            every += ["name=frontier"] if is_timed else untimed
             models = [[] if point is SMALLER else [f"model.path={args.model}"] for point in points]
             measure([[*every, *model, *point] for model, point in zip(models, points, strict=True)])
     write_page()

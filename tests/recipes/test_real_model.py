@@ -4,6 +4,8 @@ import pytest
 from recipe import RECIPES, load_recipe
 from report_rows import sweep_row
 
+from ulskip_cli.core.config import compose
+
 real_model = load_recipe("real_model/reproduce.py")
 score = load_recipe("real_model/score.py")
 PROBLEM = {
@@ -19,6 +21,15 @@ def test_a_point_leaves_out_its_skipped_layers():
     assert layers.startswith("strategy.layers=[0,1,2,5,") and layers.endswith("22,23]")
 
 
+@pytest.mark.parametrize("name", real_model.POINTS)
+def test_every_point_is_a_valid_configuration(name, tmp_path):
+    task = real_model.task("humaneval" if name == "speed" else name, tmp_path)
+    for point in real_model.POINTS[name]:
+        model = [] if point is real_model.SMALLER else ["model.path=model"]
+        config = compose([*task, *model, *point], command="run")
+        assert f"task={config.task.name}" == task[0]
+
+
 def test_the_page_has_a_table_for_each_task():
     config = {"task": {"name": "humaneval"}}
     rows = [
@@ -26,7 +37,9 @@ def test_the_page_has_a_table_for_each_task():
             "full", engine="torch", config=config, pass_at_1=75.0, peak_memory_bytes=5_000_000_000
         )
     ]
+    rows += [row.replace(num_examples=100) for row in rows]
     text = real_model.page(rows)
+    assert text.index("100 examples, ") < text.index("20 examples, ")
     assert "## HumanEval" in text and "GSM8K" not in text
     assert "| full | none | all |" in text and "| 75.0 | 100.0% | 1 |" in text
     assert "5.0 GB" in text
