@@ -67,16 +67,16 @@ OTHER_TEXT, OTHER_WORDS = WORK / "news_as_problems.jsonl", 150
 POINTS = {
     "humaneval": [
         FULL,
+        keep(20) + PATCH,
         keep(22),
+        keep(18) + PATCH,
         keep(20),
         keep(22) + KEPT,
         FULL + Q8,
         FULL + Q4,
-        keep(20) + PATCH,
         keep(21),
         [*keep(20), "correction=patch", f"calibration.examples={HELD_OUT}"],
         keep(22) + PATCH,
-        keep(18) + PATCH,
         keep(20) + PATCH + KEPT,
         ["strategy=unified", *layers(22)],
         ["strategy=d3", *layers(22)],
