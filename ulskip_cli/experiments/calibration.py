@@ -39,7 +39,7 @@ CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
 ENOUGH_TOKENS = 4000  # of references, below which correction.responses=auto adds own answers
 OWN_RESPONSES = "own_responses.jsonl"  # in calibrations/; patches of all schedules share them
-LOSS_BATCH = 16  # examples per batch
+LOSS_BATCH = 8  # examples per batch: they fill a pass over whole texts, and more add padding
 
 
 @dataclass

@@ -22,7 +22,12 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
-from ulskip_cli.experiments.calibration import calibrate_patches, calibrate_strategy, zero_patches
+from ulskip_cli.experiments.calibration import (
+    LOSS_BATCH,
+    calibrate_patches,
+    calibrate_strategy,
+    zero_patches,
+)
 from ulskip_cli.experiments.describe import (
     describe_provenance,
     describe_schedule,
@@ -60,6 +65,7 @@ from ulskip_cli.experiments.workload import (
     encode_workload,
     timed_prompts,
 )
+from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
@@ -276,14 +282,15 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             answers = generate_answers(decoder, workload, config, progress, checkpoints)
             # saved before scoring, which may fail
             folder.save_generations(point.run_id, answers.generations)
-            loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
+            size = BatchSize(min(LOSS_BATCH, answers.batch_size.used))
+            loss = ReferenceLoss(workload.encoded, size, workload.pad_token_id)
             quality = score_answers(answers, workload, scoring_decoder, loss, hypotheses, progress)
             if reference and not (config.decoding.draft_tokens or config.has_other_baseline):
                 token_ids = [answer["token_ids"] for answer in reference]
                 report = progress.phase(f"{answers.strategy}: agreement", len(reference))
-                size = answers.batch_size.used
-                agreement = measure_agreement(full, decoder, loss.prompts, token_ids, size, report)
-                quality = quality.replace(**agreement)
+                quality = quality.replace(
+                    **measure_agreement(full, decoder, loss.prompts, token_ids, size.used, report)
+                )
         except InvalidLogitsError:
             checkpoints.remove()
             raise
