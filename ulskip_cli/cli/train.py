@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ulskip_cli.cli.plan import gigabytes
 from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
 from ulskip_cli.core.files import check_writable, user_path
 from ulskip_cli.core.progress import ProgressCallback
@@ -60,7 +61,7 @@ def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> lis
     since = " since the run resumed" if record["resumed"] else ""
     lines = [
         f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples,"
-        f" {record['seconds']:.0f} s{since}"
+        f" {record['seconds']:.0f} s{since}, {gigabytes(record['peak_memory_bytes'])} of memory"
     ]
     if record["train_loss"] is not None:
         lines.append(f"training loss of the last steps: {record['train_loss']:.3f}")

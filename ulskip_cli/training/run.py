@@ -24,6 +24,7 @@ from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.task import Example
+from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
@@ -70,6 +71,7 @@ class TrainingRecord(Options):
     environment: Table
     identity: str  # a hash of everything that decides the weights
     seconds: float  # wall time since the training was started or resumed
+    peak_memory_bytes: int  # of this process on its device since then
     resumed: bool
     data: Table | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
 
@@ -208,6 +210,7 @@ def _make_record(
         environment={**environment.code(), **environment.machine(str(trainer.args.device))},
         identity=identity,
         seconds=seconds,
+        peak_memory_bytes=peak_bytes(trainer.args.device),
         resumed=resumed,
     )
 
