@@ -1,7 +1,7 @@
 """Run the rows again from which README and docs/ have their figures, and say which figures hold on
 this machine.
 
-python benchmarks/verify.py [--only README]
+python benchmarks/verify.py [--only README] [--page FILE]
 
 Only rows of models that need no network are run, with their stored configurations, into
 results/verify. An interrupted verification goes on with the same command, and one that finished
@@ -21,13 +21,14 @@ from ulskip_cli.cli.shared import make_console
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report import reference, rows
-from ulskip_cli.report.tables import TableSection, draw
+from ulskip_cli.report.tables import TableSection, draw, markdown, provenance
 
 RESULTS = Path("results")
 NAME = "verify"
@@ -159,8 +160,10 @@ def quality(record: Record | None) -> str:
     return kept[0].text() if kept else MISSING
 
 
-def verify(sources: Sequence[Source]) -> int:
-    """Measure the rows of all sources, print the table, and return the exit code."""
+def verify(sources: Sequence[Source], page: Path | None = None) -> int:
+    """Measure the rows of all sources, print the table, write it to `page`, and return the exit
+    code.
+    """
     found, measured = list[Figure](), list[Record]()
     printed = list(map(stored_row, sources))
     for number, (source, stored) in enumerate(zip(sources, printed, strict=True), start=1):
@@ -178,15 +181,17 @@ def verify(sources: Sequence[Source]) -> int:
     console.print(draw(replace(table, sentences=True), console.width, ""), soft_wrap=False)
     for warning in rows.warnings(measured):
         console.print(f"warning: {warning}", soft_wrap=False)
-    if others := machines(printed) - machines(measured):
-        print(
-            f"measured on {'; '.join(machines(measured))}, some stored figures on"
-            f" {'; '.join(sorted(others))}: speedups depend on the processor"
-        )
     comparable = [figure for figure in found if figure.verdict != NOT_COMPARABLE]
     holding = sum(figure.verdict == HOLDS for figure in comparable)
     rest = len(found) - len(comparable)
-    print(f"{holding} of {len(comparable)} figures hold" + f", {rest} not comparable" * (rest > 0))
+    count = f"{holding} of {len(comparable)} figures hold" + f", {rest} not comparable" * (rest > 0)
+    if others := machines(printed) - machines(measured):
+        here, there = ("; ".join(sorted(names)) for names in (machines(measured), others))
+        count += f"; measured on {here}, some stored figures on {there}"
+    print(count)
+    if page:
+        parts = "# Which figures hold?", f"{count}.", markdown(table), provenance(measured)
+        write_atomic(page, "\n\n".join(parts) + "\n")
     if comparable and holding >= ENOUGH * len(comparable):
         return 0
     print(f"exit code 1, because fewer than {ENOUGH:.0%} of the comparable figures hold")
@@ -203,12 +208,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="text that the names of the figures contain")
-    only = parser.parse_args().only
-    chosen = [source for source in SOURCES if only in source.page]
+    parser.add_argument("--page", type=Path, help="file to which the table is written")
+    args = parser.parse_args()
+    chosen = [source for source in SOURCES if args.only in source.page]
     if not chosen:
         pages = "; ".join(source.page for source in SOURCES)
-        parser.error(f"expected a part of a name, got {only!r}; known: {pages}")
-    sys.exit(verify(chosen))
+        parser.error(f"expected a part of a name, got {args.only!r}; known: {pages}")
+    sys.exit(verify(chosen, args.page))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_a_row_that_cannot_be_measured_is_not_comparable():
 
 
 def test_stored_rows_are_measured_again_and_compared(
-    model_folder, ulskip, quick, monkeypatch, capsys
+    model_folder, ulskip, quick, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.chdir(model_folder.parent)
     words = [f"model.path={model_folder}", "model.dtype=float32", "task.metrics=[chrf]"]
@@ -55,7 +55,9 @@ def test_stored_rows_are_measured_again_and_compared(
     rows = Path("results/gone/runs.jsonl")
     rows.write_text(rows.read_text("utf-8").replace(str(model_folder), "nowhere/model"), "utf-8")
     sources = [verify.Source(name, name, {"strategy": "unified"}) for name in ("here", "gone")]
-    assert verify.verify(sources) == 0
+    assert verify.verify(sources, tmp_path / "page.md") == 0
+    page = (tmp_path / "page.md").read_text("utf-8")
+    assert "1 of 1 figures hold, 1 not comparable." in page and "\n\nulskip 0" in page
     out, err = capsys.readouterr()
     assert "1 of 1 figures hold, 1 not comparable" in out and "unified: generate" in err
     assert verify.verify(sources[:1]) == 0
