@@ -3,10 +3,11 @@ HumanEval that reproduce.py does not evaluate.
 
     python recipes/real_model/adapter.py --model FILE.gguf --data PATH [--layers 20]
 
-The prompt is the head of a function with its docstring, as in HumanEval, and the response is its
-body. Only the layers around the skipped ones are trained, to reproduce the full model's states
-(gaps first), which takes a quarter of an hour on two idle cores. If it is interrupted, the same
-command resumes. Afterwards reproduce.py measures the adapter, which is in runs/real_model/.
+The prompt is the head of a function with its docstring, as in HumanEval, and the response is the
+full model's own answer. Only the layers around the skipped ones are trained, to reproduce the full
+model's states (gaps first). That takes a quarter of an hour on two idle cores with bfloat16
+instructions, most of it for the answers. If it is interrupted, the same command resumes. Afterwards
+reproduce.py measures the adapter, which is in runs/real_model/.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", type=Path, required=True, help="folder of humaneval/")
     parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--functions", type=int, default=96)
+    parser.add_argument("--functions", type=int, default=384)
     parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")
     args = parser.parse_args()
     found = list(library())
@@ -81,10 +82,11 @@ def main() -> None:
         "strategy=search",
         layers,
         f"train.ratios={LAYERS / args.layers:.4f}",
-        "train.responses=reference",
+        "train.responses=own",
+        "task.max_new_tokens=256",
         "train.gap_weight=1",
         "train.distill_weight=0",
-        "train.epochs=6",
+        "train.epochs=4",
         "train.save_every=20",
         "train.log_every=10",
         f"output={WORK}/adapter-{args.layers}",

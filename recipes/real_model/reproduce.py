@@ -48,7 +48,10 @@ CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
 PATCH = ["correction=patch", *CALIBRATED]
 FOLDED = [*PATCH, "correction.kind=folded"]
 LOOKUPS = ["decoding=prompt_lookup", "decoding.draft_tokens=auto"]
-Q8, Q4 = ([f"engine=llama_cpp_{weights}", "baseline_engine=torch"] for weights in ("q8_0", "q4_0"))
+TORCH, Q8, Q4 = (
+    [f"engine={engine}", "baseline_engine=torch"]
+    for engine in ("torch", "llama_cpp_q8_0", "llama_cpp_q4_0")
+)
 
 
 def keep(count: int) -> list[str]:
@@ -91,12 +94,12 @@ POINTS = {
     "gsm8k": [FULL],  # hardly any number is right, so that nothing can be kept
     # problems of HumanEval whose speed is measured too, for the page of recipes/frontier
     "speed": [
-        *([*FULL, *engine, "batch_size=8"] for engine in ([], Q8, Q4)),
-        [*keep(22), "batch_size=8"],
-        *([*keep(20), *FOLDED, *engine, "batch_size=8"] for engine in ([], Q8)),
-        *([*FULL, *engine, "batch_size=1"] for engine in ([], Q8, Q4)),
-        *([*FULL, *LOOKUPS, *engine, "batch_size=1"] for engine in ([], Q8)),
+        *([*FULL, *engine, "batch_size=8"] for engine in (TORCH, Q8, Q4)),
+        *([*keep(20), *FOLDED, *engine, "batch_size=8"] for engine in (TORCH, Q8)),
+        *([*FULL, *engine, "batch_size=1"] for engine in (TORCH, Q8, Q4)),
+        *([*FULL, *LOOKUPS, *engine, "batch_size=1"] for engine in (TORCH, Q8)),
         [*keep(20), *FOLDED, *Q8, "batch_size=1"],
+        [*keep(22), *TORCH, "batch_size=8"],
     ],
 }
 METRICS = {
@@ -183,7 +186,7 @@ def correction(row: Record) -> str:
         return "none"
     config = row.config
     if not config.correction.is_fitted:
-        return row.correction.name
+        return f"adapter, {row.correction.training['examples']} examples"
     other = (config.calibration.task or {}).get("file") == str(OTHER_TEXT)
     return f"patch, {config.calibration.examples} {'articles' if other else 'examples'}"
 
@@ -260,7 +263,7 @@ NOTE = (
     " which the most likely token is the full model's, with its 95% interval. Prompt: all means"
     " that every layer reads the prompt, kept that only the kept layers do. Patches were fitted on"
     " held-out examples of the same task, or on articles of news, and adapter.py trained the"
-    " adapter. The layers of custom were chosen on news and on some of the problems. Layers: their"
+    " adapters. The layers of custom were chosen on news and on some of the problems. Layers: their"
     " mean number while decoding. `answers.jsonl.gz` has every answer."
 )
 
