@@ -225,8 +225,8 @@ def applied() -> AbstractContextManager[None]:
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
-    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no
-    suffix.
+    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` gets their
+    suffixes.
     """
     files = []
     looks: dict[str, Any] = {
@@ -237,7 +237,7 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
         stream = io.BytesIO()
         figure.savefig(stream, format=form, **look)
         figure.set_layout_engine("none")  # the layout is computed once for both files
-        files.append(path.with_suffix(f".{form}"))
+        files.append(path.with_name(f"{path.name}.{form}"))
         write_atomic(files[-1], stream.getvalue())
     return files
 
