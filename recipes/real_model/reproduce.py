@@ -7,7 +7,7 @@ for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/, cnn_
 Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
 problems and articles, of 100 sentences (--only wmt --problems 100), and of 124 problems (--only
-humaneval --points 2 --dtype bfloat16), with which a row takes under ten minutes on two idle cores.
+humaneval --points 3 --dtype bfloat16), with which a row takes under ten minutes on two idle cores.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
 the stored rows alone. With --only speed, points of HumanEval are timed, too; they go to
 results/frontier, whose recipe writes their page. score.py computes the shares again from the stored
