@@ -264,7 +264,7 @@ NOTE = (
     " which the most likely token is the full model's, with its 95% interval. Prompt: all means"
     " that every layer reads the prompt, kept that only the kept layers do. Patches were fitted on"
     " held-out examples of the same task, or on articles of news, and adapter.py trained the"
-    " adapters. The layers of custom were chosen on news and on some of the problems. Layers: their"
+    " adapter. The layers of custom were chosen on news and on some of the problems. Layers: their"
     " mean number while decoding. `answers.jsonl.gz` has every answer."
 )
 
