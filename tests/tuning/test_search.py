@@ -7,6 +7,7 @@ from report_rows import sweep_row
 from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tuning.request import resolve_tuning
 from ulskip_cli.tuning.result import Alternative
@@ -106,6 +107,34 @@ def test_a_step_begins_if_one_as_long_as_the_last_ends_in_time(tmp_path, monkeyp
     Tuning(dataclasses.replace(request, alternatives=several), notes, measure).without_loss()
     begun, late = [f"left out: {name}: not here" for name in names[:3]], ", ".join(names[3:])
     assert notes.notes == [*begun, f"no time is left for {late}; raise budget=60"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts"),
+    [((1, 0.1), (20, 20)), ((10, 0.1), (11, 20)), ((1, 1), (20, 13)), ((1000, 1000), (10, 10))],
+)
+def test_slow_answers_and_losses_leave_fewer_examples(tmp_path, monkeypatch, seconds, counts):
+    times, measured = dict(zip(("answer", "loss"), seconds, strict=True)), []
+
+    def measure(tuning):
+        measured.append(tuning)
+        return times
+
+    monkeypatch.setattr(Tuning, "seconds_of_an_example", measure)
+    few = ["limit=8", "choice_examples=20", "calibration.examples=20", f"results_dir={tmp_path}"]
+    request = resolve_tuning(compose_tuning(["speedup=1.5", "batch_size=8", *few]))
+    for _ in range(2):
+        notes = NoteList()
+        tuning = Tuning(request, notes, None)
+        tuning.fit_into_budget()
+        split = tuning.request.split
+        assert (split.num_choice, split.choice.calibration.examples) == counts
+        assert split.final.calibration.offset == split.num_choice
+        assert len(notes.notes) == (counts != (20, 20))
+    assert len(measured) == 1
+    assert not {example.texts for example in evaluated_examples(split.choice)} & {
+        example.texts for example in find_held_out(split.choice).examples
+    }
 
 
 @pytest.mark.slow

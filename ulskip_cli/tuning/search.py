@@ -28,7 +28,7 @@ from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.calibration import OWN_RESPONSES
+from ulskip_cli.experiments.calibration import OWN_RESPONSES, HeldOutEvaluator
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -46,13 +46,26 @@ from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jo
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.training.run import run_training
-from ulskip_cli.tuning.request import Candidate, Chosen, Trial, TuneRequest, training_examples
+from ulskip_cli.tuning.request import (
+    Candidate,
+    Chosen,
+    Trial,
+    TuneRequest,
+    resolve_tuning,
+    training_examples,
+)
 from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative, judge
 
 # Shares of the budget in which the last alternative with all layers, candidate or number of layers
 # ends, if it takes as long as the one before it.
 LOSSLESS_SHARE, TRIAL_SHARE, BISECT_SHARE = 0.2, 0.5, 0.7
 TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
+# Shares of the budget for what cannot be cut short once it has begun: the answers of so many points
+# to the examples that choose, and the passes of a candidate over the calibration examples. Both
+# have at least MIN_FOR_STARS examples.
+CHOICE_SHARE, CHOICE_POINTS = 0.25, 4
+CALIBRATION_SHARE, CALIBRATION_PASSES = 0.15, 20
+TIMED_EXAMPLES = 4  # whose answers and losses are timed before, or one batch
 # The most of the budget that the final report of three points takes, unless it would have fewer
 # examples than a verdict needs.
 FINAL_SHARE, FINAL_POINTS = 0.4, 3
@@ -71,14 +84,15 @@ class StepLog:
     seconds, so that the same command continues after an interruption.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, minutes: float = 0.0) -> None:
         """Read the steps that earlier processes finished; a damaged line counts as a step that is
-        missing.
+        missing. The tuning has taken some `minutes` before.
         """
         self.path = path
         steps = [step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()]
         self._values = {step["step"]: all_printable(step["value"]) for step in steps}
-        self._began: float = time.monotonic() - sum(step["seconds"] for step in steps)
+        finished: float = sum(step["seconds"] for step in steps)
+        self._began = time.monotonic() - finished - 60 * minutes
 
     def once(self, step: str, run: Callable[[], Value], refusals: Errors = ()) -> Value:
         """Return the stored value of a step, or run the step and store the JSON-ready value that it
@@ -122,9 +136,13 @@ class Tuning:
     def __post_init__(self) -> None:
         self.config = self.request.config
         self.folder = ResultsFolder.of(self.config)
-        self._log = StepLog(self.folder.path / "tuning" / f"{self.request.key}.jsonl")
+        self._log = StepLog(self._log_path)
         self._resolver, self._session = Resolver(), Session(self.progress)
         self._loss: ReferenceLoss | None = None
+
+    @property
+    def _log_path(self) -> Path:
+        return self.folder.path / "tuning" / f"{self.request.key}.jsonl"
 
     def run(self) -> TuneResult:
         """Run all steps that are not finished, and return the result; raise RunError if a
@@ -133,6 +151,7 @@ class Tuning:
         for reason in self.request.refused:
             self.progress.note(f"left out: {reason}")
         self.progress.note(self._outlook())
+        self.fit_into_budget()
         alternatives = self.without_loss()
         chosen = self._fastest_enough() if self.config.speedup else self._good_enough()
         if self.config.adapter != "never":
@@ -171,6 +190,59 @@ class Tuning:
         if self.config.adapter != "never":
             steps.append("the others to train an adapter")
         return f"budget={budget:g} minutes: {', '.join(steps)}; less what the final report needs"
+
+    def fit_into_budget(self) -> None:
+        """Choose and calibrate on fewer examples if the budget has no time for all, judged by the
+        times of a few.
+        """
+        config, split = self.config, self.request.split
+        times = self._log.once("seconds of an example", self.seconds_of_an_example)
+        answer, loss = times["answer"], times["loss"]
+        self._slowest = max(self._slowest, answer)
+        calibration = split.choice.calibration
+        wanted = split.num_choice, calibration.examples
+        able = (
+            int(60 * config.budget * CHOICE_SHARE / CHOICE_POINTS / answer),
+            int(60 * config.budget * CALIBRATION_SHARE / CALIBRATION_PASSES / loss),
+        )
+        choosing, calibrating = (
+            min(most, max(count, MIN_FOR_STARS)) for most, count in zip(wanted, able, strict=True)
+        )
+        if (choosing, calibrating) == wanted:
+            return
+        self.config = config.replace(
+            choice_examples=choosing,
+            calibration=config.calibration.replace(examples=calibrating),
+        )
+        self.request = resolve_tuning(self.config)
+        self._log = StepLog(self._log_path, self._log.minutes)
+        self.progress.note(
+            f"an answer takes {answer:.1f} seconds: {choosing} instead of {wanted[0]} examples"
+            f" choose, and {calibrating} instead of {wanted[1]} calibrate; raise"
+            f" budget={config.budget:g} for more"
+        )
+
+    def seconds_of_an_example(self) -> dict[str, float]:
+        """Time a few answers of the full model and, with the corrections of the first candidate,
+        their decode loss.
+        """
+        config, num_layers = self.request.candidates[0].config, self.request.num_layers
+        count = min(max(TIMED_EXAMPLES, config.batch_size), self.request.split.num_choice)
+        config = config.replace(limit=count, ratio=num_layers / (num_layers - 1))
+        loaded = self._session.load(config.model, config.seed)
+        workload, _ = self._session.encode(self._resolver.resolve(config))
+        assert workload is not None  # random weights are refused
+        evaluator = HeldOutEvaluator(config, loaded, workload, self.progress)
+
+        def seconds(measure: Callable[[], object]) -> float:
+            began = time.monotonic()
+            measure()
+            return (time.monotonic() - began) / count
+
+        answer = seconds(evaluator.output_lengths)
+        kept = range(num_layers - 1)
+        evaluator.decode_loss(kept)  # encodes the prompts, for all losses of a calibration
+        return {"answer": answer, "loss": seconds(lambda: evaluator.decode_loss(kept))}
 
     @property
     def _num_final(self) -> int:
@@ -314,12 +386,10 @@ class Tuning:
         return self._choose(finalists), tuple(point.candidate for point in finalists)
 
     def _choose(self, points: Sequence[Chosen]) -> Chosen:
-        """Return the best of several points by their answers; a single one is measured only if no
-        point has shown yet how long answers take.
-        """
+        """Return the best of several points by their answers; a single one is not measured."""
         # Free the weights before a training or a sweep loads them.
         self._loss, self._session = None, Session(self.progress)
-        if len(points) == 1 and self._slowest:
+        if len(points) == 1:
             return points[0]
         points = sorted(points, key=lambda point: point.trial.loss)
         return points[decide(self._measure_answers(points))]
