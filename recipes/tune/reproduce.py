@@ -1,4 +1,4 @@
-"""Check what `ulskip tune` reports on three tasks that were not used to build it, in new processes
+"""Check what `ulskip tune` reports on tasks that were not used to build it, in new processes
 and on other examples.
 
     python recipes/tune/reproduce.py --data PATH --tasks captions,headlines,copying

@@ -4,13 +4,15 @@ from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_
 
 from ulskip_cli.engines.scoring import EncodedPrompts
 from ulskip_cli.experiments.evaluate import measure_agreement
+from ulskip_cli.inference.batching import BatchSize
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
 
 def agreement(model, view, answers=ANSWERS):
     full = decoder_for(model, "strategy=full")
-    return measure_agreement(full, view, EncodedPrompts(PROMPTS, 0), answers, 2, lambda done: None)
+    prompts = EncodedPrompts(PROMPTS, 0)
+    return measure_agreement(full, view, prompts, answers, BatchSize(2), lambda done: None)
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])

@@ -265,7 +265,7 @@ def measure_agreement(
     decoder: Decoder,
     prompts: EncodedPrompts,
     answers: Sequence[list[int]],
-    batch_size: int,
+    size: BatchSize,
     report: ReportProgress,
 ) -> Row:
     """Compare a schedule with the full model by teacher forcing on the full model's `answers` to
@@ -292,7 +292,7 @@ def measure_agreement(
         return sums
 
     sums: list[list[float]] = []  # of each answer: same tokens, divergence, positions
-    for _, values in in_batches(order, BatchSize(batch_size), sums_of):
+    for _, values in in_batches(order, size, sums_of):
         sums += values
         report(len(sums))
     same, divergences, positions = np.array(sums).T

@@ -289,7 +289,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
                 token_ids = [answer["token_ids"] for answer in reference]
                 report = progress.phase(f"{answers.strategy}: agreement", len(reference))
                 quality = quality.replace(
-                    **measure_agreement(full, decoder, loss.prompts, token_ids, size.used, report)
+                    **measure_agreement(full, decoder, loss.prompts, token_ids, size, report)
                 )
         except InvalidLogitsError:
             checkpoints.remove()

@@ -28,7 +28,7 @@ from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.calibration import OWN_RESPONSES, HeldOutEvaluator
+from ulskip_cli.experiments.calibration import LOSS_BATCH, OWN_RESPONSES, HeldOutEvaluator
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -529,7 +529,7 @@ class Tuning:
         assert workload is not None  # random weights are refused
         if self._loss is None:
             self._loss = ReferenceLoss(
-                workload.encoded, BatchSize(config.batch_size), workload.pad_token_id
+                workload.encoded, BatchSize(LOSS_BATCH), workload.pad_token_id
             )
         report = self.progress.phase(f"{candidate.label}: decode loss", len(workload.encoded))
         loss = self._loss.of(decoder, report)
