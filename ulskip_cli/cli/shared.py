@@ -40,7 +40,7 @@ Overrides = Annotated[
     list[str],
     typer.Argument(
         default_factory=list,
-        help="key=value, e.g. task=wmt ratio=2.0",
+        help="key=value, e.g. model=tiny",
         show_default=False,
     ),
 ]
@@ -89,8 +89,5 @@ def print_yaml(*configs: "Shared") -> None:
     from ulskip_cli.core.config import to_yaml
 
     if len(configs) > 1:
-        print(
-            f"# The first of {len(configs)} points; `ulskip sweep --dry-run` lists the points of a"
-            " sweep."
-        )
+        print(f"# The first of {len(configs)} points")
     print(to_yaml(configs[0]), end="")

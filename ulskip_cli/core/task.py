@@ -166,8 +166,8 @@ def check_references(examples: Sequence[Example], use: str) -> None:
     """Raise UsageError if examples have no references; `use` names what requires them."""
     if not all(example.reference for example in examples):
         raise UsageError(
-            f"{use} requires references, but these prompts have none; use data with references,"
-            " whose key task.reference_key names"
+            f"{use} requires references, but these prompts have none; add them to every example"
+            " (with task=jsonl under the key task.reference_key)"
         )
 
 
