@@ -123,10 +123,10 @@ def _over(record: Record) -> Interval | None:
     this engine.
     """
     side = record.full
-    if side is None or not side.over_reference:
+    is_reference = record.engine == record.reference_engine and not record.engine_weights
+    if side is None or not side.over_reference or is_reference:
         return None
-    over = Interval(side.over_reference, side.over_reference_low, side.over_reference_high)
-    return None if over.value == 1.0 else over
+    return Interval(side.over_reference, side.over_reference_low, side.over_reference_high)
 
 
 def read_bandwidth(records: Sequence[Record]) -> str:
