@@ -71,7 +71,8 @@ target.mkdir(parents=True, exist_ok=True)
 for name, overrides in MODELS.items():
     folder = target / name
     config = compose([f"model={name}", "model.dtype=float32"]).model
-    pair = compose([f"model={name}", *overrides], command="export --format hf")
+    exported = [f"model={name}", "model.dtype=float32", *overrides]
+    pair = compose(exported, command="export --format hf")
     kept = run_export(pair, ExportRequest(folder / "pair", check=False))["kept_layers"]
     model = load(config).model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "pair")
