@@ -25,6 +25,10 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 
 LENGTHS = range(200, 1600)  # characters of a function
+# First the layers around the skipped ones learn to reproduce the full model's states behind them,
+# then all layers together its distribution.
+GAPS = ("train.gap_weight=1", "train.distill_weight=0", "train.epochs=8")
+DISTILLATION = ("train.gap_weight=0", "train.distill_weight=1", "train.epochs=2")
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
@@ -73,7 +77,7 @@ def main() -> None:
     write_atomic(WORK / "functions.jsonl", lines + held_out)
     print(f"{len(chosen)} of {len(found)} functions", file=sys.stderr, flush=True)
     _, layers = keep(args.layers)
-    words = [
+    train = [
         "train",
         "train=adapter",
         f"model.path={args.model}",
@@ -83,17 +87,20 @@ def main() -> None:
         layers,
         f"train.ratios={LAYERS / args.layers:.4f}",
         "train.responses=own",
+        f"train.own.file={WORK}/own_responses.jsonl",
         "task.max_new_tokens=256",
-        "train.gap_weight=1",
-        "train.distill_weight=0",
-        "train.epochs=4",
         "train.save_every=20",
         "train.log_every=10",
-        f"output={WORK}/adapter-{args.layers}",
-        *args.overrides,
     ]
-    print("ulskip", *words, flush=True)
-    sys.exit(invoke(words))
+    gaps, adapter = f"{WORK}/gaps-{args.layers}", f"{WORK}/adapter-{args.layers}"
+    for phase in (
+        [*GAPS, f"output={gaps}"],
+        [*DISTILLATION, f"train.start={gaps}", f"output={adapter}"],
+    ):
+        words = [*train, *phase, *args.overrides]
+        print("ulskip", *words, flush=True)
+        if code := invoke(words):
+            sys.exit(code)
 
 
 if __name__ == "__main__":

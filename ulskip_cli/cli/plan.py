@@ -99,7 +99,7 @@ def plan_lines(plan: "Plan", model: str, correction: str, sizes: Mapping[str, st
         "predicted_speedup": (
             unknown
             if speedup is None
-            else f"{speedup:.2f}x in decode, from the bytes that a step reads"
+            else f"{speedup:.2f}x in decode over all layers in this engine, by the bytes of a step"
         ),
         "weights": sizes["weights"],
         "KV bytes per token": cache,
