@@ -4,10 +4,9 @@ HumanEval that reproduce.py does not evaluate.
     python recipes/real_model/adapter.py --model FILE.gguf --data PATH [--layers 20]
 
 The prompt is the head of a function with its docstring, as in HumanEval, and the response is the
-full model's own answer. Only the layers around the skipped ones are trained, to reproduce the full
-model's states (gaps first). That takes a quarter of an hour on two idle cores with bfloat16
-instructions, most of it for the answers. If it is interrupted, the same command resumes. Afterwards
-reproduce.py measures the adapter, which is in runs/real_model/.
+full model's own answer. That takes three quarters of an hour on two idle cores with bfloat16
+instructions. If it is interrupted, the same command resumes. Afterwards reproduce.py measures the
+adapter, which is in runs/real_model/.
 """
 
 import argparse
@@ -28,7 +27,7 @@ LENGTHS = range(200, 1600)  # characters of a function
 # First the layers around the skipped ones learn to reproduce the full model's states behind them,
 # then all layers together its distribution.
 GAPS = ("train.gap_weight=1", "train.distill_weight=0", "train.epochs=8")
-DISTILLATION = ("train.gap_weight=0", "train.distill_weight=1", "train.epochs=2")
+DISTILLATION = ("train.gap_weight=0", "train.epochs=1", "train.learning_rate=1e-4")
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
