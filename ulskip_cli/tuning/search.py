@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -65,7 +65,9 @@ TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed furth
 # have at least MIN_FOR_STARS examples.
 CHOICE_SHARE, CHOICE_POINTS = 0.25, 4
 CALIBRATION_SHARE, CALIBRATION_PASSES = 0.15, 20
-TIMED_EXAMPLES = 4  # whose answers and losses are timed before, or one batch
+# Examples that are timed before: answers, of one batch at least, and losses, of two full batches, a
+# half for patches.
+TIMED_ANSWERS, TIMED_LOSSES = 4, 2 * LOSS_BATCH
 # The most of the budget that the final report of three points takes, unless it would have fewer
 # examples than a verdict needs.
 FINAL_SHARE, FINAL_POINTS = 0.4, 3
@@ -223,26 +225,31 @@ class Tuning:
         )
 
     def seconds_of_an_example(self) -> dict[str, float]:
-        """Time a few answers of the full model and, with the corrections of the first candidate,
-        their decode loss.
+        """Time a few answers of the full model and, on more examples, a decode loss with the
+        corrections of the first candidate.
         """
         config, num_layers = self.request.candidates[0].config, self.request.num_layers
-        count = min(max(TIMED_EXAMPLES, config.batch_size), self.request.split.num_choice)
+        count = min(TIMED_LOSSES, self.request.split.num_choice)
         config = config.replace(limit=count, ratio=num_layers / (num_layers - 1))
         loaded = self._session.load(config.model, config.seed)
         workload, _ = self._session.encode(self._resolver.resolve(config))
         assert workload is not None  # random weights are refused
+        answered = min(max(TIMED_ANSWERS, config.batch_size), count)
+        few = replace(
+            workload, examples=workload.examples[:answered], encoded=workload.encoded[:answered]
+        )
         evaluator = HeldOutEvaluator(config, loaded, workload, self.progress)
 
         def seconds(measure: Callable[[], object]) -> float:
             began = time.monotonic()
             measure()
-            return (time.monotonic() - began) / count
+            return time.monotonic() - began
 
-        answer = seconds(evaluator.output_lengths)
+        answers = seconds(replace(evaluator, workload=few).output_lengths)
         kept = range(num_layers - 1)
         evaluator.decode_loss(kept)  # encodes the prompts, for all losses of a calibration
-        return {"answer": answer, "loss": seconds(lambda: evaluator.decode_loss(kept))}
+        losses = seconds(lambda: evaluator.decode_loss(kept))
+        return {"answer": answers / answered, "loss": losses / count}
 
     @property
     def _num_final(self) -> int:
