@@ -199,6 +199,7 @@ class Tuning:
         """
         config, split = self.config, self.request.split
         times = self._log.once("seconds of an example", self.seconds_of_an_example)
+        self._free_weights()
         answer, loss = times["answer"], times["loss"]
         self._slowest = max(self._slowest, answer)
         calibration = split.choice.calibration
@@ -230,7 +231,7 @@ class Tuning:
         """
         config, num_layers = self.request.candidates[0].config, self.request.num_layers
         count = min(TIMED_LOSSES, self.request.split.num_choice)
-        config = config.replace(limit=count, ratio=num_layers / (num_layers - 1))
+        config = config.replace(limit=count, ratio=1.0)
         loaded = self._session.load(config.model, config.seed)
         workload, _ = self._session.encode(self._resolver.resolve(config))
         assert workload is not None  # random weights are refused
@@ -394,12 +395,15 @@ class Tuning:
 
     def _choose(self, points: Sequence[Chosen]) -> Chosen:
         """Return the best of several points by their answers; a single one is not measured."""
-        # Free the weights before a training or a sweep loads them.
-        self._loss, self._session = None, Session(self.progress)
+        self._free_weights()
         if len(points) == 1:
             return points[0]
         points = sorted(points, key=lambda point: point.trial.loss)
         return points[decide(self._measure_answers(points))]
+
+    def _free_weights(self) -> None:
+        """Free the weights before a training or a sweep loads them."""
+        self._loss, self._session = None, Session(self.progress)
 
     def _measure_answers(self, points: Sequence[Chosen]) -> list[Record]:
         """Measure the answers of points to the examples that choose; finished ones are read."""
