@@ -115,7 +115,7 @@ docs: setup ## Build the documentation as a site into build/docs/
 
 vllm: $(VLLM)/bin/ulskip-vllm ## Create .venv-vllm with vLLM for CPUs and the plug-in for serving
 
-vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting, one process and pairs; an hour
+vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting, one process and pairs; a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python integrations/vllm/tests/make_expected.py build/vllm
 	$(VLLM)/bin/python -m pytest integrations/vllm
 	mkdir -p results/serving
