@@ -4,9 +4,9 @@ HumanEval that reproduce.py does not evaluate.
     python recipes/real_model/adapter.py --model FILE.gguf --data PATH [--layers 20]
 
 The prompt is the head of a function with its docstring, as in HumanEval, and the response is the
-full model's own answer. That takes three quarters of an hour on two idle cores with bfloat16
-instructions. If it is interrupted, the same command resumes. Afterwards reproduce.py measures the
-adapter, which is in runs/real_model/.
+full model's own answer. That takes less than an hour on two cores with bfloat16 instructions. If it
+is interrupted, the same command resumes. Afterwards reproduce.py measures the adapter, which is in
+runs/real_model/.
 """
 
 import argparse

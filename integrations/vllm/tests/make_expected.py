@@ -70,9 +70,9 @@ target = Path(sys.argv[1])
 target.mkdir(parents=True, exist_ok=True)
 for name, overrides in MODELS.items():
     folder = target / name
-    config = compose([f"model={name}", "model.dtype=float32"]).model
-    exported = [f"model={name}", "model.dtype=float32", *overrides]
-    pair = compose(exported, command="export --format hf")
+    weights = [f"model={name}", "model.dtype=float32"]
+    config = compose(weights).model
+    pair = compose([*weights, *overrides], command="export --format hf")
     kept = run_export(pair, ExportRequest(folder / "pair", check=False))["kept_layers"]
     model = load(config).model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "pair")
@@ -93,9 +93,8 @@ for name, overrides in MODELS.items():
         base = {"model": "tiny", "fingerprint": ModelFolder(config).fingerprint}
         record = {"base": base, "rank": None, "lora_rank": None}
         replace(fitted, record=record).save(folder / "adapter")
-        given = [f"model={name}", *overrides, "correction=adapter"]
-        given += [f"correction.path={folder / 'adapter'}", "model.dtype=float32"]
-        folded = compose(given, command="export --format hf")
+        adapted = ["correction=adapter", f"correction.path={folder / 'adapter'}"]
+        folded = compose([*weights, *overrides, *adapted], command="export --format hf")
         run_export(folded, ExportRequest(folder / "folded", check=False))
         adapter = SkipAdapter.load(folder / "adapter")
         folded = adapter.view(model, tuple(kept))
