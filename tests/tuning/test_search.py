@@ -137,6 +137,16 @@ def test_slow_answers_and_losses_leave_fewer_examples(tmp_path, monkeypatch, sec
     }
 
 
+@pytest.mark.parametrize(("minutes", "count"), [(0, 48), (30, 48), (50, 20), (59, 10), (61, 10)])
+def test_the_final_report_ends_within_the_budget(tmp_path, monkeypatch, minutes, count):
+    monkeypatch.setattr(Tuning, "seconds_of_an_example", lambda _: {"answer": 10, "loss": 0.1})
+    wish = ["speedup=1.5", "budget=60", "limit=60", f"results_dir={tmp_path}"]
+    tuning = Tuning(resolve_tuning(compose_tuning(wish)), NoteList(), None)
+    tuning.fit_into_budget()
+    monkeypatch.setattr(StepLog, "minutes", property(lambda self: float(minutes)))
+    assert tuning.num_final == count
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_engines_and_formats_are_measured_against_the_configured_engine(tune):

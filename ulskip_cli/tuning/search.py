@@ -159,7 +159,7 @@ class Tuning:
         if self.config.adapter != "never":
             chosen = self._with_adapter(chosen)
         split, budget = self.request.split, f"budget={self.config.budget:g}"
-        count = self._log.once(f"examples of the final report, {budget}", lambda: self._num_final)
+        count = self._log.once(f"examples of the final report, {budget}", lambda: self.num_final)
         few = f" of {split.num_final} ({budget} has no time for more)" * (count < split.num_final)
         self.progress.note(
             f"final report on {count}{few} examples: {duration(60 * self._final_minutes)}"
@@ -253,12 +253,13 @@ class Tuning:
         return {"answer": answers / answered, "loss": losses / count}
 
     @property
-    def _num_final(self) -> int:
-        """The examples of the final report: all, or as many as its share of the budget has time
-        for.
+    def num_final(self) -> int:
+        """The examples of the final report: all, or as many as its share of the budget, or what is
+        left of the budget, has time for.
         """
-        most = self.request.split.num_final
-        seconds = 60 * FINAL_SHARE * self.config.budget / FINAL_POINTS - self._timed
+        most, budget = self.request.split.num_final, self.config.budget
+        minutes = min(FINAL_SHARE * budget, budget - self._log.minutes)
+        seconds = 60 * minutes / FINAL_POINTS - self._timed
         able = int(seconds / self._slowest) if self._slowest else most
         return min(most, max(able, MIN_FOR_STARS))
 
@@ -267,7 +268,7 @@ class Tuning:
         """The minutes that the final report takes if the winner, the full model and the best
         alternative are as slow as the slowest point so far.
         """
-        return FINAL_POINTS * (self._timed + self._slowest * self._num_final) / 60
+        return FINAL_POINTS * (self._timed + self._slowest * self.num_final) / 60
 
     def without_loss(self) -> list[Alternative]:
         """Measure the alternatives that keep all layers, as far as the budget has time."""
