@@ -76,7 +76,7 @@ POINTS = {
         keep(18) + PATCH,
         keep(12) + PATCH,
         keep(22) + KEPT,
-        ["strategy=search", *layers(22), f"calibration.examples={HELD_OUT}"],
+        ["strategy=search", *layers(22), *CALIBRATED],
         FULL + Q4,
         FULL + Q8,
         keep(20),
