@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import NEW_STYLE
 
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.config import compose, compose_unvalidated
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark, paired_timing, preflight, runner
@@ -33,7 +33,11 @@ def point(tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
     random = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
     base = [*random, f"results_dir={tmp_path}", "name=b", *QUICK]
-    return lambda *overrides: compose([*base, *overrides], command="bench")
+
+    def make(*overrides, by=compose):
+        return by([*base, *overrides], command="bench")
+
+    return make
 
 
 @pytest.fixture
@@ -173,6 +177,14 @@ def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):
     assert outcome.failures == ["unified ratio 2 engine transformers: no"]
     again = run_all(*points, force=False)
     assert len(again.failures) == 1  # the failed point alone ran again
+
+
+def test_a_refused_point_is_stored_as_one_of_a_benchmark(point):
+    refused = point("strategy=early_exit", by=compose_unvalidated)
+    records = run_all(point("ratio=2"), refused).records
+    assert [record.status for record in records.values()] == ["done", "n/a"]
+    assert [record.command for record in records.values()] == ["bench", "bench"]
+    assert records[refused.identity("bench")].task is None
 
 
 def test_the_fastest_way_to_read_counts(monkeypatch):

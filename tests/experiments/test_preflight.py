@@ -70,6 +70,8 @@ def test_missing_examples_are_refused(files):
     for overrides in ([], ["calibration.task={}"]):
         with pytest.raises(UsageError, match=r"strategy=search.* limit=N .*9.* calibration\.task="):
             resolve(compose([*files, *overrides]))
+    with pytest.raises(UsageError, match=r"to calibrate correction=patch, got none"):
+        resolve(compose([*files, "strategy=unified", "correction=patch"]))
     with pytest.raises(UsageError, match=r"offset.*9"):
         resolve(compose([*files, "offset=9"]))
     for strategy in ("strategy=unified", f"strategy=block_influence strategy.scores={[1] * 12}"):

@@ -390,6 +390,11 @@ class Config(Shared):
         """
         return self.baseline_model is not None or self.crosses_engines
 
+    @property
+    def meets_latency(self) -> bool:
+        """True if a run times depths to find the one whose speedup is the ratio."""
+        return self.ratio_basis == "latency" and self.strategy.follows_ratio
+
     def needs(self) -> frozenset[Need]:
         """Return what the configuration needs; a plan adds what depends on the layers of a
         model.
@@ -397,7 +402,7 @@ class Config(Shared):
         strategy = self.strategy
         conditions = {
             Need.OWN_DEPTH: strategy.chooses_own_depth,
-            Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
+            Need.LATENCY: self.meets_latency,
             Need.CALIBRATION: not strategy.is_calibrated,
             Need.OTHER_BASELINE: self.has_other_baseline,
             Need.OTHER_ENGINE: self.engine.is_runtime,

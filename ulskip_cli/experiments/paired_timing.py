@@ -206,8 +206,11 @@ def measure_rounds(
     """
     timed = [TimedPairs() for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
-    for i, (pair, before) in enumerate(zip(pairs, past, strict=False)):
-        turns[i] = pair.turn(before.full[-1] if before.full else None, before.strategy[-1])
+    if past:
+        turns = [
+            pair.turn(before.full[-1] if before.full else None, before.strategy[-1])
+            for pair, before in zip(pairs, past, strict=True)
+        ]
     first = len(past[0].strategy) if past else 0
     num_timed = 0
     for number in range(first, first + warmup + count):
@@ -319,12 +322,13 @@ def measure_units(
     round_seconds = sum(output.total_seconds for output in outputs)
     timed = [replace(one, full=[], strategy=[], precision=speed.precision) for one in past]
     num_units = 0
+
+    def is_precise(row: Pairs) -> bool:
+        return len(row.units) >= UNITS_TO_STOP and row.is_precise
+
     while num_units < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds
-        or all(
-            len(pairs.units or ()) >= UNITS_TO_STOP and pairs.is_precise
-            for pairs in (pair.pairs for pair in timed)
-        )
+        or all(is_precise(pair.pairs) for pair in timed)
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())

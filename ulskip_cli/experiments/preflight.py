@@ -46,10 +46,8 @@ class ResolvedPoint:
     def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
         point = Point.of(self.config, self.run_id, self.command)
-        if self.data is None:
-            return point
-        baseline_id = self.baseline and self.baseline.run_id
-        return point.replace(baseline_id=baseline_id, dataset=self.data.task.data)
+        baseline_id, dataset = self.baseline and self.baseline.run_id, self.data
+        return point.replace(baseline_id=baseline_id, dataset=dataset and dataset.task.data)
 
     @property
     def command(self) -> str:
@@ -74,13 +72,13 @@ class Resolver:
         files, plan = self.schedule(config, command)
         asked, full = config, config.baseline_model and self.files(config.baseline_model)
         config = config.replace(model=files.model, baseline_model=full and full.model)
-        given, held_out, baseline = data, None, None
+        held_out = baseline = None
         if command == "bench":
             _check_benchmark(config, files.metadata.context)
         else:
-            data = given or self.data(config)
+            data = data or self.data(config)
             if config.needs_held_out and config.model.source != "random":
-                held_out = find_held_out(config, given.examples if given else None)
+                held_out = find_held_out(config, data.examples)
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.has_other_baseline):
                 baseline = self.resolve(baseline_config(asked))
@@ -164,16 +162,13 @@ def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:
     if not prompt.strip():
         raise UsageError("expected a prompt, got an empty text")
     if config.needs_held_out and not config.calibration.task and not config.task.held_out():
-        fitted = config.correction.is_fitted
-        name = f"{'correction' if fitted else 'strategy'}="
-        name += config.correction.name if fitted else config.strategy.name
         instead = (
             "use correction=adapter correction.path=FOLDER"
-            if fitted
+            if config.correction.is_fitted
             else "set its options, strategy.KEY=VALUE, from the calibration of a run's row"
         )
         raise UsageError(
-            f"{name} is calibrated on held-out examples, and a prompt has none; set"
+            f"{_calibrated(config)} is calibrated on held-out examples, and a prompt has none; set"
             f" calibration.task='{{file: FILE}}', or {instead}"
         )
     data = TaskExamples(config.task, [Example("prompt", prompt, "")])
@@ -214,7 +209,7 @@ def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) ->
     chosen = examples[calibration.offset :][: calibration.examples]
     if not chosen:
         raise UsageError(
-            f"expected held-out examples to calibrate strategy={config.strategy.name}, got none;"
+            f"expected held-out examples to calibrate {_calibrated(config)}, got none;"
             f" set limit=N below {len(config.task.examples())} to calibrate on the examples after"
             " the first N, or name other data that are not evaluated, e.g."
             " calibration.task='{source_file: FILE}'"
@@ -226,6 +221,12 @@ def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) ->
     if responses != "own":
         check_references(chosen, f"correction.responses={responses}")
     return TaskExamples(task, chosen)
+
+
+def _calibrated(config: Config) -> str:
+    """Return the choice that held-out examples calibrate, e.g. `correction=patch`."""
+    key = "correction" if config.correction.is_fitted else "strategy"
+    return f"{key}={getattr(config, key).name}"
 
 
 def _check_calibration(config: Config, plan: Plan) -> None:
@@ -244,7 +245,7 @@ def _check_calibration(config: Config, plan: Plan) -> None:
             f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
             f" tokenizer; set {keys}"
         )
-    if strategy.is_calibrated and config.ratio_basis != "latency":
+    if strategy.is_calibrated and not config.meets_latency:
         config.correction.folder_for(config.model, plan.skipping_sets)
 
 

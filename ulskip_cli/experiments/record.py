@@ -750,7 +750,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         machine.
         """
         full = self.pairs and self.pairs.full
-        return median(full.costs()) * self.batch_size if full and full.decoded_tokens else None
+        size = self.timed_batch_size or self.batch_size
+        return median(full.costs()) * size if full and full.decoded_tokens else None
 
     @property
     def num_processes(self) -> int:

@@ -146,7 +146,7 @@ class Session:
         """Find the mean depth whose measured speedup meets the target; return None unless
         ratio_basis=latency.
         """
-        if config.ratio_basis != "latency" or not config.strategy.follows_ratio:
+        if not config.meets_latency:
             return None
         fit = self.fit_latency(config, loaded, workload)
         report = self.progress.phase(f"solve depth for {config.ratio:g}x", rounds)

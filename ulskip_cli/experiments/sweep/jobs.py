@@ -45,6 +45,7 @@ class Job:
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
+    command: str = "run"  # or `bench`
     # of a benchmark: the points that are timed in the same rounds; the first is the reference
     rounds: tuple[ResolvedPoint, ...] = ()
 
@@ -56,7 +57,8 @@ class Job:
     @property
     def identity(self) -> Point:
         """The settings that identify the job; they are equal whether the run finished or failed."""
-        return self.point.identity if self.point else Point.of(self.config, self.id)
+        refused = Point.of(self.config, self.id, self.command)
+        return self.point.identity if self.point else refused
 
     def failure_record(self, error: BaseException) -> Record:
         """Return the record of a job that failed or is not applicable."""
@@ -89,9 +91,9 @@ def make_jobs(
         label = _label(config, varied)
         try:
             point = resolver.resolve(config, command)
-            job = Job(point.config, point.run_id, label, point)
+            job = Job(point.config, point.run_id, label, point, command=command)
         except UsageError as error:
-            job = Job(config, config.identity(command), label, refused=error)
+            job = Job(config, config.identity(command), label, refused=error, command=command)
         if job.point and (full := job.point.baseline):
             baseline = Job(
                 full.config, full.run_id, _label(full.config, varied), full, requested=False
