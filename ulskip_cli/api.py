@@ -84,7 +84,7 @@ def kept_layers(
             " ...), and pass the values under calibration.options of its row as keyword arguments"
         )
     num_kept = chosen.num_kept(num_layers, float(ratio))
-    return chosen.kept_layers(ScheduleRequest(num_layers, num_kept, float(ratio)))
+    return chosen.kept_layers(ScheduleRequest(num_layers, num_kept))
 
 
 def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":

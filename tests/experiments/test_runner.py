@@ -191,8 +191,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Session()
     row = run_point(config(*overrides), session)[-1]
-    keys = ("engine", "target_kept_layers", "missing_kv")
-    assert [row[key] for key in keys] == ["early_exit", 3, "recompute"]
+    assert (row["engine"], row["target_kept_layers"]) == ("early_exit", 3)
     calibration = row["calibration"]
     assert calibration["options"]["threshold"] > 0 and calibration["options"]["horizon"] >= 1
     assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)

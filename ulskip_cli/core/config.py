@@ -122,7 +122,7 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     return compose(["task=jsonl", *overrides], "generate")
 
 
-def compose_unvalidated(overrides: Sequence[str], command: str = "sweep") -> Config:
+def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
     """Build the configuration of a command; check each value alone, but not combinations of
     values.
     """
@@ -460,12 +460,8 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 # Overrides
 
 
-def parse_overrides(
-    overrides: Sequence[str], example: str = "task=wmt ratio=2.0"
-) -> "list[Override]":
-    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values. The error
-    for other texts gives an example.
-    """
+def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
+    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -476,7 +472,7 @@ def parse_overrides(
         except HydraException:
             override = None
         if override is None or override.is_delete() or override.package:
-            advice = _spelled_as_key(text) or f"an example is {example}"
+            advice = _spelled_as_key(text) or "an example is task=wmt"
             if text.endswith(",") or text.startswith(","):
                 advice = "write no space beside a comma, e.g. ratio=2,3"
             if "=[" in text or "={" in text:
@@ -526,40 +522,44 @@ def primary_of(command: str) -> str:
 def _composed(command: str, overrides: Sequence[str]) -> Any:
     primary = primary_of(command)
     kind, groups = PRIMARY[primary]
-    wish = "speedup=1.5" if primary == "tune" else "ratio=2.0"
-    parsed = parse_overrides(overrides, f"task=wmt {wish}")
+    parsed = parse_overrides(overrides)
     keys = [override.key_or_group for override in parsed]
     try:
         config = parse(kind, _values(primary, parsed))
-        _refuse_unread(kind, keys, command)
-        return config
     except UnknownKey as error:
         _refuse_unread(kind, [key for key in keys if kind.readers(key)], command)
-        group, _, name = error.key.partition(".")
-        key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
-        if key is None:  # a key of a file
-            raise UsageError(str(error)) from None
-        for other, _ in PRIMARY.values():
-            if other is not kind and field_of(other, key) and kind is not TrainingConfig:
-                _refuse_unread(other, [key], command)
-        owners = [
-            choice
-            for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
-            if name in choice_class(read_choice(group, choice), group).model_fields
-        ]
-        inside = [
-            f"{section}.{name}"
-            for section, field in kind.model_fields.items()
-            for name in getattr(options_in(field.annotation), "model_fields", ())
-            if name in (key, f"{key}s")
-        ]
-        if owners:
-            message = f"{key} requires {group}={' or '.join(owners)}"
-        elif inside:
-            message = f"unknown key '{key}'; did you mean '{inside[0]}'?"
-        else:
-            message = str(error)
-        raise UnknownKey(message, key) from None
+        raise _explained(error, kind, groups, keys, command) from None
+    _refuse_unread(kind, keys, command)
+    return config
+
+
+def _explained(
+    error: UnknownKey, kind: type[Shared], groups: Sequence[str], keys: Sequence[str], command: str
+) -> UsageError:
+    """Say of an unknown key which command, choice or section has it."""
+    group, _, name = error.key.partition(".")
+    key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
+    if key is None:  # a key of a file
+        return UsageError(str(error))
+    for other, _ in PRIMARY.values():
+        if other is not kind and field_of(other, key) and kind is not TrainingConfig:
+            _refuse_unread(other, [key], command)
+    owners = [
+        choice
+        for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
+        if name in choice_class(read_choice(group, choice), group).model_fields
+    ]
+    inside = [
+        f"{section}.{name}"
+        for section, field in kind.model_fields.items()
+        for name in getattr(options_in(field.annotation), "model_fields", ())
+        if name in (key, f"{key}s")
+    ]
+    if owners:
+        return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
+    if inside:
+        return UnknownKey(f"unknown key '{key}'; did you mean '{inside[0]}'?", key)
+    return UnknownKey(str(error), key)
 
 
 def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> None:

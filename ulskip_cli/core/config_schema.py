@@ -17,10 +17,8 @@ from ulskip_cli.core.options import Options, Use, option, options_in, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
-AUTO = "auto"
-DEFAULTS = (
-    1  # raised when a default changes, because identities do not hash values that are defaults
-)
+# Raised when a default changes, because identities do not hash values that are defaults.
+DEFAULTS = 1
 
 Count = Annotated[int, Field(ge=0)] | Literal["auto"]
 Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]

@@ -18,7 +18,6 @@ MIN_KEPT = 2
 Layers = tuple[int, ...]  # numbers of layers, ascending
 # The threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1.
 FALLS_TO = 0.9
-MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
 
 
 @dataclass(frozen=True)

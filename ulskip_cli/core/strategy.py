@@ -20,7 +20,6 @@ class ScheduleRequest:
 
     num_layers: int  # N, of the model
     num_kept: int  # R, the mean number of layers per decode step that is asked for
-    ratio: float = 1.0  # target speedup
     max_new_tokens: int = 64  # limit of an answer
     lengths: tuple[int, ...] = (32,)  # tokens of typical answers
     batch_size: int = 1

@@ -152,14 +152,9 @@ class Task(Choice):
         """Extract the answer from a model's output: by default the whole output."""
         return text.strip()
 
-    @property
-    def answer_language(self) -> str | None:
-        """ISO 639-1 code of the answers' language; None if unknown."""
-        return None
-
     def scoring(self) -> Scoring:
         """Return the metrics and their settings."""
-        return Scoring(self.metrics, self.answer_language)
+        return Scoring(self.metrics)
 
 
 def check_references(examples: Sequence[Example], use: str) -> None:

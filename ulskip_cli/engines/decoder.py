@@ -281,15 +281,7 @@ def _stage_views(
         return model if kept == everything else make_view(model, kept)
 
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
-    stages = tuple(
-        StageView(
-            stage.first_step,
-            view(stage.kept_layers),
-            tuple(map(prompt_layers.index, stage.kept_layers)),
-        )
-        for stage in plan.stages
-    )
-    return view(prompt_layers), stages
+    return view(prompt_layers), shallow_view.stage_views(plan.stages, prompt_layers, view)
 
 
 def _check_memory(engine: Engine, views: Views) -> None:

@@ -85,12 +85,8 @@ def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
                 f"engine={engine} supports folded patches, got {module.kind.name} ones; use"
                 " correction.kind=folded, or engine=torch"
             )
-    tied = (
-        set(getattr(view, "_tied_weights_keys", None) or ())
-        if view.config.tie_word_embeddings
-        else set()
-    )
-    return {name: tensor for name, tensor in view.state_dict().items() if name not in tied}
+    tied = getattr(view, "_tied_weights_keys", None) if view.config.tie_word_embeddings else None
+    return {name: tensor for name, tensor in view.state_dict().items() if name not in (tied or ())}
 
 
 def cached_export(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import AUTO, DecodingConfig
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import Layers
+from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchRequest, DraftStats
 from ulskip_cli.engines.loop import SteppingSession, now
 from ulskip_cli.engines.sampling import (

@@ -11,10 +11,11 @@ import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config_schema import AUTO, Config
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.schedule import step_counts
+from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
@@ -163,7 +164,9 @@ def _describe_side(
     """
     weights = plan.sizes.weights
     side = pairs.over_reference(outputs) if pairs.reference else {}
-    if weights is None or outputs[0].drafts is not None:
+    # A check of drafts reads more than a step. transformers does not count its own.
+    drafts = plan.drafts and outputs is pairs.strategy
+    if weights is None or drafts:
         return side
     weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(stages)
     # keys and values after half of the new tokens

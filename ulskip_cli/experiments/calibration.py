@@ -33,7 +33,6 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
 from ulskip_cli.tasks.encoding import EncodedExample
 
-SEARCH_RIDGE = 0.1  # of the patches in a search
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
@@ -113,7 +112,7 @@ class HeldOutEvaluator:
             if self._fitter is None:
                 self._fitter = self.fitter(encoded[1::2] or encoded)
             kind = config.correction.patch_kind(config.model)
-            adapter = self._fitter.fit([kept_layers], kind, SEARCH_RIDGE)
+            adapter = self._fitter.fit([kept_layers], kind)
         if self._loss is None:
             self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
         plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)

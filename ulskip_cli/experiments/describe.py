@@ -9,7 +9,6 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import is_crowded
 from ulskip_cli.core.files import timestamp
-from ulskip_cli.core.schedule import MISSING_KV
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
@@ -81,7 +80,6 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
         exit_check_fraction=exits.check_seconds / total["decode_seconds"] if exits.depths else None,
-        missing_kv=MISSING_KV if exits.depths else None,
     )
 
 

@@ -108,8 +108,9 @@ class TimedPairs:
             prefill_seconds=median(output.prefill_seconds for output in outputs),
             time_to_first_token_seconds=median(output.first_token_seconds for output in outputs),
             time_per_output_token_seconds=median(output.step_seconds for output in outputs),
-            prompt_kv_bytes=max(output.prompt_kv_bytes for output in outputs),
-            kept_kv_bytes=max(output.kept_kv_bytes for output in outputs),
+            # transformers does not tell them with its own drafts
+            prompt_kv_bytes=max(output.prompt_kv_bytes for output in outputs) or None,
+            kept_kv_bytes=max(output.kept_kv_bytes for output in outputs) or None,
         )
 
 

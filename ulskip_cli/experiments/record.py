@@ -585,7 +585,6 @@ class Throughput(Section):
     )
     exit_depths: dict[Depth, KnownCount] | None = value("tokens by exit depth")
     exit_check_fraction: Number = value("share of decode time in exit checks")
-    missing_kv: Text = value("method for keys that exits left out")
 
 
 class FullSide(OverReference, Throughput):

@@ -114,7 +114,7 @@ class PatchFitter:
         self,
         kept_sets: Sequence[Sequence[int]],
         kind: PatchKind,
-        ridge: float,
+        ridge: float = DEFAULT_RIDGE,
         report: Callable[[int], None] = lambda done: None,
     ) -> SkipAdapter:
         """Return an adapter with a patch at every gap of each set of kept layers; raise UsageError

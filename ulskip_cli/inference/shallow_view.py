@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.schedule import Layers
+from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.float32_products import float32_products
 
@@ -275,6 +275,20 @@ def takes_positions(model: PreTrainedModel) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
+def stage_views(
+    stages: Sequence[Stage], read: Layers, view: Callable[[Layers], PreTrainedModel]
+) -> tuple[StageView, ...]:
+    """Return the view of each stage after a prompt that the layers `read` encoded."""
+    return tuple(
+        StageView(
+            stage.first_step,
+            view(stage.kept_layers),
+            tuple(map(read.index, stage.kept_layers)),
+        )
+        for stage in stages
+    )
+
+
 def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
     cannot be skipped.
@@ -289,24 +303,18 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
     reason = unskippable_reason(model)
-    if reason is None and len(outermost) == 1:
-        stack = stacks[outermost[0]]
-        reason = next(
-            (
-                f"each layer reads a further output of the layer before it ({name})"
-                for layer in stack
-                for name in inspect.signature(layer.forward).parameters
-                if name.startswith(_EXTRA_INPUTS)
-            ),
-            None,
+    if not reason and len(outermost) != 1:
+        reason = f"expected one stack of decoder layers, got {len(outermost)}"
+    for layer in () if reason else stacks[outermost[0]]:
+        for name in inspect.signature(layer.forward).parameters:
+            if name.startswith(_EXTRA_INPUTS):
+                reason = f"each layer reads a further output of the layer before it ({name})"
+    if reason:
+        raise UsageError(
+            f"{type(model).__name__} is not supported: {reason}; docs/architectures.md lists"
+            " supported models"
         )
-        if reason is None:
-            return outermost[0], stack
-    raise UsageError(
-        f"{type(model).__name__} is not supported:"
-        f" {reason or f'expected one stack of decoder layers, got {len(outermost)}'};"
-        " docs/architectures.md lists supported models"
-    )
+    return outermost[0], stacks[outermost[0]]
 
 
 def copied(

@@ -8,7 +8,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence
 from ulskip_cli.report import tables
-from ulskip_cli.report.rows import collected, displayed
+from ulskip_cli.report.rows import collected, stored
 from ulskip_cli.report.tables import TableSection
 
 FILE = "bench.md"
@@ -45,9 +45,7 @@ def bench_lead(records: Sequence[Record]) -> list[str]:
 
 def write_bench_report(folder: ResultsFolder) -> None:
     """Write bench.md from all benchmark records of a folder."""
-    records = in_bench_order(
-        [displayed(record, folder.path) for record in folder.records() if record.machine_limits]
-    )
+    records = in_bench_order([record for record in stored(folder) if record.machine_limits])
     parts = [f"# {tables.title(records)}", *fastest(records)]
     parts += [tables.with_heading(section(records)), tables.provenance(records)]
     tables.write_markdown(folder.path / FILE, parts)

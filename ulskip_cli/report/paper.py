@@ -12,7 +12,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.reference import POINT, ComparedPair, beside
-from ulskip_cli.report.rows import Group, displayed, done, grouped, read_records
+from ulskip_cli.report.rows import Group, done, grouped, read_records, stored
 from ulskip_cli.report.tables import TableSection
 
 # The paper's values as rows: BLEU on WMT22 (mean of four directions), tokens/s of prompt and
@@ -76,7 +76,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
     """Write table4.md, plot the quality, and return the files."""
     from ulskip_cli.report.plots import save_quality
 
-    records = [displayed(record, folder.path) for record in folder.records()]
+    records = stored(folder)
     file = folder.path / "table4.md"
     parts = [
         f"# {tables.title(records)}",

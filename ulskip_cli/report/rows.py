@@ -130,13 +130,14 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob(f"*/{FILE}"))
 
 
+def stored(folder: ResultsFolder, warn: bool = False) -> list[Record]:
+    """Return the records of a results folder for display; `warn` about invalid lines."""
+    return [displayed(record, folder.path) for record in folder.records(warn=warn)]
+
+
 def read_records(paths: Sequence[Path]) -> list[Record]:
     """Read the records of results folders for display, and warn about invalid lines."""
-    records = [
-        displayed(record, path)
-        for path in paths
-        for record in ResultsFolder(path).records(warn=True)
-    ]
+    records = [record for path in paths for record in stored(ResultsFolder(path), warn=True)]
     if not records:
         raise UsageError(
             f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip"

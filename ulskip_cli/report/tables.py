@@ -31,12 +31,12 @@ from ulskip_cli.report.rows import (
     Group,
     collected,
     differing_options,
-    displayed,
     done,
     grouped,
     ordered,
     reasons,
     setting_text,
+    stored,
 )
 from ulskip_cli.tasks.metrics import AGREEMENT
 
@@ -328,7 +328,7 @@ def to_csv(records: Sequence[Record]) -> str:
 
 def write_tables(folder: ResultsFolder) -> None:
     """Write table.md and table.csv from all records of a folder."""
-    records = [displayed(record, folder.path) for record in folder.records()]
+    records = stored(folder)
     long = long_section(records)
     parts = [f"# {long.title}", markdown(long), long.note, provenance(records)]
     write_markdown(folder.path / FILE, parts)

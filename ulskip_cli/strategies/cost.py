@@ -65,9 +65,7 @@ class LatencyFit:
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise NotApplicable if two layers per step are too slow for the target, and UsageError if
-        the target is below 1.
-        """
+        """Raise NotApplicable if two layers per step are too slow for the target."""
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(

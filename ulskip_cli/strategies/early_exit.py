@@ -87,11 +87,9 @@ class EarlyExit(Strategy):
         for round_ in range(1, ROUNDS + 1):
             middle = (low + high) / 2
             threshold = float(f"{1 / (1 + math.exp(-middle)) / FALLS_TO:.9g}")
-            tried.append(
-                (threshold, held_out.mean_depth({"threshold": threshold, "horizon": horizon}))
-            )
+            mean = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
+            tried.append((threshold, mean))
             held_out.tell(round_, ROUNDS)
-            mean = tried[-1][1]
             if abs(mean - num_kept) <= TOLERANCE * num_kept:
                 break
             low, high = (middle, high) if mean < num_kept else (low, middle)

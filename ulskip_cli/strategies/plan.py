@@ -222,7 +222,6 @@ def schedule_request(config: Config, num_layers: int, num_kept: int) -> Schedule
     return ScheduleRequest(
         num_layers,
         num_kept,
-        ratio=config.ratio,
         max_new_tokens=config.decoding.max_new_tokens,
         lengths=(config.speed.new_tokens,),
         batch_size=config.batch_size,

@@ -89,13 +89,11 @@ class SkipDecode(Positional):
     def _stages(self, request: ScheduleRequest, horizon: float) -> tuple[Stage, ...]:
         num_layers = request.num_layers
         most, fewest = self.depths(num_layers, request.num_kept)
-
-        def active(depth: int) -> Layers:
-            resume = num_layers - (depth - WARMUP_LAYERS)
-            return (*range(WARMUP_LAYERS), *range(resume, num_layers))
-
         shares = (min(step / horizon, 1.0) for step in range(math.ceil(horizon) + 1))
-        return decreasing([round(most - (most - fewest) * share) for share in shares], active)
+        return decreasing(
+            [round(most - (most - fewest) * share) for share in shares],
+            lambda depth: without_block(num_layers, depth, WARMUP_LAYERS),
+        )
 
 
 class DepthDecay(Positional):

@@ -10,7 +10,7 @@ from typing import Self
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.options import option
-from ulskip_cli.core.task import Example, Task
+from ulskip_cli.core.task import Example, Scoring, Task
 from ulskip_cli.tasks.loading import (
     examples_from_rows,
     is_dataset,
@@ -60,10 +60,9 @@ class Jsonl(Task):
         """True if the option `cut_source` allows truncation of the source."""
         return self.cut_source
 
-    @property
-    def answer_language(self) -> str | None:
-        """ISO 639-1 code of the answers' language; None if unknown."""
-        return self.target_language
+    def scoring(self) -> Scoring:
+        """Return the metrics and the language of the answers."""
+        return Scoring(self.metrics, self.target_language)
 
     def hypothesis(self, text: str) -> str:
         """Return the output or its first line."""
@@ -127,10 +126,12 @@ class CnnDm(Jsonl):
         """Return all articles in the order of the data."""
         sample = SAMPLES.get(self.dataset)
         chosen = self.replace(file=self.file or str(sample), dataset=None) if sample else self
-        words = self.max_article_words
+        articles, words = super(CnnDm, chosen).examples(), self.max_article_words
+        if words is None:
+            return articles
         return [
-            replace(example, source=" ".join(example.source.split()[:words])) if words else example
-            for example in super(CnnDm, chosen).examples()
+            replace(article, source=" ".join(article.source.split()[:words]))
+            for article in articles
         ]
 
     def held_out(self) -> Self | None:

@@ -30,8 +30,8 @@ def examples_from_rows(
                 f" keys {', '.join(row)[:200]};"
                 " for other keys, set task.*_key, e.g. task.prompt_key of task=jsonl"
             )
-        source, reference = (*map(str, texts), "")[:2]
-        examples.append(Example(str(row.get("id", i)), source, reference))
+        reference = str(row[reference_key]) if reference_key else ""
+        examples.append(Example(str(row.get("id", i)), str(row[source_key]), reference))
     return examples
 
 

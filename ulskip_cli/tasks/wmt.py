@@ -8,7 +8,7 @@ from pydantic import model_validator
 from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
-from ulskip_cli.core.task import Example, Task
+from ulskip_cli.core.task import Example, Scoring, Task
 from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_lines
 from ulskip_cli.tasks.metrics import metrics_option
 
@@ -136,10 +136,9 @@ class Wmt(Task):
         """Return the first line of the output, since every segment is one line."""
         return text.strip().split("\n")[0].strip()
 
-    @property
-    def answer_language(self) -> str:
-        """ISO 639-1 code of the target language."""
-        return self.languages[1]
+    def scoring(self) -> Scoring:
+        """Return the metrics and the target language."""
+        return Scoring(self.metrics, self.languages[1])
 
 
 def _download(test_set: str, pair: str) -> list[Path]:

@@ -52,7 +52,10 @@ class AdapterLoss(TwoPassLoss):
         lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, "all", train)
         self.start = start
-        depths = {depth for kept in start.kept_sets for span in self._spans(kept) for depth in span}
+        num_layers = start.num_layers
+        depths = {
+            depth for kept in start.kept_sets for span in spans(kept, num_layers) for depth in span
+        }
         self.outputs = FrozenOutputs(model, max_bytes, layers, depths if train.gap_weight else ())
         # Their names begin with the set and the layer, as in an adapter.
         self.patches = nn.ModuleList(
@@ -94,22 +97,6 @@ class AdapterLoss(TwoPassLoss):
             loss = loss + weights.distill_weight * divergence(target, student)
         return loss
 
-    def _spans(self, kept: Layers) -> list[tuple[int, int]]:
-        """Return, for each gap of a view, the depths in front of the layer before it and behind the
-        layer after it. A layer before it that is behind a gap itself is left out; gaps on both
-        sides of the last kept layer are one.
-        """
-        num_layers = len(self.all_layers)
-        behind_gaps = gaps(kept, num_layers)
-        return [
-            (
-                before + (before < 0 or before in behind_gaps),
-                num_layers if after >= kept[-1] and num_layers in behind_gaps else after + 1,
-            )
-            for before, after in pairwise([-1, *kept, num_layers])
-            if after in behind_gaps and not (after == num_layers and before in behind_gaps)
-        ]
-
     def _gap_loss(
         self, batch: LossBatch, kept: Layers, prompt: EncodedPrompt, states: Tensor
     ) -> Tensor:
@@ -122,7 +109,7 @@ class AdapterLoss(TwoPassLoss):
         ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
         chosen = labelled[:, 1:]
         losses = [states.new_zeros((), dtype=torch.float32)]
-        for first, last in self._spans(kept):
+        for first, last in spans(kept, len(self.all_layers)):
             inputs = layerwise.after(prompt, ids, labelled, kept)
             hidden = torch.zeros_like(inputs.hidden)
             hidden[chosen] = states[:, depths.index(first)]
@@ -205,8 +192,10 @@ class FrozenOutputs:
         The batches depend on `examples` alone, so a resumed training with as much memory has the
         same outputs.
         """
-        order, done = sorted(examples, key=lambda pair: (pair.prompt_ids, pair.response_ids)), 0
-        order.sort(key=lambda pair: len(pair.prompt_ids))
+        order = sorted(
+            examples, key=lambda pair: (len(pair.prompt_ids), pair.prompt_ids, pair.response_ids)
+        )
+        done = 0
         while self._separable and done < len(order):
             chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
             tensors = PairCollator(0)(chunk)
@@ -318,3 +307,21 @@ def _joined(prompts: Sequence[Outputs]) -> list[Tensor]:
         pads = [(0, 0, longest - part.shape[2], 0) for part in parts]
         joined.append(torch.cat(list(map(functional.pad, parts, pads))))
     return joined
+
+
+def spans(kept: Layers, num_layers: int) -> list[tuple[int, int]]:
+    """Return, for each gap of a view, the depths in front of the layer before it and behind the
+    layer after it. A layer before it that is behind a gap itself is left out; gaps on both sides of
+    the last kept layer are one.
+
+    >>> spans((0, 1, 4, 6), 8)
+    [(1, 5), (5, 8)]
+    """
+    behind, found = gaps(kept, num_layers), []
+    for before, after in pairwise([-1, *kept, num_layers]):
+        if after not in behind or (after == num_layers and before in behind):
+            continue  # no gap, or a part of the span before
+        first = before + 1 if before < 0 or before in behind else before
+        to_the_end = after >= kept[-1] and num_layers in behind
+        found.append((first, num_layers if to_the_end else after + 1))
+    return found

@@ -33,7 +33,7 @@ def schedules(
 
     def stages(ratio: float) -> tuple[Stage, ...]:
         num_kept, limit = strategy.num_kept(num_layers, ratio), config.task.max_new_tokens
-        request = ScheduleRequest(num_layers, num_kept, ratio, limit, tuple(lengths))
+        request = ScheduleRequest(num_layers, num_kept, limit, tuple(lengths))
         return strategy.stages(request)
 
     return {ratio: full_depth if ratio == 1 else stages(ratio) for ratio in config.train.ratios}

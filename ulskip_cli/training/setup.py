@@ -23,7 +23,7 @@ from ulskip_cli.corrections import read_record
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
+from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.tasks.encoding import EncodedExample, TextPair, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -199,7 +199,7 @@ def build_adapter_loss(
         chosen = random.Random(config.seed).sample(examples, min(patches.examples, len(examples)))
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, collator.pad_token_id)
-        start = fitter.fit(kept_sets, kind, DEFAULT_RIDGE, report)
+        start = fitter.fit(kept_sets, kind, report=report)
     else:
         start = zero_adapter(model, kept_sets, kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))

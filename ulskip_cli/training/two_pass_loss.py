@@ -181,14 +181,7 @@ class TwoPassLoss(nn.Module):
             self._view(first), batch.prompt_ids, batch.prompt_mask
         )
         cached = self.all_layers if full_prompt else first
-        views = [
-            StageView(
-                stage.first_step,
-                self._view(stage.kept_layers),
-                tuple(cached.index(layer) for layer in stage.kept_layers),
-            )
-            for stage in stages
-        ]
+        views = shallow_view.stage_views(stages, cached, self._view)
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _teacher_logits(self, batch: LossBatch) -> Tensor | None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
 from ulskip_cli.core.command_line import overrides_of
-from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
+from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.strategy import Strategy
-from ulskip_cli.core.task import Example, check_references
+from ulskip_cli.core.task import AUTO, Example, check_references
 from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 

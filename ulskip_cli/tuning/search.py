@@ -19,12 +19,13 @@ from typing import TypeVar, cast
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose_training, preset
-from ulskip_cli.core.config_schema import AUTO, Config, TrainingConfig
+from ulskip_cli.core.config_schema import Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import all_printable, append_line, digest, read_jsonl
 from ulskip_cli.core.options import parse
 from ulskip_cli.core.progress import ProgressCallback, duration
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.task import AUTO
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
@@ -351,20 +352,20 @@ class Tuning:
         wanted, candidates = self.config.quality or 1.0, self.request.candidates
         # The answer is above `few` - 1 and, if anything passes, below `many`.
         few, many = MIN_KEPT, self.request.num_layers
-        shares: dict[int, float] = {}
+        kept_share: dict[int, float] = {}
         tried: dict[int, Chosen] = {}
         num_kept = max(few, min(many - 1, round(FIRST_SHARE * many)))
         while few < many and (self._in_time(f"{num_kept} layers", BISECT_SHARE) or not tried):
             tried[num_kept], candidates = self._best(candidates, num_kept)
             (record,) = self._measure_answers([tried[num_kept]])
-            share = shares[num_kept] = judge(record, wanted).share
+            share = kept_share[num_kept] = judge(record, wanted).share
             self.progress.note(
                 f"{num_kept} layers: {share:.1%} of the full model's score, wanted {wanted:.1%}"
             )
             few, many = (few, num_kept) if share >= wanted else (num_kept + 1, many)
             num_kept = (few + many) // 2
-        passing = [count for count, share in shares.items() if share >= wanted]
-        return tried[min(passing, default=max(shares, key=lambda count: shares[count]))]
+        passing = [count for count, share in kept_share.items() if share >= wanted]
+        return tried[min(passing, default=max(kept_share, key=lambda count: kept_share[count]))]
 
     def _best(
         self, candidates: Sequence[Candidate], num_kept: int
@@ -372,7 +373,7 @@ class Tuning:
         """Return the best candidate at a number of layers, and all candidates that were compared by
         the metric.
         """
-        ranked: list[tuple[Trial, Candidate]] = []
+        ranked: list[Chosen] = []
         for candidate in candidates:
             step = f"{candidate.label} at {num_kept} layers"
             if not self._in_time(step, TRIAL_SHARE) and ranked:
@@ -380,18 +381,18 @@ class Tuning:
                     f"no time is left for {step}; raise budget={self.config.budget:g}"
                 )
             elif trial := self._try(step, candidate, num_kept):
-                ranked.append((trial, candidate))
-                ranked.sort(key=lambda pair: pair[0].loss)
-                best = ranked[0][0].candidate
+                ranked.append(Chosen(trial, candidate))
+                ranked.sort(key=lambda point: point.trial.loss)
+                best = ranked[0].trial.candidate
                 self.progress.note(f"{step}: decode loss {trial.loss:.3f} (best so far: {best})")
         if not ranked:
             raise RunError(f"no candidate works with {num_kept} layers; set other candidates=[...]")
         # Of candidates with the same layers and kind of patch, only the best is measured.
-        distinct: dict[tuple[object, ...], tuple[Trial, Candidate]] = {}
-        for trial, candidate in ranked:
-            same = trial.kept_layers, candidate.config.correction.label
-            distinct.setdefault(same, (trial, candidate))
-        finalists = [Chosen(*pair) for pair in distinct.values()][: self.config.finalists]
+        distinct: dict[tuple[object, ...], Chosen] = {}
+        for point in ranked:
+            same = point.trial.kept_layers, point.candidate.config.correction.label
+            distinct.setdefault(same, point)
+        finalists = list(distinct.values())[: self.config.finalists]
         return self._choose(finalists), tuple(point.candidate for point in finalists)
 
     def _choose(self, points: Sequence[Chosen]) -> Chosen:

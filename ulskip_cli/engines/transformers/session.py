@@ -12,9 +12,10 @@ from transformers import (
     StoppingCriteria,
 )
 
-from ulskip_cli.core.config_schema import AUTO, DecodingConfig
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table
+from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view

@@ -183,13 +183,12 @@ def _made_elsewhere(record: Record) -> str:
 
 @dataclass
 class Sweep:
-    """The jobs of a results folder: their states by the stored rows, and their run. Without an
-    observer, the processors of machines are compared alone, which needs no torch.
-    """
+    """The jobs of a results folder: their states by the stored rows, and their run."""
 
     jobs: Sequence[Job]  # a baseline before its points
-    observer: SweepObserver | None = None
+    observer: SweepObserver = field(default_factory=SweepObserver)
     _: KW_ONLY
+    quick: bool = False  # compare the processors of machines alone, which needs no torch
     force: bool = False  # run finished points again: only rows that this sweep appends count
     fail_fast: bool = False  # stop at the first failure
     # in a worker: the number of rows when its sweep began; None: this process runs the sweep
@@ -214,7 +213,6 @@ class Sweep:
         points.
         """
         jobs, observer, is_worker = self.jobs, self.observer, self.since is not None
-        assert observer
         self.folder.check_writable()
         for job in jobs if self.force and not is_worker else ():
             for path_of in (self.folder.checkpoint_path, self.folder.units_path):
@@ -226,7 +224,7 @@ class Sweep:
             if reason := self.why_again(job):
                 observer.note(f"{job.label}: {reason}")
         if self._launcher.name == "inline" or is_worker or not self.words:
-            self._run_here(observer)
+            self._run_here()
         elif unfinished := self.to_do:
             command, logs = worker_command(self.words, self._began), self.folder.path / "logs"
             start = POOLS[self._launcher.name]
@@ -305,7 +303,7 @@ class Sweep:
         if self._launcher.name in SHARED:
             return True
         also = ["threads"] * (self._launcher.name == "inline")
-        return record.is_from_here(*also, quick=self.observer is None)
+        return record.is_from_here(*also, quick=self.quick)
 
     @property
     def to_do(self) -> list[Job]:
@@ -324,11 +322,11 @@ class Sweep:
         """Report the jobs that this or another process has recorded since the last call."""
         self.refresh()
         for job in self.to_do:
-            if self.observer and (record := self.record(job)):
+            if record := self.record(job):
                 self._settled[job.id] = record
                 self.observer.job_settled(job, record, is_new)
 
-    def _run_here(self, observer: SweepObserver) -> None:
+    def _run_here(self) -> None:
         """Run the jobs that no other process has claimed, and wait for the others.
 
         A job that was claimed before and has no record comes last, because it may have ended the
@@ -338,7 +336,7 @@ class Sweep:
             return
         from ulskip_cli.experiments.runner import Session
 
-        folder, session = self.folder, Session(observer)
+        folder, session = self.folder, Session(self.observer)
         order = sorted(self.to_do, key=lambda job: folder.was_claimed(job.id))
         while order:
             for job in order:

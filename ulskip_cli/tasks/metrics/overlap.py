@@ -40,8 +40,8 @@ class ExactMatch(Match):
     signature = "case and white space folded"
 
     def part(self, text: str) -> str:
-        """Return the whole text, normalized."""
-        return fold(text)
+        """Return the whole text, with case and white space normalized."""
+        return " ".join(text.split()).casefold()
 
 
 class NumberMatch(Match):
@@ -50,13 +50,14 @@ class NumberMatch(Match):
     signature = "last number, without commas"
 
     def part(self, text: str) -> Decimal | None:
-        """Return the last number."""
-        return last_number(text)
+        """Return the last number, such as 1200.50 of `3 boxes of $1,200.50`."""
+        numbers = _NUMBER.findall(text)
+        return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if a reference has no number."""
         for text in references:
-            if last_number(text) is None:
+            if self.part(text) is None:
                 raise UsageError(
                     f"metric number_match requires a number in every reference, got {text[:40]!r};"
                     " task.metrics=[exact_match] compares texts"
@@ -98,25 +99,6 @@ class Rouge(SegmentMetric):
             kind: np.array([100 * scores[kind].fmeasure for scores in scored])
             for kind in ROUGE_KINDS
         }
-
-
-def last_number(text: str) -> Decimal | None:
-    """Return the last number of a text, None without one.
-
-    >>> last_number("3 boxes of $1,200.50 are $3,601.50."), last_number("none")
-    (Decimal('3601.50'), None)
-    """
-    numbers = _NUMBER.findall(text)
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-
-def fold(text: str) -> str:
-    """Normalize case and white space.
-
-    >>> fold("  New   York")
-    'new york'
-    """
-    return " ".join(text.split()).casefold()
 
 
 def one_sentence_per_line(text: str) -> str:
