@@ -160,7 +160,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)
 	$(BIN)/python recipes/frontier/reproduce.py --parts sample --batch-sizes 8
 	$(BIN)/python recipes/frontier/reproduce.py --parts cnn_dm --data $(DATA) --engines torch,llama_cpp_q8_0,llama_cpp_q4_0 --ratios 1.3 --limit 24
-	$(BIN)/python recipes/tune/reproduce.py --data $(DATA)
+	$(BIN)/python recipes/tune/reproduce.py --data $(DATA) --coder $(CODER)
 	$(MAKE) readme-demo
 
 verify: setup ## Measure figures of README and docs/ again, and say which hold on this machine; a quarter of an hour; ARGS='--only README'

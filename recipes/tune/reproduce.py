@@ -2,9 +2,11 @@
 and on other examples.
 
     python recipes/tune/reproduce.py --data PATH --tasks captions,headlines,copying
+    python recipes/tune/reproduce.py --data PATH --tasks code --coder FILE.gguf
 
-PATH holds multi30k/ and cnn_dm/. The recipe takes about half an hour on two cores, which should
-be idle otherwise. If it is interrupted, the same command resumes. --page writes the page of the
+PATH holds multi30k/, cnn_dm/ and humaneval/. FILE is Qwen2.5-Coder-0.5B-Instruct, whose answers are
+run. The first command takes about half an hour on two cores, which should be idle otherwise, the
+second 20 minutes. If it is interrupted, the same command resumes. --page writes the page of the
 stored results alone.
 """
 
@@ -14,7 +16,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,10 @@ from ulskip_cli.tuning.result import judge
 
 NAME = "tune_checks"
 FOLDER = Path("results") / NAME
-HEADS = ("task", "wish", "layers", "speedup", "checked", "quality", "checked", "in the interval")
-CHECKED = 100  # examples on which the result is checked
-Pair = tuple[str, str]
+HEADS = ("task", "wish", "minutes", "layers", "speedup", "checked", "quality", "checked")
+HEADS += ("examples", "in the interval")
+LAYERS = "layers"  # in the record of a tuning: nothing else is recommended
+COMMON = {"task": "jsonl", "batch_size": 8, "limit": 100, "choice_examples": 40, "budget": 8}
 
 
 @dataclass(frozen=True)
@@ -38,45 +41,75 @@ class Case:
     """A task with a model and a wish."""
 
     description: str
-    overrides: tuple[str, ...]
+    wish: str
+    keys: Mapping[str, object]
+    num_checked: int = 100  # examples on which the result is checked
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides of `ulskip tune`, without its data."""
+        return [*(f"{key}={value}" for key, value in {**COMMON, **self.keys}.items()), self.wish]
 
 
 CASES = {
     "captions": Case(
         "translate image captions from German (Multi30k)",
-        (
-            "model=tiny",
-            "task.metrics=[bleu]",
-            "task.target_language=en",
-            "task.max_new_tokens=48",
-            "speedup=2",
-        ),
+        "speedup=2",
+        {
+            "model": "tiny",
+            "task.metrics": "[bleu]",
+            "task.target_language": "en",
+            "task.max_new_tokens": 48,
+        },
     ),
     "headlines": Case(
         "write a headline for the first 80 words of an article (CNN/DM)",
-        (
-            "model=smollm2-135m",
-            "task.metrics=[rouge]",
-            "task.max_new_tokens=40",
-            "task.first_line=true",
-            "speedup=1.2",
-        ),
+        "speedup=1.2",
+        {
+            "model": "smollm2-135m",
+            "task.metrics": "[rouge]",
+            "task.max_new_tokens": 40,
+            "task.first_line": "true",
+        },
     ),
     "copying": Case(
         "repeat an English sentence (Multi30k)",
-        (
-            "model=smollm2-135m",
-            "task.metrics=[chrf]",
-            "task.max_new_tokens=40",
-            "task.first_line=true",
-            "quality=0.95",
-        ),
+        "quality=0.95",
+        {
+            "model": "smollm2-135m",
+            "task.metrics": "[chrf]",
+            "task.max_new_tokens": 40,
+            "task.first_line": "true",
+        },
+    ),
+    "code": Case(
+        "write a function (HumanEval)",
+        "speedup=1.2",
+        {
+            "task": "humaneval",
+            "task.allow_code": "true",
+            "task.max_new_tokens": 256,
+            "batch_size": 1,
+            "limit": 40,
+            "budget": 12,
+        },
+        num_checked=40,
     ),
 }
 
 
-def examples(data: Path, name: str) -> Iterator[Pair]:
-    """Yield the prompts and references of a task."""
+def examples(data: Path, name: str) -> Iterator[dict[str, str]]:
+    """Yield the examples of a task."""
+    if name == "code":
+        problems = gzip.decompress((data / "humaneval/HumanEval.jsonl.gz").read_bytes())
+        yield from map(json.loads, problems.splitlines())
+        return
+    for prompt, reference in dict(texts(data, name)).items():
+        yield {"prompt": prompt, "reference": reference}
+
+
+def texts(data: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Yield prompts and references."""
     if name == "captions":
         german, english = (
             (data / f"multi30k/test_2017_flickr.{code}").read_text("utf-8").splitlines()
@@ -98,12 +131,9 @@ def examples(data: Path, name: str) -> Iterator[Pair]:
 def prepare(data: Path, work: Path, name: str) -> None:
     """Write the examples of a tuning and those of its check, which share none."""
     work.mkdir(parents=True, exist_ok=True)
-    pairs = [
-        {"prompt": prompt, "reference": reference}
-        for prompt, reference in dict(examples(data, name)).items()
-    ]
-    for kind, part in (("check", pairs[:CHECKED]), ("tune", pairs[CHECKED : CHECKED + 400])):
-        lines = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in part)
+    found, count = list(examples(data, name)), CASES[name].num_checked
+    for kind, part in (("check", found[:count]), ("tune", found[count : count + 400])):
+        lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in part)
         write_atomic(work / f"{name}-{kind}.jsonl", lines)
 
 
@@ -120,16 +150,16 @@ def call(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def measure(work: Path, name: str, limit: int, budget: float) -> None:
-    """Tune a task, and run the result in a new process on other examples."""
-    reported = call(
-        *("tune", *CASES[name].overrides, "task=jsonl", f"task.file={work}/{name}-tune.jsonl"),
-        *("batch_size=8", f"limit={limit}", "choice_examples=40", f"budget={budget:g}"),
-        f"name={NAME}",
-    )
-    others = [f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={CHECKED}"]
-    row = call("run", *reported["run"], *others)
-    text = json.dumps({"reported": reported, "checked": row["id"]}, indent=1, ensure_ascii=False)
+def measure(work: Path, name: str, model: list[str]) -> None:
+    """Tune a task, and run the layers, and what is recommended instead, in new processes on other
+    examples.
+    """
+    case, file = CASES[name], f"task.file={work}/{name}-tune.jsonl"
+    reported = call("tune", *model, *case.overrides, file, f"name={NAME}")
+    others = f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={case.num_checked}"
+    found = {LAYERS: reported["run"], reported["recommended"]: reported["use"]}
+    checked = {label: call("run", *words, *others)["id"] for label, words in found.items()}
+    text = json.dumps({"reported": reported, "checked": checked}, indent=1, ensure_ascii=False)
     write_atomic(FOLDER / "tasks" / f"{name}.json", text + "\n")
 
 
@@ -143,30 +173,41 @@ def page() -> str:
         if not file.exists():
             continue
         task = json.loads(file.read_text("utf-8"))
-        reported, checked = stored[task["reported"]["row"]["id"]], stored[task["checked"]]
-        rows += [reported, checked]
-        skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
-        before, after = judge(reported, 1.0), judge(checked, 1.0)
-        assert before.low is not None and before.high is not None
-        cells = [
-            f"{case.description}: {reported.model}",
-            case.overrides[-1],
-            f"{len(reported.kept_layers)}/{reported.num_layers}, without {listed(skipped)}",
-            speedup(reported),
-            speedup(checked),
-            f"{before.title} {before.text()} of {before.full:.1f}",
-            f"{after.text()} of {after.full:.1f}",
-            "yes" if before.low <= after.share <= before.high else "no",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for label, checked_id in task["checked"].items():
+            told = task["reported"] if label == LAYERS else task["reported"]["best_alternative"]
+            reported, checked = stored[told["row"]["id"]], stored[checked_id]
+            rows += [reported, checked]
+            lines.append(line(case, task["reported"]["minutes"], label, reported, checked))
     note = (
         "`ulskip tune` chose the layers and reported the speedup and the quality on examples that"
-        " were not used to choose. Checked: the command that it printed, in a new process on"
-        f" {CHECKED} further examples. In the interval: the checked share of the full model's score"
-        " lies in the reported interval. `recipes/tune/reproduce.py` writes this page."
+        " were not used to choose. Where it recommended something else with all layers, the next"
+        " line has that. Checked: the command that it printed, in a new process on further"
+        " `examples`. In the interval: the checked share of the full model's score lies in the"
+        " reported interval. Minutes: what the tuning took, and its budget."
+        " `recipes/tune/reproduce.py` writes this page."
     )
     title = "# Does the result of ulskip tune hold?"
     return "\n\n".join([title, "\n".join(lines), note, provenance(rows)]) + "\n"
+
+
+def line(case: Case, minutes: float, label: str, reported: Record, checked: Record) -> str:
+    """Return the line of what a tuning reported and what was measured again."""
+    skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
+    before, after = judge(reported, 1.0), judge(checked, 1.0)
+    assert before.low is not None and before.high is not None
+    cells = [
+        f"{case.description}: {reported.model}",
+        case.wish,
+        f"{minutes:.1f} of {({**COMMON, **case.keys})['budget']}",
+        f"{reported.layers}, without {listed(skipped)}" if label == LAYERS else f"all, {label}",
+        speedup(reported),
+        speedup(checked),
+        f"{before.title} {before.text()} of {before.full:.1f}",
+        f"{after.text()} of {after.full:.1f}",
+        str(checked.num_examples),
+        "yes" if before.low <= after.share <= before.high else "no",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def speedup(row: Record) -> str:
@@ -181,21 +222,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of multi30k and cnn_dm")
+    parser.add_argument("--data", type=Path, help="folder of multi30k, cnn_dm and humaneval")
+    parser.add_argument("--coder", help="GGUF file, folder or hub id of the model that writes code")
     parser.add_argument("--work", type=Path, default=Path("build/tune"))
     parser.add_argument("--tasks", default=",".join(CASES))
-    parser.add_argument("--limit", type=int, default=100, help="examples that are reported")
-    parser.add_argument("--budget", type=float, default=8, help="minutes for each task")
     parser.add_argument(
         "--page", action="store_true", help="write the page of the stored results alone"
     )
     args = parser.parse_args()
     if not args.page:
         if args.data is None:
-            parser.error("expected --data PATH with multi30k and cnn_dm, or --page")
+            parser.error("expected --data PATH with multi30k, cnn_dm and humaneval, or --page")
+        if args.coder is None and "code" in args.tasks.split(","):
+            parser.error("expected --coder FILE, or --tasks without code")
         for name in args.tasks.split(","):
             prepare(args.data, args.work, name)
-            measure(args.work, name, args.limit, args.budget)
+            measure(args.work, name, [f"model.path={args.coder}"] if name == "code" else [])
     write_atomic(FOLDER / "README.md", page())
 
 
