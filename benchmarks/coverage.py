@@ -76,7 +76,7 @@ def like_the_command():
     """Let threads wait as those of the command `ulskip` do: on a busy machine they sleep."""
     meter = environment.LoadMeter()
     time.sleep(1)
-    environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
+    environment.let_threads_sleep(meter, os.environ)  # before torch is imported
 
 
 def spread(values):

@@ -19,7 +19,7 @@ def main() -> None:
         meter = environment.LoadMeter()
         from ulskip_cli.cli.app import invoke
 
-        environment.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
+        environment.let_threads_sleep(meter, os.environ)  # before torch is imported
         code = invoke(sys.argv[1:])
         interruption.release()
         if interruption.received():

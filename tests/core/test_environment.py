@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import psutil
@@ -81,7 +82,6 @@ def test_a_process_that_computes_counts_unless_it_is_a_child():
     [
         (2.0, {}, "PASSIVE"),
         (0.0, {}, None),
-        (None, {}, None),
         (2.0, {"OMP_NUM_THREADS": "2"}, None),
         (3.0, {"OMP_NUM_THREADS": "2,1"}, "PASSIVE"),
         (2.0, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
@@ -94,8 +94,23 @@ def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(
     for minute, lasts in ((3.0, True), (0.1, False)):
         monkeypatch.setattr(environment.psutil, "getloadavg", lambda load=minute: (load,) * 3)
         variables = dict(given)
-        let_threads_sleep(others, variables)
+        meter = SimpleNamespace(other_cpus=lambda: others)
+        let_threads_sleep(meter, variables)
         assert variables == given | ({"OMP_WAIT_POLICY": expected} if expected and lasts else {})
+
+
+@pytest.mark.parametrize("minute", [3.0, 0.1])
+def test_a_start_is_long_enough_to_measure_a_busy_machine(four_cpus, monkeypatch, minute):
+    monkeypatch.setattr(environment.psutil, "getloadavg", lambda: (minute,) * 3)
+    reads = iter([(0.0, 0.0, 0.0), (0.01, 0.04, 0.01), (0.2, 0.8, 0.2)])
+    monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: next(reads)))
+    slept = []
+    monkeypatch.setattr(environment.time, "sleep", slept.append)
+    variables = {}
+    let_threads_sleep(LoadMeter(), variables)
+    is_busy = minute > 1
+    assert variables == ({"OMP_WAIT_POLICY": "PASSIVE"} if is_busy else {})
+    assert len(slept) == is_busy
 
 
 def test_the_command_decides_before_torch_is_imported():

@@ -150,7 +150,7 @@ def test_a_repetition_adds_its_units(folder):
 def test_a_wide_interval_is_warned_of_until_repetitions_narrow_it(folder):
     rows = [timed("q", *seconds, precision=0.05) for seconds in ([1.0, 1.1, 0.9], [1.0] * 3)]
     (line,) = warnings([repeated(folder, rows[0])])
-    assert "to each side instead of 5%" in line and "repeat the command" in line
+    assert "reaches more than 5% to a side" in line and "--force" in line
     assert warnings([repeated(folder, *[rows[1]] * 5)]) == []
     assert warnings([timed("q", 1.0, 1.1, precision=0.05)]) == []  # too few units for an interval
 

@@ -9,6 +9,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.tuning import search
 from ulskip_cli.tuning.request import resolve_tuning
 from ulskip_cli.tuning.result import Alternative
 from ulskip_cli.tuning.search import StepLog, Tuning, decide
@@ -135,6 +136,18 @@ def test_slow_answers_and_losses_leave_fewer_examples(tmp_path, monkeypatch, sec
     assert not {example.texts for example in evaluated_examples(split.choice)} & {
         example.texts for example in find_held_out(split.choice).examples
     }
+
+
+def test_what_the_weights_were_trained_for_is_tried_first(tmp_path, monkeypatch):
+    request = resolve_tuning(compose_tuning(["speedup=1.5", f"results_dir={tmp_path}"]))
+    tuning = Tuning(request, NoteList(), None)
+    trained = tuning.candidates
+    assert {candidate.label for candidate in trained} == {
+        candidate.label for candidate in request.candidates
+    }
+    assert trained[0].label == "unified correction=none"
+    monkeypatch.setattr(search, "training_record", lambda model: None)
+    assert tuning.candidates == request.candidates and trained != request.candidates
 
 
 @pytest.mark.parametrize(("minutes", "count"), [(0, 48), (30, 48), (50, 20), (59, 10), (61, 10)])

@@ -106,7 +106,8 @@ def score(
         for run in scored
         for key, (before, now) in run.changed.items()
     ]
-    lines.append(f"added: {added}; {len(scored) - differ} of {len(scored)} runs are unchanged")
+    same = f"{len(scored) - differ} of {len(scored)} runs"
+    lines.append(f"added: {added}; the other scores of {same} are unchanged")
     lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
     for line in lines:
         console.print(line)

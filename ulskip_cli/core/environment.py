@@ -184,18 +184,22 @@ def is_crowded(other_cpus: float | None, threads: int) -> bool:
     return other_cpus is not None and threads + other_cpus > len(cpus()) + TOLERANCE
 
 
-def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str, str]) -> None:
+def let_threads_sleep(meter: LoadMeter, environment: MutableMapping[str, str]) -> None:
     """Let OpenMP threads sleep while they wait if the machine is busy, unless the user has set a
-    variable for this.
+    variable for this. Only on a machine that was busy in the last minute, this waits until `meter`
+    has seen enough.
 
     Spinning threads are faster on an idle machine, but on a busy one they take CPUs from threads
     that still compute. OpenMP reads the variable when torch is imported.
     """
     threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
     asked = int(threads) if threads.isdecimal() else len(cpus())
-    loads = other_cpus, psutil.getloadavg()[0]  # the last minute: not a command that ends soon
-    lasting = all(is_crowded(load, asked) for load in loads)
-    if asked > 1 and lasting and not environment.keys() & WAITING:
+    was_busy = is_crowded(psutil.getloadavg()[0], asked)
+    if asked == 1 or not was_busy or environment.keys() & WAITING:
+        return
+    if meter.other_cpus() is None:
+        time.sleep(MIN_SECONDS)
+    if is_crowded(meter.other_cpus(), asked):
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 

@@ -139,14 +139,13 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     # beside another device, one thread starts the steps
     is_on_cpu = (record.device or "cpu").startswith("cpu")
     machine = record.environment
-    again = "" if record.task is None else " with --force"  # a benchmark uses no stored rows
     threads = machine.threads if machine and is_on_cpu else 1
     fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
     if machine and is_crowded(record.other_cpus, threads):
         yield (
             f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
-            f" pairs, so the times and speedups may be wrong; repeat the run{again} when they have"
-            f" ended{fewer}"
+            f" pairs, so the times and speedups may be wrong; repeat the run with --force when they"
+            f" have ended{fewer}"
         )
     elif (
         machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
@@ -154,7 +153,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
         yield (
             f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the"
             " machine was busy when this program started; the timed pairs ran alone and would"
-            f" have been faster, so repeat the run{again}"
+            " have been faster, so repeat the run with --force"
         )
     if record.num_truncated_sources:
         yield (
@@ -208,6 +207,21 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             " may suffer; train them for these layers with `ulskip train`, or use the strategy and"
             " ratio of their training"
         )
+    corrected = (record.correction and getattr(record.correction, "training", None)) or {}
+    trained = {"weights were": record.trained_for or {}, "adapter was": corrected}
+    for what, training in trained.items():
+        examples, end = training.get("trained_on"), config.offset + (record.num_examples or 0)
+        if (
+            examples
+            and examples["dataset"] == record.dataset
+            and examples["first"] < end
+            and config.offset < examples["end"]
+        ):
+            yield (
+                f"{record.strategy}: the {what} trained on examples of {record.dataset} that are"
+                " evaluated here, so the scores may not hold for others; evaluate other data, or"
+                f" offset={examples['end']}"
+            )
     made_on = {
         "layers were chosen": config.strategy.chosen_on,
         "correction was made": record.correction and record.correction.task,

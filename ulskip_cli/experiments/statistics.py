@@ -363,7 +363,8 @@ def _score_text(record: Record, metric: str) -> str:
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
     if compared is None:
         return text
-    return f"{text} instead of {compared.full:{form}} ({_judged(record)})"
+    before = f"instead of {compared.full:{form}}" if compared.delta else "like the full model's"
+    return f"{text} {before} ({_judged(record)})"
 
 
 def _judged(record: Record) -> str:

@@ -55,7 +55,11 @@ class ResolvedExport:
 
     @property
     def next(self) -> str:
-        """The command that evaluates the exported checkpoint on the task of the request."""
+        """The command that evaluates the exported checkpoint on the task of the request, or for a
+        pair, of which transformers loads only the kept layers, the same layers of the model.
+        """
+        if self.is_pair:
+            return command_line(self.config, "run")
         config = self.config.replace(
             model=ModelConfig(name="hf", source="hf", path=str(self.to)),
             strategy=configuration.preset("strategy", "full"),

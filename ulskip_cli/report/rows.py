@@ -197,7 +197,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
     ]
     alike = collected(told, lambda pair: re.sub(r"\d+(\.\d+)?", "", pair[1].replace(pair[0], "")))
     return [
-        f"{same[0][1]}{f' (in {len(same)} rows)' if len(same) > 1 else ''}"
+        f"{same[0][1]}{f' (and {len(same) - 1} more rows)' if len(same) > 1 else ''}"
         for same in alike.values()
     ]
 
@@ -207,9 +207,9 @@ def _wide_interval(record: Record) -> Iterator[str]:
     is_noise = record.keeps_all and not record.baseline_id  # the full model against itself
     if pairs and not (pairs.is_precise or is_noise) and speedup and speedup.high:
         yield (
-            f"the interval of the speedup reaches {speedup.high / speedup.value - 1:.1%} to each"
-            f" side instead of {pairs.precision:.0%}; raise speed.seconds, or repeat the command,"
-            " whose units are added"
+            f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
+            f" {pairs.precision:.0%} to a side; measure it again with --force (`ulskip run` without"
+            " it), which adds units, or raise speed.seconds"
         )
 
 

@@ -24,6 +24,7 @@ def examples_from_rows(
     examples = []
     for i, row in enumerate(rows):
         texts = [row.get(key) for key in keys]
+        texts = [str(text) if type(text) in (int, float) else text for text in texts]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise UsageError(
                 f"{origin}, row {i + 1}: expected non-empty texts under {' and '.join(keys)}, got"

@@ -44,6 +44,14 @@ class CurvePoint(Options):
     validation_loss: dict[str, float]
 
 
+class ExampleRange(Options):
+    """Examples of a task's data, from the first to before the end."""
+
+    dataset: str
+    first: int
+    end: int
+
+
 class TrainingRecord(Options):
     """The settings, data and results of a training run."""
 
@@ -60,6 +68,7 @@ class TrainingRecord(Options):
     left_out: int  # examples longer than `train.max_length`
     validation_examples: int
     data_sha256: str
+    trained_on: ExampleRange | None = None  # None for examples that a caller gave
     seed: int
     first_loss: float | None = None  # of the first step
     train_loss: float | None = None  # the last logged one
@@ -124,6 +133,11 @@ def run_training(
         ) from None
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
+    if examples is None:
+        count = config.limit or len(texts.train) + len(texts.validation)
+        end = config.offset + count
+        trained_on = ExampleRange(dataset=config.task.data, first=config.offset, end=end)
+        record = record.replace(trained_on=trained_on)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
             "expected finite weights, got NaN or infinity; lower train.learning_rate="
@@ -264,6 +278,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
             "responses": train.responses,
             "start": train.start,
             "identity": record.identity,
+            "trained_on": record.trained_on and record.trained_on.plain(),
         },
     }
 

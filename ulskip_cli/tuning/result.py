@@ -258,7 +258,7 @@ class TuneResult:
             return f"nothing that was tried meets {goal}; the nearest layers are below"
         if self.best and self.best.meets(self.request.config):
             return f"use the layers below, which are faster than {self.best.label}"
-        without = f": nothing that keeps all layers meets {goal} without a loss"
+        without = f": nothing that was tried with all layers meets {goal} without a loss"
         return f"use the layers below{without * bool(self.alternatives)}"
 
     def lines(self) -> list[str]:

@@ -45,6 +45,7 @@ from ulskip_cli.experiments.statistics import (
 )
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.checkpoint import training_record
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.training.run import run_training
 from ulskip_cli.tuning.request import (
@@ -220,10 +221,11 @@ class Tuning:
         )
         self.request = resolve_tuning(self.config)
         self._log = StepLog(self._log_path, self._log.minutes)
+        uses = ("choose", choosing, wanted[0]), ("calibrate", calibrating, wanted[1])
+        fewer = [f"{count} instead of {most} to {use}" for use, count, most in uses if count < most]
         self.progress.note(
-            f"an answer takes {answer:.1f} seconds: {choosing} instead of {wanted[0]} examples"
-            f" choose, and {calibrating} instead of {wanted[1]} calibrate; raise"
-            f" budget={config.budget:g} for more"
+            f"an answer takes {answer:.1f} seconds, so there are fewer examples:"
+            f" {', '.join(fewer)}; raise budget={config.budget:g} for more"
         )
 
     def seconds_of_an_example(self) -> dict[str, float]:
@@ -303,6 +305,17 @@ class Tuning:
         judged = shares([record], self.config.quality or GATE).get(record.key)
         return Alternative(candidate, record, num_same, judged)
 
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The candidates, first the uncorrected layers for which the weights were trained."""
+        trained = (training_record(self.config.model) or {}).get("strategy")
+
+        def is_other(candidate: Candidate) -> bool:
+            config = candidate.config
+            return config.strategy.name != trained or config.correction.is_fitted
+
+        return tuple(sorted(self.request.candidates, key=is_other))
+
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted
         speedup.
@@ -312,7 +325,7 @@ class Tuning:
         machine = ", ".join(str(here[fact]) for fact in (*environment.MACHINE, "threads"))
         step = f"speedup by layers on {machine} in {self.config.budget:g} minutes"
         speedups = self._log.once(step, lambda: self.speedups(wanted))
-        return self._best(self.request.candidates, num_kept_for(speedups, wanted))[0]
+        return self._best(self.candidates, num_kept_for(speedups, wanted))[0]
 
     def speedups(self, wanted: float) -> dict[str, float]:
         """Return the speedup at every number of layers, by a line fitted to timed depths and
@@ -349,7 +362,7 @@ class Tuning:
         """Return the best candidate with the smallest number of layers that keeps the wanted
         quality, by bisection.
         """
-        wanted, candidates = self.config.quality or 1.0, self.request.candidates
+        wanted, candidates = self.config.quality or 1.0, self.candidates
         # The answer is above `few` - 1 and, if anything passes, below `many`.
         few, many = MIN_KEPT, self.request.num_layers
         kept_share: dict[int, float] = {}
