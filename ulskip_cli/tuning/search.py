@@ -164,7 +164,8 @@ class Tuning:
         count = self._log.once(f"examples of the final report, {budget}", lambda: self.num_final)
         few = f" of {split.num_final} ({budget} has no time for more)" * (count < split.num_final)
         self.progress.note(
-            f"final report on {count}{few} examples: {duration(60 * self._final_minutes)}"
+            f"final report on {count}{few} examples, after {self._log.minutes:.1f} minutes:"
+            f" {duration(60 * self._final_minutes)}"
         )
         config = chosen.candidate.at(self.request.num_layers, chosen.num_kept)
         (record,) = self._measure([split.at_the_end(config, count)])

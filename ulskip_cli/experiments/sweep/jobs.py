@@ -130,7 +130,7 @@ def _in_rounds(jobs: Iterable[Job]) -> list[Job]:
 def _label(config: Config, varied: Sequence[Key]) -> str:
     words = [config.strategy.name]
     if config.strategy.follows_ratio:
-        words.append(f"ratio {config.ratio:g}")
+        words.append(f"ratio {config.ratio:.4g}")
     values = config_settings(config)
     for key in varied:
         if values.get(key) is not None:
