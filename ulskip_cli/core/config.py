@@ -146,9 +146,8 @@ def compose_training(overrides: Sequence[str]) -> TrainingConfig:
 def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
     config: TuneConfig = _composed("tune", overrides)
-    capabilities.check(
-        config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune"
-    )  # candidates have their own
+    # Candidates have patches of their own.
+    capabilities.check(config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune")
     return config
 
 

@@ -43,9 +43,8 @@ class Template:
     response_format: str  # text that it should write
     # prompt and response are a user and an assistant message in the model's chat template
     chat: bool = False
-    fields: Mapping[str, str] = field(
-        default_factory=dict
-    )  # further fields of the task, such as language names
+    # further fields of the task, such as language names
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def prompt(self, example: Example) -> str:
         """Return the text that the model reads."""

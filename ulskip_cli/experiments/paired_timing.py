@@ -341,9 +341,8 @@ def measure_units(
         for one, measured in zip(opened, timed, strict=True):
             one.stored.write(measured.pairs)
         num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
-        round_seconds = max(
-            1e-9, (elapsed - before) / count
-        )  # other processes may slow this one down
+        # Other processes may slow this one down.
+        round_seconds = max(1e-9, (elapsed - before) / count)
         report(round(elapsed))
     cpus = meter.other_cpus(MIN_LOAD_SECONDS)
     reference = timed[0].full if len(pairs) > 1 else []

@@ -25,9 +25,8 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.float32_products import float32_products
 
-LayerOutput = (
-    Tensor | tuple[Tensor, ...]
-)  # hidden states [batch, count, hidden_size], alone or first
+# Hidden states [batch, count, hidden_size], alone or first.
+LayerOutput = Tensor | tuple[Tensor, ...]
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
     "num_kv_shared_layers": "its layers reuse the keys and values of other layers",

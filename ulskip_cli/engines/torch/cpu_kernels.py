@@ -166,9 +166,8 @@ def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the
     kernel must be loaded.
     """
-    configs: dict[
-        int, PreTrainedConfig
-    ] = {}  # the copy of each config, by id, because modules share configs
+    # The copy of each config, by id, because modules share configs.
+    configs: dict[int, PreTrainedConfig] = {}
 
     def change(module: nn.Module) -> dict[str, object]:
         config = module.__dict__.get("config")

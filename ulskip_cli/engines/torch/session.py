@@ -50,7 +50,7 @@ class TorchSession(SteppingSession):
         self.views = views
         # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
-        self._now: list[CompiledSteps] = []  # of the batch
+        self._by_stage: list[CompiledSteps] = []  # of the batch; empty: not compiled
 
     @functools.cached_property
     def decode_models(self) -> list[PreTrainedModel]:
@@ -60,7 +60,7 @@ class TorchSession(SteppingSession):
     @property
     def can_shrink(self) -> bool:
         """True if the steps are eager."""
-        return not self._now
+        return not self._by_stage
 
     def prepare(self, request: BatchRequest) -> float:
         """Pack the weights; compile the steps for this shape if compilation is on; return the
@@ -105,12 +105,12 @@ class TorchSession(SteppingSession):
         """Return the decode steps after a prompt, which take over its pruned cache: those of the
         first stage, compiled ones if `prepare` made some.
         """
-        self._now = self._compiled.get(_shape(request), []) if _compiles(request) else []
+        self._by_stage = self._compiled.get(_shape(request), []) if _compiles(request) else []
         mask, several = request.attention_mask, bool(request.decoding.draft_tokens)
-        if not self._now:
+        if not self._by_stage:
             return EagerSteps(self.decode_models[0], cache, mask, request.length, several)
-        self._now[0].begin(cache, mask, request.length)
-        return self._now[0]
+        self._by_stage[0].begin(cache, mask, request.length)
+        return self._by_stage[0]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -133,16 +133,16 @@ class TorchSession(SteppingSession):
         layers.
         """
         kept = self.views.stages[stage].kept
-        if self._now:
-            self._now[stage].continue_from(self.steps, kept)
-            self.steps = self._now[stage]
+        if self._by_stage:
+            self._by_stage[stage].continue_from(self.steps, kept)
+            self.steps = self._by_stage[stage]
         else:
             kv_cache.prune_cache(self.steps.cache, kept)
             self.steps.view = self.decode_models[stage]
 
     def details(self) -> Table:
         """Return the linear backend of the steps, and True as `compiled` if they are."""
-        return {"linear_backend": self.views.linear_backend, "compiled": bool(self._now)}
+        return {"linear_backend": self.views.linear_backend, "compiled": bool(self._by_stage)}
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""
