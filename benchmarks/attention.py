@@ -21,13 +21,8 @@ SHAPES = {
     "32 / 8 of 128": (32, 8, 128),
 }  # query and kv heads, width
 CASES = ((1, 128), (1, 2048), (8, 128), (8, 1024))  # batch size and length
-QUERIES, LENGTHS = (
-    (2, 3, 4, 5, 8, 13),
-    (
-        64,
-        512,
-    ),
-)  # new tokens in a check of drafts, and positions in the cache
+# New tokens in a check of drafts, and positions in the cache.
+QUERIES, LENGTHS = (2, 3, 4, 5, 8, 13), (64, 512)
 Ways = dict[str, Callable[[], Tensor]]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -39,9 +34,8 @@ def ways(shape: tuple[int, int, int], batch: int, length: int, dtype: torch.dtyp
     keys, values = (
         torch.randn(batch, kv_heads, length + 64, width).to(dtype)[:, :, :length] for _ in range(2)
     )
-    grouped = query.reshape(
-        batch, kv_heads, heads // kv_heads, width
-    )  # all queries of a key-value head in one product
+    # All queries of a key-value head in one product.
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
     return {
         "ours": lambda: torch.ops.ulskip.attention(query, keys, values, None, width**-0.5),
         "torch": lambda: scaled_dot_product_attention(

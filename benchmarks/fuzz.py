@@ -33,9 +33,8 @@ import psutil
 
 # of the processor; of the clock four times as many, because other processes may compute too
 SECONDS = 30.0
-ALLOWED = re.compile(
-    r"warning: |.*\(\d+\)$"
-)  # lines that may come before an error: a warning, the begin of a phase
+# Lines that may come before an error: a warning, the begin of a phase.
+ALLOWED = re.compile(r"warning: |.*\(\d+\)$")
 MEMORY = 12 * 2**30  # bytes of data of the process that runs the cases
 MODEL = ["export", "model=tiny", "ratio=4", "prompt_layers=kept", "--no-check"]
 

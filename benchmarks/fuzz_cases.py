@@ -17,6 +17,7 @@ from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.config import primary_of
 
 ROOT = Path(__file__).parents[1]
+# No absolute path that a user of a machine can write.
 HOSTILE = (
     *(
         "",
@@ -96,7 +97,7 @@ HOSTILE = (
         "full",
         "results",
     ),
-)  # no absolute path that a user of a machine can write
+)
 GOOD = {
     "a whole number": ("0", "1", "2", "7"),
     "a number": ("0", "0.5", "1", "2", "3.5"),

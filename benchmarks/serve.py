@@ -113,9 +113,8 @@ def main() -> None:
             prompts = [next(source) for _ in range(count + 1)]
             order = list(servers) if round_number % 2 else list(reversed(servers))
             for name in order:
-                measure_request(
-                    servers[name], models[name], prompts[0], options.new_tokens
-                )  # warms caches
+                # Warms caches.
+                measure_request(servers[name], models[name], prompts[0], options.new_tokens)
                 result = measure(
                     servers[name], models[name], prompts[1:], concurrency, options.new_tokens
                 )

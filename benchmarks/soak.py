@@ -135,9 +135,8 @@ def soak(
 
     All runs write into a folder of one name, which rows and files may contain.
     """
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell lets its background jobs, and so ours, ignore it
+    # A shell lets its background jobs, and so ours, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     whole, own = folder / "whole", folder / "run"
     seconds = run(place.line(own))
     own.rename(whole)

@@ -117,10 +117,9 @@ def model_types():
     found = {}
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         found.setdefault(name, []).append(model_type)
+    # The namesake first.
     return {
-        name: sorted(
-            kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", ""))
-        )  # the namesake first
+        name: sorted(kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", "")))
         for name, kinds in found.items()
     }
 
@@ -173,6 +172,5 @@ def _sizes(kind):
         for key, size in _SIZES.items()
         if key in known and not (key in mapped and mapped[key] in known)
     }
-    return (
-        sizes | {"num_key_value_heads": 4} if "kv_lora_rank" in sizes else sizes
-    )  # MLA has one latent for all heads
+    # MLA has one latent for all heads.
+    return sizes | {"num_key_value_heads": 4} if "kv_lora_rank" in sizes else sizes

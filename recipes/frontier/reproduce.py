@@ -52,10 +52,11 @@ ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,
 PARTS = ("sample", "cnn_dm")
 MARKERS = "osD^vP*X"
 SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points
+# Kinds of adapters that become part of the weights, so that every engine runs them.
 MERGED = (
     "none",
     "folded",
-)  # kinds of adapters that become part of the weights, so that every engine runs them
+)
 
 
 def call(*arguments: str) -> None:

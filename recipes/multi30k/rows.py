@@ -163,9 +163,8 @@ class Rows:
     def tuned(
         self, strategy: str, ratio: float, seed: int = 1, prefix: str = "", variant: str = ""
     ) -> Point | None:
-        ratios = (
-            "2+3+6" if strategy == "early_exit" else f"{ratio:g}"
-        )  # early exit has one training for all ratios
+        # Early exit has one training for all ratios.
+        ratios = "2+3+6" if strategy == "early_exit" else f"{ratio:g}"
         return self.points.get((f"{prefix}{strategy}-{ratios}x{variant}-s{seed}", strategy, ratio))
 
     def seeds(

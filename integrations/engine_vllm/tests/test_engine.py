@@ -141,9 +141,8 @@ def test_a_worker_that_ends_while_it_answers_is_an_error(stand_in):
 
 
 def test_layers_that_no_config_describes_are_refused(stand_in):
-    decoder = decoder_for(
-        build_model("gpt2"), KEPT, "vllm"
-    )  # scales the attention by the index of the layer
+    # Scales the attention by the index of the layer.
+    decoder = decoder_for(build_model("gpt2"), KEPT, "vllm")
     with pytest.raises(UsageError, match="engine=torch"):
         decoder.generate(*batch(padded=False), context())
 

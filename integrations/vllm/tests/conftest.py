@@ -84,9 +84,8 @@ def memory_row(name):
     for model in (folder / "prefill", folder):
         config = json.loads((model / "config.json").read_text())
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        per_token = (
-            2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2
-        )  # keys and values in bfloat16
+        # Keys and values in bfloat16.
+        per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2
         weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         cells += [
             str(config["num_hidden_layers"]),

@@ -31,9 +31,8 @@ def random_model(architecture):
         "num_key_value_heads": 1,
         "vocab_size": 200,
     }
-    sizes |= dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id")
-    )  # answers do not end early
+    # Answers do not end early.
+    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = AutoConfig.for_model(
         kind,
         **sizes,

@@ -121,10 +121,11 @@ def test_a_step_without_information_is_an_error():
     made._connector_metadata = None
     with pytest.raises(RuntimeError, match="got none"):
         found(made, torch.tensor([0]), torch.tensor([0]))
+    # A warm-up pass.
     assert found(made, torch.tensor([-1, -1]), torch.tensor([0, 0])) == (
         False,
         None,
-    )  # a warm-up pass
+    )
 
 
 def test_a_pass_without_the_connector_is_an_error():

@@ -92,9 +92,8 @@ def test_options_of_one_token(tiny):
     assert (
         tokens_of(served.complete(ids, max_tokens=6, stop_token_ids=[expected[2]])) == expected[:3]
     )
-    assert (
-        len(tokens_of(served.complete(ids[:1], max_tokens=3, ignore_eos=True))) == 3
-    )  # a prompt of one token
+    # A prompt of one token.
+    assert len(tokens_of(served.complete(ids[:1], max_tokens=3, ignore_eos=True))) == 3
 
 
 def test_logprobs_are_those_of_the_answer(tiny):

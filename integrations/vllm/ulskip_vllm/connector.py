@@ -102,10 +102,11 @@ class KeptLayersConnector(KVConnectorBase_V1):
             and isinstance(token, int)
             and 0 <= token < self._vllm_config.model_config.get_vocab_size()
         )
+        # No such file: it fails.
         self._requests[request.request_id] = (
             request,
             str(name) if is_valid else secrets.token_hex(16),
-        )  # no such file: it fails
+        )
 
     def get_num_new_matched_tokens(
         self, request: "Request", num_computed_tokens: int

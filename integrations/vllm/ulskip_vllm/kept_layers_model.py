@@ -22,9 +22,8 @@ from vllm.sequence import IntermediateTensors
 from ulskip_vllm.prompt_lengths import GeneratedTokens, generated_tokens
 from ulskip_vllm.settings import checked_pair
 
-HiddenStates = tuple[
-    torch.Tensor, torch.Tensor | None
-]  # two tensors [tokens, hidden size], whose sum is the hidden state
+# Two tensors [tokens, hidden size], whose sum is the hidden state.
+HiddenStates = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class _KeptLayers:
@@ -66,10 +65,11 @@ class _KeptLayers:
         if residual is None:  # before the first layer
             before = torch.zeros_like(hidden_states[rows]), hidden_states[rows]
         else:
+            # Copies, because the layer writes into both tensors.
             before = (
                 hidden_states[rows],
                 residual[rows],
-            )  # copies, because the layer writes into both tensors
+            )
         after = run(positions, hidden_states, residual, **options)
         for new, old in zip(after, before, strict=True):
             new[rows] = old

@@ -43,9 +43,8 @@ def checked_options(role: str, arguments: Sequence[str]) -> dict[str, str]:
     for argument, following in pairwise([*arguments, ""]):
         if argument.startswith("-"):
             given, equals, value = argument.partition("=")
-            name = given.replace("_", "-").split(".")[
-                0
-            ]  # vLLM accepts --an_option, and --an-option.key of a JSON object
+            # VLLM accepts --an_option, and --an-option.key of a JSON object.
+            name = given.replace("_", "-").split(".")[0]
             options[_LONG_NAMES.get(name, name)] = (
                 value if equals or following.startswith("-") else following
             )

@@ -46,9 +46,8 @@ class StepTokens(KVConnectorMetadata):
 
     num_tokens: int = 0
     num_generated: int = 0
-    prompt_lengths: dict[int, int] = field(
-        default_factory=dict
-    )  # by block, for each block that the step writes
+    # By block, for each block that the step writes.
+    prompt_lengths: dict[int, int] = field(default_factory=dict)
 
 
 class PromptLengthsConnector(KVConnectorBase_V1):
