@@ -197,7 +197,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
     ]
     alike = collected(told, lambda pair: re.sub(r"\d+(\.\d+)?", "", pair[1].replace(pair[0], "")))
     return [
-        f"{same[0][1]}{f' (and {len(same) - 1} more rows)' if len(same) > 1 else ''}"
+        f"{same[0][1]}{f' (in {len(same)} rows; numbers of the first)' if len(same) > 1 else ''}"
         for same in alike.values()
     ]
 

@@ -115,7 +115,9 @@ def run_training(
     try:
         trainer = SkipTrainer(setup, progress, identity)
     except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
-        raise UsageError(f"tracker={config.tracker}: {reason(error)}") from None
+        raise UsageError(
+            f"tracker={config.tracker} or train.training_args: {reason(error)}"
+        ) from None
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
