@@ -6,8 +6,10 @@ The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-C
 for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/, cnn_dm/ and wmt22/.
 Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
-problems and articles, of 100 sentences (--only wmt --problems 100), and of 124 problems (--only
-humaneval --points 3 --dtype bfloat16), with which a row takes under ten minutes on two idle cores.
+problems and articles and of 100 sentences (--only wmt --problems 100) in float32, and with --dtype
+bfloat16 of 124 problems (--only humaneval --points 6), 500 sentences (--only wmt --problems 500
+--points 2) and 400 of GSM8K (--only gsm8k --problems 400), with which a row takes about ten minutes
+on two idle cores.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
 the stored rows alone. With --only speed, points of HumanEval are timed, too; they go to
 results/frontier, whose recipe writes their page. score.py computes the shares again from the stored
