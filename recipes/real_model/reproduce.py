@@ -77,7 +77,7 @@ POINTS = {
         keep(22),
         keep(18) + PATCH,
         keep(12) + PATCH,
-        ["strategy=search", *layers(22), *CALIBRATED],
+        ["strategy=search", "strategy.budget=24", *layers(22), *CALIBRATED],
         keep(22) + KEPT,
         FULL + Q4,
         FULL + Q8,
