@@ -57,8 +57,9 @@ class Job:
     @property
     def identity(self) -> Point:
         """The settings that identify the job; they are equal whether the run finished or failed."""
-        refused = Point.of(self.config, self.id, self.command)
-        return self.point.identity if self.point else refused
+        if self.point:
+            return self.point.identity
+        return Point.of(self.config, self.id, self.command)
 
     def failure_record(self, error: BaseException) -> Record:
         """Return the record of a job that failed or is not applicable."""
