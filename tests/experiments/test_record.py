@@ -9,7 +9,7 @@ from report_rows import ENVIRONMENT, sweep_row
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import FAILED, Point, Quality, Record, read
+from ulskip_cli.experiments.record import FAILED, Pairs, Point, Quality, Record, Side, read
 from ulskip_cli.experiments.settings import Key, settings
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +119,14 @@ def test_a_row_that_cannot_be_read_is_refused_with_file_line_and_key(change, key
     row = {name: value for name, value in {**POINT, **change}.items() if value is not None}
     with pytest.raises(UsageError, match=rf"^runs.jsonl, line 3: .*\b{key}\b"):
         read(json.dumps(row), Path("runs.jsonl"), 3)
+
+
+@pytest.mark.parametrize("key", ["decoded_tokens", "first_token_seconds"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_sides_of_pairs_with_other_numbers_of_values_are_refused(key, count):
+    side = {"decode_seconds": (1.0, 1.0), "decoded_tokens": (3, 3), key: (2,) * count}
+    with pytest.raises(UsageError, match=f"expected 2 values of {key} in pairs, got {count}"):
+        Pairs(strategy=Side(decode_seconds=(1.0, 1.0), decoded_tokens=(3, 3)), full=Side(**side))
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"id": "\\ud800"}', b"\xff"])

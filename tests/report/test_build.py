@@ -85,8 +85,9 @@ def test_a_check_needs_a_folder(report, folder, against):
 
 def test_rows_of_unlike_states_of_the_machine_are_named(report, tmp_path):
     def stored(name, seconds):
-        full = {"decode_seconds": [seconds] * 3, "decoded_tokens": [31] * 3}
-        pairs = {"full": full, "strategy": {"decode_seconds": [0.3] * 3}}
+        tokens = {"decoded_tokens": [31] * 3}
+        sides = {"full": seconds, "strategy": 0.3}
+        pairs = {side: {"decode_seconds": [spent] * 3, **tokens} for side, spent in sides.items()}
         return write_folder(
             tmp_path / name, [sweep_row("full"), sweep_row(), sweep_row(target=3.0, pairs=pairs)]
         )

@@ -162,6 +162,9 @@ class Compared(Section):
     p_value: Share
 
 
+PAIRED = ("decode_seconds", "decoded_tokens", "generated_tokens", "first_token_seconds")
+
+
 class Side(Section):
     """The raw seconds of one side of timed pairs, and how it ran."""
 
@@ -206,6 +209,19 @@ class Pairs(Section):
     full: Side | None = None
     units: tuple[Unit, ...] = ()
     precision: Positive = None  # asked for: the share that the interval may reach to each side
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        """Refuse a comparison of two sides with other numbers of values."""
+        count, sides = len(self.strategy.decode_seconds), (self.strategy, self.full)
+        for side in sides if self.full else ():
+            for key in PAIRED:
+                values = getattr(side, key) or ()
+                if len(values) != count and (values or key == "decoded_tokens"):
+                    raise UsageError(
+                        f"expected {count} values of {key} in pairs, got {len(values)}"
+                    )
+        return self
 
     @classmethod
     def pooled(cls, repetitions: Sequence[Self]) -> Self:
