@@ -8,7 +8,7 @@ Answers of HumanEval are code that this recipe runs, with limits of time, memory
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
 problems and articles and of 100 sentences (--only wmt --problems 100) in float32, and with --dtype
 bfloat16 of 124 problems (--only humaneval --points 6) and 500 sentences (--only wmt --problems 500
---points 2), with which a row takes about ten minutes on two idle cores.
+--points 2), with which a row takes 5 to 18 minutes on two cores.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
 the stored rows alone. With --only speed, points of HumanEval are timed, too; they go to
 results/frontier, whose recipe writes their page. score.py computes the shares again from the stored

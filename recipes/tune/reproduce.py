@@ -5,9 +5,8 @@ and on other examples.
     python recipes/tune/reproduce.py --data PATH --tasks code --coder FILE.gguf
 
 PATH holds multi30k/, cnn_dm/ and humaneval/. FILE is Qwen2.5-Coder-0.5B-Instruct, whose answers are
-run. The first command takes about half an hour on two cores, which should be idle otherwise, the
-second 20 minutes. If it is interrupted, the same command resumes. --page writes the page of the
-stored results alone.
+run. Each command takes about half an hour on two cores, which should be idle otherwise. If it is
+interrupted, the same command resumes. --page writes the page of the stored results alone.
 """
 
 import argparse

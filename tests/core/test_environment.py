@@ -82,6 +82,7 @@ def test_a_process_that_computes_counts_unless_it_is_a_child():
     [
         (2.0, {}, "PASSIVE"),
         (0.0, {}, None),
+        (None, {}, None),
         (2.0, {"OMP_NUM_THREADS": "2"}, None),
         (3.0, {"OMP_NUM_THREADS": "2,1"}, "PASSIVE"),
         (2.0, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),

@@ -165,8 +165,7 @@ def _describe_side(
     weights = plan.sizes.weights
     side = pairs.over_reference(outputs) if pairs.reference else {}
     # A check of drafts reads more than a step. transformers does not count its own.
-    drafts = plan.drafts and outputs is pairs.strategy
-    if weights is None or drafts:
+    if weights is None or (plan.drafts and outputs is pairs.strategy):
         return side
     weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(stages)
     # keys and values after half of the new tokens

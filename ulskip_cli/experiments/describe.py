@@ -207,21 +207,7 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             " may suffer; train them for these layers with `ulskip train`, or use the strategy and"
             " ratio of their training"
         )
-    corrected = (record.correction and getattr(record.correction, "training", None)) or {}
-    trained = {"weights were": record.trained_for or {}, "adapter was": corrected}
-    for what, training in trained.items():
-        examples, end = training.get("trained_on"), config.offset + (record.num_examples or 0)
-        if (
-            examples
-            and examples["dataset"] == record.dataset
-            and examples["first"] < end
-            and config.offset < examples["end"]
-        ):
-            yield (
-                f"{record.strategy}: the {what} trained on examples of {record.dataset} that are"
-                " evaluated here, so the scores may not hold for others; evaluate other data, or"
-                f" offset={examples['end']}"
-            )
+    yield from _trained_on(config, record)
     made_on = {
         "layers were chosen": config.strategy.chosen_on,
         "correction was made": record.correction and record.correction.task,
@@ -231,6 +217,22 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             yield (
                 f"{record.strategy}: the {what} on examples of task={task}; what keeps the quality"
                 f" of one task can lose that of another, so choose and calibrate on {record.task}"
+            )
+
+
+def _trained_on(config: Config, record: Record) -> Iterator[str]:
+    """Warn if weights or an adapter were trained on evaluated examples."""
+    corrected = (record.correction and getattr(record.correction, "training", None)) or {}
+    end = config.offset + (record.num_examples or 0)
+    for what, training in (("weights were", record.trained_for or {}), ("adapter was", corrected)):
+        examples = training.get("trained_on")
+        if not examples or examples["dataset"] != record.dataset:
+            continue
+        if examples["first"] < end and config.offset < examples["end"]:
+            yield (
+                f"{record.strategy}: the {what} trained on examples of {record.dataset} that are"
+                " evaluated here, so the scores may not hold for others; evaluate other data, or"
+                f" offset={examples['end']}"
             )
 
 

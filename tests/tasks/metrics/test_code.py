@@ -42,7 +42,7 @@ def test_pass_at_1_is_the_share_of_answers_that_pass_and_is_compared_with_full()
 def test_code_runs_only_if_it_is_allowed(monkeypatch):
     monkeypatch.setattr(code, "passes", lambda code: pytest.fail("code ran"))
     with pytest.raises(UsageError, match=r"task.allow_code=true .*--allow-code"):
-        metric(False).check()
+        metric(False).score(Answers(["x"], ["x"], ["x"], tests=["x"]))
 
 
 def test_answers_without_tests_are_refused():

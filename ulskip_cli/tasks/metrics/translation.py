@@ -42,6 +42,7 @@ class Sacrebleu(Metric):
 
     def score(self, answers: Answers) -> Scores:
         """Compute the corpus score with one reference per hypothesis."""
+        self.check()
         metric = self.make()
         value = metric.corpus_score(answers.hypotheses, [answers.references]).score
         signatures = {self.name: str(metric.get_signature())}
