@@ -29,7 +29,8 @@ def folder(tmp_path):
     config = compose([f"results_dir={tmp_path}", "name=x"])
     folder = ResultsFolder.of(config)
     for bleu in (1, 2):
-        folder.save(config, record("p", bleu=bleu), [answer("a\u2028b\x85ü")])
+        folder.save_generations("p", [answer("a\u2028b\x85ü")])
+        folder.save(config, record("p", bleu=bleu))
     return folder
 
 

@@ -51,7 +51,8 @@ def save(tmp_path):
     def call(tracker):
         config = compose([f"results_dir={tmp_path}", f"tracker={tracker}"])
         folder = ResultsFolder.of(config)
-        folder.save(config, sweep_row(id="p", engine="torch", chat=True), [])
+        folder.save_generations("p", [])
+        folder.save(config, sweep_row(id="p", engine="torch", chat=True))
         assert folder.record("p").is_done
 
     return call

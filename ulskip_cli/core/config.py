@@ -28,7 +28,7 @@ from ulskip_cli.core.config_schema import (
 )
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
-from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
+from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice
 from ulskip_cli.core.files import Table, change_texts
 from ulskip_cli.core.options import (
     Choice,
@@ -668,8 +668,5 @@ def _choice_name(override: "Override") -> str:
     group, value = override.key_or_group, override.value()
     if group == "experiment" and value is None:
         return ""
-    known = group_choices(group)
-    if str(value) not in known:
-        advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
-        raise unknown(group, value, known, advice)
-    return str(value)
+    advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
+    return require_choice(group, str(value), group_choices(group), advice)

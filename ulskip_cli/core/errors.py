@@ -92,11 +92,11 @@ def reason(error: BaseException, has_path: bool = False) -> str:
     return text[:MAX_REASON] or type(error).__name__
 
 
-def require_choice(kind: str, got: str, known: Iterable[str]) -> str:
+def require_choice(kind: str, got: str, known: Iterable[str], advice: str = "") -> str:
     """Return `got` if it is one of `known`; otherwise raise UsageError with the nearest known
-    name.
+    name, or with `advice`.
     """
     choices = list(known)
     if got not in choices:
-        raise unknown(kind, got, choices)
+        raise unknown(kind, got, choices, advice)
     return got

@@ -222,20 +222,17 @@ def cache_dir() -> Path:
 
 
 def printable(text: str) -> str:
-    r"""Return a text on one line, with escapes in place of control characters.
+    r"""Return a text on one line, with spaces in place of other white space and escapes in place of
+    control characters.
 
     >>> print(printable("a\n\x1b[31mred"))
     a \x1b[31mred
     """
     if text.isprintable():
         return text
+    text = re.sub(r"\s", " ", text)
     return "".join(
-        character
-        if character.isprintable()
-        else " "
-        if character.isspace()
-        else repr(character)[1:-1]
-        for character in text
+        character if character.isprintable() else repr(character)[1:-1] for character in text
     )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -29,16 +30,18 @@ def install() -> None:
     ignored.
     """
     sys.unraisablehook = _report_unraisable
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    _handle(_interrupt)
 
 
 def release() -> None:
     """Let a signal end the process without a message from now on, because the command has ended."""
+    _handle(signal.SIG_DFL)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
 def end_process(code: int) -> NoReturn:

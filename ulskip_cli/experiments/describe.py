@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.environment import is_crowded
 from ulskip_cli.core.files import timestamp
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
@@ -141,7 +140,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     machine = record.environment
     threads = machine.threads if machine and is_on_cpu else 1
     fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
-    if machine and is_crowded(record.other_cpus, threads):
+    if machine and environment.is_crowded(record.other_cpus, threads):
         yield (
             f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
             f" pairs, so the times and speedups may be wrong; repeat the run with --force when they"

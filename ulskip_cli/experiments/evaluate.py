@@ -29,7 +29,7 @@ from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import EncodedPrompts, ReferenceLoss, given_logits
 from ulskip_cli.engines.speculative import MAX_CHECK
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.record import Compared, Quality, Row
+from ulskip_cli.experiments.record import Quality, Row
 from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
 from ulskip_cli.inference.batching import (
     BatchSize,
@@ -233,7 +233,7 @@ def score_answers(
         evaluated_batch_size=answers.batch_size.used,
         peak_memory_bytes=answers.peak_memory_bytes,
     )
-    if not workload.has_references:
+    if not all(example.reference for example in examples):
         return quality
     progress.phase(f"{answers.strategy}: metrics")
     texts = Answers(
@@ -253,7 +253,7 @@ def score_answers(
         decode_loss=loss,
         decode_loss_mean_kept_layers=reference_loss.exits.mean_depth,
         signatures=scores.signatures,
-        vs_baseline={key: Compared(**values) for key, values in scores.against_full.items()},
+        vs_baseline=scores.against_full,
         length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
         num_truncated_references=sum(example.truncated_response for example in workload.encoded),
     )

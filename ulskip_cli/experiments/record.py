@@ -729,11 +729,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self.strategy == "full" and not self.draft_tokens
 
     @property
-    def runs_kept_layers(self) -> bool:
-        """True if every decode step runs the kept layers and no others."""
-        return not (self.later_stages or self.exit_depths or self.draft_tokens)
-
-    @property
     def summary(self) -> str:
         """The kept layers as text, e.g. `6 of 12 layers`."""
         kept, _, count = (self.layers or "").partition("/")

@@ -8,7 +8,7 @@ from pathlib import Path
 from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Task
-from ulskip_cli.experiments.record import Compared, Record, Row
+from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import Answers
@@ -84,11 +84,10 @@ def rescore(
         for key, value in scores.values.items()
         if abs(before.get(key, value) - value) > TOLERANCE
     }
-    compared = {key: Compared(**values) for key, values in scores.against_full.items()}
     rescored = record.replace(
         **scores.values,
         signatures={**record.signatures, **scores.signatures},
-        vs_baseline={**record.vs_baseline, **compared},
+        vs_baseline={**record.vs_baseline, **scores.against_full},
     )
     added = [key for key in scores.values if key not in before]
     return RescoredRun(folder, rescored, added, changed)

@@ -119,15 +119,12 @@ class ResultsFolder:
         path = self.generations_path(run_id)
         return read_objects(path, ANSWER_KEYS) if path.is_file() else []
 
-    def save(
-        self, config: Config, record: Record, generations: Sequence[Row] | None = None
-    ) -> None:
-        """Write a finished run and log it to the tracker. The row is written last: if it exists,
-        all other files exist. What a killed attempt left of its files is removed.
+    def save(self, config: Config, record: Record) -> None:
+        """Write a finished run, whose generations are stored, and log it to the tracker. The row is
+        written last: if it exists, all other files exist. What a killed attempt left of its files
+        is removed.
         """
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
-        if generations is not None:
-            self.save_generations(record.id, generations)
         self.append(record)
         for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
             unfinished.unlink(missing_ok=True)

@@ -332,13 +332,14 @@ def store_record(
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = described.replace(predicted_speedup=None)
-    generations = answers.generations if answers else None
     record = Record.joined(
         run.point.identity,
         described,
         *([measure_throughput(outputs, source)] if outputs else []),
         *([timed.timing()] if timed else []),
-        describe_provenance(config, plan, run.loaded, decoder, len(generations or ())),
+        describe_provenance(
+            config, plan, run.loaded, decoder, len(answers.generations) if answers else 0
+        ),
         section,
         chat=run.workload.chat if run.workload else None,
         correction=run.correction,
@@ -349,5 +350,5 @@ def store_record(
     if timed and not answers:
         record = record.replace(compile_seconds=timed.compile_seconds)
     record = record.replace(warnings=run_warnings(config, plan, record))
-    ResultsFolder.of(config).save(config, record, generations)
+    ResultsFolder.of(config).save(config, record)
     return record

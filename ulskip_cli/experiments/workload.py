@@ -1,5 +1,6 @@
 """Encode a task's examples as token ids of one model, and make batches of them for timing."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,6 @@ class Workload:
     chat: bool  # True if prompts are in the model's chat format
     max_positions: int | None  # None without a limit; timed prompts leave room for the new tokens
     tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def has_references(self) -> bool:
-        """True if the answers can be compared with references."""
-        return all(example.reference for example in self.examples)
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -119,10 +115,8 @@ def prompt_batches(
     prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, count: int
 ) -> list[Batch]:
     """Return `count` full batches; prompts are repeated if there are too few."""
-    starts = range(0, count * batch_size, batch_size)
+    endless = itertools.cycle(prompts)
     return [
-        padded(
-            [prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad_token_id, left=True
-        )
-        for at in starts
+        padded(list(itertools.islice(endless, batch_size)), pad_token_id, left=True)
+        for _ in range(count)
     ]

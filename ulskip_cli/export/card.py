@@ -116,7 +116,7 @@ def _matches(record: Record, point: ResolvedExport, training: str | None) -> boo
     return (
         record.is_done
         and layers == (plan.num_layers, plan.kept_layers, plan.prompt_layers, training)
-        and record.runs_kept_layers
+        and not (record.later_stages or record.exit_depths or record.draft_tokens)
         and not record.config.engine.is_runtime  # it may compute in another format
         and baseline in (None, record.engine)
         and all(getattr(measured, key) == getattr(model, key) for key in _WEIGHTS)

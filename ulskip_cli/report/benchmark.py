@@ -45,26 +45,9 @@ def bench_lead(records: Sequence[Record]) -> list[str]:
 
 def write_bench_report(folder: ResultsFolder) -> None:
     """Write bench.md from all benchmark records of a folder."""
-    records = in_bench_order([record for record in stored(folder) if record.machine_limits])
-    parts = [f"# {tables.title(records)}", *fastest(records)]
-    parts += [tables.with_heading(section(records)), tables.provenance(records)]
-    tables.write_markdown(folder.path / FILE, parts)
-
-
-def in_bench_order(records: Sequence[Record]) -> list[Record]:
-    """Sort records for display by model, batch size, engine, layer ratio (lowest first) and
-    strategy.
-    """
-    return sorted(
-        records,
-        key=lambda record: (
-            str(record.model),
-            record.batch_size,
-            decoded_by(record),
-            record.layer_ratio or 1.0,
-            record.strategy,
-        ),
-    )
+    records = [record for record in stored(folder) if record.machine_limits]
+    parts = [*fastest(records), tables.with_heading(section(records))]
+    tables.write_markdown(folder.path / FILE, records, parts)
 
 
 def decoded_by(record: Record) -> str:
@@ -76,8 +59,19 @@ def decoded_by(record: Record) -> str:
 
 
 def section(records: Sequence[Record]) -> TableSection:
-    """Make the table of benchmark records."""
-    records = in_bench_order(records)
+    """Make the table of benchmark records, ordered by model, batch size, engine, layer ratio
+    (lowest first) and strategy.
+    """
+    records = sorted(
+        records,
+        key=lambda record: (
+            str(record.model),
+            record.batch_size,
+            decoded_by(record),
+            record.layer_ratio or 1.0,
+            record.strategy,
+        ),
+    )
     references = {record.reference_engine for record in records if record.reference_engine}
     reference = min(references) if len(references) == 1 else "reference"
     shown = ["batch_size", "engine", "engine_weights", "ratio", "folder"]

@@ -113,16 +113,14 @@ class Report:
 
     def parts(self) -> list[str]:
         """Return the parts of report.md."""
-        parts = [f"# {self.long.title}".rstrip()]
-        parts += ["## Layout of the paper's table 4", paper.paper_markdown(self.table4)]
+        parts = ["## Layout of the paper's table 4", paper.paper_markdown(self.table4)]
         for heading, chosen in self.winners.items():
             lines = "\n".join(f"- {winner.line()}" for winner in chosen)
             parts += [f"## {heading}", self.rule, lines]
         parts += map(tables.with_heading, self.sections)
         if self.warnings:
             parts += ["## Warnings", "\n".join(f"- {warning}" for warning in self.warnings)]
-        parts += ["## All points", tables.markdown(self.long), self.long.note]
-        return [*parts, tables.provenance(self.records)]
+        return [*parts, "## All points", tables.markdown(self.long), self.long.note]
 
 
 def write(report: Report, plots: bool = True, page: bool = False) -> list[Path]:
@@ -133,7 +131,7 @@ def write(report: Report, plots: bool = True, page: bool = False) -> list[Path]:
     folder = (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
     files = [folder / "report.md", *plot]
-    tables.write_markdown(files[0], parts)
+    tables.write_markdown(files[0], report.records, parts)
     if page:
         files.append(folder / PAGE)
         write_atomic(files[-1], render(report, plot))

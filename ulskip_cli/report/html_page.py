@@ -4,7 +4,7 @@ of runs side by side.
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -188,8 +188,7 @@ def _data_set(
             name, colour = names[rows[i].key], strategy_colour(rows[i].label)
             runs.append(Run(i, name, colour, outputs, flags))
     ran = [rows[run.row] for run in runs]
-    by_label = collected(range(len(runs)), lambda k: runs[k].label).values()
-    picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in by_label)
+    picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in _by_label(runs))
     _tell_apart(runs, ran)
     for run, row in zip(runs, ran, strict=True):
         fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
@@ -198,13 +197,18 @@ def _data_set(
     return DataSet(label, len(first), examples, runs, picked[:MAX_PICKED])
 
 
+def _by_label(runs: Sequence[Run]) -> Iterable[list[int]]:
+    """Return the indices of runs, those of one label together."""
+    return collected(range(len(runs)), lambda k: runs[k].label).values()
+
+
 def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
     """Add to equal labels of runs the settings in which their rows differ, or else their ids."""
-    for same in collected(range(len(runs)), lambda k: runs[k].label).values():
+    for same in _by_label(runs):
         keys = differences(all_settings([rows[k] for k in same]))
         for k in same:
             runs[k].label = " · ".join([runs[k].label, *setting_words(rows[k], keys)])
-    for same in collected(range(len(runs)), lambda k: runs[k].label).values():
+    for same in _by_label(runs):
         for k in same if len(same) > 1 else ():
             runs[k].label += f" · {rows[k].id}"
 

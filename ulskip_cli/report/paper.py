@@ -78,12 +78,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
     records = stored(folder)
     file = folder.path / "table4.md"
-    parts = [
-        f"# {tables.title(records)}",
-        paper_markdown(table4(records)),
-        tables.provenance(records),
-    ]
-    tables.write_markdown(file, parts)
+    tables.write_markdown(file, records, [paper_markdown(table4(records))])
     return [file, *save_quality(grouped(done(records)), folder.path / "quality")]
 
 

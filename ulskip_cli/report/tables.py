@@ -296,9 +296,10 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
 
 
-def write_markdown(file: Path, parts: Iterable[str]) -> None:
-    """Write a report of some parts, without the empty ones."""
-    write_atomic(file, escape_markdown("\n\n".join(filter(None, parts)) + "\n"))
+def write_markdown(file: Path, records: Sequence[Record], parts: Iterable[str]) -> None:
+    """Write a report of records: a heading, the parts that are not empty, and the provenance."""
+    whole = [f"# {title(records)}".rstrip(), *parts, provenance(records)]
+    write_atomic(file, escape_markdown("\n\n".join(filter(None, whole)) + "\n"))
 
 
 def to_csv(records: Sequence[Record]) -> str:
@@ -330,8 +331,7 @@ def write_tables(folder: ResultsFolder) -> None:
     """Write table.md and table.csv from all records of a folder."""
     records = stored(folder)
     long = long_section(records)
-    parts = [f"# {long.title}", markdown(long), long.note, provenance(records)]
-    write_markdown(folder.path / FILE, parts)
+    write_markdown(folder.path / FILE, records, [markdown(long), long.note])
     write_atomic(folder.path / "table.csv", to_csv(records))
 
 

@@ -20,10 +20,17 @@ from ulskip_cli.corrections import Patch
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
-_OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
 LOOK_UP = "decoding=prompt_lookup"
-# These keys change no earlier step, so finished steps are used again.
-_NOT_IN_KEY = ("budget", "adapter", "adapter_steps")
+# The others change no earlier step, so finished steps are used again.
+_IN_KEY = (
+    TuneConfig.model_fields.keys()
+    - Config.model_fields.keys()
+    - {
+        "budget",
+        "adapter",
+        "adapter_steps",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -297,7 +304,7 @@ def _alternatives(choice: Config, resolver: Resolver) -> tuple[list[Candidate], 
 
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
-    wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
+    wish = {name: getattr(config, name) for name in _IN_KEY}
     data = [
         [example.texts for example in side.task.examples()] for side in (split.choice, split.final)
     ]

@@ -75,6 +75,12 @@ def done(job, **machine):
     return read(json.dumps({**row, "environment": where}))
 
 
+def save(folder, job, **machine):
+    """Store a finished record and its answers."""
+    folder.save_generations(job.id, [])
+    folder.save(job.config, done(job, **machine))
+
+
 def make_sweep(jobs, **options):
     return Sweep(jobs, ProgressCallback(), **options)
 
@@ -85,14 +91,14 @@ def states(sweep, jobs):
 
 
 def test_a_finished_point_is_done_for_good_unless_a_sweep_is_forced(jobs, folder):
-    folder.save(jobs[0].config, done(jobs[0]), [])
+    save(folder, jobs[0])
     sweep = make_sweep(jobs)
     folder.append(jobs[0].failure_record(RunError("x")))
     assert states(sweep, jobs) == ["done", "to do"]
     forced = make_sweep(jobs, force=True)
     assert states(forced, jobs) == ["to do", "to do"]
     joined = make_sweep(jobs, force=True, since=2)
-    folder.save(jobs[0].config, done(jobs[0]), [])
+    save(folder, jobs[0])
     assert states(forced, jobs) == states(joined, jobs) == ["done", "to do"]
 
 
@@ -115,10 +121,10 @@ def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
 def test_rows_of_other_machines_are_to_do_until_this_sweep_has_run_them(tmp_path, launcher, state):
     jobs = jobs_of("ratio=2,3", f"results_dir={tmp_path}", f"launcher={launcher}")[1:]
     folder = ResultsFolder.of(jobs[0].config)
-    folder.save(jobs[0].config, done(jobs[0], processor="another"), [])
+    save(folder, jobs[0], processor="another")
     sweep = make_sweep(jobs)
     assert states(sweep, jobs[:1]) == [state]
-    folder.save(jobs[0].config, done(jobs[0], processor="another"), [])  # by a worker elsewhere
+    save(folder, jobs[0], processor="another")  # by a worker elsewhere
     assert states(sweep, jobs[:1]) == ["done"]
 
 
@@ -129,16 +135,16 @@ def test_the_reason_is_told_why_a_point_with_a_row_is_to_do(jobs, folder):
         return Sweep(jobs, **options).describe(job)[1]
 
     assert note(first) == note(second) == ""
-    folder.save(first.config, done(first, processor="another"), [])
+    save(folder, first, processor="another")
     assert note(first) == "again, because the stored row is of another processor, another"
-    folder.save(first.config, done(first), [])
+    save(folder, first)
     assert note(first) == "" and "--force" in note(first, force=True)
     folder.append(done(second).replace(num_examples=5))
     assert "file of its answers is missing" in note(second)
 
 
 def test_a_line_that_is_not_whole_yet_is_read_later(jobs, folder):
-    folder.save(jobs[0].config, done(jobs[0]), [])
+    save(folder, jobs[0])
     folder.save_generations(jobs[1].id, [])
     sweep, line = make_sweep(jobs), json.dumps(done(jobs[1]).to_row()) + "\n"
     for part, state in ((line[:10], "to do"), (line[10:], "done")):

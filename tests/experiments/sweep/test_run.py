@@ -38,7 +38,8 @@ def quick_sweep(tmp_path, monkeypatch):
         acts[0](point.config)
         assert bool(point.baseline) == bool(baseline)
         record = Record.joined(point.identity)
-        folder.save(point.config, record, [])
+        folder.save_generations(record.id, [])
+        folder.save(point.config, record)
         return [record]
 
     monkeypatch.setattr(runner, "run_point", run_point)

@@ -102,11 +102,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[tuple[Config, list
     """
     parsed = parse_overrides(overrides)
     given = {override.key_or_group for override in parsed}
-    fixed = [
-        text
-        for text, override in zip(overrides, parsed, strict=True)
-        if not override.is_sweep_override()
-    ]
+    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     # The points check the keys that the first composition drops.
     grid = _composed(fixed, GROUPS, (), command)[0].sweep
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
