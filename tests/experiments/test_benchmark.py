@@ -11,6 +11,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark, paired_timing, preflight, runner
 from ulskip_cli.experiments.paired_timing import LatencyTargetFit, bandwidth_meter
+from ulskip_cli.experiments.sweep import jobs
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
 
@@ -55,8 +56,7 @@ def decoders(monkeypatch):
 
 def run_all(*points, force=True):
     """Run the benchmark of points."""
-    jobs = make_jobs(points, command="bench")
-    return Sweep(jobs, SweepObserver(), force=force).run()
+    return Sweep(make_jobs(points, command="bench"), SweepObserver(), force=force).run()
 
 
 @pytest.fixture
@@ -160,6 +160,39 @@ def test_engines_run_in_the_same_rounds(point, monkeypatch, free):
     if free:
         assert rows[0]["full"]["over_reference"] == 1
         assert rows[0]["over_reference"] == pytest.approx(rows[0]["measured_speedup"])
+
+
+def test_units_of_rounds_that_fail_do_not_count_as_another_process(point, monkeypatch):
+    real = benchmark.measure_units
+
+    def measure(opened, *args):
+        measured = real(opened, *args)
+        if len(opened) > 1:
+            raise RunError("out of memory")
+        return measured
+
+    monkeypatch.setattr(benchmark, "measure_units", measure)
+    outcome = run_all(*(point(f"engine={engine}") for engine in ("torch", "transformers")))
+    outcome.check()
+    for record in outcome.records.values():
+        assert (len(record.pairs.units), record.num_processes) == (paired_timing.UNITS, 1)
+
+
+def test_engines_that_do_not_fit_into_memory_together_are_timed_with_the_first_alone(
+    point, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(jobs, "fit_into_memory", lambda points: False)
+    opened, real = [], benchmark.measure_units
+
+    def measure(pairs, *args):
+        opened.append(len(pairs))
+        return real(pairs, *args)
+
+    monkeypatch.setattr(benchmark, "measure_units", measure)
+    outcome = run_all(*(point(f"engine={name}") for name in ("torch", "transformers", "auto")))
+    assert opened == [1, 2, 2]
+    assert {record.num_processes for record in outcome.records.values()} == {1}
+    assert not list((tmp_path / "b" / ".locks").glob("*.units.json"))
 
 
 def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):

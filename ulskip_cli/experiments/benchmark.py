@@ -2,6 +2,7 @@
 a step reads with the rate at which this machine reads memory.
 """
 
+from collections import ChainMap
 from collections.abc import Collection, Sequence
 from functools import partial
 from statistics import median
@@ -49,20 +50,25 @@ def run_in_rounds(
             ready.append(_warm_up(point, session))
         except Exception as error:
             failed[point.run_id] = error
+    opened, label = [point.opened for point in ready], f"{len(ready)} engines in rounds"
     try:
-        measured = _in_rounds(ready, session) if ready else []
+        measured = []
+        if ready:
+            speed = ready[0].run.timed.speed
+            measured = measure_units(opened, speed, label, session.progress)
     except Exception as error:
         if len(points) == 1:
             return {points[0].run_id: error}
-        for point in points:
-            if point.run_id in wanted:
-                failed |= run_in_rounds([point], wanted, session)
-        return failed
+        for pair in opened:  # they were timed by this process, which times them again
+            pair.stored.remove()
+        chosen = [point for point in points if point.run_id in wanted]
+        alone = [run_in_rounds([point], wanted, session) for point in chosen]
+        return dict(ChainMap(*alone))
     session.progress.phase("write")
-    for (run, opened), pairs in zip(ready, measured, strict=True):
+    for (run, pair), pairs in zip(ready, measured, strict=True):
         if run.point.run_id in wanted:
-            store_record(run, opened.pair.strategy, pairs, _describe(run, pairs))
-            opened.stored.remove()
+            store_record(run, pair.pair.strategy, pairs, _describe(run, pairs))
+        pair.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
@@ -71,13 +77,6 @@ class _Ready(NamedTuple):
 
     run: PreparedRun
     opened: Opened
-
-
-def _in_rounds(ready: Sequence[_Ready], session: Session) -> list[TimedPairs]:
-    """Time all points in the same rounds, with the settings of the first one."""
-    opened = [point.opened for point in ready]
-    label = f"{len(ready)} engines in rounds"
-    return measure_units(opened, ready[0].run.timed.speed, label, session.progress)
 
 
 def _warm_up(point: ResolvedPoint, session: Session) -> _Ready:

@@ -123,8 +123,10 @@ def _in_rounds(jobs: Iterable[Job]) -> list[Job]:
         points = tuple(job.point for job in group if job.point)
         fits = fit_into_memory(points)
         for job in group:
-            beside = points if fits or job.point is points[0] else (points[0], job.point)
-            timed.append(replace(job, rounds=tuple(filter(None, beside)) if job.point else ()))
+            beside = points if fits else points[:1]
+            if job.point and job.point not in beside:
+                beside = (*beside, job.point)
+            timed.append(replace(job, rounds=beside if job.point else ()))
     return timed
 
 
