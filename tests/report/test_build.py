@@ -99,7 +99,7 @@ def test_rows_of_unlike_states_of_the_machine_are_named(report, tmp_path):
 
 def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
     busy = "other processes used {} CPUs"
-    low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1, "p_value": 0.9}
+    low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1}
     rows = [
         sweep_row("full").replace(bleu=4.0),
         sweep_row(bleu=4.0, vs_baseline={"bleu": low}, warnings=[f"unified: {busy.format(1.5)}"]),

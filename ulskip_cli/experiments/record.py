@@ -39,7 +39,6 @@ DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 MISSING = "–"
 ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
-SIGNIFICANT = 0.05
 UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
@@ -159,7 +158,6 @@ class Compared(Section):
     delta: KnownNumber
     delta_low: KnownNumber
     delta_high: KnownNumber
-    p_value: Share
 
 
 PAIRED = ("decode_seconds", "decoded_tokens", "generated_tokens", "first_token_seconds")
@@ -553,7 +551,7 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
     vs_baseline: dict[str, Compared] = value(
-        "per metric: the full model's score, `delta` with its interval, and `p_value`",
+        "per metric: the full model's score, and `delta` with its interval",
         default={},
     )
     degenerate: dict[str, KnownCount] = value(
@@ -889,9 +887,13 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return all(getattr(where, key) == here[key] for key in (*environment.MACHINE, *also))
 
     def is_significant(self, metric: str) -> bool:
-        """Return True if a score differs significantly from the full model's score."""
-        p_value = getattr(self.vs_baseline.get(metric), "p_value", None)
-        return p_value is not None and p_value < SIGNIFICANT and not self.has_few_examples
+        """Return True if the interval of a score's difference from the full model's excludes
+        zero.
+        """
+        compared = self.vs_baseline.get(metric)
+        if compared is None or self.has_few_examples:
+            return False
+        return not compared.delta_low <= 0 <= compared.delta_high
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -390,7 +390,7 @@ def tested_changes(record: Record) -> dict[str, str]:
     changes = dict[str, str]()
     for key in record.scores:
         compared = record.vs_baseline.get(key)
-        if compared and compared.p_value is not None and not record.has_few_examples:
+        if compared and not record.has_few_examples:
             is_worse = (compared.delta > 0) is (key in LOWER_IS_BETTER)
             changes[key] = FAILS if is_worse else HOLDS
             if not record.is_significant(key):

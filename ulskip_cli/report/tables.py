@@ -46,9 +46,9 @@ MAX_CELL = 24  # characters per cell on a terminal
 FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
-    "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for"
-    " each comparison, not corrected for the number of comparisons); a row of fewer than"
-    f" {MIN_FOR_STARS} examples has none."
+    "A star (*) marks a score that differs from the full model's: the 95% interval of the"
+    " difference (paired bootstrap, not corrected for the number of comparisons) excludes zero; a"
+    f" row of fewer than {MIN_FOR_STARS} examples has none."
 )
 MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs."

@@ -84,12 +84,9 @@ def test_a_clear_difference_has_an_interval_without_zero():
     full = rng.uniform(20, 40, 100)
     compared = compare_segments(full - 5 + rng.normal(0, 1, 100), full)
     assert compared["delta_low"] < compared["delta"] < compared["delta_high"] < 0
-    assert compared["p_value"] < 0.01
 
 
 @given(values, st.sampled_from([0, 1]))
 def test_a_constant_difference_has_no_width(values, constant):
     compared = compare_segments(np.array(values) + constant, np.array(values))
     assert np.allclose([compared[key] for key in ("delta", "delta_low", "delta_high")], constant)
-    # the smallest that 1000 resamples can tell, as in sacrebleu
-    assert compared["p_value"] == (2 / 1001 if constant else 1)

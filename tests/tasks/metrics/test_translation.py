@@ -63,10 +63,8 @@ def test_a_worse_system_is_significantly_worse():
     compared = against_good("bleu", BAD)
     slack = 1e-4  # sacrebleu resamples in float32
     assert compared["delta_low"] - slack <= compared["delta"] <= compared["delta_high"] + slack < 0
-    assert compared["p_value"] < 0.05
 
 
 def test_a_system_does_not_differ_from_itself():
     compared = against_good("chrf", GOOD)
     assert (compared["delta"], compared["delta_low"], compared["delta_high"]) == (0, 0, 0)
-    assert compared["p_value"] > 0.05
