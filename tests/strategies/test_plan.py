@@ -6,6 +6,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter
 from ulskip_cli.strategies.cost import DRAFT_VOCAB
@@ -80,6 +81,8 @@ def test_a_timed_depth_between_two_counts_is_met_by_two_stages():
     untimed = make_plan(compose(options), METADATA)
     assert "latency" in untimed.warnings[0]
     assert untimed.kept_layers == make_plan(cost, METADATA).kept_layers
+    beyond_bytes = compose(["ratio=6", "ratio_basis=latency"])  # the clock may still reach it
+    assert len(make_plan(beyond_bytes, METADATA).kept_layers) == MIN_KEPT
 
 
 def test_unknown_stays_unknown():

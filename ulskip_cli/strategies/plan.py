@@ -14,7 +14,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.schedule import ExitRule, Layers, Stage
+from ulskip_cli.core.schedule import MIN_KEPT, ExitRule, Layers, Stage
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
@@ -335,7 +335,12 @@ def _choose_layers(
             )
             return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
 
-        count = num_kept_for_cost(weights, config.ratio, speedup)
+        try:
+            count = num_kept_for_cost(weights, config.ratio, speedup)
+        except NotApplicable:
+            if basis == "cost":
+                raise
+            count = MIN_KEPT  # until the layers are timed, which may be faster than predicted
     return count, strategy.stages(schedule_request(config, num_layers, count)), warnings
 
 
