@@ -227,3 +227,16 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     engines = {side: whole["pairs"][side]["engine"] for side in ("full", "strategy")}
     assert engines == {"full": "transformers", "strategy": "torch"}
     assert run_point(config(*overrides, "ratio=2"), session)[-1]["baseline_id"] == full["id"]
+
+
+def test_the_loss_of_look_ups_is_of_their_own_engine(config, monkeypatch):
+    engines, of = [], runner.ReferenceLoss.of
+
+    def logged(loss, decoder, report):
+        engines.append(decoder.asked.name)
+        return of(loss, decoder, report)
+
+    monkeypatch.setattr(runner.ReferenceLoss, "of", logged)
+    overrides = ["engine=torch", "baseline_engine=transformers", "strategy=full", "batch_size=1"]
+    run_point(config(*overrides, "decoding=prompt_lookup"), Session())
+    assert engines == ["transformers", "torch"]
