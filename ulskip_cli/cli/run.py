@@ -66,6 +66,8 @@ def run(
 
     with ProgressBars() as bars:
         session = Session(bars)
+        for forced in filter(None, (point.baseline, point)) if force else ():
+            folder.forget_unfinished(forced.run_id)
         if force and point.baseline:
             run_point(point.baseline, session)
         records = run_point(point, session)

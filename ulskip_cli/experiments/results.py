@@ -112,6 +112,11 @@ class ResultsFolder:
         """Return the path of the file in which an unfinished point stores its timed units."""
         return self.path / ".locks" / f"{run_id}.units.json"
 
+    def forget_unfinished(self, run_id: str) -> None:
+        """Delete what an interrupted run of a point has stored."""
+        for path_of in (self.checkpoint_path, self.units_path):
+            path_of(run_id).unlink(missing_ok=True)
+
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an
         invalid line.

@@ -218,8 +218,7 @@ class Sweep:
         jobs, observer, is_worker = self.jobs, self.observer, self.since is not None
         self.folder.check_writable()
         for job in jobs if self.force and not is_worker else ():
-            for path_of in (self.folder.checkpoint_path, self.folder.units_path):
-                path_of(job.id).unlink(missing_ok=True)
+            self.folder.forget_unfinished(job.id)
         self.update(is_new=False)
         if self.words is not None and not self.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
