@@ -94,12 +94,14 @@ def test_a_run_as_requested_has_no_warning(warned, overrides, values):
     ("first", "end", "offset", "count"), [(0, 9, 0, 1), (0, 9, 8, 1), (0, 9, 9, 0), (3, 9, 0, 0)]
 )
 def test_scores_on_trained_examples_are_warned_of(warned, first, end, offset, count):
-    examples = {"dataset": "sample", "first": first, "end": end}
+    location = compose([]).task.location
+    examples = {"location": location, "first": first, "end": end}
     used = CorrectionUsed(name="adapter", training={"trained_on": examples})
     for values in ({"trained_for": {"trained_on": examples}}, {"correction": used}):
-        lines = warned(f"offset={offset}", dataset="sample", **values)
+        lines = warned(f"offset={offset}", **values)
         assert len(lines) == count and all(f"offset={end}" in line for line in lines)
-        assert warned(f"offset={offset}", dataset="other", **values) == ()
+        for other in ("task.pair=en-de", "task=cnn_dm"):
+            assert warned(f"offset={offset}", other, **values) == ()
 
 
 def test_layers_and_corrections_of_another_task_are_warned_of(warned, tmp_path):

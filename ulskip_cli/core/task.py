@@ -105,6 +105,11 @@ class Task(Choice):
     def data(self) -> str:
         """Name of the data in rows and tables."""
 
+    @property
+    def location(self) -> str:
+        """Where the examples are, for a comparison: a file, or a dataset with subset and split."""
+        return f"{self.data} {self.subset} {self.split}"
+
     @abstractmethod
     def examples(self) -> list[Example]:
         """Return all examples in a fixed order."""

@@ -13,6 +13,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import (
     DEPTH_TOLERANCE,
+    DISTURBED,
     Environment,
     Provenance,
     Record,
@@ -142,9 +143,9 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
     if machine and environment.is_crowded(record.other_cpus, threads):
         yield (
-            f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
-            f" pairs, so the times and speedups may be wrong; repeat the run with --force when they"
-            f" have ended{fewer}"
+            f"{record.strategy}: {DISTURBED} {record.other_cpus:.1f} CPUs during the timed pairs,"
+            " so the times and speedups may be wrong; repeat the run with --force when they have"
+            f" ended{fewer}"
         )
     elif (
         machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
@@ -225,13 +226,13 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
     end = config.offset + (record.num_examples or 0)
     for what, training in (("weights were", record.trained_for or {}), ("adapter was", corrected)):
         examples = training.get("trained_on")
-        if not examples or examples["dataset"] != record.dataset:
+        if not examples or examples["location"] != config.task.location:
             continue
         if examples["first"] < end and config.offset < examples["end"]:
             yield (
                 f"{record.strategy}: the {what} trained on examples of {record.dataset} that are"
-                " evaluated here, so the scores may not hold for others; evaluate other data, or"
-                f" offset={examples['end']}"
+                " evaluated here, so the scores may not hold for others; evaluate other data, or if"
+                f" there is more, offset={examples['end']}"
             )
 
 

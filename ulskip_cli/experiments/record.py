@@ -928,6 +928,9 @@ _SHOWN = {
 DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
 
 
+DISTURBED = "other processes used"  # in a warning, which advises to repeat the run
+
+
 def pooled(rows: Sequence[Record]) -> Record:
     """Return the last row of a point, with the units of all its rows that the same code measured on
     the same machine in the same way. A row with new scores repeats units, which count once.
@@ -952,7 +955,8 @@ def _timed(row: Record) -> tuple[object, ...]:
     """Return what timed rows of one point must share to count as repetitions."""
     how = row.pairs and row.pairs.strategy.how
     layers = row.kept_layers, row.later_stages
-    return row.environment, how, layers, row.timed_batch_size, row.engine_build
+    is_disturbed = any(DISTURBED in warning for warning in row.warnings)
+    return row.environment, how, layers, row.timed_batch_size, row.engine_build, is_disturbed
 
 
 def _columns() -> Iterator[tuple[str, Column]]:

@@ -56,6 +56,11 @@ class Jsonl(Task):
         return Path(self.file).name if self.file else str(self.dataset)
 
     @property
+    def location(self) -> str:
+        """The file or the dataset."""
+        return str(Path(self.file).resolve()) if self.file else super().location
+
+    @property
     def may_truncate_source(self) -> bool:
         """True if the option `cut_source` allows truncation of the source."""
         return self.cut_source

@@ -84,6 +84,12 @@ class Wmt(Task):
         return Path(self.source_file).name if self.source_file else self.dataset
 
     @property
+    def location(self) -> str:
+        """The source file or the dataset, and the languages."""
+        where = str(Path(self.source_file).resolve()) if self.source_file else super().location
+        return f"{where} {self.pair}"
+
+    @property
     def languages(self) -> tuple[str, str]:
         """Language codes of source and target."""
         source, target = self.pair.split("-")

@@ -47,7 +47,7 @@ class CurvePoint(Options):
 class ExampleRange(Options):
     """Examples of a task's data, from the first to before the end."""
 
-    dataset: str
+    location: str
     first: int
     end: int
 
@@ -138,7 +138,7 @@ def run_training(
     if examples is None:
         count = config.limit or len(texts.train) + len(texts.validation)
         end = config.offset + count
-        trained_on = ExampleRange(dataset=config.task.data, first=config.offset, end=end)
+        trained_on = ExampleRange(location=config.task.location, first=config.offset, end=end)
         record = record.replace(trained_on=trained_on)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
