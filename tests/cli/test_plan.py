@@ -37,5 +37,10 @@ def test_a_plan_shows_the_bytes_of_weights_and_the_memory_of_a_run(ulskip):
     assert more == 1000 * plans[0]["kv_bytes_per_token"]
 
 
+def test_what_a_run_refuses_has_no_plan(ulskip):
+    code, out, err = ulskip("plan", "model=random", "model.path=bloom-7b1", "engine=llama_cpp")
+    assert (code, out) == (2, "") and "engine=llama_cpp" in err
+
+
 def test_a_plan_is_a_json_object(ulskip):
     assert json.loads(ulskip("plan", "model=random", "--json")[1])["layer_ratio"] == 2.0

@@ -151,6 +151,7 @@ EARLY_EXIT = "strategy=early_exit"
     ("command", "overrides", "error", "message"),
     [
         ("bench", ["speed.new_tokens=600"], UsageError, "speed.prompt_tokens.*512.* 64 \\+ 600"),
+        ("bench", ["strategy=skip_decode", "strategy.horizon=2000"], UsageError, "horizon"),
         ("bench", ["speed.enabled=false"], UsageError, "does not read speed.enabled"),
         ("bench", [EARLY_EXIT], NotApplicable, "early exit"),
         ("run", [EARLY_EXIT, "strategy.batch=na"], NotApplicable, "batch_size=1 .*na, got 8"),

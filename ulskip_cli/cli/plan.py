@@ -24,16 +24,14 @@ def plan(
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
-    from ulskip_cli.core.model_metadata import ModelFolder
-    from ulskip_cli.strategies.plan import make_plan
+    from ulskip_cli.experiments.preflight import Resolver
 
     chosen = config.compose(overrides, "plan")
     if print_config:
         print_yaml(chosen)
         return
-    files = ModelFolder(chosen.model)
+    files, planned = Resolver().schedule(chosen, "plan")
     metadata = files.metadata
-    planned = make_plan(chosen, metadata)
     used = memory(chosen, metadata)
     if as_json:
         total = metadata.total_bytes

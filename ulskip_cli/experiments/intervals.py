@@ -69,11 +69,15 @@ def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:
     samples = list(itertools.chain.from_iterable(logs))
     if len(samples) < UNITS:
         return Interval(math.exp(fmean(samples)), math.exp(min(samples)), math.exp(max(samples)))
-    spread = PROCESS_SPREAD / math.sqrt(len(logs))
     if len(logs) >= UNITS:  # the means of so many processes show their spread themselves
-        samples, spread = list(map(fmean, logs)), 0.0
-    mean, half = fmean(samples), math.hypot(half_width(samples), NORMAL * spread)
+        samples = list(map(fmean, logs))
+    mean, half = fmean(samples), math.hypot(half_width(samples), least_width(len(logs)))
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def least_width(num_processes: int) -> float:
+    """Return the least that an interval reaches to each side, whatever the number of units."""
+    return NORMAL * PROCESS_SPREAD / math.sqrt(num_processes) if num_processes < UNITS else 0.0
 
 
 def half_width(values: Sequence[float]) -> float:

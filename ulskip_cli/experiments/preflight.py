@@ -74,7 +74,7 @@ class Resolver:
         config = config.replace(model=files.model, baseline_model=full and full.model)
         held_out = baseline = None
         if command == "bench":
-            _check_benchmark(config, files.metadata.context)
+            _check_benchmark(config, plan.timed_tokens, files.metadata.context)
         else:
             data = data or self.data(config)
             if config.needs_held_out and config.model.source != "random":
@@ -111,7 +111,10 @@ class Resolver:
             )
         files = self.files(config.model)
         config.engine.check_model(files.config)
-        return files, make_plan(config, files.metadata)
+        plan = make_plan(config, files.metadata)
+        if config.strategy.is_calibrated and not config.meets_latency:  # its layers are known
+            config.correction.folder_for(config.model, plan.skipping_sets)
+        return files, plan
 
     def data(self, config: Config) -> TaskExamples:
         """Return the task and the examples of a run; raise UsageError if they cannot be read or
@@ -230,9 +233,7 @@ def _calibrated(config: Config) -> str:
 
 
 def _check_calibration(config: Config, plan: Plan) -> None:
-    """Refuse calibrations of random weights, and skip adapters for other layers if the layers of
-    the plan are known.
-    """
+    """Refuse calibrations of random weights."""
     if config.correction.is_fitted and config.model.source == "random":
         raise NotApplicable(
             f"correction={config.correction.name} requires examples as text, which model=random"
@@ -245,15 +246,14 @@ def _check_calibration(config: Config, plan: Plan) -> None:
             f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
             f" tokenizer; set {keys}"
         )
-    if strategy.is_calibrated and not config.meets_latency:
-        config.correction.folder_for(config.model, plan.skipping_sets)
 
 
-def _check_benchmark(config: Config, context: int | None) -> None:
+def _check_benchmark(config: Config, timed_tokens: int, context: int | None) -> None:
     """Raise UsageError if random prompts and their answers exceed the model's context."""
-    speed = config.speed
-    if context is not None and speed.prompt_tokens + speed.new_tokens > context:
+    prompt_tokens = config.speed.prompt_tokens
+    if context is not None and prompt_tokens + timed_tokens > context:
         raise UsageError(
-            "expected speed.prompt_tokens + speed.new_tokens within the model's context of"
-            f" {context}, got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
+            "expected speed.prompt_tokens and the timed tokens within the model's context of"
+            f" {context}, got {prompt_tokens} + {timed_tokens}; lower speed.prompt_tokens,"
+            " speed.new_tokens or strategy.horizon"
         )

@@ -839,14 +839,14 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         """The decoded tokens per second of the measurement that gave the speedup; None if no speed
         was measured.
         """
-        if self.throughput_from == "timed pairs":
+        if self.throughput_from == "timed pairs" and self.num_processes < 2:
             return self.decode_tokens_per_second
         return self.tokens_per_second()
 
     @property
     def full_tokens_per_second(self) -> float | None:
         """The decoded tokens per second of the full model in the same timed pairs."""
-        if self.full:
+        if self.full and self.num_processes < 2:
             return self.full.decode_tokens_per_second
         return self.tokens_per_second("full")
 

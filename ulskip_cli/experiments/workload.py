@@ -51,14 +51,14 @@ def encode_workload(
         return None
     task, examples = data.task, data.examples
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
-    new_tokens, speed = config.decoding.max_new_tokens, config.speed
+    new_tokens, timed_tokens = config.decoding.max_new_tokens, point.plan.timed_tokens
     encoded = encode(
         formatter, tokenizer, examples, max_positions, new_tokens, task.may_truncate_source
     )
-    if speed.enabled and max_positions is not None and speed.new_tokens >= max_positions:
+    if config.speed.enabled and max_positions is not None and timed_tokens >= max_positions:
         raise UsageError(
-            f"expected speed.new_tokens below the model's context of {max_positions}, got"
-            f" {speed.new_tokens}; lower speed.new_tokens"
+            f"expected fewer timed tokens than the model's context of {max_positions}, got"
+            f" {timed_tokens}; lower speed.new_tokens or strategy.horizon"
         )
     pad, chat = pad_token_id(tokenizer), formatter.template.chat
     return Workload(task, examples, encoded, pad, chat, max_positions, tokenizer)

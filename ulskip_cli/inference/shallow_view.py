@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
@@ -219,6 +219,8 @@ def two_phase(
     shell = copied(model, {})
     _unhook(shell)  # `model` and the views move their input themselves
     shell.__class__ = TwoPhase
+    # generate() takes what a request leaves open from here
+    shell.generation_config = GenerationConfig()
     return shell
 
 

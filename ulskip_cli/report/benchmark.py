@@ -38,7 +38,7 @@ def bench_lead(records: Sequence[Record]) -> list[str]:
     skipping = [record for record in records if not record.keeps_all and record.speedup]
     faster = list(filter(is_faster, skipping))
     best = max(
-        faster or skipping or records, key=lambda record: record.decode_tokens_per_second or 0.0
+        faster or skipping or records, key=lambda record: record.timed_tokens_per_second or 0.0
     )
     return [*fastest(records), f"{decoded_by(best)}: {sentence(best)}"]
 
@@ -144,10 +144,10 @@ def fastest(records: Sequence[Record]) -> list[str]:
     for batch, same in sorted(collected(timed, lambda record: record.batch_size).items()):
         best = decoded_by(max(same, key=_full_rate))
         engine = [record for record in same if decoded_by(record) == best]
-        record = max(engine, key=lambda record: record.decode_tokens_per_second or 0.0)
+        record = max(engine, key=lambda record: record.timed_tokens_per_second or 0.0)
         parts.append(
             f"{best} at batch {batch} ({_full_rate(record)[1]:.0f} tok/s,"
-            f" {record.decode_tokens_per_second:.0f} with {record.layers} layers)"
+            f" {record.timed_tokens_per_second:.0f} with {record.layers} layers)"
         )
     return [f"Fastest with all layers: {', '.join(parts)}."]
 
@@ -156,5 +156,5 @@ def _full_rate(record: Record) -> tuple[float, float]:
     """Return the rate of the full model by which engines are sorted: relative to the reference in
     the same rounds if known, else tokens/s.
     """
-    full = record.full
-    return (full.over_reference or 0.0, full.decode_tokens_per_second) if full else (0.0, 0.0)
+    over = record.full.over_reference if record.full else None
+    return over or 0.0, record.full_tokens_per_second or 0.0

@@ -14,6 +14,7 @@ from typing import TypeVar
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
 from ulskip_cli.core.schedule import listed
+from ulskip_cli.experiments.intervals import least_width
 from ulskip_cli.experiments.record import DETECTED, MISSING, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import (
@@ -206,10 +207,13 @@ def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
     is_noise = record.keeps_all and not record.baseline_id  # the full model against itself
     if pairs and not (pairs.is_precise or is_noise) and speedup and speedup.high:
+        # more units of the same processes do not narrow the spread between processes
+        is_reachable = (pairs.precision or 0.0) > least_width(record.num_processes)
+        longer = ", or raise speed.seconds" * is_reachable
         yield (
             f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
             f" {pairs.precision:.0%} to a side; measure it again with --force (`ulskip run` without"
-            " it), which adds units, or raise speed.seconds"
+            f" it), which adds units{longer}"
         )
 
 
