@@ -70,11 +70,8 @@ def problems(ending: Ending) -> Iterator[str]:
         yield f"{len(others)} lines beside the error"
     if ending.code == 2 and ending.new:
         yield f"left behind: {', '.join(ending.new[:3])}"
-    temporary = [
-        path
-        for path in ending.new
-        if ".tmp" in path or ".partial" in path or Path(path).name.startswith(".tmp")
-    ]
+    unfinished = (".tmp", ".partial", ".ulskip-part")
+    temporary = [path for path in ending.new if any(part in path for part in unfinished)]
     if temporary:
         yield f"temporary files: {', '.join(temporary[:3])}"
 

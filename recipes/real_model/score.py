@@ -1,7 +1,7 @@
-"""Compute the scores of results/real_model again from the stored answers, without ulskip, with the
+"""Compute the scores of a results folder again from its stored answers, without ulskip, with the
 shares of the full model and the 95% intervals of their paired bootstrap.
 
-    python recipes/real_model/score.py --data PATH
+    python recipes/real_model/score.py --data PATH [--results results/skip_adapters]
 
 It runs the code of HumanEval's answers, each in a process with limits of time and memory.
 """
@@ -21,7 +21,6 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
-FOLDER = Path("results/real_model")
 RESAMPLES, SEED = 2_000, 0
 SECONDS, MEMORY = 5, 2**31
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -97,12 +96,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("results/real_model"))
     args = parser.parse_args()
-    stored = {entry["row"]: entry for entry in lines(FOLDER / "answers.jsonl.gz")}
-    found = {key: score_of(one["task"], one["answers"], args.data) for key, one in stored.items()}
-    rows = map(json.loads, (FOLDER / "runs.jsonl").read_text().splitlines())
-    for row in (row for row in rows if row["status"] == "done"):
-        own, count = found[row["id"]], len(stored[row["id"]]["answers"])
+    stored = {entry["row"]: entry["answers"] for entry in lines(args.results / "answers.jsonl.gz")}
+    every = map(json.loads, (args.results / "runs.jsonl").read_text().splitlines())
+    rows = [row for row in every if row["status"] == "done"]
+    found = {
+        row["id"]: score_of(row["config"]["task"]["name"], stored[row["id"]], args.data)
+        for row in rows
+    }
+    for row in rows:
+        own, count = found[row["id"]], len(stored[row["id"]])
         value, text = own(np.arange(count)), ""
         if full := found.get(row.get("baseline_id")):
             drawn = np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))

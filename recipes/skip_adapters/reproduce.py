@@ -8,8 +8,8 @@ from the training articles, and an adapter with more text also from the last 80 
 The first 200 validation articles are reported, and the 20 between them watch the training. An
 adapter trains for less than an hour on two cores, a row takes 5 to 50 minutes, and everything about
 eight hours. If it is interrupted, the same command resumes. --only chooses the adapters to train,
-of those in ADAPTERS, and --page writes the page of the stored rows alone. shares.py computes the
-shares and intervals again from the stored answers.
+of those in ADAPTERS, and --page writes the page of the stored rows alone. With --results, score.py
+of recipes/real_model computes the shares and intervals again from the stored answers.
 """
 
 import argparse
