@@ -5,6 +5,7 @@ folded patch is fitted to the difference between the full model's states and the
 output of the last linear layer in front of the gap as its input (ReplaceMe, arXiv:2505.02819).
 """
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -70,6 +71,12 @@ class PatchFitter:
         self._fitted: dict[tuple[str, int, int, float], Mapping[str, Tensor]] = {}
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
+
+    def with_batches(self, batches: list[_Batch]) -> "PatchFitter":
+        """Return a fitter on other batches of the same model."""
+        fitter = copy.copy(self)
+        fitter.batches, fitter._fitted = batches, {}
+        return fitter
 
     @property
     def num_positions(self) -> int:
