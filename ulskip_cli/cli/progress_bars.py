@@ -67,8 +67,8 @@ class ProgressBars(ProgressCallback):
     def line(self) -> str:
         """Return the state of the running phase as text; empty if it has ended."""
         if self._task is None:
-            return self._label
-        task = self.bars.tasks[-1]
+            return self._label  # of a short phase, which has no bar
+        task = self.bars.tasks[-1]  # that of the phase
         if task.finished:
             return ""
         left = task.time_remaining

@@ -26,8 +26,8 @@ def parse_path(text: str) -> Path:
     return user_path(text, "an option or argument")
 
 
-def find_choices_in(folder: Path | None) -> Path | None:
-    """Make the choices in a user's folder known to the command."""
+def use_choices_of(folder: Path | None) -> Path | None:
+    """Make the choices in a user's folder known to the command, and return it, as typer asks."""
     from ulskip_cli.core.config import use_config_dir
 
     use_config_dir(folder)
@@ -48,7 +48,7 @@ ConfigDir = Annotated[
     Path | None,
     typer.Option(
         **PATH,
-        callback=find_choices_in,
+        callback=use_choices_of,
         help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml.",
     ),
 ]

@@ -360,6 +360,7 @@ def implied_choices(group: str, choice: str) -> dict[str, str]:
     """Return the choices of other groups that a choice selects, such as the model of
     `task=cnn_dm`.
     """
+    # Hydra also writes an entry as `override /group@package: name`, and null selects no file.
     return {
         key.removeprefix("override /").partition("@")[0]: str(name)
         for values in _with_bases(group, choice)
@@ -519,6 +520,9 @@ def primary_of(command: str) -> str:
 
 
 def _composed(command: str, overrides: Sequence[str]) -> Any:
+    """Return the configuration that overrides describe; refuse keys that the command does not
+    read.
+    """
     primary = primary_of(command)
     kind, groups = PRIMARY[primary]
     parsed = parse_overrides(overrides)
@@ -526,7 +530,8 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
     try:
         config = parse(kind, _values(primary, parsed))
     except UnknownKey as error:
-        _refuse_unread(kind, [key for key in keys if kind.readers(key)], command)
+        known = [key for key in keys if kind.readers(key)]
+        _refuse_unread(kind, known, command)  # first, because the command of a known key says more
         raise _explained(error, kind, groups, keys, command) from None
     _refuse_unread(kind, keys, command)
     return config

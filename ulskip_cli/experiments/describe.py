@@ -237,6 +237,7 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
 
 
 def _uncompiled(config: Config, record: Record) -> Iterator[str]:
+    """Warn if decoding.compile=on had no effect."""
     if config.decoding.compile == "on" and not record.compiled:
         yield (
             f"decoding.compile=on had no effect: the {record.engine} engine does not compile"

@@ -76,6 +76,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             f"expected --to outside the exported model, got the model's folder {point.to}; use"
             " another folder"
         )
+    # refuses damaged and quantized checkpoints before the weights are loaded
     _read_config(source, model.trust_remote_code)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)

@@ -246,11 +246,12 @@ class _FoldingLayer:
     def check(
         self, state: Tensor, entry: LayerInputs, ran: tuple[Tensor, Tensor], counted: Tensor
     ) -> None:
-        """Raise UsageError unless the output of the layer is that without the linear layer, plus
-        exactly the output of the linear layer. `ran` is the result of `run`.
+        """Raise UsageError unless the layer adds the output of its linear layer unchanged: its
+        result is the result with that output set to zero, plus the output. `ran` is the result of
+        `run`.
         """
-        without, _ = self.run(state, entry, scale=0)
-        without, after, output = (_double(tensor[counted]) for tensor in (without, *ran))
+        zeroed, _ = self.run(state, entry, scale=0)
+        without, after, output = (_double(tensor[counted]) for tensor in (zeroed, *ran))
         rounding = torch.finfo(ran[1].dtype).eps * (without.abs() + after.abs() + output.abs())
         error = (after - without - output).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too

@@ -130,7 +130,9 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
 def with_responses(
     config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
 ) -> TokenPairs:
-    """Return the prompts of `references` with the responses that `train.responses` names."""
+    """Return the prompts of `references` with the responses that `train.responses` names, and the
+    ends of prompts that `train.prompt_share` asks for; too short responses are left out.
+    """
     train = config.train
     prompts = [example.prompt_ids for example in references]
     examples = list(references)
@@ -144,9 +146,10 @@ def with_responses(
         for example, several in zip(references, answers, strict=True):
             examples += [example] if train.responses == "both" else []
             examples += [EncodedExample(example.prompt_ids, answer) for answer in several]
-    for prompt in prompts if train.prompt_share else ():
-        cut = max(1, round(len(prompt) * (1 - train.prompt_share)))
-        examples.append(EncodedExample(prompt[:cut], prompt[cut:]))
+    if train.prompt_share:
+        for prompt in prompts:
+            cut = max(1, round(len(prompt) * (1 - train.prompt_share)))
+            examples.append(EncodedExample(prompt[:cut], prompt[cut:]))
     # The full model predicts the first token, so an adapter learns from the others.
     shortest = 2 if train.method == "adapter" else 1
     usable = [example for example in examples if len(example.response_ids) >= shortest]

@@ -37,11 +37,12 @@ def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int]) -> PreTr
     `shape` is the batch size and the capacity of the KV cache. Layers of all views with the same
     shape share their code. The steps need a `DynamicCache` of `StaticLayer`.
     """
-    if shape not in _codes:
-        _keep_compiled_code()
-        _codes[shape] = _LayerCode()
+    if shape not in _code_by_shape:
+        _cache_compiled_code()
+        _code_by_shape[shape] = _LayerCode()
     compiled = {
-        layer: CompiledLayer(layer, _codes[shape]) for layer in shallow_view.decoder_layers(view)
+        layer: CompiledLayer(layer, _code_by_shape[shape])
+        for layer in shallow_view.decoder_layers(view)
     }
     return shallow_view.substituted(view, compiled)
 
@@ -211,14 +212,14 @@ def _merge_linears(module: torch.fx.GraphModule) -> None:
     module.recompile()
 
 
-_codes: dict[tuple[int, int], _LayerCode] = {}  # by shape
+_code_by_shape: dict[tuple[int, int], _LayerCode] = {}
 
 
 def _run(layer: nn.Module, *args: object, **kwargs: object) -> object:
     return layer(*args, **kwargs)
 
 
-def _keep_compiled_code() -> None:
+def _cache_compiled_code() -> None:
     """Let torch.compile keep its code in our cache instead of /tmp, so that later processes compile
     in less time.
     """
