@@ -148,9 +148,10 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 32 --only humaneval,cnn_dm,gsm8k
+	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 32 --only humaneval,gsm8k
 	$(BIN)/python recipes/real_model/adapter.py --model $(CODER) --data $(DATA)
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only humaneval --points 6
+	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only humaneval --points 8
+	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only cnn_dm --problems 200
 	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only wmt --problems 500 --points 2
 	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only speed --problems 32
 	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 100 --only wmt

@@ -6,9 +6,10 @@ The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-C
 for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/, cnn_dm/ and wmt22/.
 Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
-problems and articles and of 100 sentences (--only wmt --problems 100) in float32, and with --dtype
-bfloat16 of 124 problems (--only humaneval --points 6) and 500 sentences (--only wmt --problems 500
---points 2), with which a row takes 5 to 18 minutes on two cores.
+problems and of 100 sentences (--only wmt --problems 100) in float32, and with --dtype bfloat16 of
+124 problems (--only humaneval --points 8), 200 articles (--only cnn_dm --problems 200) and 500
+sentences (--only wmt --problems 500 --points 2), with which a row takes 5 to 20 minutes on two
+cores.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
 the stored rows alone. With --only speed, points of HumanEval are timed, too; they go to
 results/frontier, whose recipe writes their page. score.py computes the shares again from the stored
@@ -77,13 +78,14 @@ POINTS = {
         keep(18) + PATCH,
         keep(12) + PATCH,
         ["strategy=search", "strategy.budget=24", *layers(22), *CALIBRATED],
+        keep(22) + PATCH,
+        ["strategy=search", "strategy.budget=24", *layers(20), *PATCH],
         keep(22) + KEPT,
         FULL + Q4,
         FULL + Q8,
         keep(20),
         keep(21),
         [*keep(20), "correction=patch", f"calibration.examples={HELD_OUT}"],
-        keep(22) + PATCH,
         keep(20) + PATCH + KEPT,
         ["strategy=unified", *layers(22)],
         ["strategy=d3", *layers(22)],
