@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,6 +180,14 @@ def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
     assert corrected.token_ids[0] == plain.token_ids[0] == full.token_ids[0]
     assert corrected.token_ids != plain.token_ids
     assert answer(range(6), skip_adapter=adapter) == full
+
+
+def test_a_skip_adapter_of_other_weights_is_refused(loaded, model_folder, tmp_path):
+    adapter, _ = random_adapter(loaded[0], (0, 3, 5), "full")
+    base = {"model": "other", "fingerprint": "0"}
+    replace(adapter, record={**adapter.record, "base": base}).save(tmp_path)
+    with pytest.raises(UsageError, match="other weights"):
+        api.generate(model_folder, prompts=["the cat"], skip_adapter=tmp_path)
 
 
 NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias": torch.zeros(7)}

@@ -146,6 +146,7 @@ def generate(
         UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture
             is not supported, or the skip adapter does not fit the model or the layers.
     """
+    from ulskip_cli.corrections import read_record
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
     from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view
@@ -162,6 +163,8 @@ def generate(
     chosen = config.decoding_of(decoding)
     has_template = tokenizer is None
     if isinstance(model, str | Path):
+        if isinstance(skip_adapter, str | Path):
+            read_record(Path(skip_adapter).expanduser(), config.model_named(str(model)))
         model, own_tokenizer = _loaded(model)
         tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:

@@ -141,6 +141,12 @@ def test_a_strategy_without_its_calibration_is_refused():
         SkippingLM(composed("strategy=skip_decode"))
 
 
+@pytest.mark.parametrize("key", ["decoding.do_sample=true", "decoding.stop=[END]"])
+def test_what_the_tasks_set_is_refused(key):
+    with pytest.raises(UsageError, match="--gen_kwargs"):
+        SkippingLM(composed("model=tiny", "ratio=2", key))
+
+
 @pytest.mark.parametrize(
     "decoding",
     [

@@ -1,9 +1,10 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.core.correction import KINDS
@@ -147,6 +148,28 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_another_adapter_in_the_folder_of_the_start_is_another_training(
+    finished, model_folder, tmp_path
+):
+    start, further = tmp_path / "start", tmp_path / "further"
+    changes = ["train.ratios=[2,3]", f"train.start={start}", "train.max_steps=1"]
+    shutil.copytree(finished[0], start)
+    trained(model_folder, further, *changes)
+    weights = load_file(start / "adapter.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, start / "adapter.safetensors")
+    with pytest.raises(UsageError, match="other settings or data"):
+        trained(model_folder, further, *changes)
+
+
+def test_prompts_leave_room_for_the_models_own_answers(model_folder, tmp_path):
+    article = json.dumps({"article": "the cat sat on the mat " * 80, "highlights": "cats"})
+    (tmp_path / "a.jsonl").write_text(f"{article}\n" * 4)
+    news = ["task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "limit=4", "train.max_steps=1"]
+    own = ["train.responses=own", "train.own.max_new_tokens=30", "train.max_length=64"]
+    record = trained(model_folder, tmp_path / "out", *news, *own, "train.ratios=2")
+    assert (record.examples, record.left_out) == (4, 0)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,7 @@ def test_padding_is_masked_and_has_no_label():
 def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, batch_size, epoch):
     orders = []
     for _ in range(2):
-        sampler = SimilarLengthSampler(lengths, batch_size, seed=3)
-        sampler.set_epoch(epoch)
+        sampler = SimilarLengthSampler(lengths, batch_size, seed=3, epoch=lambda: epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(len(lengths)))

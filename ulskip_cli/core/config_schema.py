@@ -194,7 +194,7 @@ class Shared(Options):
         1,
         "seed for sampling, training and random weights",
         ge=0,
-        le=2**63 - 1,
+        le=2**32 - 1,  # of numpy
         used_by=f"{_TIMED} generate lm-eval train",
     )
     tracker: Tracker = option(
@@ -575,3 +575,12 @@ class TrainingConfig(Shared):
         "folder of the trained model; {model} and {strategy} are replaced by their names",
         used_by="train",
     )
+
+    @property
+    def own_length(self) -> int:
+        """The limit of the model's own answers in tokens; 0 if it is trained on references
+        alone.
+        """
+        if self.train.responses == "reference":
+            return 0
+        return self.train.own.max_new_tokens or self.task.max_new_tokens

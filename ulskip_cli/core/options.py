@@ -185,7 +185,7 @@ def describe_type(hint: object, prefix: str = "") -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = [
-            f"{sign} {getattr(bound, name):g}"
+            f"{sign} {getattr(bound, name):.10g}"
             for field in arguments[1:]
             for bound in getattr(field, "metadata", ())
             for name, sign in SIGNS.items()
@@ -275,6 +275,6 @@ def misfit(
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
     for name, sign in (SIGNS | LENGTHS).items():
         if len(parts) == 1 and name in first.get("ctx", {}):
-            return UsageError(f"expected {what} {sign} {first['ctx'][name]:g}, got {got}")
+            return UsageError(f"expected {what} {sign} {first['ctx'][name]:.10g}, got {got}")
     expected = describe_type(hint, f"{key}.") or "of the type that its class declares"
     return UsageError(f"expected {what} to be {expected}, got {got}")

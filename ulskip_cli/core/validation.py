@@ -84,8 +84,9 @@ def check_training(config: TrainingConfig) -> None:
             Need.EARLY_EXIT in needs
         ),
         "1 in train.ratios, because the full model stays unchanged; leave out 1": 1 in train.ratios,
-        f"correction.kind={kind.name} and several train.ratios; train one adapter per ratio": (
-            kind.is_folded and len(train.ratios) > 1
+        f"correction.kind={kind.name} and several train.ratios or strategies with other layers at"
+        " later positions; train one adapter per ratio, or use correction.kind=full": (
+            kind.is_folded and (len(train.ratios) > 1 or Need.STAGES in needs)
         ),
     }
     for reason, applies in for_adapters.items():

@@ -85,6 +85,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         the model or the strategy.
         """
         self.ulskip_config = config
+        if config.decoding.do_sample or config.decoding.stop:
+            raise UsageError(
+                "expected decoding without do_sample and stop, which the tasks of the harness set;"
+                " leave them out, or use --gen_kwargs"
+            )
         self.loaded = load(config.model, config.seed)
         tokenizer = load_tokenizer(config.model)
         assert tokenizer is not None  # only model=random has none

@@ -92,7 +92,7 @@ def matching_records(
     `results_dir` may contain one experiment or several, or not exist. `training` describes how the
     weights were trained.
     """
-    folder = Path(point.config.results_dir)
+    folder = user_path(point.config.results_dir, "results_dir")
     records = [
         displayed(record, path)
         for path in (folder, *folder.glob("*"))

@@ -131,7 +131,7 @@ def run_export(
         if request.format == "gguf":
             from ulskip_cli.export.gguf import export_gguf
 
-            return record | export_gguf(point, target, progress)
+            return record | {"prompt_layers": "kept"} | export_gguf(point, target, progress)
         target.write_text(schedule_file(point).to_json(), "utf-8")
     return record | {"omitted": config.correction.label}
 
@@ -149,6 +149,8 @@ def summary(record: Row) -> list[str]:
             f"wrote the full model, which encodes the prompts, to {to}/{record['prefill']}; see"
             f" {to}/SERVING.md"
         )
+    elif record.get("prompt_layers"):
+        lines.append(f"these layers read the prompts too (prompt_layers={record['prompt_layers']})")
     if record.get("total_bytes"):
         dtype = f" in {record['dtype']}" if record.get("dtype") else ""
         size = f"{record['total_bytes'] / 2**20:,.1f} MiB{dtype}"

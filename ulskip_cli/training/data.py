@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -164,22 +164,20 @@ class PairCollator:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A sampler that batches examples of similar length, in an order that depends only on seed and
-    epoch.
+    """A sampler that batches examples of similar length, in an order that depends only on `seed`
+    and the current `epoch`.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; the data loader calls this before every epoch."""
-        self.epoch = epoch
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int] = int
+    ) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        rng = random.Random(f"{self.seed} {self.epoch}")
+        rng = random.Random(f"{self.seed} {self.epoch()}")
         order = sorted(
             range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2)
         )
@@ -210,7 +208,7 @@ def _texts(
         pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
         for i, pair in enumerate(pairs):
             with suppress(UsageError):  # too long without a source: left out and counted later
-                room = max_length - len(pair.response_ids)
+                room = max_length - max(len(pair.response_ids), config.own_length)
                 examples[i] = truncate_source(formatter, tokenizer, examples[i], room)
     forward = list(map(formatter.format, examples))
     if not share:

@@ -55,7 +55,7 @@ def check_trainable(config: TrainingConfig) -> None:
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
     schedules(config, ModelFolder(config.model).metadata.num_layers)
     examples, responses = config.task.examples(), config.train.responses
-    if responses != "own":
+    if responses != "own" or config.train.held_out:
         check_references(examples, f"train.responses={responses}")
 
 
@@ -70,7 +70,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "lr_scheduler_type": "cosine",
         "logging_nan_inf_filter": False,
         "logging_first_step": True,
-        "ddp_find_unused_parameters": config.prompt_layers == "kept",
+        "ddp_find_unused_parameters": (config.prompt_layers == "kept" or train.method == "adapter"),
     }
     evaluates = train.evaluate_every and (train.validation or train.held_out)
     arguments: Table = {

@@ -19,11 +19,13 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
+from ulskip_cli.core.fingerprint import folder_fingerprint
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.task import Example
+from ulskip_cli.corrections import RECORD
 from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -160,8 +162,12 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
         values.pop(key, None)
     values["model"].pop("path")
     # The length of own answers, and that on which the layers of later positions depend.
-    length = config.task.max_new_tokens
-    return digest([DEFAULTS, values, length, texts.sha256, files.fingerprint])
+    length, start = config.task.max_new_tokens, config.train.start
+    initial = [files.fingerprint]
+    if start is not None:
+        initial.append(folder_fingerprint(user_path(start, "train.start") / RECORD))
+        values["train"].pop("start")
+    return digest([DEFAULTS, values, length, texts.sha256, initial])
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:

@@ -5,6 +5,7 @@ loss module.
 import copy
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import KINDS, NO_PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.corrections import read_record
@@ -134,10 +136,13 @@ def with_responses(
     ends of prompts that `train.prompt_share` asks for; too short responses are left out.
     """
     train = config.train
+    examples, too_long = list(references), references.num_too_long
+    if length := config.own_length:  # an answer must fit into the model's context
+        room = (ModelFolder(config.model).metadata.context or sys.maxsize) - length
+        references = TokenPairs([one for one in references if len(one.prompt_ids) <= room], None)
+        too_long += len(examples) - len(references)
     prompts = [example.prompt_ids for example in references]
-    examples = list(references)
-    if train.responses != "reference":
-        length = train.own.max_new_tokens or config.task.max_new_tokens
+    if length:
         file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         answers = generate_own_responses(source.model, prompts, train.own, context, file, progress)
@@ -159,7 +164,7 @@ def with_responses(
             " data"
         )
     pairs = TokenPairs(usable, train.max_length)
-    pairs.num_too_long += references.num_too_long
+    pairs.num_too_long += too_long
     return pairs
 
 

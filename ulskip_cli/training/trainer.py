@@ -115,7 +115,11 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         lengths = (
             train.response_lengths() if self.config.train.method == "adapter" else train.lengths()
         )
-        return SimilarLengthSampler(lengths, batch_size, self.config.seed)
+
+        def epoch() -> int:
+            return int(self.state.epoch or 0)  # also of a training that is resumed
+
+        return SimilarLengthSampler(lengths, batch_size, self.config.seed, epoch)
 
     def create_optimizer(self, *args: object, **kwargs: object) -> object:
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
