@@ -1,28 +1,31 @@
-"""Measure the decode loss of gap patches: kinds by schedule.
+"""Measure the decode loss of gap patches: each option of the fit alone, the number of tokens, and
+kinds by schedule.
 
-    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part kinds|adapters
+    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part
+    options|tokens|kinds|adapters
 
 PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on training articles. Losses
-are measured on the first 20 validation articles, and on 20 of the last 100, which choose blocks.
+are measured on the first 20 validation articles, and on 20 of the last 100, which choose options.
 Finished measurements are kept in the JSON file.
 """
 
 import argparse
 import json
 import time
-from itertools import product
 from pathlib import Path
 
 import torch
 
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.record import MISSING
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
@@ -35,8 +38,12 @@ from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
 REPORTED, CHOOSING = 20, 20
+RIDGES = {f"ridge {ridge:g}": ridge for ridge in (0.01, 0.03, 0.3, 1.0, 3.0)}
+OPTIONS = {"as default": DEFAULT_RIDGE, **RIDGES}
 KINDS = {"full": 0.1, "folded": 1.0}
 KEPT, BLOCKS = (27, 24, 20, 15), 8
+OPTION_BLOCKS = {24: 11, 20: 5}  # first skipped layers for the options and the numbers of tokens
+FEWER_TOKENS = (20, 8, 4, 2, 1)  # one batch of prompts in so many
 
 
 class Measurement:
@@ -62,7 +69,7 @@ class Measurement:
         return workload.encoded or []
 
     def loss_of(self, examples: list[EncodedExample]) -> ReferenceLoss:
-        return ReferenceLoss(examples, BatchSize(10), self.pad)
+        return ReferenceLoss(examples, BatchSize(10), self.pad, 2**31)
 
     def measure(
         self,
@@ -107,6 +114,44 @@ class Measurement:
 
     def fitter(self, examples: list[EncodedExample]) -> PatchFitter:
         return PatchFitter(self.model, examples, self.pad)
+
+    def own(self, examples: list[EncodedExample]) -> list[EncodedExample]:
+        """Return the prompts with the model's own greedy answers, which are stored."""
+        context, file = (
+            greedy_context(self.pad, self.config.decoding.max_new_tokens, 1),
+            self.work / f"patches-own-{len(examples)}.jsonl",
+        )
+        prompts = [one.prompt_ids for one in examples]
+        answers = generate_own_responses(
+            self.model, prompts, OwnResponses(), context, file, ProgressCallback()
+        )
+        return [
+            EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)
+        ]
+
+
+def measure_options(one: Measurement) -> None:
+    train = one.encoded("train.jsonl.gz")
+    reference = one.fitter(train)
+    own = one.fitter(one.own(train))
+    both = reference.with_batches(reference.batches + own.batches)
+    for count in OPTION_BLOCKS:
+        kept = without_block(30, count, OPTION_BLOCKS[count])
+        for name, ridge in OPTIONS.items():
+            one.measure(f"options {count}: {name}", kept, reference, ridge=ridge)
+        for name, fitter in (("own answers", own), ("references and own answers", both)):
+            one.measure(f"options {count}: {name}", kept, fitter)
+
+
+def measure_tokens(one: Measurement) -> None:
+    train = one.encoded("train.jsonl.gz")
+    reference, own = one.fitter(train), one.fitter(one.own(train))
+    both = reference.batches + own.batches
+    for count in OPTION_BLOCKS:
+        for fewer in FEWER_TOKENS:
+            fitter = reference.with_batches(both[fewer // 2 :: fewer] or both[:1])
+            kept = without_block(30, count, OPTION_BLOCKS[count])
+            one.measure(f"tokens {count}: full {fitter.num_positions}", kept, fitter)
 
 
 def measure_kinds(one: Measurement) -> None:
@@ -157,6 +202,8 @@ def searched(count: int) -> tuple[int, ...] | None:
 
 
 PARTS = {
+    "options": measure_options,
+    "tokens": measure_tokens,
     "kinds": measure_kinds,
     "adapters": measure_adapters,
 }
@@ -168,29 +215,52 @@ def table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def cell(found: dict, name: str) -> str:
-    return f"{found[name]['report']:.2f}" if name in found else MISSING
+    return f"{found[name]['report']:.2f}" if name in found else "–"
 
 
-def page(found: dict) -> str:
-    """Return the table of the decode losses in nats per token on the first 20 validation
-    articles.
+def pages(found: dict) -> dict[str, str]:
+    """Return the tables of finished parts by name: decode losses in nats per token on the first 20
+    validation articles.
     """
     measured = [name.split()[-1] for name in found if name.startswith("kinds")]
     columns = list(dict.fromkeys(measured))
+    kinds = [
+        [
+            f"{count}/30",
+            strategy,
+            *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in columns),
+        ]
+        for count in KEPT
+        for strategy in ("unified", "block_influence", "one_block", "search")
+    ]
+    sets = {name: found[name]["kept_layers"] for name in found if name.startswith("kinds")}
     trained = {
         tuple(found[name]["kept_layers"]): name for name in found if name.startswith("adapters")
     }
-    lines = []
-    for count, strategy in product(KEPT, ("unified", "block_influence", "one_block", "search")):
-        key = f"kinds {count}: {strategy}"
-        kept = tuple(found.get(f"{key} none", {}).get("kept_layers", ()))
-        names = [*(f"{key} {kind}" for kind in columns), trained.get(kept, "")]
-        losses = [cell(found, name) for name in names]
-        if set(losses) != {MISSING}:
-            lines.append([f"{count}/30", strategy, *losses])
-    commit = found["environment"]["git_commit"][:10]
-    note = f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip {commit}."
-    return f"{table(['layers', 'strategy', *columns, 'adapter'], lines)}\n\n{note}\n"
+    for line in kinds:
+        kept = sets.get(f"kinds {line[0].split('/')[0]}: {line[1]} none", ())
+        line.append(cell(found, trained.get(tuple(kept), "")))
+    names = list(dict.fromkeys(name.split(": ")[1] for name in found if name.startswith("options")))
+    options = [
+        [name, *(cell(found, f"options {count}: {name}") for count in (24, 20))] for name in names
+    ]
+    counts = sorted({int(name.split()[-1]) for name in found if name.startswith("tokens")})
+    tokens = [
+        [str(n), *(cell(found, f"tokens {count}: full {n}") for count in (24, 20))] for n in counts
+    ]
+    made = {
+        "kinds": table(
+            ["layers", "strategy", *columns, "adapter"],
+            [line for line in kinds if set(line[2:]) != {"–"}],
+        ),
+        "options": table(["patch", "24 layers", "20 layers"], options),
+        "tokens": table(["tokens", "24 layers", "20 layers"], tokens),
+    }
+    note = (
+        f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip"
+        f" {found['environment']['git_commit'][:10]}."
+    )
+    return {name: f"{text}\n\n{note}\n" for name, text in made.items() if text.count("\n") > 1}
 
 
 def main() -> None:
@@ -207,7 +277,8 @@ def main() -> None:
     one = Measurement(args.data, args.work, args.to)
     with torch.inference_mode():
         PARTS[args.part](one)
-    write_atomic(args.to.with_name(f"{args.to.stem}-kinds.md"), page(one.found))
+    for name, text in pages(one.found).items():
+        write_atomic(args.to.with_name(f"{args.to.stem}-{name}.md"), text)
 
 
 if __name__ == "__main__":
