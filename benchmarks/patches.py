@@ -69,7 +69,7 @@ class Measurement:
         return workload.encoded or []
 
     def loss_of(self, examples: list[EncodedExample]) -> ReferenceLoss:
-        return ReferenceLoss(examples, BatchSize(10), self.pad, 2**31)
+        return ReferenceLoss(examples, BatchSize(10), self.pad)
 
     def measure(
         self,

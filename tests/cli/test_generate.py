@@ -138,6 +138,7 @@ def test_the_task_of_a_prompt_follows_from_the_model(model_folder):
     assert compose_prompts([]).task.name == "wmt"
     assert compose_prompts([f"model.path={model_folder}"]).task.name == "jsonl"
     assert compose_prompts([f"model.path={model_folder}", "task.pair=en-de"]).task.name == "wmt"
+    assert compose_prompts([f"model.path={model_folder}", "task.split=a"]).task.name == "jsonl"
     assert compose_prompts(["model=smollm2-135m"]).model.name == "smollm2-135m"
 
 

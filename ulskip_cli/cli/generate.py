@@ -75,7 +75,7 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     key = first.lstrip("+").partition("=")[0].partition(".")[0]
     is_word = len(first.split()) == 1
     is_override = is_word and "=" in first and key in (*Config.model_fields, "experiment")
-    if not first or (is_override and not any(word.startswith("task") for word in words)):
+    if not first or (is_override and not any(word.startswith("task=") for word in words)):
         got = f"'{first[:80]}'" if first else "none"
         raise UsageError(
             f"expected a prompt before the keys, got {got}; {EXAMPLE}, write - to read standard"

@@ -95,7 +95,7 @@ def _describe_group(group: str, choice: str) -> Panels:
     folded = {name.replace("-", "_"): name for name in described}
     default = reference.default_choice(group)
     if choice:
-        default = folded[require_choice(group, choice, folded)]
+        default = folded.get(choice) or require_choice(group, choice, described)
         described = {default: described[default]}
     panels = [(f"Choices of {group}", {f"{group}={name}": described[name] for name in described})]
     for name in described:

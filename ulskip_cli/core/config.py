@@ -116,7 +116,10 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     are or in their chat template.
     """
     config = compose(overrides, "generate")
-    is_named = any(word.lstrip("+").startswith(("task", "experiment=")) for word in overrides)
+    named = {word.lstrip("+").partition("=")[0] for word in overrides}
+    any_task = choice_class(read_choice("task", "jsonl"), "task").model_fields
+    keys = {key.removeprefix("task.") for key in named if key.startswith("task.")}
+    is_named = named & {"task", "experiment"} or keys - any_task.keys()
     if is_named or config.model.source == "bundled":
         return config
     return compose(["task=jsonl", *overrides], "generate")
@@ -656,9 +659,14 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
             if other not in chosen:
                 chosen[other] = name
                 unread.append(other)
-    chosen = {**implied_choices("", primary), **chosen}
+    chosen = {**(usual := implied_choices("", primary)), **chosen}
     nodes = {group: read_choice(group, name) for group, name in chosen.items()}
-    experiment = nodes.pop("experiment", {})
+    experiment = dict(nodes.pop("experiment", {}))
+    if experiment:  # its keys are meant for its own choices
+        usual |= implied_choices("experiment", chosen["experiment"])
+        for group in given.keys() & usual.keys():
+            if given[group] != usual[group]:
+                experiment.pop(group, None)
     merged = _merged(nodes, read_choice("", primary), experiment)
     try:
         return cast(Table, OmegaConf.to_container(OmegaConf.create(merged), resolve=True))

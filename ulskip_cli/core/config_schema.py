@@ -5,7 +5,7 @@ and bounds.
 import functools
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
@@ -159,6 +159,14 @@ class LauncherConfig(Options):
     options: Table | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "inline" and (unread := self.changed()):
+            raise UsageError(
+                f"launcher.{min(unread)} requires workers; choose launcher=local, submitit or ray"
+            )
+        return self
+
 
 class AlternativesConfig(Options):
     """Alternatives to skipping layers; a sweep adds them to the points of its grid."""
@@ -274,7 +282,10 @@ class Config(Shared):
     """
 
     correction: Correction = option(
-        ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
+        ...,
+        "the correction after skipped layers",
+        used_by=f"{_SCHEDULE} tune",
+        used_if=lambda config: not config.strategy.keeps_all,
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
@@ -372,7 +383,8 @@ class Config(Shared):
         """True if a run measures something on held-out examples: options of the strategy, or
         patches.
         """
-        return not self.strategy.is_calibrated or self.correction.is_fitted
+        strategy = self.strategy
+        return not strategy.is_calibrated or (self.correction.is_fitted and not strategy.keeps_all)
 
     @property
     def crosses_engines(self) -> bool:

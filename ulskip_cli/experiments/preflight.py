@@ -211,11 +211,13 @@ def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) ->
         examples = task.examples()[config.offset + config.limit :] if config.limit else []
     chosen = examples[calibration.offset :][: calibration.examples]
     if not chosen:
+        other = "{file: FILE}"
+        if not hasattr(task, "file"):
+            other = "{source_file: FILE, reference_file: FILE}"
         raise UsageError(
             f"expected held-out examples to calibrate {_calibrated(config)}, got none;"
             f" set limit=N below {len(config.task.examples())} to calibrate on the examples after"
-            " the first N, or name other data that are not evaluated, e.g."
-            " calibration.task='{source_file: FILE}'"
+            f" the first N, or name other data that are not evaluated, calibration.task='{other}'"
         )
     # A calibration that depends on the decoding measures generated answers.
     strategy, responses = config.strategy, getattr(config.correction, "responses", "own")

@@ -191,8 +191,12 @@ def _data_set(
     picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in _by_label(runs))
     _tell_apart(runs, ran)
     for run, row in zip(runs, ran, strict=True):
-        fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
         wanted = row.baseline_id or row.id
+        fulls = [
+            k
+            for k, full in enumerate(ran)
+            if full.keeps_all and (full.model == row.model or full.id == wanted)
+        ]
         run.baseline = min(fulls, key=lambda k: ran[k].id != wanted, default=None)
     return DataSet(label, len(first), examples, runs, picked[:MAX_PICKED])
 

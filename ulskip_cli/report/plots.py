@@ -123,7 +123,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     for axes, (group, rows) in zip(each, scored, strict=True):
         axes.set_title(shortened(group.label, most))
         metric = str(primary(group.records))
-        full = _draw_full(axes, group, metric, gate)
+        full = _draw_full(axes, _full_score(group, rows[0], metric), metric, gate)
         points = [_at(row, metric) for row in rows]
         at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
         limit_to(axes, [*points, *full, *at_gate])
@@ -167,12 +167,21 @@ def _scored(group: Group) -> list[Record]:
     return [row for row in rows if row.batch_size == smallest]
 
 
-def _draw_full(axes: "Axes", group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
-    """Draw the full model and the quality gate; return the full model's point, or an empty list
-    without a full row.
+def _full_score(group: Group, row: Record, metric: str) -> float | None:
+    """Return the score of the model that a row is compared with, if it is known."""
+    if compared := row.vs_baseline.get(metric):
+        return compared.full
+    fulls = [full for full in group.done if full.keeps_all and not full.baseline_id]
+    same = [full for full in fulls if full.batch_size == row.batch_size]
+    return next((full.value(metric) for full in (*same, *fulls)), None)
+
+
+def _draw_full(
+    axes: "Axes", value: float | None, metric: str, gate: float
+) -> list[tuple[float, float]]:
+    """Draw the full model and the quality gate; return the full model's point, or an empty list if
+    its score is unknown.
     """
-    scores = [row.value(metric) for row in group.done if row.keeps_all]
-    value = next((score for score in scores if score is not None), None)
     if value is None:
         return []
     colour = strategy_colour("full")

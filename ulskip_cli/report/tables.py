@@ -156,7 +156,8 @@ def gate_column(title: str, judged: Shares) -> Column:
     """Return the column of the verdict on the claim that a row reaches the quality gate."""
 
     def show(record: Record) -> str | None:
-        return None if record.keeps_all else getattr(judged.get(record.key), "verdict", None)
+        is_full = record.keeps_all and not record.baseline_id
+        return None if is_full else getattr(judged.get(record.key), "verdict", None)
 
     return Column(title, show)
 
@@ -183,17 +184,18 @@ def long_section(records: Sequence[Record], gate: float | None = None) -> TableS
 def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
-    metric = primary(records)
+    groups = grouped(records)
+    shown = {primary(group.records): group for group in groups}
     strategy, *measured, full_rate, rate = (
-        column for key, column in COLUMNS.items() if column.first or key == metric
+        column for key, column in COLUMNS.items() if column.first or key in shown
     )
-    quality = share_columns(shares(records), ".0%")
-    stars = [STARS] * any(record.is_significant(metric or "") for record in records)
+    quality = share_columns(all_shares(groups), ".0%")
+    stars = [STARS] * any(record.is_significant(key or "") for key in shown for record in records)
     return TableSection.of(
         title(records),
         records,
         [strategy, *setting_columns(records), *measured, *quality, full_rate, rate],
-        sentences([*stars, NO_REFERENCES * (metric == AGREEMENT.key), *reasons(records)]),
+        sentences([*stars, NO_REFERENCES * (AGREEMENT.key in shown), *reasons(records)]),
     )
 
 

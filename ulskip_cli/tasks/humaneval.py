@@ -46,11 +46,12 @@ class HumanEval(Jsonl):
         ]
 
     def hypothesis(self, text: str) -> str:
-        """Return the first code block; without one, the indented lines at the beginning, or else
-        the whole output.
+        """Return the first code block, or the indented lines at the beginning, which come first if
+        the output begins with them; without both, the whole output.
         """
-        if block := _BLOCK.search(text):
-            return block[1].rstrip()
         lines = text.strip("\n").split("\n")
         body = takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
+        block = _BLOCK.search(text)
+        if block and (not lines[0][:1].isspace() or lines[0].lstrip().startswith("```")):
+            return block[1].rstrip()
         return "\n".join(body).rstrip() or text.strip()

@@ -12,7 +12,8 @@ from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
-_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?")
+# A minus begins a number only if nothing is before it: 3-5 ends with 5.
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)")
 _ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops all other characters
 
 
@@ -51,7 +52,7 @@ class NumberMatch(Match):
 
     def part(self, text: str) -> Decimal | None:
         """Return the last number, such as 1200.50 of `3 boxes of $1,200.50`."""
-        numbers = _NUMBER.findall(text)
+        numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
         return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
     def check(self, references: Sequence[str] = ()) -> None:
