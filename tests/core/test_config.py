@@ -141,6 +141,9 @@ def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
     assert chosen.tracker_options == {"share": 0.1}
     assert config.compose(["experiment=mine", "model=tiny"]).model.name == "tiny"
+    paper = ["experiment=paper", "task.dataset=sample"]
+    for chosen, beams in (([], 4), (["decoding=greedy"], 1), (["decoding=sample"], 1)):
+        assert config.compose([*paper, *chosen]).decoding.num_beams == beams
 
 
 @pytest.mark.parametrize("command", [["plan"], ["config", "strategy=unified"], ["tasks"]])

@@ -65,6 +65,18 @@ def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
     assert "](" not in text and "<img" not in text and r"\| c |" in text
 
 
+def test_rows_of_several_tasks_are_compared_with_their_own_full_model():
+    news = {"task": {"name": "cnn_dm"}}
+    scores = {"bleu": None, "chrf": None, "vs_baseline": {}}
+    rows = [FULL, HALF]
+    for row, score in ((FULL, 40.0), (HALF, 30.0)):
+        row = configured(row, **news).replace(rouge1=score, rougeL=score, **scores)
+        rows.append(row.replace(id=f"{row.id}-news"))
+    lines = tables.short_section(rows).frame.to_dict("records")
+    assert [line["of full"] for line in lines] == ["100%", "75%", "100%", "83%"]
+    assert all({line["BLEU"], line["R-L"]} > {"–"} for line in lines)
+
+
 def test_a_first_reader_sees_few_columns_and_the_share_of_full():
     section = tables.short_section([FULL, HALF.replace(predicted_speedup=1.7)])
     assert section.frame.to_dict("records")[1]["of full"] == "83%"

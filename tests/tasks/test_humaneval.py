@@ -43,6 +43,7 @@ def test_the_answer_is_the_code_block_or_the_continuation():
     assert extract("```\n    cut off") == "    cut off"
     assert extract("    return 1\n\n\ndef g():\n    pass") == "    return 1"
     assert extract("def f():\n    return 1\n") == "def f():\n    return 1"
+    assert extract("    return 1\n```\n\nThis returns 1.") == "    return 1"
 
 
 def test_a_run_is_refused_before_anything_loads_unless_code_is_allowed(task):

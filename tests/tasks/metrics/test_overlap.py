@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,6 +65,22 @@ def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
     )
     assert scores.values == {"exact_match": 25.0}
     assert scores.against_full["exact_match"]["delta"] == -25.0
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("$1,204.50", "1204.50"),
+        ("is .5", "0.5"),
+        ("3-5", "5"),
+        ("7 - 2 = -5", "-5"),
+        ("\N{MINUS SIGN}5", "-5"),
+        ("1,2,3", "3"),
+    ],
+)
+def test_a_number_is_read_as_a_person_reads_it(text, number):
+    metric = NumberMatch("number_match", Scoring(("number_match",)))
+    assert metric.part(text) == Decimal(number)
 
 
 def test_number_match_compares_the_last_numbers():
