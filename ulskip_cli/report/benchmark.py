@@ -8,7 +8,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import is_faster, sentence
 from ulskip_cli.report import tables
-from ulskip_cli.report.rows import collected, stored
+from ulskip_cli.report.rows import collected, reasons, stored
 from ulskip_cli.report.tables import TableSection
 
 FILE = "bench.md"
@@ -45,8 +45,9 @@ def bench_lead(records: Sequence[Record]) -> list[str]:
 
 def write_bench_report(folder: ResultsFolder) -> None:
     """Write bench.md from all benchmark records of a folder."""
-    records = [record for record in stored(folder) if record.machine_limits]
-    parts = [*fastest(records), tables.with_heading(section(records))]
+    every = [record for record in stored(folder) if record.command == "bench"]
+    records = [record for record in every if record.machine_limits]
+    parts = [*fastest(records), tables.with_heading(section(records)), *reasons(every)]
     tables.write_markdown(folder.path / FILE, records, parts)
 
 
