@@ -282,10 +282,7 @@ class Config(Shared):
     """
 
     correction: Correction = option(
-        ...,
-        "the correction after skipped layers",
-        used_by=f"{_SCHEDULE} tune",
-        used_if=lambda config: not config.strategy.keeps_all,
+        ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
@@ -421,8 +418,12 @@ class Config(Shared):
         return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
     def _canonical(self) -> Self:
-        """Return the configuration with its strategy in the form that identifies results."""
-        return self.replace(strategy=self.strategy.canonical())
+        """Return the configuration with its strategy in the form that identifies results, and
+        without a correction of skipped layers if it skips none.
+        """
+        strategy = self.strategy.canonical()
+        correction = Correction(name="none") if strategy.keeps_all else self.correction
+        return self.replace(strategy=strategy, correction=correction)
 
 
 class TuneConfig(Config):

@@ -35,6 +35,11 @@ def test_a_baseline_may_be_asked_for_or_not_needed():
     assert jobs_of("ratio=1,2")[0].baseline is None  # ratio 1 keeps all
 
 
+def test_the_full_model_has_nothing_to_correct():
+    jobs = jobs_of("strategy=full,unified", "correction=none,patch", "ratio=2")
+    assert [job.config.strategy.name for job in jobs] == ["full", "unified", "unified"]
+
+
 def test_weights_are_loaded_once():
     jobs = jobs_of("ratio=2,3", "model=tiny,smollm2-135m", "baseline=false")
     names = [job.config.model.name for job in jobs]
