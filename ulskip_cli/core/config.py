@@ -659,7 +659,8 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
             if other not in chosen:
                 chosen[other] = name
                 unread.append(other)
-    chosen = {**(usual := implied_choices("", primary)), **chosen}
+    usual = implied_choices("", primary)
+    chosen = {**usual, **chosen}
     nodes = {group: read_choice(group, name) for group, name in chosen.items()}
     experiment = dict(nodes.pop("experiment", {}))
     if experiment:  # its keys are meant for its own choices

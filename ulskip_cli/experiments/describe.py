@@ -226,7 +226,7 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
     end = config.offset + (record.num_examples or 0)
     for what, training in (("weights were", record.trained_for or {}), ("adapter was", corrected)):
         examples = training.get("trained_on")
-        if not examples or examples["location"] != config.task.location:
+        if not examples or examples.get("location") != config.task.location:
             continue
         if examples["first"] < end and config.offset < examples["end"]:
             yield (

@@ -185,7 +185,7 @@ def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     groups = grouped(records)
-    shown = {primary(group.records): group for group in groups}
+    shown = {primary(group.records) for group in groups}
     strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key in shown
     )
