@@ -33,6 +33,7 @@ from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.report.tables import markdown_table
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -209,11 +210,6 @@ PARTS = {
 }
 
 
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
-
-
 def cell(found: dict, name: str) -> str:
     return f"{found[name]['report']:.2f}" if name in found else "–"
 
@@ -249,12 +245,12 @@ def pages(found: dict) -> dict[str, str]:
         [str(n), *(cell(found, f"tokens {count}: full {n}") for count in (24, 20))] for n in counts
     ]
     made = {
-        "kinds": table(
+        "kinds": markdown_table(
             ["layers", "strategy", *columns, "adapter"],
             [line for line in kinds if set(line[2:]) != {"–"}],
         ),
-        "options": table(["patch", "24 layers", "20 layers"], options),
-        "tokens": table(["tokens", "24 layers", "20 layers"], tokens),
+        "options": markdown_table(["patch", "24 layers", "20 layers"], options),
+        "tokens": markdown_table(["tokens", "24 layers", "20 layers"], tokens),
     }
     note = (
         f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip"

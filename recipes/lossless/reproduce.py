@@ -22,7 +22,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.frontier import engine_of
-from ulskip_cli.report.tables import provenance, title
+from ulskip_cli.report.tables import markdown_table, provenance, title
 
 HEADS = (
     *("batch", "drafter", "layers", "drafts", "acceptance", "tokens a check", "expected"),
@@ -54,7 +54,6 @@ def drafter_of(row: Record) -> str:
 def cells_of(row: Record, differing: int) -> list[str]:
     """Return the cells of a row in the table."""
     drafter, speedup = drafter_of(row), row.measured_speedup or 0.0
-    ends = f"{row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f}"
     return [
         str(row.batch_size),
         drafter,
@@ -64,7 +63,7 @@ def cells_of(row: Record, differing: int) -> list[str]:
         "–" if row.mean_accepted_length is None else f"{row.mean_accepted_length:.2f}",
         "–" if row.predicted_speedup is None else f"{row.predicted_speedup:.2f}",
         f"{speedup:.2f}",
-        ends if row.speedup and row.speedup.low else "–",
+        row.interval or "–",
         f"{differing}/{row.num_examples}",
     ]
 
@@ -73,10 +72,9 @@ def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.records() if row.draft_tokens and row.is_done]
     rows.sort(key=lambda row: (row.batch_size, drafter_of(row), str(row.draft_tokens)))
-    table = [list(HEADS), ["---:"] * len(HEADS)]
-    table += [cells_of(row, count_differing(folder, row)) for row in rows]
-    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
-    return f"# Lossless drafting: {title(rows)}\n\n{lines}\n\n{NOTE}\n\n{provenance(rows)}\n"
+    lines = [cells_of(row, count_differing(folder, row)) for row in rows]
+    table = markdown_table(HEADS, lines, 0)
+    return f"# Lossless drafting: {title(rows)}\n\n{table}\n\n{NOTE}\n\n{provenance(rows)}\n"
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from statistics import mean
 
 from rows import ADAPTER, BASE, PATCHED, Point, Row, Rows
 
+from ulskip_cli.report.tables import markdown_table
+
 NAMES = {
     "full": "full (control)",
     "unified": "unified",
@@ -25,11 +27,6 @@ METHODS = {  # names in tables by the beginning of a checkpoint's name and its v
     (ADAPTER, "-reference"): "adapter, two epochs",
     (ADAPTER, "-beams"): "adapter, two epochs with answers of beams",
 }
-
-
-def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
-    rule = ["---"] * words + ["---:"] * (len(heads) - words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
 
 
 def spread(values: list[float]) -> str:
@@ -93,9 +90,8 @@ def table4(rows: Rows) -> str:
             before = f"{untrained.bleu:.1f}" if untrained else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
             lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality])
-    return markdown(
-        ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS], lines
-    )
+    heads = ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS]
+    return markdown_table(heads, lines, 2)
 
 
 def summary(rows: Rows) -> str:
@@ -119,7 +115,7 @@ def summary(rows: Rows) -> str:
                 lines.append([label, *map(cell, found)])
     total = next(iter(rows.points.values())).row.num_layers
     heads = [f"{total / ratio:g} of {total} layers" for ratio in RATIOS]
-    return markdown(["BLEU", *heads], lines, 1)
+    return markdown_table(["BLEU", *heads], lines)
 
 
 def methods(rows: Rows) -> str:
@@ -158,7 +154,7 @@ def methods(rows: Rows) -> str:
         "minus fine-tuned for two epochs",
         "both at 1x",
     ]
-    return markdown(heads, lines) if lines else ""
+    return markdown_table(heads, lines, 2) if lines else ""
 
 
 def without_training(rows: Rows) -> str:
@@ -180,4 +176,4 @@ def without_training(rows: Rows) -> str:
         "decode loss 2017",
         "found layers",
     ]
-    return markdown(heads, lines) if lines else ""
+    return markdown_table(heads, lines, 2) if lines else ""

@@ -30,7 +30,7 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report.rows import collected
-from ulskip_cli.report.tables import provenance
+from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/real_model")
 WORK = Path("runs/real_model")  # data that this recipe writes, and adapters
@@ -209,12 +209,12 @@ def share(row: Record, metric: str, full: Record) -> str:
     return f"{value} ({low} to {high})"
 
 
-def line(row: Record, metric: str, full: Record) -> str:
-    """Return the line of a row in the table of its task."""
+def line(row: Record, metric: str, full: Record) -> tuple[str, ...]:
+    """Return the cells of a row in the table of its task."""
     agreement = "–" if row.baseline_id or row.model != full.model else "1"
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
-    cells = [
+    return (
         row.layers or "",
         row.strategy if row.model == full.model else row.model,
         correction(row),
@@ -223,8 +223,7 @@ def line(row: Record, metric: str, full: Record) -> str:
         f"{row.value(metric):.1f}",
         share(row, metric, full),
         agreement,
-    ]
-    return f"| {' | '.join(cells)} |"
+    )
 
 
 def order(row: Record) -> tuple[int, bool, float, str, str]:
@@ -250,13 +249,12 @@ def examples_of(row: Record) -> str:
 def page(rows: list[Record]) -> str:
     """Return the page of all rows, a table for each task."""
     parts = ["# What skipping layers keeps of right answers"]
-    heads = [f"| {' | '.join(HEADS)} |", "| --- " * 5 + "| ---: " * 3 + "|"]
     for name, title in TITLES.items():
         of_task = sorted((row for row in rows if row.task == name), key=order)
         for examples, same in collected(of_task, examples_of).items():
             full = next(row for row in same if row.baseline_id is None)
             lines = dict.fromkeys(line(row, METRICS[name], full) for row in same)
-            parts += [f"## {title} · {examples}", "\n".join([*heads, *lines])]
+            parts += [f"## {title} · {examples}", markdown_table(HEADS, lines, 5)]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
     note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
     return "\n\n".join([*parts, note, provenance(rows)]) + "\n"

@@ -24,7 +24,7 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.tables import provenance
+from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/skip_adapters")
 WORDS, WINDOWS, REPORTED, WATCHED = 250, 3, 200, 20
@@ -229,8 +229,8 @@ def correction(row: Record) -> str:
     return str(ADAPTERS[Path(row.correction.path).name])
 
 
-def line(row: Record) -> str:
-    """Return the line of a row in the table."""
+def line(row: Record) -> list[str]:
+    """Return the cells of a row in the table."""
     share, agreement = "100%", "1"
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
@@ -240,7 +240,7 @@ def line(row: Record) -> str:
             for end in (versus.delta_low, versus.delta, versus.delta_high)
         )
         share = f"{middle:.1%} ({low:.1%} to {high:.1%})"
-    cells = [
+    return [
         f"{len(row.kept_layers)}/{row.num_layers}",
         strategy(row),
         correction(row),
@@ -252,12 +252,10 @@ def line(row: Record) -> str:
         share,
         f"{row.degenerate['loop']}/{row.num_examples}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def table(rows: Iterable[Record]) -> str:
-    heads = [f"| {' | '.join(HEADS)} |", "| --- " * 4 + "| ---: " * 8 + "|"]
-    return "\n".join([*heads, *map(line, rows)])
+    return markdown_table(HEADS, map(line, rows), 4)
 
 
 def page(rows: list[Record]) -> str:

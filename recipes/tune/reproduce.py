@@ -24,7 +24,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.report.rows import read_records
-from ulskip_cli.report.tables import provenance
+from ulskip_cli.report.tables import markdown_table, provenance
 from ulskip_cli.tuning.result import judge
 
 NAME = "tune_checks"
@@ -165,7 +165,7 @@ def measure(work: Path, name: str, model: list[str]) -> None:
 def page() -> str:
     """Return the table of all tasks that were measured."""
     rows: list[Record] = []
-    lines = [f"| {' | '.join(HEADS)} |", "| --- " * len(HEADS) + "|"]
+    lines: list[list[str]] = []
     stored = {row.id: row for row in read_records([FOLDER])}
     for name, case in CASES.items():
         file = FOLDER / "tasks" / f"{name}.json"
@@ -186,15 +186,16 @@ def page() -> str:
         " `recipes/tune/reproduce.py` writes this page."
     )
     title = "# Does the result of ulskip tune hold?"
-    return "\n\n".join([title, "\n".join(lines), note, provenance(rows)]) + "\n"
+    table = markdown_table(HEADS, lines, len(HEADS))
+    return "\n\n".join([title, table, note, provenance(rows)]) + "\n"
 
 
-def line(case: Case, minutes: float, label: str, reported: Record, checked: Record) -> str:
-    """Return the line of what a tuning reported and what was measured again."""
+def line(case: Case, minutes: float, label: str, reported: Record, checked: Record) -> list[str]:
+    """Return the cells of what a tuning reported and what was measured again."""
     skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
     before, after = judge(reported, 1.0), judge(checked, 1.0)
     assert before.low is not None and before.high is not None
-    cells = [
+    return [
         f"{case.description}: {reported.model}",
         case.wish,
         f"{minutes:.1f} of {({**COMMON, **case.keys})['budget']}",
@@ -206,15 +207,11 @@ def line(case: Case, minutes: float, label: str, reported: Record, checked: Reco
         str(checked.num_examples),
         "yes" if before.low <= after.share <= before.high else "no",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def speedup(row: Record) -> str:
     """Return the measured speedup of a row with its interval."""
-    return (
-        f"{row.measured_speedup:.2f}x ({row.measured_speedup_low:.2f} to"
-        f" {row.measured_speedup_high:.2f})"
-    )
+    return f"{row.measured_speedup:.2f}x ({row.interval})"
 
 
 def main() -> None:

@@ -271,16 +271,20 @@ def shortened(text: str, most: int) -> str:
 
 
 def markdown(section: TableSection) -> str:
-    """Write a table in Markdown, without heading and note; cells are not padded, so that one new
-    value changes one line.
-    """
-    rule = ["---"] * section.num_words
-    rule += ["---:"] * (len(section.heads) - section.num_words)
+    """Write a table in Markdown, without heading and note."""
     heads, *cells = (
         [text.replace("|", r"\|").replace("<", "&lt;") for text in line]
         for line in (section.heads, *section.cells)
     )
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
+    return markdown_table(heads, cells, section.num_words)
+
+
+def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Write a table in Markdown, with the first `words` columns aligned left; cells are not padded,
+    so that one new value changes one line.
+    """
+    rule = ["---"] * words + ["---:"] * (len(heads) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
 
 
 def with_heading(section: TableSection) -> str:
