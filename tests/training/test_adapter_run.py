@@ -150,6 +150,27 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_a_training_that_was_killed_while_it_saved_its_result_runs_no_further_step(
+    model_folder, tmp_path, monkeypatch
+):
+    changes = ["train.ratios=[2,3]", "train.max_steps=2", "train.save_every=1"]
+    once = trained(model_folder, tmp_path / "once", *changes)
+
+    def kill(setup, output, record):
+        (output / ".tmpAbC123").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_save", kill)
+        with pytest.raises(KeyboardInterrupt):
+            trained(model_folder, tmp_path / "twice", *changes)
+    twice = trained(model_folder, tmp_path / "twice", *changes)
+    assert (twice.steps, twice.train_loss, twice.epochs) == (2, once.train_loss, once.epochs)
+    assert not list((tmp_path / "twice").glob(".tmp*"))
+    for name, tensor in tensors(tmp_path / "once").items():
+        assert torch.equal(tensor, tensors(tmp_path / "twice")[name])
+
+
 def test_another_adapter_in_the_folder_of_the_start_is_another_training(
     finished, model_folder, tmp_path
 ):

@@ -255,6 +255,8 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     """Save weights and tokenizer, then the record. The record is last, so that a folder with a
     record is complete.
     """
+    for unfinished in output.glob(".tmp*"):  # that a killed process left
+        unfinished.unlink()
     if isinstance(setup.module, AdapterLoss):
         setup.module.adapter(_adapter_record(setup, record)).save(output)
     else:

@@ -57,6 +57,15 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)
 
+    def _run_epoch(self, *args: object, **kwargs: object) -> None:
+        """Run an epoch, unless the checkpoint of the last step is continued: Trainer would run one
+        more.
+        """
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def compute_loss(
         self, model: object, inputs: Mapping[str, Tensor], *args: object, **kwargs: object
     ) -> object:
