@@ -44,3 +44,11 @@ def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
     monkeypatch.setattr(command_module, "find_spec", lambda name: None)
     code, _, err = ulskip("lm-eval", "model=tiny", "--", "--tasks", "x")
     assert (code, "ulskip[lm-eval]" in err) == (2, True)
+
+
+def test_a_model_of_the_users_own_presets_is_known(ulskip, tmp_path):
+    (tmp_path / "model").mkdir()
+    text = "name: mine\nsource: bundled\npath: tiny\ndescription: mine\n"
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    code, out, _ = ulskip("lm-eval", "model=mine", "--config-dir", tmp_path, "--print-config")
+    assert code == 0 and "  name: mine\n" in out

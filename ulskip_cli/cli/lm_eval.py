@@ -10,7 +10,7 @@ from typer._click import Context
 from typer._click.exceptions import NoSuchOption
 
 from ulskip_cli.cli.config_keys import CommandWithKeys
-from ulskip_cli.cli.shared import Overrides, PrintConfig, make_console, print_yaml
+from ulskip_cli.cli.shared import ConfigDir, Overrides, PrintConfig, make_console, print_yaml
 from ulskip_cli.core.errors import UsageError
 
 _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
@@ -45,6 +45,7 @@ class _HarnessParser(ArgumentParser):
 def lm_eval(
     context: typer.Context,
     overrides: Overrides,
+    config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness with layer skipping.
