@@ -2,7 +2,6 @@
 a step reads with the rate at which this machine reads memory.
 """
 
-from collections import ChainMap
 from collections.abc import Collection, Sequence
 from functools import partial
 from statistics import median
@@ -61,14 +60,16 @@ def run_in_rounds(
             return {points[0].run_id: error}
         for pair in opened:  # they were timed by this process, which times them again
             pair.stored.remove()
-        chosen = [point for point in points if point.run_id in wanted]
-        alone = [run_in_rounds([point], wanted, session) for point in chosen]
-        return dict(ChainMap(*alone))
+        failed_alone = dict[str, Exception]()
+        for point in points:
+            if point.run_id in wanted:
+                failed_alone |= run_in_rounds([point], wanted, session)
+        return failed_alone
     session.progress.phase("write")
-    for (run, pair), pairs in zip(ready, measured, strict=True):
+    for (run, timed), pairs in zip(ready, measured, strict=True):
         if run.point.run_id in wanted:
-            store_record(run, pair.pair.strategy, pairs, _describe(run, pairs))
-        pair.stored.remove()
+            store_record(run, timed.pair.strategy, pairs, _describe(run, pairs))
+        timed.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 

@@ -21,16 +21,9 @@ from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 LOOK_UP = "decoding=prompt_lookup"
-# The others change no earlier step, so finished steps are used again.
-_IN_KEY = (
-    TuneConfig.model_fields.keys()
-    - Config.model_fields.keys()
-    - {
-        "budget",
-        "adapter",
-        "adapter_steps",
-    }
-)
+# These keys change no earlier step, so finished steps are used again.
+_NOT_IN_KEY = {"budget", "adapter", "adapter_steps"}
+_IN_KEY = TuneConfig.model_fields.keys() - Config.model_fields.keys() - _NOT_IN_KEY
 
 
 @dataclass(frozen=True)
