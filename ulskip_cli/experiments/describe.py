@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.files import timestamp
+from ulskip_cli.core.files import digest, timestamp
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
@@ -226,7 +226,7 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
     end = config.offset + (record.num_examples or 0)
     for what, training in (("weights were", record.trained_for or {}), ("adapter was", corrected)):
         examples = training.get("trained_on")
-        if not examples or examples.get("location") != config.task.location:
+        if not examples or examples.get("location") != digest(config.task.location):
             continue
         if examples["first"] < end and config.offset < examples["end"]:
             yield (

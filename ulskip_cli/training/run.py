@@ -49,7 +49,7 @@ class CurvePoint(Options):
 class ExampleRange(Options):
     """Examples of a task's data, from the first to before the end."""
 
-    location: str
+    location: str  # a hash, because it may be a path
     first: int
     end: int
 
@@ -140,7 +140,9 @@ def run_training(
     if examples is None:
         count = config.limit or len(texts.train) + len(texts.validation)
         end = config.offset + count
-        trained_on = ExampleRange(location=config.task.location, first=config.offset, end=end)
+        trained_on = ExampleRange(
+            location=digest(config.task.location), first=config.offset, end=end
+        )
         record = record.replace(trained_on=trained_on)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
