@@ -23,7 +23,7 @@ from sacrebleu import corpus_bleu
 
 RESAMPLES, SEED = 2_000, 0
 SECONDS, MEMORY = 5, 2**31
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 
 def lines(file: Path) -> list[dict]:

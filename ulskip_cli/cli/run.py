@@ -66,9 +66,10 @@ def run(
 
     with ProgressBars() as bars:
         session = Session(bars)
-        for forced in filter(None, (point.baseline, point)) if force else ():
-            folder.forget_unfinished(forced.run_id)
+        if force:
+            folder.forget_unfinished(point.run_id)
         if force and point.baseline:
+            folder.forget_unfinished(point.baseline.run_id)
             run_point(point.baseline, session)
         records = run_point(point, session)
     tables.write_tables(folder)

@@ -107,7 +107,9 @@ class Task(Choice):
 
     @property
     def location(self) -> str:
-        """Where the examples are, for a comparison: a file, or a dataset with subset and split."""
+        """The place of the examples, by which data are compared: here the dataset, its subset and
+        its split.
+        """
         return f"{self.data} {self.subset} {self.split}"
 
     @abstractmethod

@@ -70,7 +70,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "lr_scheduler_type": "cosine",
         "logging_nan_inf_filter": False,
         "logging_first_step": True,
-        "ddp_find_unused_parameters": (config.prompt_layers == "kept" or train.method == "adapter"),
+        "ddp_find_unused_parameters": config.prompt_layers == "kept" or train.method == "adapter",
     }
     evaluates = train.evaluate_every and (train.validation or train.held_out)
     arguments: Table = {

@@ -137,18 +137,24 @@ def with_responses(
     """
     train = config.train
     examples, too_long = list(references), references.num_too_long
-    if length := config.own_length:  # an answer must fit into the model's context
+    if length := config.own_length:
         room = (ModelFolder(config.model).metadata.context or sys.maxsize) - length
-        references = TokenPairs([one for one in references if len(one.prompt_ids) <= room], None)
-        too_long += len(examples) - len(references)
-    prompts = [example.prompt_ids for example in references]
+        examples = [example for example in examples if len(example.prompt_ids) <= room]
+        too_long += len(references) - len(examples)
+        if not examples:
+            raise UsageError(
+                f"expected prompts of at most {room} tokens, so that own answers of {length} tokens"
+                " fit into the model's context, got only longer ones; lower"
+                " train.own.max_new_tokens"
+            )
+    prompts = [example.prompt_ids for example in examples]
     if length:
         file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         answers = generate_own_responses(source.model, prompts, train.own, context, file, progress)
         set_seed(config.seed)  # sampled answers change the random state, stored ones do not
-        examples = []
-        for example, several in zip(references, answers, strict=True):
+        answered, examples = examples, list[EncodedExample]()
+        for example, several in zip(answered, answers, strict=True):
             examples += [example] if train.responses == "both" else []
             examples += [EncodedExample(example.prompt_ids, answer) for answer in several]
     if train.prompt_share:
