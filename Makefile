@@ -83,7 +83,7 @@ bench: setup ## Measure decode steps and the keys that early exit computes later
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile
 	$(BIN)/python benchmarks/missing_kv.py
 
-# Fresh results are compared with the committed ones in results/reproduce; NAME=reproduce replaces those.
+# Fresh results are compared with the committed ones in results/reproduce; NAME=reproduce completes those.
 NAME ?= fresh
 
 reproduce: setup ## Run the default sweep and compare with results/reproduce; SCALE=paper ARGS=...: the paper's scale
@@ -92,6 +92,7 @@ ifeq ($(SCALE),paper)
 else
 	$(BIN)/ulskip sweep name=$(NAME)
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
+	$(if $(filter reproduce,$(NAME)),$(BIN)/python benchmarks/opening.py)
 endif
 
 SEED ?= 1
@@ -114,6 +115,7 @@ docs: setup ## Build the documentation as a site into build/docs/
 vllm: $(VLLM)/bin/ulskip-vllm ## Create .venv-vllm with vLLM for CPUs and the plug-in for serving
 
 vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting, one process and pairs; a quarter of an hour
+	rm -f build/vllm/checked.md
 	OMP_NUM_THREADS=1 $(BIN)/python integrations/vllm/tests/make_expected.py build/vllm
 	$(VLLM)/bin/python -m pytest integrations/vllm
 	mkdir -p results/serving
@@ -136,9 +138,11 @@ CODER ?= qwen2.5-coder-0.5b-q4_k_m.gguf
 NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz task.max_article_words=100 task.max_new_tokens=64
 CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --drafts auto --engines ''
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
+REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
-results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/ and cnn_dm/; a day, resumable, on an idle machine
+results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/, cnn_dm/, humaneval/, gsm8k/ and wmt22/; a day, resumable, on an idle machine
+	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/, gsm8k/ and wmt22/"; exit 2; }
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
 	$(BENCH) name=tiny engine=torch ratio=1.5,2,3 batch_size=1,8
@@ -148,13 +152,13 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 32 --only humaneval,gsm8k
+	$(REAL_MODEL) --problems 32 --only humaneval,gsm8k
 	$(BIN)/python recipes/real_model/adapter.py --model $(CODER) --data $(DATA)
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only humaneval --points 8
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only cnn_dm --problems 200
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only wmt --problems 500 --points 2
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --dtype bfloat16 --only speed --problems 32
-	$(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA) --problems 100 --only wmt
+	$(REAL_MODEL) --dtype bfloat16 --only humaneval --points 8
+	$(REAL_MODEL) --dtype bfloat16 --only cnn_dm --problems 200
+	$(REAL_MODEL) --dtype bfloat16 --only wmt --problems 500 --points 2
+	$(REAL_MODEL) --dtype bfloat16 --only speed --problems 32
+	$(REAL_MODEL) --problems 100 --only wmt
 	$(LOSSLESS) name=news $(NEWS) limit=200 --drafts auto --engines ''
 	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --drafts auto --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto

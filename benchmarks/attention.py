@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.report.tables import markdown_table
 
 OUT = Path(__file__).parent / "results" / "attention.md"
 SHAPES = {
@@ -65,20 +66,19 @@ def ways_to_check(
     }
 
 
-def checks() -> list[str]:
+def checks() -> str:
     """Return a table of the speed of checks, by the number of queries."""
-    heads = ["heads", "dtype", "length", *map(str, QUERIES)]
-    lines = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2)]
+    heads, lines = ["heads", "dtype", "length", *map(str, QUERIES)], []
     for name, shape in SHAPES.items():
         for called, dtype in DTYPES.items():
             for length in LENGTHS:
                 found = [
                     microseconds(ways_to_check(shape, count, length, dtype)) for count in QUERIES
                 ]
-                cells = " | ".join(f"{one['ours'] / one['torch']:.2f}" for one in found)
-                lines.append(f"| {name} | {called} | {length} | {cells} |")
-                print(lines[-1], flush=True)
-    return lines
+                ratios = [f"{one['ours'] / one['torch']:.2f}" for one in found]
+                lines.append([name, called, str(length), *ratios])
+                print(*lines[-1], flush=True)
+    return markdown_table(heads, lines, 2)
 
 
 def main() -> None:
@@ -92,29 +92,20 @@ def main() -> None:
             for batch, length in CASES:
                 found = microseconds(ways(shape, batch, length, dtype))
                 others = [f"{found['ours'] / found[way]:.2f}" for way in heads[5:]]
-                lines.append(
-                    f"| {name} | {called} | {batch} | {length} | {found['ours']:.0f} |"
-                    f" {' | '.join(others)} |"
-                )
-                print(lines[-1], flush=True)
+                ours = f"{found['ours']:.0f}"
+                lines.append([name, called, str(batch), str(length), ours, *others])
+                print(*lines[-1], flush=True)
     note = (
         "Speed of torch's attention over ours, medians in turns. Heads: of queries, of keys and"
         " values, and their width."
     )
-    table = [
-        f"| {' | '.join(heads)} |",
-        "| --- | --- |" + " ---: |" * (len(heads) - 2),
-        *lines,
-        "",
-        note,
-        "",
-    ]
+    parts = [markdown_table(heads, lines, 2), note]
     note = (
         "The same for 2 to 13 queries of one sequence, in the call of transformers, which copies"
         " shared keys and values."
     )
-    table += [*checks(), "", note, ""]
-    OUT.write_text("\n".join([*table, provenance()]) + "\n", "utf-8")
+    parts += [checks(), note, provenance()]
+    OUT.write_text("\n\n".join(parts) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from ulskip_cli.core import environment
-from ulskip_cli.experiments.record import Pairs
+from ulskip_cli.experiments.record import Environment, Pairs
 
 RESULTS = Path(__file__).parent / "results"
 SMOLLM2 = ["model=smollm2-135m", "ratio=1.5", "batch_size=1", "model.dtype=float32"]
@@ -54,6 +54,7 @@ def measure(point, with_opened):
     units = FinishedUnits(RESULTS / "unfinished.json", {})
     units.remove()
     timed = time_pairs(full, decoder, run.workload, config, units, ProgressCallback())
+    units.remove()
     opened = []
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
@@ -123,23 +124,24 @@ HEAD = [
 
 def table(rows):
     """Format all rows as a page with its provenance."""
-    lines = [HEAD, ["---"] + ["---:"] * (len(HEAD) - 1)]
-    for point in POINTS:
-        if same := [row for row in rows if row["point"] == point]:
-            lines.append(line(point, same))
-    facts = rows[-1]["environment"]
-    commit = (facts["git_commit"] or "no commit")[:10] + " (modified)" * bool(facts["git_dirty"])
+    every = {point: [row for row in rows if row["point"] == point] for point in POINTS}
+    from ulskip_cli.report.tables import markdown_table
+
+    lines = [line(point, same) for point, same in every.items() if same]
+    facts = [Environment(**row["environment"]) for row in rows]
+    versions = ", ".join(dict.fromkeys(here.version for here in facts))
     times = [row["began"] for row in rows]
     others = [row["other_cpus"] or 0.0 for row in rows]
     text = (
         "Standard deviations and differences are of logarithms. Next unit: the mean difference"
         " between two units that follow one another, with the same packed weights or after they"
         f" were packed anew. Timed from {min(times)} to {max(times)}; other processes used"
-        f" {median(others):.1f} CPUs (median; at most {max(others):.1f}). ulskip at {commit},"
-        f" {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}."
+        f" {median(others):.1f} CPUs (median; at most {max(others):.1f}). ulskip {versions},"
+        f" {facts[-1].machine}."
     )
-    rendered = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"# Do the intervals hold in other processes?\n\n{rendered}\n\n{text}\n"
+    return (
+        f"# Do the intervals hold in other processes?\n\n{markdown_table(HEAD, lines)}\n\n{text}\n"
+    )
 
 
 def main():

@@ -25,8 +25,10 @@ from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.intervals import ratio_interval
 from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import Environment
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.loading import load, load_tokenizer
+from ulskip_cli.report.tables import markdown_table
 from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (1, 2), (1, 8)
@@ -112,29 +114,25 @@ def compare_engines(decoder, decoding, prompts, args, pad):
 
 def as_markdown(result, facts, args):
     """Format the result as a table with its provenance."""
-    lines = ["| batch | layers | engine | tokens/s | over generate | interval | of bandwidth |"]
-    lines += ["| ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
-    for row in result["engines"]:
-        cells = [row["batch_size"], row["layers"], row["side"], f"{row['tokens_per_second']:.0f}"]
-        cells += [
+    heads = ["engine", "batch", "layers", "tokens/s", "over generate", "interval", "of bandwidth"]
+    lines = [
+        [
+            *(str(row[key]) for key in ("side", "batch_size", "layers")),
+            f"{row['tokens_per_second']:.0f}",
             f"{row['over_generate']:.2f}",
             f"{row['low']:.2f}-{row['high']:.2f}",
             f"{row['bandwidth_share']:.0%}",
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    commit = (facts["git_commit"] or "no commit")[:10] + (
-        " (modified)" if facts["git_dirty"] else ""
-    )
-    where = (
-        f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']},"
-        f" {facts['dtype']}"
-    )
+        for row in result["engines"]
+    ]
+    dtype = facts.pop("dtype")
+    here = Environment(**facts)
     memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
     provenance = (
-        f"{args.model}, {args.pairs} pairs of {args.tokens} tokens; ulskip at {commit},"
-        f" {where}; {memory}."
+        f"{args.model}, {args.pairs} pairs of {args.tokens} tokens; ulskip {here.version},"
+        f" {here.machine}, {dtype}; {memory}."
     )
-    return "\n".join([*lines, "", provenance]) + "\n"
+    return f"{markdown_table(heads, lines)}\n\n{provenance}\n"
 
 
 def measure(args, loaded, config):

@@ -12,6 +12,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +25,12 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import Environment
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.report.tables import markdown_table
 from ulskip_cli.strategies.plan import Plan, check_plan, make_plan
 
 RESULTS = Path(__file__).parent / "results"
@@ -130,50 +133,31 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
     return rows
 
 
-def page(rows: list[Count], builds: dict[str, dict[str, object]], facts: dict[str, object]) -> str:
+def page(rows: list[Count], builds: dict[str, dict[str, object]], facts: dict[str, Any]) -> str:
     """Return the page of all counts; `facts` describe the code and the machine."""
-    lines = [
-        f"# Tokens of every engine beside the torch engine's, float32, {NEW_TOKENS} new tokens",
-        "",
-        (
-            "| model | layers | prompt | engine | sequences | equal | near-ties | different |"
-            " largest gap |"
-        ),
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    title = f"# Tokens of every engine beside the torch engine's, float32, {NEW_TOKENS} new tokens"
+    heads = ["model", "layers", "prompt", "engine"]
+    heads += ["sequences", "equal", "near-ties", "different", "largest gap"]
+    lines = []
     for row in rows:
         gap = f"{row.largest_gap:.1e}" if row.equal < row.sequences else "–"
         other = row.sequences - row.equal - row.near_ties
-        cells = [
-            row.model,
-            row.layers,
-            row.prompt_layers,
-            row.engine,
-            row.sequences,
-            row.equal,
-            row.near_ties,
-            other,
-            gap,
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        counts = map(str, (row.sequences, row.equal, row.near_ties, other))
+        lines.append([row.model, row.layers, row.prompt_layers, row.engine, *counts, gap])
     versions = [
         f"{build['package']} {build['version']} ({', '.join(map(str, build['build']))})"
         for build in builds.values()
     ]
-    commit = str(facts["git_commit"])[:10] + " (modified)" * bool(facts["git_dirty"])
-    lines += [
-        "",
-        (
-            "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences"
-            " whose first difference is at a token where the best two logits of torch are closer"
-            f" than {NEAR_TIE:g}; largest gap: the largest such distance at a first difference."
-            " Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words"
-            " of CNN/DM articles."
-        ),
-        "",
-        f"ulskip at {commit}, {facts['processor']}, {'; '.join(versions)}.",
-    ]
-    return "\n".join(lines) + "\n"
+    note = (
+        "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences"
+        " whose first difference is at a token where the best two logits of torch are closer"
+        f" than {NEAR_TIE:g}; largest gap: the largest such distance at a first difference."
+        " Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words"
+        " of CNN/DM articles."
+    )
+    here = Environment(**facts)
+    last = f"ulskip {here.version}, {here.processor}, {'; '.join(versions)}."
+    return "\n\n".join([title, markdown_table(heads, lines, 4), note, last]) + "\n"
 
 
 def main() -> None:

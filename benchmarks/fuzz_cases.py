@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 from hypothesis import strategies as st
+from typer.core import TyperOption
 
 from ulskip_cli.cli.app import app
 from ulskip_cli.core import config_reference as reference
@@ -267,7 +267,7 @@ def override(draw: st.DrawFn, primary: str = "config", without: Sequence[str] = 
 def option(command: str) -> st.SearchStrategy[list[str]]:
     """Return one option of a command with a value, as words."""
     parameters = (
-        [one for one in commands()[command].params if isinstance(one, click.Option)]
+        [one for one in commands()[command].params if isinstance(one, TyperOption)]
         if command in commands()
         else []
     )
@@ -280,7 +280,6 @@ def option(command: str) -> st.SearchStrategy[list[str]]:
             found.append(spelled.map(lambda text: [text]))
         else:
             values = [
-                *getattr(one.type, "choices", ()),
                 "1",
                 "2",
                 "paper",

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from ulskip_cli.core import environment
 from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.experiments.record import Environment
+from ulskip_cli.report.tables import markdown_table
 
 OUT = Path(__file__).parent / "results" / "linear.md"
 SHAPES = {
@@ -96,10 +98,8 @@ def microseconds(every: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
 
 def provenance() -> str:
     """Return the version, the commit and the machine as a sentence."""
-    facts = {**environment.code(), **environment.machine("cpu")}
-    commit = str(facts["git_commit"])[:10] + (" (modified)" if facts["git_dirty"] else "")
-    machine = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
-    return f"ulskip {facts['ulskip']} at {commit}, {machine}."
+    here = Environment(**environment.code(), **environment.machine("cpu"))
+    return f"ulskip {here.version}, {here.machine}."
 
 
 def timed(way: Callable[[], Tensor], count: int) -> float:
@@ -120,25 +120,16 @@ def main() -> None:
             others = [
                 f"{found[OURS] / found[name]:.2f}" if name in found else "–" for name in OTHERS
             ]
-            lines.append(
-                f"| {part} | {out_features} x {in_features} | {rows} | {found[OURS]:.0f} |"
-                f" {' | '.join(others)} |"
-            )
-            print(lines[-1], flush=True)
+            weight = f"{out_features} x {in_features}"
+            lines.append([part, weight, str(rows), f"{found[OURS]:.0f}", *others])
+            print(*lines[-1], flush=True)
     heads = ["product", "weight", "batch", "ours, µs", *OTHERS]
     note = (
         "Speed of each way over our kernel in bfloat16, medians in turns; a dash where this"
         " processor lacks the instructions. int8 and int4: torch's kernels for such weights."
     )
-    table = [
-        f"| {' | '.join(heads)} |",
-        "| --- | --- |" + " ---: |" * (len(heads) - 2),
-        *lines,
-        "",
-        note,
-        "",
-    ]
-    OUT.write_text("\n".join([*table, provenance()]) + "\n", "utf-8")
+    page = "\n\n".join([markdown_table(heads, lines, 2), note, provenance()])
+    OUT.write_text(page + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from ulskip_cli.engines.base import BatchRequest
 from ulskip_cli.engines.early_exit import ExitSteps, confidence_of
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend, packed
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import Environment
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.loading import load, load_tokenizer
+from ulskip_cli.report.tables import markdown_table
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24
@@ -143,24 +145,19 @@ def main() -> None:
             )
     facts = {**environment.code(), **environment.machine()}
     out = Path(__file__).parent / "results" / f"missing-kv-{args.model}"
+    heads = ["exits at", "keys above them", "ms a step, one thread", "over ragged"]
     lines = [
-        "| exits at | keys above them | ms a step, one thread | over ragged |",
-        "| --- | --- | ---: | ---: |",
-    ]
-    lines += [
-        f"| {r['exits']} | {r['policy']} | {1e3 * r['step_seconds']:.2f} | {r['over_ragged']:.2f} |"
+        [r["exits"], r["policy"], f"{1e3 * r['step_seconds']:.2f}", f"{r['over_ragged']:.2f}"]
         for r in rows
     ]
-    commit = facts["git_commit"][:10] + " (modified)" * facts["git_dirty"]
-    lines += [
-        "",
-        (
-            f"{args.model}, {PROMPTS} prompts of {NEW_TOKENS} tokens, ulskip at {commit},"
-            f" {facts['processor']}, float32."
-        ),
-    ]
-    print("\n".join(lines))
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    here = Environment(**facts)
+    note = (
+        f"{args.model}, {PROMPTS} prompts of {NEW_TOKENS} tokens, ulskip {here.version},"
+        f" {here.machine}, float32."
+    )
+    text = f"{markdown_table(heads, lines, 2)}\n\n{note}\n"
+    print(text)
+    out.with_suffix(".md").write_text(text)
     out.with_suffix(".json").write_text(
         json.dumps({"rows": rows, "environment": facts}, indent=1) + "\n"
     )

@@ -26,7 +26,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.record import Environment
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import block_influence
@@ -57,6 +57,8 @@ class Measurement:
         self.loaded = load(self.config.model)
         self.model, self.found = self.loaded.model, read_object(file) or {}
         self.pad = 0
+        device = str(self.model.device)
+        self.here = Environment(**environment.code(), **environment.machine(device))
         validation = self.encoded("validation.jsonl.gz")
         self.losses = {
             "report": self.loss_of(validation[:REPORTED]),
@@ -105,10 +107,7 @@ class Measurement:
             **losses,
             "tokens": tokens,
             "seconds": round(seconds, 1),
-        }
-        self.found["environment"] = {
-            **environment.code(),
-            **environment.machine(str(self.model.device)),
+            "version": self.here.version,
         }
         write_atomic(self.file, json.dumps(self.found, indent=1) + "\n")
         print(name, losses, f"{seconds:.1f} s", flush=True)
@@ -173,7 +172,6 @@ def measure_kinds(one: Measurement) -> None:
         sets[count, "one_block"] = tuple(
             min(blocks, key=lambda found: found["choose"])["kept_layers"]
         )
-    sets |= {(count, "search"): found for count in KEPT if (found := searched(count))}
     for (count, strategy), kept in sets.items():
         one.measure(f"kinds {count}: {strategy} none", kept)
         for kind, ridge in KINDS.items():
@@ -189,17 +187,6 @@ def measure_adapters(one: Measurement) -> None:
             name = f"adapters {len(kept)}: {file.parent.name}"
             if name not in one.found:
                 one.measure_adapter(name, kept, adapter, training["tokens"], 0.0)
-
-
-def searched(count: int) -> tuple[int, ...] | None:
-    """Read the layers that a search with patches found, from the calibrations of the recipe."""
-    folder = ResultsFolder.of(compose(["name=skip_adapters"])).path / "calibrations"
-    for file in sorted(folder.glob("*.json")):
-        found = json.loads(file.read_text("utf-8"))
-        layers = found.get("options", {}).get("layers")
-        if layers and len(layers) == count:
-            return tuple(layers)
-    return None
 
 
 PARTS = {
@@ -227,7 +214,7 @@ def pages(found: dict) -> dict[str, str]:
             *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in columns),
         ]
         for count in KEPT
-        for strategy in ("unified", "block_influence", "one_block", "search")
+        for strategy in ("unified", "block_influence", "one_block")
     ]
     sets = {name: found[name]["kept_layers"] for name in found if name.startswith("kinds")}
     trained = {
@@ -252,9 +239,10 @@ def pages(found: dict) -> dict[str, str]:
         "options": markdown_table(["patch", "24 layers", "20 layers"], options),
         "tokens": markdown_table(["tokens", "24 layers", "20 layers"], tokens),
     }
+    versions = dict.fromkeys(entry["version"] for entry in found.values() if "version" in entry)
     note = (
         f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip"
-        f" {found['environment']['git_commit'][:10]}."
+        f" {', '.join(versions)}."
     )
     return {name: f"{text}\n\n{note}\n" for name, text in made.items() if text.count("\n") > 1}
 

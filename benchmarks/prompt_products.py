@@ -19,6 +19,7 @@ from ulskip_cli.inference import float32_products
 from ulskip_cli.inference.kv_cache import new_cache
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.shallow_view import forward_with_cache
+from ulskip_cli.report.tables import markdown_table
 
 OUT = Path(__file__).parent / "results" / "prompt-products.md"
 ROUNDS = 7
@@ -46,14 +47,11 @@ def main() -> None:
     sides = [(seconds(few), seconds(args.tokens)) for _ in range(ROUNDS + 1)][1:]
     ours, torchs = (statistics.median(side) for side in zip(*sides, strict=True))
     ratio = statistics.median(one / other for one, other in sides)
-    OUT.write_text(
-        "| model | type | tokens | in float32, s | torch's own, s | ratio |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: |\n"
-        f"| {args.model} | {str(model.dtype).removeprefix('torch.')} | {args.tokens} | {ours:.2f}"
-        f" | {torchs:.2f} | {ratio:.2f} |\n\n"
-        f"Medians of {ROUNDS} turns. {provenance()}\n",
-        "utf-8",
-    )
+    heads = ["model", "type", "tokens", "in float32, s", "torch's own, s", "ratio"]
+    dtype = str(model.dtype).removeprefix("torch.")
+    figures = [f"{value:.2f}" for value in (ours, torchs, ratio)]
+    table = markdown_table(heads, [[args.model, dtype, str(args.tokens), *figures]], 2)
+    OUT.write_text(f"{table}\n\nMedians of {ROUNDS} turns. {provenance()}\n", "utf-8")
     print(OUT.read_text("utf-8"))
 
 

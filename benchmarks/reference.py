@@ -3,7 +3,7 @@ configuration keys, too.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ulskip_cli.experiments.record import (
     Record,
     Section,
 )
+from ulskip_cli.report.tables import markdown_table
 from ulskip_cli.tasks import metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -33,12 +34,9 @@ SECTION_TITLES = (
 HEADS = ("key", "meaning", "type", "default", "commands")
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    heads = list(heads)
-    for cells in (heads, ["---"] * len(heads), *rows):
-        yield f"| {' | '.join(cells)} |"
-    yield ""
+    yield from (markdown_table(heads, rows, len(heads)), "")
 
 
 def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:

@@ -100,9 +100,7 @@ def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tupl
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors) as process,
     ):
-        while (
-            number != signal.SIGKILL and process.poll() is None and not handles(process.pid, number)
-        ):
+        while number != signal.SIGKILL and process.poll() is None and not handles(process.pid):
             time.sleep(0.01)  # the interpreter starts, which no program can change
         end = time.monotonic() + delay
         while process.poll() is None and time.monotonic() < end:
@@ -114,7 +112,7 @@ def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tupl
         return code, (errors.read().splitlines() or [""])[-1]
 
 
-def handles(pid: int, number: signal.Signals) -> bool:
+def handles(pid: int) -> bool:
     """Return True if the program handles the signal; Python itself handles SIGINT, so SIGTERM
     decides.
     """

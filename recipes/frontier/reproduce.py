@@ -23,6 +23,7 @@ import numpy as np
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import group_choices
+from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import QualityShare
@@ -52,11 +53,6 @@ ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,
 PARTS = ("sample", "cnn_dm")
 MARKERS = "osD^vP*X"
 SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points
-# Kinds of adapters that become part of the weights, so that every engine runs them.
-MERGED = (
-    "none",
-    "folded",
-)
 
 
 def call(*arguments: str) -> None:
@@ -100,7 +96,7 @@ def measure(args: argparse.Namespace, part: str) -> None:
     call("sweep", *common, "engine=torch", batches, *block, "correction=patch")
     for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
         kind, adapted = adapter(file.parent)
-        runs_in = engines if kind in MERGED else "engine=torch"
+        runs_in = "engine=torch" if KINDS[kind].takes_time else engines
         call("sweep", *common, runs_in, batches, *adapted)
     lookups = ["decoding=prompt_lookup", "decoding.draft_tokens=auto", "batch_size=1"]
     call("sweep", *common, engines, "strategy=full", "ratio=2", *lookups)

@@ -15,9 +15,9 @@ results/lossless/NAME/README.md.
 
 import argparse
 import sys
+from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--drafts", default="1,2,3,4,auto", help="draft lengths at batch size 1")
     parser.add_argument("--engines", default="transformers", help="others that look up, or none")
     args = parser.parse_args()
-    if not any(text.startswith("name=") for text in args.overrides):
+    names = [word.removeprefix("name=") for word in args.overrides if word.startswith("name=")]
+    if not names:
         parser.error(
             "expected name=NAME, got no name; add name=<new folder under results/lossless/>"
         )
@@ -104,8 +105,7 @@ def main() -> None:
         print("ulskip sweep", *grid, flush=True)
         if code := invoke(["sweep", *grid]):
             sys.exit(code)
-    config = compose([*args.overrides, "results_dir=results/lossless"], command="sweep")
-    folder = ResultsFolder.of(config)
+    folder = ResultsFolder(Path("results/lossless") / names[-1])
     write_atomic(folder.path / "README.md", page(folder))
     print(folder.path / "README.md")
 

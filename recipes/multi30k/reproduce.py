@@ -159,8 +159,10 @@ class Reproduction:
 
     def link(self, source: Path) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
-        if not (self.work / "data").exists():
-            (self.work / "data").symlink_to(source.resolve())
+        data = self.work / "data"
+        if data.resolve() != source.resolve():
+            data.unlink(missing_ok=True)
+            data.symlink_to(source.resolve())
 
     def train(self, weights: list[str], output: str, *more: str) -> None:
         train = [f"task.{key}={file}.gz" for key, file in self.files("train").items()]
@@ -262,6 +264,8 @@ def main() -> None:
         "--only", default="", help="names in this order, such as base,patches,unified-2x-s1"
     )
     args = parser.parse_args()
+    if not args.data.is_dir():
+        parser.error(f"expected --data to be a folder, got {args.data}")
     named = checkpoints(args.seeds)
     known = [BASE_NAME, PATCHES, *named]
     chosen = args.only.split(",") if args.only else known

@@ -63,7 +63,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
-    parser.add_argument("--data", type=Path, required=True, help="folder of humaneval/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of humaneval/, wmt22/ and cnn_dm/"
+    )
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--functions", type=int, default=384)
     parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")

@@ -13,7 +13,7 @@ cores.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
 the stored rows alone. With --only speed, points of HumanEval are timed, too; they go to
 results/frontier, whose recipe writes their page. score.py computes the shares again from the stored
-answers. An adapter that adapter.py has trained before is measured too.
+answers. An adapter that adapter.py has trained before is measured too, in bfloat16.
 """
 
 import argparse
@@ -300,12 +300,14 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page alone")
     args = parser.parse_args()
     if not args.page:
+        if args.model is None or args.data is None:
+            parser.error("expected --model MODEL and --data PATH, or --page")
         prepare(args.data)
         common = [f"model.dtype={args.dtype}", f"limit={args.problems}"]
         untimed = [f"name={FOLDER.name}", "speed.enabled=false", f"batch_size={args.batch_size}"]
         for name in args.only.split(","):
             is_timed = name == "speed"
-            trained = adapters() if name == "humaneval" else []
+            trained = adapters() if (name, args.dtype) == ("humaneval", "bfloat16") else []
             points = [*POINTS[name][: args.points], *trained]
             every = [*common, *task("humaneval" if is_timed else name, args.data)]
             every += ["name=frontier"] if is_timed else untimed

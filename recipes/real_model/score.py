@@ -23,6 +23,7 @@ from sacrebleu import corpus_bleu
 
 RESAMPLES, SEED = 2_000, 0
 SECONDS, MEMORY = 5, 2**31
+PASSED = 42  # not the code of an answer that calls exit()
 NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 
@@ -40,7 +41,7 @@ def passes(problem: dict, answer: str) -> bool:
     continues or defines again.
     """
     program = "\n".join([problem["prompt"], answer, problem["test"]])
-    program += f"\ncheck({problem['entry_point']})\n"
+    program += f"\ncheck({problem['entry_point']})\nimport os\nos._exit({PASSED})\n"
     with tempfile.TemporaryDirectory() as folder:
         try:
             command = [sys.executable, "-I", "-c", program]
@@ -49,7 +50,7 @@ def passes(problem: dict, answer: str) -> bool:
             )
         except subprocess.TimeoutExpired:
             return False
-    return run.returncode == 0
+    return run.returncode == PASSED
 
 
 def last_number(text: str) -> float | None:

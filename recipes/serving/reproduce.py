@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from ulskip_cli.core import environment
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import ASSETS
+from ulskip_cli.experiments.record import Environment
 
 SERVE = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 START_SECONDS = 600
@@ -209,7 +210,7 @@ def main() -> None:
         servers.stop()
     record = json.loads((pair / "ulskip_export.json").read_text("utf-8"))
     kept, layers = len(record["kept_layers"]), record["num_layers"]
-    commit = str(facts["git_commit"])[:10] + " (modified)" * bool(facts["git_dirty"])
+    here = Environment(**facts)
     text = f"""# vLLM servers under load
 
 {options.model} in bfloat16, {kept} of {layers} layers. Every server answered the same requests in
@@ -221,7 +222,7 @@ the kept ones, without the compilation that the others have. Pair: a prefill ser
 layers, a decode server with the kept ones, and the proxy.
 
 {table.stdout}
-ulskip {facts["ulskip"]} at {commit}, vLLM {_version(options.python)}; {facts["processor"]},
+ulskip {here.version}, vLLM {_version(options.python)}; {here.processor},
 {os.cpu_count()} CPUs, which all servers and clients share.
 """
     write_atomic(Path("results/serving/load.md"), text)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.corrections import RECORD
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import markdown_table, provenance
@@ -207,7 +208,7 @@ def evaluate(work: Path, limit: int) -> None:
         prompts = "all,kept" if count == 20 else "all"
         patched = ["correction=patch", f"prompt_layers={prompts}"]
         call("sweep", *at, *layers(LAYERS[count]), *patched)
-        for folder in sorted(work.glob(f"adapter-{count}*")):
+        for folder in sorted(file.parent for file in work.glob(f"adapter-{count}*/{RECORD}")):
             corrected = ["correction=adapter", f"correction.path={folder}"]
             call("sweep", *at, *ADAPTERS[folder.name].view, *corrected)
     call("sweep", *common, "strategy=one_block", "ratio=1.25", "correction=none,patch")
@@ -298,13 +299,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--only", default=",".join(ADAPTERS), help="train these adapters alone")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     args = parser.parse_args()
     if not args.page:
+        if args.data is None:
+            parser.error("expected --data PATH with cnn_dm, or --page")
         args.work.mkdir(parents=True, exist_ok=True)
         prepare(args.data, args.work)
         for name in filter(None, args.only.split(",")):

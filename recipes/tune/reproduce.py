@@ -232,6 +232,8 @@ def main() -> None:
         if args.coder is None and "code" in args.tasks.split(","):
             parser.error("expected --coder FILE, or --tasks without code")
         for name in args.tasks.split(","):
+            if (FOLDER / "tasks" / f"{name}.json").exists():
+                continue
             prepare(args.data, args.work, name)
             measure(args.work, name, [f"model.path={args.coder}"] if name == "code" else [])
     write_atomic(FOLDER / "README.md", page())

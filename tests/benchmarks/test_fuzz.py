@@ -3,6 +3,7 @@
 import fuzz
 from fuzz import problems
 from fuzz_cases import Case, lines
+from fuzz_cases import option as options_of
 from fuzz_inputs import damaged_inputs
 
 SEED, LINES, INPUTS = 1, 40, 10
@@ -31,3 +32,8 @@ def test_a_case_that_hangs_or_dies_is_a_finding_and_the_next_case_runs(monkeypat
         assert own.run(Case(("plan", "model=tiny"))).code is None
         monkeypatch.setattr(fuzz, "SECONDS", 30.0)
         assert own.run(Case(("--version",))).code == 0
+
+
+def test_lines_have_the_options_of_their_command():
+    words = {word for option in fuzz.draw(options_of("report"), 60, SEED) for word in option}
+    assert words >= {"--compare", "--gate", "--html"}

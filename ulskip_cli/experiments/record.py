@@ -332,6 +332,12 @@ class Environment(Section):
     platform: Text = None
 
     @property
+    def version(self) -> str:
+        """The version of the code and its commit."""
+        commit = (self.git_commit or "no commit")[:10] + " (modified)" * bool(self.git_dirty)
+        return f"{self.ulskip} at {commit}"
+
+    @property
     def machine(self) -> str:
         """The processor or accelerator and the number of threads, which decide times."""
         chip = f"{self.processor}, {self.threads} threads, {self.instruction_set}"

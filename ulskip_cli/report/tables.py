@@ -367,12 +367,11 @@ def provenance(records: Sequence[Record]) -> str:
     used: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for record in ordered(records):
         if facts := record.environment:
-            commit = (facts.git_commit or "no commit")[:10] + " (modified)" * bool(facts.git_dirty)
             packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
             line = f"{packages}; {facts.machine}, {record.dtype}"
             commits, trained = used.setdefault(line, ({}, {}))
             known = f" trained {record.training}" if record.training else ""
-            commits[f"{facts.ulskip} at {commit}"] = None
+            commits[facts.version] = None
             trained[f"weights of {record.model}{known}"] = None
     return "  \n".join(
         f"ulskip {', '.join(commits)}; {line}; {', '.join(trained)}."

@@ -52,12 +52,13 @@ class VllmSession(EngineSession):
         )
         dtype = DTYPES[self.weights]
         self._kv_bytes = _kv_bytes_per_token(view, dtype)
-        self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
+        num_tokens = room.num_tokens + 1  # for losses, vLLM generates one token more
+        self._room = Room(room.batch_size, -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
         self._worker = Worker(_export(view, dtype), self.weights, self._room, self._kv_bytes)
 
     def fits(self, room: Room) -> bool:
         """Return True if the worker has memory for a batch."""
-        return self._room.holds(room)
+        return self._room.holds(Room(room.batch_size, room.num_tokens + 1))
 
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
@@ -114,6 +115,7 @@ class Worker:
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_KVCACHE_SPACE": str(gigabytes),
+            "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # the room is rounded up
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
         }

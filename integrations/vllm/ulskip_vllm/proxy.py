@@ -23,7 +23,9 @@ class Refused(Exception):
 
 def serve(prefill: str, decode: str, host: str, port: int) -> None:
     """Run the proxy until it is stopped."""
-    web.run_app(application(prefill, decode), host=host, port=port)
+    # A client that leaves cancels its handler, which closes the connection to the server.
+    app = application(prefill, decode)
+    web.run_app(app, host=host, port=port, handler_cancellation=True)
 
 
 def application(prefill: str, decode: str) -> web.Application:
@@ -49,7 +51,8 @@ class _Proxy:
 
     async def forward(self, request: web.Request) -> web.Response:
         try:
-            async with self.client.get(self.decode + request.path) as answer:
+            url = self.decode + request.path
+            async with self.client.get(url, headers=_authorization(request)) as answer:
                 return web.Response(
                     status=answer.status, body=await answer.read(), content_type=answer.content_type
                 )
@@ -59,11 +62,7 @@ class _Proxy:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Answer an OpenAI completion or chat completion request."""
         response: web.StreamResponse | None = None
-        headers = (
-            {"Authorization": request.headers["Authorization"]}
-            if "Authorization" in request.headers
-            else {}
-        )
+        headers = _authorization(request)
         server = self.prefill
         try:
             body = _checked(await request.text())
@@ -116,6 +115,10 @@ class _Proxy:
             return response
 
 
+def _authorization(request: web.Request) -> dict[str, str]:
+    return {key: request.headers[key] for key in ("Authorization",) if key in request.headers}
+
+
 async def _sent(response: web.StreamResponse, chunk: bytes) -> bool:
     """Send a part of an answer and return False if the client has closed the connection."""
     try:
@@ -138,7 +141,8 @@ def _checked(text: str) -> dict[str, Any]:
     if any(body.get(key) not in (None, 1) for key in ("n", "best_of")):
         raise Refused(400, "a pair supports n=1 and best_of=1 only; send several requests")
     prompt = body.get("prompt")
-    if isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt):
+    is_tokens = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+    if isinstance(prompt, list) and len(prompt) != 1 and not is_tokens:
         raise Refused(400, "a pair supports one prompt per request; send several requests")
     return body
 
