@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core import config
 from ulskip_cli.core.answer import Answer, Comparison
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import MAX_LAYERS
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
-from ulskip_cli.core.task import Example, Template
+from ulskip_cli.core.task import AUTO, Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -161,10 +163,12 @@ def generate(
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
-    has_template = tokenizer is None
+    engine_named(AUTO).check(chosen.needs())
+    has_template, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
         if isinstance(skip_adapter, str | Path):
             read_record(Path(skip_adapter).expanduser(), config.model_named(str(model)))
+        chat_options = config.model_named(str(model)).chat_options
         model, own_tokenizer = _loaded(model)
         tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:
@@ -174,7 +178,7 @@ def generate(
     depth = shallow_view.num_layers(model)
     plan = Plan.from_layers(depth, _chosen(depth, kept, ratio, skip_adapter), prompt_layers)
     decoder = Decoder(model, plan, skip_adapter)
-    ids = _encoded(texts, tokenizer, has_template)
+    ids = _encoded(texts, tokenizer, has_template, chat_options)
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
@@ -199,7 +203,10 @@ def _texts(tokenizer: object, prompts: object) -> list[str]:
 
 
 def _encoded(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", has_template: bool
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    has_template: bool,
+    chat_options: Table | None,
 ) -> list[list[int]]:
     """Return prompts as token ids, with the chat template of the tokenizer if `has_template` and
     there is one.
@@ -208,7 +215,9 @@ def _encoded(
 
     formatter = PromptFormatter(Template("{source}", ""))
     if has_template:
-        formatter = PromptFormatter.for_task(config.preset("task", "jsonl"), tokenizer, None)
+        formatter = PromptFormatter.for_task(
+            config.preset("task", "jsonl"), tokenizer, chat_options
+        )
     pairs = [formatter.format(Example("", text, "")) for text in texts]
     ids = [example.prompt_ids for example in formatter.tokenize(tokenizer, pairs)]
     if [] in ids:
@@ -330,7 +339,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
 
     records = run_point(point, session or Session())
     tables.write_tables(folder)
-    return records
+    return folder.repeated(records)
 
 
 def _check_overrides(overrides: Sequence[object]) -> None:

@@ -64,21 +64,21 @@ class AdapterRecord(Stored):
     kind: AdapterKind
 
 
-def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
-    """Read the record of a skip adapter; raise UsageError if it is missing or belongs to another
-    model.
+def read_record(folder: Path, model: ModelConfig, key: str = "correction.path") -> AdapterRecord:
+    """Read the record of a skip adapter, whose folder is the value of `key`; raise UsageError if it
+    is missing or belongs to another model.
     """
     file = folder / RECORD
     try:
         record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
     except UsageError as error:
         raise UsageError(
-            f"correction.path={folder} is no skip adapter: {error}; make one with `ulskip train"
+            f"{key}={folder} is no skip adapter: {error}; make one with `ulskip train"
             " train=adapter`"
         ) from None
     if record.base.fingerprint != ModelFolder(model).fingerprint:
         raise UsageError(
-            f"expected correction.path={folder} to be made for the weights of {model.label}, got"
+            f"expected {key}={folder} to be made for the weights of {model.label}, got"
             f" one for other weights ({record.base.model}); use its own model, or train an adapter"
             " for this one"
         )

@@ -24,7 +24,7 @@ from sacrebleu import corpus_bleu
 RESAMPLES, SEED = 2_000, 0
 SECONDS, MEMORY = 5, 2**31
 PASSED = 42  # not the code of an answer that calls exit()
-NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\d)\.\d+)")
 
 
 def lines(file: Path) -> list[dict]:

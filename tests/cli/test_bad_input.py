@@ -116,7 +116,7 @@ LISTS = {
     "train ratio=2": "did you mean 'train.ratios'?",
     "sweep ratio=2, 3": "no space beside a comma",
     "tune speedup=50": "speedup <= 6",
-    "tune speedup=1.5 decoding=self_speculative": "speedup=1.5 cannot be combined with drafts",
+    "tune speedup=1.5 decoding=self_speculative": "does not support drafts",
 }
 
 

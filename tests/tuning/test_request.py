@@ -84,7 +84,7 @@ def test_candidates_have_the_correction_of_the_request_or_their_own():
 
     labels = [candidate.config.correction.label for candidate in resolved().candidates]
     assert labels == ["full", "", "full", "full", "full"]
-    two = "candidates=['strategy=one_block', 'strategy=full']"
+    two = "candidates=['strategy=one_block', 'strategy=top_skip']"
     folded = resolved("correction.kind=folded", two)
     labels = [candidate.config.correction.label for candidate in folded.candidates]
     assert labels == ["folded", "folded"]

@@ -49,10 +49,11 @@ def describe(name: str) -> Panels:
         return _describe_all()
     if group in ALL_GROUPS:
         return _describe_group(group, choice.replace("-", "_"))
-    keys = {key.name: key for primary in PRIMARY for key in reference.top_level_keys(primary)}
+    every = [key for primary in PRIMARY for key in reference.top_level_keys(primary)]
+    keys = {key.name: key for key in reversed(every)}  # the first of a name is that of run
     group = name.partition(".")[0]
     if group in ALL_GROUPS:
-        keys = _keys_of_choices(group) | keys
+        keys |= _keys_of_choices(group)
     shown = [key for key in keys.values() if f"{key.name}.".startswith(f"{name}.")]
     if not shown:
         raise unknown(

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,9 +74,8 @@ def run(
             run_point(point.baseline, session)
         records = run_point(point, session)
     tables.write_tables(folder)
-    repeated = {record.id: record for record in folder.records()}  # with units of earlier runs
     _show_outcome(
-        SweepOutcome(1, {record.id: repeated[record.id] for record in records}),
+        SweepOutcome(1, {record.id: record for record in records}),
         folder,
         tables.short_section,
         lambda records: [sentence(records[-1])],
@@ -220,6 +220,8 @@ def _show_outcome(
     from ulskip_cli.report.rows import displayed, warnings
     from ulskip_cli.report.tables import draw
 
+    every = folder.repeated(list(outcome.records.values()))
+    outcome = replace(outcome, records={record.id: record for record in every})
     if as_json:
         print_json(outcome.as_json())
     elif records := [displayed(record, Path()) for record in outcome.records.values()]:

@@ -86,7 +86,6 @@ def next_config(training: "TrainingConfig") -> "Config":
     number of examples of the training, and its first ratio.
     """
     from ulskip_cli.core.config import compose, preset
-    from ulskip_cli.core.config_schema import ModelConfig
 
     kept = {key: getattr(training, key) for key in ("task", "strategy", "limit", "prompt_layers")}
     ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
@@ -96,4 +95,4 @@ def next_config(training: "TrainingConfig") -> "Config":
     if training.train.method == "adapter":
         adapter = preset("correction", "adapter", {"path": [training.output]})
         return config.replace(model=training.model, correction=adapter)
-    return config.replace(model=ModelConfig(name="hf", source="hf", path=training.output))
+    return config.replace(model=training.model.saved_in(training.output))

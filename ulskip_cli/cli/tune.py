@@ -54,10 +54,11 @@ def tune(
     with ProgressBars() as bars:
         result = Tuning(request, bars, SweepDisplay).run()
     result.store()
+    console = make_console()
+    for line in [] if as_json else result.lines():
+        console.print(line)
     written = result.export(to) if to is not None else []
     if as_json:
         print_json({**result.as_json(), "exported_to": str(to) if to else None})
-        return
-    console = make_console()
-    for line in [*result.lines(), *written]:
+    for line in [] if as_json else written:
         console.print(line)

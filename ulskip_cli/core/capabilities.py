@@ -27,6 +27,10 @@ class Need(Enum):
     OWN_DEPTH = "strategies that adjust their own depth", "strategy=unified"
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
+    PENALTIES = (
+        "penalties of repetition",
+        "decoding.repetition_penalty=1 and decoding.no_repeat_ngram_size=0",
+    )
     LATENCY = "ratio_basis=latency", "ratio_basis=cost"
     FOLDED_PATCHES = (
         "correction=patch with folded patches",
@@ -55,13 +59,11 @@ ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
 # They need a plain decode loop.
 _OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.COMPILATION}
-_DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
-    Need.DRAFTS: _DRAFTED,
-    Need.LAYER_DRAFTS: _DRAFTED,
-    Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED,
+    Need.DRAFTS: ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY},
+    Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.KEPT_PROMPT},
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
     Need.RANDOM_WEIGHTS: ALL - {Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},
 }
@@ -81,7 +83,8 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.ADAPTER},
+    "tune": _SAME_LAYERS
+    - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.DRAFTS, Need.LAYER_DRAFTS},  # it tries look-ups
     "train": ALL - _CORRECTED - {Need.DEVICE_MAP},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,

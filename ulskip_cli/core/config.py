@@ -101,13 +101,17 @@ def compose(overrides: Sequence[str], command: str = "run") -> Config:
     NotApplicable for values that exclude each other.
     """
     config = compose_unvalidated(overrides, command)
-    if command == "run" and config.sweep:
+    _check_one_point(config, overrides)
+    check_run(config, command)
+    return config
+
+
+def _check_one_point(config: Config, overrides: Sequence[str]) -> None:
+    if config.sweep:
         raise UsageError(
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
             f" `ulskip sweep {' '.join(overrides)}`"
         )
-    check_run(config, command)
-    return config
 
 
 def compose_prompts(overrides: Sequence[str]) -> Config:
@@ -149,6 +153,7 @@ def compose_training(overrides: Sequence[str]) -> TrainingConfig:
 def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
     config: TuneConfig = _composed("tune", overrides)
+    _check_one_point(config, overrides)
     # Candidates have patches of their own.
     capabilities.check(config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune")
     return config
@@ -509,9 +514,9 @@ def _spelled_as_key(text: str) -> str:
     words.
     """
     word = text.lstrip("-+")
-    groups = [path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word]
-    if groups:
-        return f"did you mean {groups[0]}={word}?"
+    groups = {path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word}
+    if group := next((group for group in (*GROUPS, *TRAINING_GROUPS) if group in groups), None):
+        return f"did you mean {group}={word}?"
     if word.strip("=") in {*Config.model_fields, *TrainingConfig.model_fields, ""}:
         return f"write {word.strip('=') or 'key'}=VALUE without spaces around ="
     return ""

@@ -78,6 +78,7 @@ class DecodingConfig(Options):
             Need.SAMPLING: self.do_sample,
             Need.STOP_STRINGS: self.stop,
             Need.COMPILATION: self.compile == "on",
+            Need.PENALTIES: self.repetition_penalty != 1 or self.no_repeat_ngram_size,
             Need.DRAFTS: self.draft_tokens,
             Need.LAYER_DRAFTS: self.drafts_with_layers,
         }
@@ -95,6 +96,10 @@ class DecodingConfig(Options):
 
 def _is_timed(config: "Config") -> bool:
     return config.speed.enabled
+
+
+def _is_ever_timed(config: "Config") -> bool:
+    return config.speed.enabled or config.meets_latency
 
 
 def _follows_ratio(config: "Config") -> bool:
@@ -123,8 +128,8 @@ class SpeedConfig(Options):
         used_by=_TIMED,
         used_if=_is_timed,
     )
-    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_timed)
-    prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_timed)
+    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_ever_timed)
+    prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_ever_timed)
 
 
 class CalibrationConfig(Options):
@@ -440,7 +445,7 @@ class TuneConfig(Config):
     budget: float = option(
         30.0,
         "minutes for what keeps all layers (a fifth), candidates (until half), training and the"
-        " final report; the first step of each is run even if it takes longer",
+        " final report; the first candidate and the report run even if they take longer",
         gt=0,
         used_by="tune",
     )
@@ -470,7 +475,7 @@ class LoraOptions(Options):
     """LoRA adapters on the linear layers, merged into the weights after training."""
 
     rank: int = option(16, "rank of the adapters; 0, only with train.method=adapter: none", ge=0)
-    alpha: int = option(32, "scale of the adapters (lora_alpha)")
+    alpha: int = option(32, "scale of the adapters (lora_alpha)", ge=1)
 
 
 class OwnResponses(Options):

@@ -1,5 +1,6 @@
 """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
 
+from pathlib import Path
 from typing import Literal
 
 from ulskip_cli.core.files import Table
@@ -28,6 +29,13 @@ class ModelConfig(Options):
     chat_options: Table | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )
+
+    def saved_in(self, folder: str | Path) -> "ModelConfig":
+        """Return the options of a model that was made from this one and saved in a folder."""
+        kept = {"device": self.device, "trust_remote_code": self.trust_remote_code}
+        return ModelConfig(
+            name="hf", source="hf", path=str(folder), chat_options=self.chat_options, **kept
+        )
 
     @property
     def label(self) -> str:

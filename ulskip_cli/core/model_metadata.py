@@ -75,6 +75,7 @@ class _Sizes(Options):
         "max_position_embeddings", "n_positions", "max_seq_len"
     )
     multi_query: bool | None = None
+    new_decoder_architecture: bool | None = None  # of Falcon, which then caches all heads
     kv_lora_rank: object = None  # the cache contains latent vectors instead of keys and values
     dtype: str | None = _sized("dtype", "torch_dtype")
 
@@ -192,7 +193,9 @@ class ModelFolder:
             weights, total = _weights_of_shape(file.stem, num_layers, width)
         else:
             tensors = {
-                name: StoredTensor(shape, math.prod(shape) * width if width else size)
+                name: StoredTensor(
+                    shape, math.prod(shape) * width if width and model.dtype != "auto" else size
+                )
                 for name, (shape, size) in self._tensors.items()
             }
             weights = sort_weight_sizes(tensors, num_layers, vocab or 0)
@@ -200,7 +203,8 @@ class ModelFolder:
         kv_bytes = None
         heads = sizes.num_attention_heads
         if heads and hidden and width and not sizes.kv_lora_rank:
-            kv_heads = 1 if sizes.multi_query else _number(sizes.num_key_value_heads) or heads
+            has_one = sizes.multi_query and not sizes.new_decoder_architecture
+            kv_heads = 1 if has_one else _number(sizes.num_key_value_heads) or heads
             kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
         return ModelMetadata(
             num_layers,

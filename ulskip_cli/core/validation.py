@@ -55,6 +55,8 @@ def check_training(config: TrainingConfig) -> None:
     train, weights, kind = config.train, config.train.ratio_weights, KINDS[config.correction.kind]
     trains_adapter = train.method == "adapter"
     foreign = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
+    if train.method == "full":
+        foreign = (*foreign, "lora")
     changed = [f"train.{key}" for key in train.changed() if key in foreign]
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
@@ -65,6 +67,9 @@ def check_training(config: TrainingConfig) -> None:
         f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0": (
             weights is not None and (len(weights) != len(train.ratios) or not sum(weights))
         ),
+        f"expected train.ratios without repetitions, got {list(train.ratios)}": (
+            len({*train.ratios}) < len(train.ratios)
+        ),
         "expected train.validation or train.held_out, got both; set one of them": (
             train.validation and train.held_out
         ),
@@ -73,13 +78,18 @@ def check_training(config: TrainingConfig) -> None:
         ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
         "train.lora.rank=0 trains nothing without patches that are not folded; use"
-        " train.lora.rank=16": (not train.lora.rank and not (trains_adapter and kind.takes_time)),
+        " train.lora.rank=16": (
+            train.method != "full"
+            and not train.lora.rank
+            and not (trains_adapter and kind.takes_time)
+        ),
     }
     for_adapters = {
         "model=random, whose weights no later run has; use pretrained weights": (
             Need.RANDOM_WEIGHTS in needs
         ),
         "prompt_layers=kept; use prompt_layers=all": Need.KEPT_PROMPT in needs,
+        "strategy=full, which skips no layers; use another": config.strategy.keeps_all,
         f"strategy={config.strategy.name}, whose steps end at any layer; use train.method=lora": (
             Need.EARLY_EXIT in needs
         ),

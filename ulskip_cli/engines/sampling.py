@@ -85,10 +85,12 @@ class TokenSampler:
     def pick(self, scores: Tensor, check: bool = True) -> Tensor:
         """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size].
 
-        On a CPU, raises InvalidLogitsError if a greedy choice has a score that is not finite,
-        unless `check` is False, as it is for drafts, which may not be used.
+        On a CPU, raises InvalidLogitsError if the highest score is not finite, unless `check` is
+        False, as it is for drafts, which may not be used.
         """
         if self.sample:
+            if check and scores.device.type == "cpu" and not scores.amax(-1).isfinite().all():
+                raise InvalidLogitsError("NaN or infinity in a decode step")
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
         # numpy is several times as fast and also returns the first maximum
         if scores.device.type == "cpu":

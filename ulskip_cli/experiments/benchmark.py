@@ -12,7 +12,7 @@ import torch
 from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, StorageError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.core.task import AUTO
@@ -67,8 +67,13 @@ def run_in_rounds(
         return failed_alone
     session.progress.phase("write")
     for (run, timed), pairs in zip(ready, measured, strict=True):
-        if run.point.run_id in wanted:
-            store_record(run, timed.pair.strategy, pairs, _describe(run, pairs))
+        try:
+            if run.point.run_id in wanted:
+                store_record(run, timed.pair.strategy, pairs, _describe(run, pairs))
+        except StorageError:
+            raise
+        except Exception as error:
+            failed[run.point.run_id] = error
         timed.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 

@@ -211,24 +211,23 @@ def calibrate_patches(
             _token_ids(held_out),
         ]
     )
-    folder = ResultsFolder.of(config).path / "calibrations" / key
-    if not (folder / RECORD).is_file():
-        evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
-        examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
-        adapter, notes = _fit_patches(evaluator, plan, examples)
-        record = {
-            "base": {
-                "model": config.model.label,
-                "fingerprint": loaded.files.fingerprint,
-            },
-            "task": held_out.task.name,
-            "strategy": plan.strategy,
-            "prompt_layers": plan.prompt_layers,
-            **notes,
-            "responses": patch.responses,
-            "bytes": plan.patch_bytes,
-        }
-        replace(adapter, record=record).save(folder)
+    results = ResultsFolder.of(config)
+    folder = results.path / "calibrations" / key
+    with results.hold(key):  # another process may fit the same, for another batch size
+        if not (folder / RECORD).is_file():
+            evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
+            examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
+            adapter, notes = _fit_patches(evaluator, plan, examples)
+            record = {
+                "base": {"model": config.model.label, "fingerprint": loaded.files.fingerprint},
+                "task": held_out.task.name,
+                "strategy": plan.strategy,
+                "prompt_layers": plan.prompt_layers,
+                **notes,
+                "responses": patch.responses,
+                "bytes": plan.patch_bytes,
+            }
+            replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)
     return stored, CorrectionUsed(name=patch.name, id=key, kind=patch.kind, **stored.record)
 

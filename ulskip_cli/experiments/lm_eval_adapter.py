@@ -67,7 +67,7 @@ _SAMPLING = ("temperature", "top_p", "top_k")
 _DECODING = (*_SAMPLING, "num_beams", "repetition_penalty", "no_repeat_ngram_size")
 FIRST_TOKEN = (
     "the full model predicts the first token of each continuation, so scores of single tokens show"
-    " no effect of skipping; do not set prompt_layers=all, or use tasks with longer continuations"
+    " no effect of skipping; use tasks with longer continuations, or leave out prompt_layers=all"
 )
 
 
@@ -99,7 +99,10 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         parts = adapter, config.engine
         self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
-        if not (asked or plan.keeps_all or plan.exits):
+        if config.decoding.drafts_with_layers:  # which do not decide answers
+            self.scoring_plan = plan.full
+            self.scorer = Decoder(self.loaded.model, self.scoring_plan)
+        elif not (asked or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
             self.scorer = Decoder(self.loaded.model, self.scoring_plan, *parts)
         self._batches = 0
@@ -107,6 +110,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             pretrained=self.scorer.prompt_model,
             tokenizer=tokenizer,
             batch_size=config.batch_size,
+            chat_template_args=config.model.chat_options,
         )
 
     @property
@@ -333,8 +337,10 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, Row]
     Options can come from the command line or from the harness's YAML file, `--config`.
     """
     file = getattr(given, "config", None)
-    asked = EvaluatorConfig.load_yaml_config(file) if file else {}
-    asked |= {name: value for name, value in vars(given).items() if value is not None}
+    sources = EvaluatorConfig.load_yaml_config(file) if file else {}, vars(given)
+    asked = {
+        name: value for source in sources for name, value in source.items() if value is not None
+    }
     for name, instead in _REFUSED_OPTIONS.items():
         if name in asked:
             raise UsageError(f"--{name} is not supported by `ulskip lm-eval`; use {instead}")

@@ -259,17 +259,40 @@ class Pairs(Section):
 
     def speedup(self, with_prompt: bool = False) -> Interval:
         """Return the speedup with its interval over units; a unit has the median of its pairs."""
-        ratios = self.ratios(with_prompt)
-        return ratio_interval([[median(ratios[i]) for i in units] for units in self.processes()])
+        return ratio_interval(list(filter(None, self._units(with_prompt))))
+
+    def _units(self, with_prompt: bool = False) -> list[list[float]]:
+        """Return the speedup of the units of each process. A pair counts if both sides decoded a
+        token, which an answer of EOS alone does not need, unless no pair does.
+        """
+        assert self.full
+        counts = zip(
+            self.full.decoded_tokens or (), self.strategy.decoded_tokens or (), strict=True
+        )
+        has_tokens = list(map(all, counts))
+        if not any(has_tokens):
+            has_tokens = [True] * len(has_tokens)
+        pairs = list(zip(self.ratios(with_prompt), has_tokens, strict=True))
+        every = [
+            [[ratio for ratio, counts in pairs[unit] if counts] for unit in units]
+            for units in self.processes()
+        ]
+        return [[median(unit) for unit in units if unit] for units in every]
 
     def state_range(self) -> Interval | None:
         """Return the speedup as a range over states of the machine if it depends on them: if the
         intervals of two processes do not overlap, and steps of the full model took unlike times.
         """
         assert self.full
-        costs, processes, ratios = self.full.costs(), self.processes(), self.ratios()
-        steps = [median(costs[units[0].start : units[-1].stop]) for units in processes]
-        speedups = [ratio_interval([[median(ratios[i]) for i in units]]) for units in processes]
+        costs = self.full.costs()
+        timed = [
+            (median(costs[slices[0].start : slices[-1].stop]), ratio_interval([units]))
+            for slices, units in zip(self.processes(), self._units(), strict=True)
+            if len(units) >= UNITS
+        ]
+        if len(timed) < 2:
+            return None
+        steps, speedups = zip(*timed, strict=True)
         lowest, highest = min(speedups), max(speedups)
         assert lowest.high and highest.low
         depends = max(steps) >= UNLIKE * min(steps) and lowest.high < highest.low
@@ -733,6 +756,13 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self.strategy == "full" and not self.draft_tokens
 
     @property
+    def is_own_baseline(self) -> bool:
+        """True if the full model was timed against itself, so that the speedup is noise."""
+        has_all = self.num_layers and len(self.kept_layers or ()) == self.num_layers
+        others = self.baseline_id, self.draft_tokens, self.later_stages, self.exit_depths
+        return bool(has_all) and not any(others)
+
+    @property
     def summary(self) -> str:
         """The kept layers as text, e.g. `6 of 12 layers`."""
         kept, _, count = (self.layers or "").partition("/")
@@ -921,8 +951,8 @@ _NEEDS = {  # keys without which the value of another key means nothing
     "kept_layers": "num_layers layer_ratio",
     "measured_speedup": "measured_speedup_low measured_speedup_high",
     "machine_limits": """model dtype device engine environment prompt_layers timed_prompt_tokens
-    timed_new_tokens compiled kept_layers predicted_speedup decode_tokens_per_second
-    total_tokens_per_second end_to_end_speedup full""",
+    timed_new_tokens compiled kept_layers decode_tokens_per_second total_tokens_per_second
+    end_to_end_speedup full""",
 }
 
 
@@ -939,7 +969,8 @@ DISTURBED = "other processes used"  # in a warning, which advises to repeat the 
 
 def pooled(rows: Sequence[Record]) -> Record:
     """Return the last row of a point, with the units of all its rows that the same code measured on
-    the same machine in the same way. A row with new scores repeats units, which count once.
+    the same machine in the same way. A row with new scores repeats units, as does that of a run
+    which another run began; they count once.
     """
     last, repetitions, counted = rows[-1], list[Pairs](), set[str]()
     for row in reversed(rows):
@@ -947,7 +978,7 @@ def pooled(rows: Sequence[Record]) -> Record:
         if not (pairs and pairs.full and pairs.units) or _timed(row) != _timed(last):
             continue
         began = {unit.began for unit in pairs.units if unit.began}
-        if not began or not began <= counted:
+        if not began & counted:
             repetitions.insert(0, pairs)
         counted |= began
     is_modified = last.environment is not None and last.environment.git_dirty

@@ -26,11 +26,13 @@ class RescoredRun:
     added: list[str]  # row keys of metrics that the row lacked
     changed: dict[str, tuple[float, float]]  # old and new value by row key
 
+    has_news: bool  # a score or a difference from the full model is new or changed
+
     def save(self) -> None:
-        """Append the record to runs.jsonl if a score is new or changed; settings and measurements
-        of the row stay unchanged.
+        """Append the record to runs.jsonl if it has news; settings and measurements of the row stay
+        unchanged.
         """
-        if self.added or self.changed:
+        if self.has_news:
             self.folder.append(self.record)
 
 
@@ -70,7 +72,7 @@ def rescore(
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     if not all(answer["reference"] for answer in answers):
-        return RescoredRun(folder, record, [], {})
+        return RescoredRun(folder, record, [], {}, has_news=False)
     texts = _texts(answers)
     if len(full) == len(answers):
         texts = replace(texts, full=_texts(full).hypotheses)
@@ -90,7 +92,8 @@ def rescore(
         vs_baseline={**record.vs_baseline, **scores.against_full},
     )
     added = [key for key in scores.values if key not in before]
-    return RescoredRun(folder, rescored, added, changed)
+    has_news = bool(added or changed or rescored.vs_baseline != record.vs_baseline)
+    return RescoredRun(folder, rescored, added, changed, has_news)
 
 
 def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row]:

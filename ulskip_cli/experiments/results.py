@@ -80,6 +80,11 @@ class ResultsFolder:
                 return record
         return None
 
+    def repeated(self, records: Sequence[Record]) -> list[Record]:
+        """Return finished records with the timed units of earlier runs, and others as they are."""
+        stored = {record.id: record for record in self.records()}
+        return [stored.get(row.id, row) if row.is_done else row for row in records]
+
     def is_complete(self, record: Record) -> bool:
         """Return True if a record is done and its generations are stored; a run with random weights
         has none.
@@ -92,6 +97,10 @@ class ResultsFolder:
         share the folder.
         """
         return lock(self._lock_path(run_id), wait=False)
+
+    def hold(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """Lock a part of the folder, after the process that holds it."""
+        return lock(self._lock_path(name))
 
     def was_claimed(self, run_id: str) -> bool:
         """Return True if some process has claimed a point before."""
@@ -144,7 +153,7 @@ class ResultsFolder:
         """Append a row, which replaces earlier rows of the same point; raise StorageError if the
         folder cannot be written.
         """
-        with lock(self._lock_path("rows")):
+        with self.hold("rows"):
             append_line(self.runs_path, json.dumps(record.to_row(), ensure_ascii=False))
 
 

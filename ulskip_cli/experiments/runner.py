@@ -277,8 +277,9 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     if workload is not None:
         reference = folder.generations(baseline.id) if baseline else []
         hypotheses = [answer["hypothesis"] for answer in reference] if baseline else None
-        # Layers that only draft do not decide the answers.
-        scoring_decoder = full if config.decoding.drafts_with_layers else decoder
+        scoring_decoder = decoder
+        if config.decoding.drafts_with_layers:  # they do not decide the answers
+            scoring_decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
         try:
             answers = generate_answers(decoder, workload, config, progress, checkpoints)
             # saved before scoring, which may fail

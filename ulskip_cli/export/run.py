@@ -12,7 +12,7 @@ from pathlib import Path
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
-from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason
@@ -61,7 +61,7 @@ class ResolvedExport:
         if self.is_pair:
             return command_line(self.config, "run")
         config = self.config.replace(
-            model=ModelConfig(name="hf", source="hf", path=str(self.to)),
+            model=self.config.model.saved_in(self.to),
             strategy=configuration.preset("strategy", "full"),
             correction=configuration.preset("correction", "none"),
         )

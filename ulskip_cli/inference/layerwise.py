@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.float32_products import float32_products
@@ -72,6 +73,11 @@ class LayerwiseModel:
         `seen` [batch, count] is the mask of `ids` (`EncodedPrompt.whole_mask`). `kept` are the
         layers of the prompt's model that this model has; None means all.
         """
+        if kv_cache.is_recurrent(prompt.cache):
+            raise UsageError(
+                "corrections do not support models with recurrent layers, whose states continue"
+                " token by token; use correction=none"
+            )
         layers = range(len(self.layers)) if kept is None else kept
         options = shallow_view.placing(self._shell, prompt.whole_mask(ids, seen), ids.shape[1])
         return self.enter(ids, kv_cache.fork_cache(prompt.cache, layers), **options)

@@ -104,7 +104,7 @@ class PatchFitter:
             inputs = self.full.after(batch.prompt, batch.input_ids, batch.counted)
             states = islice(self.full.states(inputs), max(missing) + 1)  # no layer above it runs
             batch.teacher |= {
-                depth: hidden[batch.counted]
+                depth: hidden[batch.counted.to(hidden.device)]
                 for depth, hidden in enumerate(states)
                 if depth in missing
             }
@@ -191,8 +191,8 @@ class PatchFitter:
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
             pairs = (
                 (
-                    output[batch.counted],
-                    _double(batch.teacher[layer]) - _double(state[batch.counted]),
+                    output[(counted := batch.counted.to(output.device))],
+                    _double(batch.teacher[layer]) - _double(state[counted]),
                 )
                 for batch, (state, output) in zip(self.batches, ran, strict=True)
             )

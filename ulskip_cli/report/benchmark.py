@@ -40,7 +40,7 @@ def bench_lead(records: Sequence[Record]) -> list[str]:
     best = max(
         faster or skipping or records, key=lambda record: record.timed_tokens_per_second or 0.0
     )
-    return [*fastest(records), f"{decoded_by(best)}: {sentence(best)}"]
+    return [*fastest(records), ": ".join(filter(None, [decoded_by(best), sentence(best)]))]
 
 
 def write_bench_report(folder: ResultsFolder) -> None:
@@ -105,7 +105,7 @@ def section(records: Sequence[Record]) -> TableSection:
         tables.MEASURED,
         OVER.format(engine=reference) * any(record.over_reference for record in records),
         *tables.interval_notes(records),
-        f"{BANDWIDTH}: {read_bandwidth(records)}",
+        f"{BANDWIDTH}: {rates}" if (rates := read_bandwidth(records)) else "",
     ]
     title = f"Decoding speed: {tables.shared(records, SHARED)}"
     return TableSection.of(title, records, columns, tables.sentences(notes))
@@ -158,4 +158,4 @@ def _full_rate(record: Record) -> tuple[float, float]:
     the same rounds if known, else tokens/s.
     """
     over = record.full.over_reference if record.full else None
-    return over or 0.0, record.full_tokens_per_second or 0.0
+    return over or 1.0, record.full_tokens_per_second or 0.0

@@ -171,7 +171,7 @@ def _full_score(group: Group, row: Record, metric: str) -> float | None:
     """Return the score of the model that a row is compared with, if it is known."""
     if compared := row.vs_baseline.get(metric):
         return compared.full
-    fulls = [full for full in group.done if full.keeps_all and not full.baseline_id]
+    fulls = [full for full in group.done if full.is_own_baseline]
     same = [full for full in fulls if full.batch_size == row.batch_size]
     return next((full.value(metric) for full in (*same, *fulls)), None)
 

@@ -27,9 +27,10 @@ from ulskip_cli.report.tables import TableSection, all_shares, gate_column, sent
 
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 NOTE = (
-    "Quality: new minus old; speedup: new divided by old. A star (*) marks a 95% interval that"
-    " excludes no difference, for each comparison and not corrected for their number. Intervals of"
-    " quality come from a paired bootstrap if both sides' answers are stored, else from the rows"
+    "Quality: new minus old (of TER, old minus new); speedup: new divided by old. A star (*) marks"
+    " a 95% interval that excludes no difference, for each comparison and not corrected for their"
+    " number. Intervals of quality come from a paired bootstrap if both sides' answers are stored,"
+    " else from the rows"
 )
 
 
@@ -57,8 +58,7 @@ class ComparedPair:
         """The speedup of the row divided by that of the reference; None for a full model that was
         timed against itself.
         """
-        is_noise = self.new.keeps_all and not self.new.baseline_id
-        return None if is_noise else speed_ratio(self.new, self.old)
+        return None if self.new.is_own_baseline else speed_ratio(self.new, self.old)
 
     @property
     def better(self) -> str:

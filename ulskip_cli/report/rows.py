@@ -205,8 +205,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
 
 def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
-    is_noise = record.keeps_all and not record.baseline_id  # the full model against itself
-    if pairs and not (pairs.is_precise or is_noise) and speedup and speedup.high:
+    if pairs and not (pairs.is_precise or record.is_own_baseline) and speedup and speedup.high:
         # more units of the same processes do not narrow the spread between processes
         is_reachable = (pairs.precision or 0.0) > least_width(record.num_processes)
         longer = ", or raise speed.seconds" * is_reachable

@@ -156,8 +156,8 @@ def gate_column(title: str, judged: Shares) -> Column:
     """Return the column of the verdict on the claim that a row reaches the quality gate."""
 
     def show(record: Record) -> str | None:
-        is_full = record.keeps_all and not record.baseline_id
-        return None if is_full else getattr(judged.get(record.key), "verdict", None)
+        share = None if record.is_own_baseline else judged.get(record.key)
+        return share and share.verdict
 
     return Column(title, show)
 

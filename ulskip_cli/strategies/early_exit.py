@@ -41,7 +41,6 @@ class EarlyExit(Strategy):
         "min", "min: a batch exits when its least confident sequence does; na: batch size 1 only"
     )
     calibrated = ("threshold",)
-    calibrated_for = ("num_kept", "decoding", "batch_size")
     stand_in = "the target depth"
     depth_advice = "change strategy.threshold or raise calibration.examples"
 

@@ -69,6 +69,11 @@ class Plan:
         return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept))
 
     @property
+    def full(self) -> "Plan":
+        """The plan of the full model."""
+        return self.from_layers(self.num_layers, range(self.num_layers))
+
+    @property
     def kept_layers(self) -> Layers:
         """The layers of the first steps, ascending."""
         return self.stages[0].kept_layers

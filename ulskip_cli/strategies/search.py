@@ -88,6 +88,8 @@ class OneBlock(Strategy):
         budget is used.
         """
         num_layers, num_kept = request.num_layers, request.num_kept
+        if num_kept == num_layers:  # no block to choose
+            return CalibrationResult({"first": 1})
         firsts, losses = range(1, num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best = coarse[0]
@@ -169,7 +171,10 @@ class Search(Strategy):
             nonlocal tried, best, best_loss
             tried += 1
             held_out.tell(tried, self.budget)
-            loss = held_out.decode_loss(layers)
+            try:
+                loss = held_out.decode_loss(layers)
+            except UsageError:  # e.g. no layer before a folded patch
+                loss = math.inf
             if loss >= best_loss:
                 return False
             best, best_loss = layers, loss

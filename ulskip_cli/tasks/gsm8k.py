@@ -58,11 +58,14 @@ class Gsm8k(Jsonl):
 
     def hypothesis(self, text: str) -> str:
         """Return the output before a further question, which a model may invent."""
-        return text.split(QUESTION)[0].strip()
+        answer = text.strip().removeprefix(QUESTION).split(QUESTION)[0]
+        return super().hypothesis(answer.strip())
 
     def _train(self) -> Self | None:
         if self.file:
             return self.replace(file=self.train_file) if self.train_file else None
+        if self.train_file:
+            raise UsageError("expected task.file beside task.train_file, got none; set both")
         return self.replace(split=TRAIN)
 
     def _worked(self) -> Sequence[Example]:

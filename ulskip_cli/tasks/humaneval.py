@@ -50,8 +50,11 @@ class HumanEval(Jsonl):
         the output begins with them; without both, the whole output.
         """
         lines = text.strip("\n").split("\n")
-        body = takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
-        block = _BLOCK.search(text)
-        if block and (not lines[0][:1].isspace() or lines[0].lstrip().startswith("```")):
+        block, is_indented = _BLOCK.search(text), lines[0].startswith(("  ", "\t"))
+        if block and (not is_indented or lines[0].lstrip().startswith("```")):
             return block[1].rstrip()
-        return "\n".join(body).rstrip() or text.strip()
+        if not is_indented:
+            return text.strip()
+        return "\n".join(
+            takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
+        ).rstrip()

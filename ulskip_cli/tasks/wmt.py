@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from ulskip_cli.core.errors import RunError, UsageError, unknown
+from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Scoring, Task
@@ -109,7 +109,8 @@ class Wmt(Task):
             rows = load_dataset_rows(
                 self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}")
             )
-            flat = [{**row, **(row.get("translation") or {})} for row in rows]
+            pairs = ((row, row.get("translation")) for row in rows)
+            flat = [{**row, **pair} if isinstance(pair, dict) else row for row, pair in pairs]
             return examples_from_rows(flat, source, target, self.dataset)
         else:
             files = _download(self.dataset, self.pair)
@@ -165,7 +166,7 @@ def _download(test_set: str, pair: str) -> list[Path]:
     try:
         return [Path(dataset.get_source_file(pair)), Path(dataset.get_reference_files(pair)[0])]
     except (Exception, SystemExit) as error:
-        raise RunError(
+        raise UsageError(
             f"cannot download {test_set} ({error}); without a network use task.dataset=sample or"
             " task.dataset=files"
         ) from None

@@ -78,7 +78,9 @@ class AdapterLoss(TwoPassLoss):
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
         frozen = self.outputs.of(batch, weights.distill_weight + weights.gap_weight > 0)
-        loss = frozen.prompt.first_logits.new_zeros((), dtype=torch.float32)
+        logits = frozen.prompt.first_logits
+        # has a gradient even if all responses end before the first step that skips a layer
+        loss = torch.zeros((), device=logits.device, requires_grad=True)
         if weights.gap_weight and frozen.states is not None:
             sets = [stage.kept_layers for stage in stages]
             losses = [self._gap_loss(batch, kept, frozen.prompt, frozen.states) for kept in sets]

@@ -208,8 +208,10 @@ def _texts(
         pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
         for i, pair in enumerate(pairs):
             with suppress(UsageError):  # too long without a source: left out and counted later
-                room = max_length - max(len(pair.response_ids), config.own_length)
-                examples[i] = truncate_source(formatter, tokenizer, examples[i], room)
+                references = 0 if config.train.responses == "own" else len(pair.response_ids)
+                room = max_length - max(references, config.own_length)
+                if len(pair.prompt_ids) > room:
+                    examples[i] = truncate_source(formatter, tokenizer, examples[i], room)
     forward = list(map(formatter.format, examples))
     if not share:
         return forward

@@ -59,6 +59,10 @@ def check_trainable(config: TrainingConfig) -> None:
         check_references(examples, f"train.responses={responses}")
 
 
+# The loss needs whole weights on every device, the prompt's KV cache, and a module of its own.
+UNFIT = ("deepspeed", "fsdp", "gradient_checkpointing", "activation_checkpointing", "neftune")
+
+
 def trainer_arguments(config: TrainingConfig) -> Table:
     """Return the arguments of Trainer that follow from a configuration; raise UsageError for
     `train.training_args` that ulskip's own keys set, or that the two-pass loss does not support.
@@ -95,8 +99,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
     set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end"}
     for key in extra:
-        # The loss needs whole weights on every device, and the prompt's KV cache.
-        is_unfit = key.startswith(("deepspeed", "fsdp", "gradient_checkpointing"))
+        is_unfit = key.startswith(UNFIT)
         if is_unfit or key in set_by_ulskip:
             raise UsageError(
                 f"train.training_args.{key} is not supported; use ulskip's keys, e.g."

@@ -263,7 +263,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
         setup.module.adapter(_adapter_record(setup, record)).save(output)
     else:
         model = merged_lora(setup.module.model)
-        dtype_name = setup.config.model.dtype
+        dtype_name = ModelFolder(setup.config.model).model.dtype
         dtype = setup.source.model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
         model.config.use_cache = True
         model.to(dtype).save_pretrained(output)

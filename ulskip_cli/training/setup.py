@@ -83,10 +83,11 @@ def prepare_training(
         pairs = texts.formatter.tokenize(source.tokenizer, part)
         return TokenPairs(pairs, config.train.max_length)
 
-    train = tokenized(texts.train)
+    has_references = config.train.responses != "own"  # else they may be missing or too long
+    train = tokenized([(prompt, text * has_references) for prompt, text in texts.train])
     validation = tokenized(texts.validation) if texts.validation else None
-    stages_by_ratio = schedules(config, depth, train.response_lengths())
     train = with_responses(config, source, train, progress)
+    stages_by_ratio = schedules(config, depth, train.response_lengths())
     collator = PairCollator(pad_token_id(source.tokenizer))
     module = (
         build_adapter_loss(config, source.model, train, collator, stages_by_ratio, progress)
@@ -180,7 +181,7 @@ def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingCon
 
     Patches in closed form have no LoRA, so any rank can be added.
     """
-    read_record(folder, config.model)
+    read_record(folder, config.model, "train.start")
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)

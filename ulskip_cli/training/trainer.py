@@ -141,7 +141,8 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             lora = [weight for weight in module.model.parameters() if weight.requires_grad]
             rates = ((lora, rate), (patches, self.config.correction.learning_rate))
             groups = [{"params": params, "lr": peak} for params, peak in rates if params]
-            self.optimizer = AdamW(groups, rate, weight_decay=decay)
+            betas = self.args.adam_beta1, self.args.adam_beta2
+            self.optimizer = AdamW(groups, rate, betas, self.args.adam_epsilon, decay)
         return super().create_optimizer(*args, **kwargs)
 
 

@@ -202,6 +202,12 @@ def divide(config: Config, wanted: int) -> Split:
                 " them; set other data, or leave out calibration.task to use the examples after"
                 " limit=N"
             )
+        choosing = {example.texts for example in held_out[:count]}
+        if repeated := sum(example.texts in choosing for example in held_out[count:]):
+            raise UsageError(
+                f"expected held-out examples without repetitions, got {repeated} of the first"
+                f" {count} again; remove them from calibration.task"
+            )
         if count < 1:
             raise UsageError(
                 f"expected at least 2 held-out examples, got {len(held_out)}; set other data in"
@@ -259,6 +265,11 @@ def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
     is_set = "kind" in config.correction.model_fields_set or "correction.kind" in text
     if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
         correction = correction.replace(kind="folded")
+    if not strategy.follows_ratio:
+        raise UsageError(
+            f"expected candidates that keep any number of layers, got strategy={strategy.name}; use"
+            " one that follows the ratio, such as one_block"
+        )
     label = " ".join(word.removeprefix("strategy=").removeprefix("strategy.") for word in words)
     if correction.label and "correction" not in text:
         label = f"{label} + {correction.label} patch"
@@ -274,9 +285,8 @@ def _alternatives(choice: Config, resolver: Resolver) -> tuple[list[Candidate], 
     wanted, refused = dict[str, Config](), dict[str, str]()
     if choice.batch_size > 1:
         refused["tried with batch_size=1 alone, where drafts pay"] = LOOK_UP
-    elif not (decoding.do_sample or decoding.drafts_with_layers):
-        count = decoding.draft_tokens or AUTO
-        drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=count)
+    elif not decoding.do_sample:
+        drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=AUTO)
         wanted[LOOK_UP] = full.replace(decoding=drafts)
     names = configuration.group_choices("engine") if choice.engine.name == AUTO else ()
     engines = [configuration.preset("engine", name) for name in names]

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ulskip_cli.core.command_line import command_line, overrides_of
-from ulskip_cli.core.config import preset
+from ulskip_cli.core.config import baseline_config, preset
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.engines import engine_named
@@ -45,7 +45,7 @@ class Alternative:
     candidate: Candidate
     record: Record
     num_same: int  # answers that equal those of the full model
-    judged: QualityShare | None  # None if the full model has no score
+    judged: QualityShare
 
     @property
     def label(self) -> str:
@@ -62,29 +62,24 @@ class Alternative:
         significant loss, or keeps the wanted quality.
         """
         judged, speedup = self.judged, self.record.measured_speedup or 0.0
-        keeps = judged is not None and judged.passes and judged.has_no_loss
-        if judged and config.quality:
-            keeps = judged.can_win
+        keeps = judged.can_win if config.quality else judged.passes and judged.has_no_loss
         fast = is_faster(self.record) and speedup >= (config.speedup or 1.0)
         return fast and (self.is_same or keeps)
 
     def text(self) -> str:
         """Describe speed and quality."""
-        facts = [speedup_text(self.record), "the same answers"]
+        facts = "the same answers"
         if not self.is_same:
-            facts[1] = f"{self.num_same} of {self.record.num_examples} answers are the same"
-            facts += [f"{self.judged.title} {self.judged.text()} of full's"] if self.judged else []
-        return ", ".join(facts)
+            facts = f"{self.num_same} of {self.record.num_examples} answers are the same"
+            facts += f", {self.judged.title} {self.judged.text()} of full's"
+        return f"{speedup_text(self.record)}, {facts}"
 
     def as_json(self) -> Row:
         """Return what the record of a tuning contains."""
-        judged = self.judged
         return {
             "alternative": self.label,
             "num_same": self.num_same,
-            "share": judged and judged.share,
-            "share_low": judged and judged.low,
-            "share_high": judged and judged.high,
+            **self.judged.interval.row("share"),
             "row": self.record.to_row(),
         }
 
@@ -174,7 +169,7 @@ class TuneResult:
         correction = preset("correction", "none")
         if adapter:
             correction = preset("correction", "adapter", {"path": [adapter]})
-        config = plain(self.request.config)
+        config = plain(self.request.config).replace(limit=self.record.num_examples)
         return config.replace(strategy=preset("strategy", "custom", kept), correction=correction)
 
     @property
@@ -188,7 +183,11 @@ class TuneResult:
         request, record = self.request, self.record
         config = request.config
         judged, recommended = self.judged, self.recommended
-        used = recommended.candidate.config if recommended else self.config
+        label, used = "layers", self.config
+        if recommended:
+            label, used = recommended.label, recommended.candidate.config
+        elif not is_faster(record):
+            label, used = "strategy=full", baseline_config(self.config)
         return {
             "key": request.key,
             "speedup": config.speedup,
@@ -206,7 +205,7 @@ class TuneResult:
             **judged.interval.row("share"),
             "alternatives": [option.as_json() for option in self.alternatives],
             "best_alternative": self.best and self.best.as_json(),
-            "recommended": recommended.label if recommended else "layers",
+            "recommended": label,
             "use": overrides_of(used, "run"),
             "run": overrides_of(self.config, "run"),
             "row": record.to_row(),

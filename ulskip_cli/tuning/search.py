@@ -40,7 +40,6 @@ from ulskip_cli.experiments.statistics import (
     TIE,
     difference,
     primary,
-    shares,
     verdict,
 )
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
@@ -111,10 +110,18 @@ class StepLog:
                 raise
             except refusals as error:
                 self._values[step] = {"refused": str(error)}
-            seconds = round(time.monotonic() - began, 1)
-            line = {"step": step, "value": self._values[step], "seconds": seconds}
-            append_line(self.path, json.dumps(line, ensure_ascii=False))
+            self._store(step, time.monotonic() - began)
         return cast(Value, self._values[step])
+
+    def add(self, step: str, seconds: float) -> None:
+        """Store the seconds of a step whose value is stored elsewhere, unless they are known."""
+        if step not in self._values:
+            self._values[step] = None
+            self._store(step, seconds)
+
+    def _store(self, step: str, seconds: float) -> None:
+        line = {"step": step, "value": self._values[step], "seconds": round(seconds, 1)}
+        append_line(self.path, json.dumps(line, ensure_ascii=False))
 
     @property
     def minutes(self) -> float:
@@ -303,8 +310,7 @@ class Tuning:
             for run_id in (record.id, record.baseline_id or "")
         )
         num_same = sum(map(operator.eq, answers, full))
-        judged = shares([record], self.config.quality or GATE).get(record.key)
-        return Alternative(candidate, record, num_same, judged)
+        return Alternative(candidate, record, num_same, judge(record, self.config.quality or GATE))
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -424,17 +430,20 @@ class Tuning:
     def _measure_answers(self, points: Sequence[Chosen]) -> list[Record]:
         """Measure the answers of points to the examples that choose; finished ones are read."""
         configs = [point.candidate.at(self.request.num_layers, point.num_kept) for point in points]
-        return self._measure(
+        records = self._measure(
             [config.replace(speed=config.speed.replace(enabled=False)) for config in configs]
         )
+        for record in records:
+            judge(record, 1.0)  # without a score of the full model, the search ends here
+        return records
 
     def _with_adapter(self, chosen: Chosen) -> Chosen:
         """Train a skip adapter for the chosen layers if the budget has time left, and return the
         better of both.
         """
         config = self.config
-        asked = f"{config.budget:g} minutes, {config.adapter}"
-        wish = f"{config.adapter_steps} steps" if config.adapter_steps else asked
+        steps = f"{config.adapter_steps} steps, " if config.adapter_steps else ""
+        wish = f"{steps}{config.budget:g} minutes, {config.adapter}"
         step = f"adapter for {chosen.trial.candidate} at {chosen.num_kept} layers"
         size = self.adapter = self._log.once(
             f"size of the {step} in {wish}", lambda: self._training_size(chosen), REFUSALS
@@ -537,7 +546,7 @@ class Tuning:
     def _try(self, step: str, candidate: Candidate, num_kept: int) -> Trial | None:
         """Return the trial of a candidate, or None if it does not apply."""
         outcome = self._log.once(
-            step, lambda: self.measure_loss(candidate, num_kept).plain(), (NotApplicable,)
+            step, lambda: self.measure_loss(candidate, num_kept).plain(), (UsageError,)
         )
         if "refused" in outcome:
             self.progress.note(f"left out: {step}: {outcome['refused']}")
@@ -585,11 +594,12 @@ class Tuning:
         """Run points and their baselines as a sweep, and return the records of the points with
         their folder.
         """
-        jobs = make_jobs(configs, self._resolver)
+        jobs, began = make_jobs(configs, self._resolver), time.monotonic()
         with self.observe(jobs) as observer:
             outcome = Sweep(jobs, observer).run()
         outcome.check()
         ids = [self._resolver.resolve(config).run_id for config in configs]
+        self._log.add(f"points {' '.join(ids)}", time.monotonic() - began)
         records = [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
         for record in records:
             timed = record.pairs.seconds if record.pairs else 0.0

@@ -17,6 +17,7 @@ class Vllm(Engine):
     supports: ClassVar[frozenset[Need]] = PLAIN - {
         Need.DRAFTS,
         Need.SAMPLING,
+        Need.PENALTIES,
         Need.LATENCY,
         Need.STAGES,
         Need.FULL_PROMPT,

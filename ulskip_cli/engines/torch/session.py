@@ -80,7 +80,7 @@ class TorchSession(SteppingSession):
                 kv_cache.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1]))
                 check_compiled(made[-1], kv_cache.fork_cache(cache, stage.kept), mask)
-        except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+        except (RuntimeError, IndexError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise
             if request.decoding.compile == "on":

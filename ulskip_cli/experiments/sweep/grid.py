@@ -55,6 +55,10 @@ def points(
     command = preset or "sweep"
     for config, texts in _grid(_with_experiment(overrides, preset), command):
         composed.append(config.replace(alternatives=AlternativesConfig()))
+        if config.alternatives.models and not config.baseline:
+            left_out.setdefault("baseline=false gives no full model to compare with", set()).update(
+                config.alternatives.models
+            )
         for alternative in _alternatives(config, texts):
             try:
                 check_run(alternative, "sweep")

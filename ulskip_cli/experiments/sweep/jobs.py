@@ -180,8 +180,8 @@ def _made_elsewhere(record: Record) -> str:
         return "of an unknown machine"
     if where.processor != environment.processor():
         return f"of another processor, {where.processor}"
-    device = where.accelerator or "no accelerator"
-    return f"of another setting of this machine: {where.threads} threads, {device}"
+    facts = f"{where.threads} threads", where.instruction_set, where.accelerator
+    return f"of another setting of this machine: {', '.join(filter(None, facts))}"
 
 
 @dataclass

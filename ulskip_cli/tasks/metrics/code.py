@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,7 +100,8 @@ def program(source: str, answer: str, test: str) -> str:
 
 def _is_valid(code: str) -> bool:
     try:
-        compile(code, "answer", "exec")
+        with warnings.catch_warnings(action="ignore"):
+            compile(code, "answer", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

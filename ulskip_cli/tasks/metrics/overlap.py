@@ -13,7 +13,7 @@ from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
 # A minus begins a number only if nothing is before it: 3-5 ends with 5.
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)")
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|(?<!\d)\.[0-9]+)")
 _ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops all other characters
 
 
