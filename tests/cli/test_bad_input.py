@@ -113,6 +113,8 @@ LISTS = {
     "run name=a,b": "once for each value",
     "run experiment=reproduce,paper": "once for each value",
     "run experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
+    "plan experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
+    "run strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
     "train ratio=2": "did you mean 'train.ratios'?",
     "sweep ratio=2, 3": "no space beside a comma",
     "tune speedup=50": "speedup <= 6",

@@ -79,7 +79,17 @@ def test_nested_and_unusual_configs(tmp_path):
     assert metadata(text_config=nested).num_layers == 9
     old = {"n_layer": 4, "n_embd": 64, "n_head": 4}
     assert metadata(**old, multi_query=True).kv_bytes_per_layer == 2 * 16 * 4
+    falcon = metadata(**old, multi_query=True, new_decoder_architecture=True)
+    assert falcon.kv_bytes_per_layer == 2 * 4 * 16 * 4
     assert metadata(**old, kv_lora_rank=8).kv_bytes_per_layer is None
+
+
+def test_the_stored_bytes_of_quantized_weights_count(tmp_path):
+    facts = {"num_hidden_layers": 1, "dtype": "bfloat16", "quantization_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    packed = torch.zeros(8, dtype=torch.int32)
+    save_file({"model.layers.0.w": packed}, tmp_path / "model.safetensors", NOTE)
+    assert ModelFolder(hf(tmp_path)).metadata.total_bytes == 32
 
 
 def test_damaged_weights_are_refused(tmp_path):

@@ -194,6 +194,23 @@ def test_units_that_a_row_with_new_scores_repeats_count_once(folder):
     assert again.speedup == after.speedup == before.speedup
 
 
+def test_units_that_two_runs_have_both_read_count_once(folder):
+    for began in ("abc", "cde"):
+        row = timed("q", 1.0, 1.1, 0.9)
+        units = [unit.replace(began=b) for unit, b in zip(row.pairs.units, began, strict=True)]
+        found = repeated(folder, row.replace(pairs=row.pairs.replace(units=units)))
+    assert found.num_processes == 1
+
+
+def test_a_pair_without_a_decoded_token_does_not_count(folder):
+    row = timed("q", 1.0, 1.0, 1.0)
+    sides = {
+        side: getattr(row.pairs, side).replace(decode_seconds=seconds, decoded_tokens=(8, 8, 0))
+        for side, seconds in {"strategy": (1.0, 1.0, 0.001), "full": (2.0, 2.0, 0.1)}.items()
+    }
+    assert row.pairs.replace(**sides).speedup().value == pytest.approx(2.0)
+
+
 def test_a_speedup_that_depends_on_the_state_is_a_range(folder):
     calm, slow = timed("q", 1.0, 1.01, 0.99), timed("q", 1.8, 1.81, 1.79, full=3.0)
     assert repeated(folder, calm, timed("q", 1.2, 1.21, 1.19)).state_range is None  # alike

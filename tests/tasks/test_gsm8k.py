@@ -35,6 +35,8 @@ def test_the_prompt_begins_with_worked_examples_of_the_training_data(overrides):
     assert template.response(example) == " There are 7.\n#### 7"
     assert "Question: Is it 0?" in task.template_for(True).prompt(example)
     assert task.hypothesis(" It is 7.\n\nQuestion: And 8?\nAnswer: 8") == "It is 7."
+    assert task.hypothesis("Question: How many?\nAnswer: 7") == "How many?\nAnswer: 7"
+    assert task.replace(first_line=True).hypothesis("It is 7.\nSo 8.") == "It is 7."
 
 
 def test_calibration_uses_the_training_data_without_the_worked_examples(overrides):
@@ -48,6 +50,8 @@ def test_calibration_uses_the_training_data_without_the_worked_examples(override
 
 
 def test_worked_examples_require_a_file(overrides):
+    with pytest.raises(UsageError, match=r"task.file beside task.train_file"):
+        compose([overrides[0], overrides[2]]).task.examples()
     with pytest.raises(UsageError, match=r"num_fewshot=4.*task.train_file.*task.num_fewshot=0"):
         compose(overrides[:2]).task.examples()
     assert compose([*overrides[:2], "task.num_fewshot=0"]).task.examples()[0].reference == (

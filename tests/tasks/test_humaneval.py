@@ -44,6 +44,7 @@ def test_the_answer_is_the_code_block_or_the_continuation():
     assert extract("    return 1\n\n\ndef g():\n    pass") == "    return 1"
     assert extract("def f():\n    return 1\n") == "def f():\n    return 1"
     assert extract("    return 1\n```\n\nThis returns 1.") == "    return 1"
+    assert extract(" Here it is:\n```python\ndef f():\n    pass\n```") == "def f():\n    pass"
 
 
 def test_a_run_is_refused_before_anything_loads_unless_code_is_allowed(task):

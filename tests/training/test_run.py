@@ -124,6 +124,25 @@ def test_files_of_something_else_are_left_alone(overrides, tmp_path, name):
         run_training(compose_training(overrides), ProgressCallback())
 
 
+def test_all_weights_are_saved_in_the_type_of_the_checkpoint(overrides, tmp_path, model_folder):
+    half = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "half")
+    changes = [f"model.path={tmp_path / 'half'}", "model.dtype=auto", "train.max_steps=1"]
+    run_training(compose_training([*overrides, *changes]), ProgressCallback())
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
+
+
+def test_long_references_play_no_part_in_training_on_own_answers(overrides, tmp_path):
+    rows = [{"prompt": f"p{i}", "reference": "word " * 200} for i in range(4)]
+    file = tmp_path / "task.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ["task=jsonl", f"task.file={file}", "train.responses=own", "train.max_length=64"]
+    changes += ["train.own.max_new_tokens=4", "train.max_steps=1"]
+    record = run_training(compose_training([*overrides, *changes]), ProgressCallback())
+    assert (record.examples, record.left_out) == (4, 0)
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, method):
     responses = ["train.responses=both", "train.own.max_new_tokens=4", "train.prompt_share=0.5"]

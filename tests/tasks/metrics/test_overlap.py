@@ -76,6 +76,7 @@ def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
         ("7 - 2 = -5", "-5"),
         ("\N{MINUS SIGN}5", "-5"),
         ("1,2,3", "3"),
+        ("12.05.2024", "2024"),
     ],
 )
 def test_a_number_is_read_as_a_person_reads_it(text, number):
