@@ -199,7 +199,7 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     monkeypatch.setattr(
         adapter_loss, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
     )
-    other.outputs.prepare(examples, lambda done, note="": reports.append(done))
+    other.outputs.prepare(examples, True, lambda done, note="": reports.append(done))
     prepared = len(passes)
     torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
     assert other.outputs.free_bytes >= 0

@@ -19,6 +19,7 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.strategies.plan import Plan
 
+OWN_RESPONSES = "own_responses.jsonl"  # name of the file that stores them
 BATCH_SIZE = 32
 
 

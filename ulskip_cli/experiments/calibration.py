@@ -19,7 +19,11 @@ from ulskip_cli.core.strategy import OptionValues
 from ulskip_cli.corrections import RECORD, Patch
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder, generate_all
-from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.engines.own_responses import (
+    OWN_RESPONSES,
+    generate_own_responses,
+    greedy_context,
+)
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.describe import sum_exits
 from ulskip_cli.experiments.record import CorrectionUsed, Row
@@ -37,7 +41,6 @@ RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
 ENOUGH_TOKENS = 4000  # of references, below which correction.responses=auto adds own answers
-OWN_RESPONSES = "own_responses.jsonl"  # in calibrations/; patches of all schedules share them
 LOSS_BATCH = 8  # examples per batch: they fill a pass over whole texts, and more add padding
 
 

@@ -38,7 +38,7 @@ from ulskip_cli.core.schedule import Stage
 # Files that belong to the weights.
 COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-_TRAINING = "training.json"
+TRAINING = "training.json"  # the record of a training, beside the weights
 # Special tokens that end an answer, as in llama.cpp; the header of a file names only one.
 _ENDS = (
     "<|im_end|>",
@@ -117,7 +117,7 @@ class _Training(_Before):
 
 
 def _training_in(folder: str | Path) -> _Training | None:
-    file = Path(folder) / _TRAINING
+    file = Path(folder) / TRAINING
     if not file.is_file():
         return None
     return parse(_Training, all_printable(load_json(file, "a training record")), file=file)
@@ -159,7 +159,7 @@ def training_record(config: ModelConfig) -> Table | None:
     folder = ModelFolder(config).file.parent
     if _training_in(folder) is None:
         return None
-    record = load_json(folder / _TRAINING, "a training record")
+    record = load_json(folder / TRAINING, "a training record")
     return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
 

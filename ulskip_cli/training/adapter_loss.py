@@ -74,10 +74,15 @@ class AdapterLoss(TwoPassLoss):
             down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
             yield name, down, up, module.scaling[ADAPTER]
 
+    @property
+    def needs_states(self) -> bool:
+        """True if the loss compares with the full model's states."""
+        return self.weights.distill_weight + self.weights.gap_weight > 0
+
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
-        frozen = self.outputs.of(batch, weights.distill_weight + weights.gap_weight > 0)
+        frozen = self.outputs.of(batch, self.needs_states)
         logits = frozen.prompt.first_logits
         # has a gradient even if all responses end before the first step that skips a layer
         loss = torch.zeros((), device=logits.device, requires_grad=True)
@@ -187,7 +192,9 @@ class FrozenOutputs:
         )
 
     @torch.no_grad()
-    def prepare(self, examples: Sequence[EncodedExample], report: ReportProgress) -> None:
+    def prepare(
+        self, examples: Sequence[EncodedExample], with_states: bool, report: ReportProgress
+    ) -> None:
         """Compute the outputs for prompts and responses in large batches while there is memory;
         `of` computes the others.
 
@@ -204,7 +211,7 @@ class FrozenOutputs:
             batch = LossBatch(
                 **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
             )
-            if not self._keep(self._split(self._together(batch, with_states=True), batch)):
+            if not self._keep(self._split(self._together(batch, with_states), batch)):
                 return
             done += len(chunk)
             report(done)

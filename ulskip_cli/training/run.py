@@ -27,14 +27,15 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.task import Example
 from ulskip_cli.corrections import RECORD
 from ulskip_cli.engines.loop import peak_bytes
+from ulskip_cli.engines.own_responses import OWN_RESPONSES
 from ulskip_cli.inference import loading
+from ulskip_cli.inference.checkpoint import TRAINING
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
-from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
+from ulskip_cli.training.setup import TrainingSetup, prepare_training
 from ulskip_cli.training.trainer import SkipTrainer
 from ulskip_cli.training.two_pass_loss import merged_lora
 
-RECORD_FILE = "training.json"  # beside the weights
 DIVERGED = 2.0  # times the first loss; noise of single steps is smaller
 
 
@@ -177,7 +178,7 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     in the output folder.
     """
     checkpoints = output / "checkpoints"
-    stored, begun, values = output / RECORD_FILE, checkpoints / "identity", {}
+    stored, begun, values = output / TRAINING, checkpoints / "identity", {}
     if stored.is_file():
         values = load_json(stored, "a training record")
         known = values.get("identity") == identity
@@ -271,7 +272,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
         for file in output.glob("*.safetensors"):  # which only their owner may read otherwise
             file.chmod((output / "config.json").stat().st_mode)
     text = json.dumps(record.plain(), indent=1, ensure_ascii=False)
-    write_atomic(output / RECORD_FILE, text + "\n")
+    write_atomic(output / TRAINING, text + "\n")
     shutil.rmtree(output / "checkpoints")
 
 

@@ -22,7 +22,11 @@ from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.corrections import read_record
-from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.engines.own_responses import (
+    OWN_RESPONSES,
+    generate_own_responses,
+    greedy_context,
+)
 from ulskip_cli.inference import checkpoint, loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import PatchFitter
@@ -42,7 +46,6 @@ from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout, with_lor
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
 FROZEN_SHARE = 0.4
-OWN_RESPONSES = "own_responses.jsonl"
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def build_adapter_loss(
     dtype = AUTOCAST.get(train.precision)
     with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
         report = progress.phase("encode prompts and responses", len(first))
-        module.outputs.prepare(first, report)
+        module.outputs.prepare(first, module.needs_states, report)
     return module
 
 

@@ -28,8 +28,9 @@ from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.own_responses import OWN_RESPONSES
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.experiments.calibration import LOSS_BATCH, OWN_RESPONSES, HeldOutEvaluator
+from ulskip_cli.experiments.calibration import LOSS_BATCH, HeldOutEvaluator
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
