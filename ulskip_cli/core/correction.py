@@ -117,13 +117,16 @@ class Folded(PatchKind):
     def merged(
         self, parts: Parts, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the weight and bias of `(I + F^T) (W x + c) + b`."""
+        """Return the weight and bias of `(I + F^T) (W x + c) + b`: W and c are those of the layer,
+        F and b those of the patch.
+        """
         fold = parts["weight"].to(weight)
-        merged = None if bias is None else bias + bias @ fold
+        if bias is not None:
+            bias = bias + bias @ fold
         if "bias" in parts:
             added = parts["bias"].to(weight)
-            merged = added if merged is None else merged + added
-        return weight + fold.t() @ weight, merged
+            bias = added if bias is None else bias + added
+        return weight + fold.t() @ weight, bias
 
 
 def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, Tensor]:
@@ -136,9 +139,9 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, 
     for inputs, targets in pairs:
         inputs, targets = inputs.cpu().double(), targets.cpu().double()  # MPS has no float64
         parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
-        sums = (
-            [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
-        )
+        for total, part in zip(sums, parts, strict=False):
+            total.add_(part)
+        sums = sums or parts
         count += len(inputs)
     squares, cross, input_sum, target_sum = sums
     input_mean, target_mean, gram = input_sum / count, target_sum / count, squares

@@ -201,18 +201,20 @@ def describe_type(hint: object, prefix: str = "") -> str:
         if element in NAMES.values():
             return f"a list of {element.removeprefix('a ')}s, written [a,b]"
         return f"a list{f', each {element},' if element else ','} written [a,b]"
-    section = options_in(hint)
-    if names := [name for name in section.model_fields if name != "name"] if section else []:
-        return f"a section of keys such as {prefix}{names[0]}"
-    return MAPPING if section or origin is dict else NAMES.get(hint, "")
+    if section := options_in(hint):
+        names = [name for name in section.model_fields if name != "name"]
+        return f"a section of keys such as {prefix}{names[0]}" if names else MAPPING
+    return MAPPING if origin is dict else NAMES.get(hint, "")
 
 
 def field_of(kind: type[BaseModel], key: str) -> FieldInfo | None:
     """Return the field that a dotted key names; None if a preset decides its class."""
     first, _, rest = key.partition(".")
     field = kind.model_fields.get(first)
-    section = options_in(field.annotation) if field and rest else None
-    return field_of(section, rest) if section else None if rest else field
+    if field is None or not rest:
+        return field
+    section = options_in(field.annotation)
+    return field_of(section, rest) if section else None
 
 
 def accepts_list(hint: object) -> bool:

@@ -170,8 +170,9 @@ def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
     >>> layer_ranges((0, 1, 4, 6, 7))
     [(0, 2), (4, 5), (6, 8)]
     """
-    gaps = [(a + 1, b) for a, b in pairwise(kept) if b != a + 1]
-    starts, ends = [kept[0], *(b for _, b in gaps)], [*(a for a, _ in gaps), kept[-1] + 1]
+    breaks = [(before, after) for before, after in pairwise(kept) if after != before + 1]
+    starts = [kept[0], *(after for _, after in breaks)]
+    ends = [*(before + 1 for before, _ in breaks), kept[-1] + 1]
     return list(zip(starts, ends, strict=True))
 
 

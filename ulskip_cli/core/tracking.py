@@ -94,6 +94,7 @@ def _make(config: Config, name: str, folder: Path) -> "GeneralTracker":
     project = options.pop("project", PROJECT)
     if kind.requires_logging_directory:
         return kind(name, folder / config.tracker / project, **options)
+    # The first argument of the others is the project, though accelerate calls it `run_name`.
     key = "run_name" if config.tracker == "mlflow" else "name"
     return kind(project, **{key: name, **options})
 

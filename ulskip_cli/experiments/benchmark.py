@@ -90,11 +90,11 @@ def _warm_up(point: ResolvedPoint, session: Session) -> _Ready:
     them and the model supports them.
     """
     loaded = session.load(point.config.model, point.config.seed)
-    compiled = with_compilation(point.config, loaded)
+    config = with_compilation(point.config, loaded)
     try:
-        return _run_once(point, session, compiled)
-    except RunError:
-        if compiled is point.config:
+        return _run_once(point, session, config)
+    except RunError:  # perhaps the model does not support compiled layers
+        if config is point.config:
             raise
     return _run_once(point, session, point.config)
 

@@ -273,11 +273,11 @@ class Pairs(Section):
         if not any(has_tokens):
             has_tokens = [True] * len(has_tokens)
         pairs = list(zip(self.ratios(with_prompt), has_tokens, strict=True))
-        every = [
-            [[ratio for ratio, counts in pairs[unit] if counts] for unit in units]
-            for units in self.processes()
-        ]
-        return [[median(unit) for unit in units if unit] for units in every]
+        found: list[list[float]] = []
+        for units in self.processes():  # each unit is a slice of the pairs
+            counted = ([ratio for ratio, counts in pairs[unit] if counts] for unit in units)
+            found.append([median(ratios) for ratios in counted if ratios])
+        return found
 
     def state_range(self) -> Interval | None:
         """Return the speedup as a range over states of the machine if it depends on them: if the
@@ -775,8 +775,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         label = f"{self.strategy}{correction}"
         if not self.draft_tokens:
             return label
-        draft = self.config.decoding.draft
-        return f"{ {'ngram': 'n-gram', 'both': f'n-gram and {label}'}.get(draft, label) } drafts"
+        names = {"ngram": "n-gram", "both": f"n-gram and {label}"}
+        return f"{names.get(self.config.decoding.draft, label)} drafts"
 
     @property
     def speedup(self) -> Interval | None:

@@ -377,12 +377,11 @@ def _judged(record: Record) -> str:
     changes = tested_changes(record)
     if not changes:
         return "not tested"
-    words = {FAILS: "significantly worse", HOLDS: "significantly better"}
-    named = [
-        f"{words[word]}: {', '.join(TITLES[key] for key in changes if changes[key] == word)}"
-        for word in words
-        if word in changes.values()
-    ]
+    named = []
+    for change, text in ((FAILS, "significantly worse"), (HOLDS, "significantly better")):
+        titles = [TITLES[key] for key, found in changes.items() if found == change]
+        if titles:
+            named.append(f"{text}: {', '.join(titles)}")
     return "; ".join(named) or "no significant difference"
 
 

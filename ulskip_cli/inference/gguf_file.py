@@ -40,12 +40,9 @@ class GgufTensors:
         """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are
         unsigned integers.
         """
-        tensor = self.tensors[name]
-        heads = self.config["num_attention_heads"]
-        for part, count in (
-            ("q_proj", heads),
-            ("k_proj", self.config.get("num_key_value_heads") or heads),
-        ):
+        tensor, heads = self.tensors[name], self.config["num_attention_heads"]
+        counts = {"q_proj": heads, "k_proj": self.config.get("num_key_value_heads") or heads}
+        for part, count in counts.items():
             if f".{part}." in name and architecture(self.config) == "llama":
                 # The two rows of each rotation are adjacent.
                 halves = tensor.reshape(count, 2, -1, tensor.shape[-1])
@@ -56,10 +53,10 @@ class GgufTensors:
                 " or bfloat16"
             )
         wanted = self.head if "embed" in name or "lm_head" in name else self.matrices
-        stored_type = (
-            _F32 if tensor.dim() == 1 else TYPES[tensor.dtype] if wanted is None else wanted
-        )
-        if stored_type not in DTYPES:
+        stored_type = TYPES[tensor.dtype] if wanted is None else wanted
+        if tensor.dim() == 1:
+            stored_type = _F32
+        if stored_type not in DTYPES:  # quantized in blocks of 32
             if tensor.shape[-1] % 32:
                 raise UsageError(
                     f"{stored_type.name} requires rows of a multiple of 32 weights, got"

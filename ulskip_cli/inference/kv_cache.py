@@ -32,7 +32,7 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
     change `cache`.
     """
     fork = copy.copy(cache)
-    prune_cache(fork, kept)
+    prune_cache(fork, kept)  # gives the fork a list of layers of its own
     fork.layers = [_forked(layer) for layer in fork.layers]
     return fork
 

@@ -6,7 +6,7 @@ output of the last linear layer in front of the gap as its input (ReplaceMe, arX
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -145,9 +145,10 @@ class PatchFitter:
             key = (kind.name, start, end, ridge)
             parts = self._fitted.get(key)
             if parts is None:
+                teachers = [batch.teacher for batch in self.batches]
                 pairs = (
                     (teacher[start], _double(teacher[end]) - _double(teacher[start]))
-                    for teacher in (batch.teacher for batch in self.batches)
+                    for teacher in teachers
                 )
                 parts = kind.solve(pairs, ridge)
                 size = sum(part.nbytes for part in parts.values())
@@ -189,13 +190,7 @@ class PatchFitter:
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
             # The cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
-            pairs = (
-                (
-                    output[(counted := batch.counted.to(output.device))],
-                    _double(batch.teacher[layer]) - _double(state[counted]),
-                )
-                for batch, (state, output) in zip(self.batches, ran, strict=True)
-            )
+            pairs = _folded_pairs(self.batches, ran, layer)
             parts = kind.solve(pairs, ridge, folding.has_bias)
             states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
@@ -203,6 +198,15 @@ class PatchFitter:
                 for parameter, tensor in parts.items()
             }
         return tensors
+
+
+def _folded_pairs(
+    batches: Sequence[_Batch], ran: Sequence[tuple[Tensor, Tensor]], layer: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the outputs of the linear layer, and what the states of the view lack behind it."""
+    for batch, (state, output) in zip(batches, ran, strict=True):
+        counted = batch.counted.to(output.device)
+        yield output[counted], _double(batch.teacher[layer]) - _double(state[counted])
 
 
 class _FoldingLayer:

@@ -253,8 +253,8 @@ def zero_adapter(
 
 
 def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a layer of the class of `module` with its weights changed by the tensors of a folded
-    patch and of LoRA (A, B).
+    """Return a layer of the class of `module` with its weights changed by `parts`: the tensors of a
+    folded patch and, as A and B, of LoRA.
     """
     if type(module) not in shallow_view.LINEARS:
         raise UsageError(
@@ -268,8 +268,9 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
     # The copies are aligned in memory, and the bits of a product can depend on that: an export must
     # equal the view.
     weight = weight.detach().to(torch.float32, copy=True)
-    bias = source.bias if source.bias is None else source.bias.detach().to(weight, copy=True)
-    if fold := {name: part for name, part in parts.items() if name not in ("A", "B")}:
+    bias = None if source.bias is None else source.bias.detach().to(weight, copy=True)
+    fold = {name: part for name, part in parts.items() if name not in ("A", "B")}
+    if fold:
         weight, bias = kind.merged(fold, weight, bias)
     if "A" in parts:
         weight = weight + parts["B"].to(weight) @ parts["A"].to(weight)

@@ -143,7 +143,9 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     tell, left_out = partial(console.print, soft_wrap=False), list[str]()
 
     def first(items: Sequence[Item], most: int, what: str) -> list[Item]:
-        left_out.extend([f"{len(items) - most} more {what}"] * (len(items) > most))
+        """Return the first items, and note in `left_out` how many are missing."""
+        if len(items) > most:
+            left_out.append(f"{len(items) - most} more {what}")
         return list(items[:most])
 
     def draw(section: TableSection) -> None:

@@ -201,19 +201,22 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
     form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
     xs, ys = zip(*(_at(row, metric) for row in rows), strict=True)
     (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
-    centres = [_at(row, metric) for row in rows if not may_gain(row)]
-    axes.plot(*np.reshape(centres, (-1, 2)).T, "o", color="white", markersize=2.5, zorder=4)
+    # white, where the speedup is not measurable; of the shape [0, 2] if there are none
+    centres = np.reshape([_at(row, metric) for row in rows if not may_gain(row)], (-1, 2))
+    axes.plot(*centres.T, "o", color="white", markersize=2.5, zorder=4)
     clocks = [row.speedup or Interval(1.0) for row in rows]
     ends = [(clock.low or clock.value, clock.high or clock.value) for clock in clocks]
     axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
-    scores = [
-        (max(0.0, compared.full + compared.delta_low), compared.full + compared.delta_high)
-        if (compared := row.vs_baseline.get(metric))
-        else (row.value(metric),) * 2
-        for row in rows
-    ]
-    axes.vlines(xs, *np.transpose(scores), color=colour, **BAR)
+    axes.vlines(xs, *np.transpose([_score_ends(row, metric) for row in rows]), color=colour, **BAR)
     return drawn
+
+
+def _score_ends(row: Record, metric: str) -> tuple[float, float]:
+    """Return the ends of the score's interval, or twice the score without one."""
+    compared = row.vs_baseline.get(metric)
+    if compared is None:
+        return row.value(metric), row.value(metric)
+    return max(0.0, compared.full + compared.delta_low), compared.full + compared.delta_high
 
 
 def strategy_colour(strategy: str) -> str:

@@ -110,22 +110,22 @@ class Comparison:
         """Say of every point that got worse what got worse, beyond the noise of all comparisons
         together (Bonferroni).
         """
-        claims = [
-            (pair.new, what, interval.value, interval.high - interval.value, bound)
-            for pair in self.pairs
+        claims = []
+        for pair in self.pairs:
+            title = TITLES.get(pair.metric, pair.metric)
             for what, interval, bound in (
                 ("speed", pair.speedup, 1.0),
-                (TITLES.get(pair.metric, pair.metric), pair.quality, 0.0),
-            )
-            if interval and interval.high is not None
-        ]
+                (title, pair.quality, 0.0),
+            ):
+                if interval and interval.high is not None:
+                    claims.append((pair.new, what, interval.value, interval.high, bound))
         z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(claims)))
-        return [
-            f"{new.label}{f' {target:g}x' if (target := new.target_speedup) else ''}, batch"
-            f" {new.batch_size}: {what}"
-            for new, what, value, reach, bound in claims
-            if value + reach * z / NORMAL < bound
-        ]
+        worse = []
+        for new, what, value, high, bound in claims:
+            if value + (high - value) * z / NORMAL < bound:
+                target = f" {new.target_speedup:g}x" if new.target_speedup else ""
+                worse.append(f"{new.label}{target}, batch {new.batch_size}: {what}")
+        return worse
 
     def section(self, title: str) -> TableSection:
         """Make the table, one line per pair."""

@@ -116,7 +116,7 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
     folders: dict[Path, None] = {}
     for path in named or [results_dir]:
         folder = path.parent if path.name == FILE else path
-        below = [folder] * (folder / FILE).is_file() or _inside(folder)
+        below = [folder] if (folder / FILE).is_file() else _inside(folder)
         if not below:
             known = ", ".join(map(str, _inside(results_dir)))
             raise UsageError(
@@ -251,9 +251,12 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     otherwise.
     """
     rows = all_settings(records)
-    keys = dict.fromkeys(key for row in rows for key in row if key.part not in LINES)
-    varied = [key for key in keys if len({repr(row[key]) for row in rows if key in row}) > 1]
-    lines = [tuple(repr(row[key]) if key in row else None for key in varied) for row in rows]
+    texts = [
+        {key: repr(value) for key, value in row.items() if key.part not in LINES} for row in rows
+    ]
+    keys = dict.fromkeys(key for row in texts for key in row)
+    varied = [key for key in keys if len({row[key] for row in texts if key in row}) > 1]
+    lines = [tuple(map(row.get, varied)) for row in texts]  # None: the record lacks the setting
     group_of = _assigned(list(dict.fromkeys(lines)))
     members = collected(zip(lines, records, strict=True), lambda pair: group_of[pair[0]])
     named = _telling(rows, differences(rows, but=LINES))

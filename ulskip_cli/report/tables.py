@@ -117,13 +117,14 @@ class TableSection:
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
         """
-        texts = [
-            (column, cells)
-            for column in columns
-            if set(cells := [cell(line, column) for line in lines]) - EMPTY
-        ]
-        rows = list(map(list, zip(*(cells for _, cells in texts), strict=True)))
-        return cls(title, [column for column, _ in texts], rows, note, words)
+        shown, texts = list[Column](), list[list[str]]()
+        for column in columns:
+            cells = [cell(line, column) for line in lines]
+            if set(cells) - EMPTY:
+                shown.append(column)
+                texts.append(cells)
+        rows = list(map(list, zip(*texts, strict=True)))
+        return cls(title, shown, rows, note, words)
 
 
 def cell(line: object, column: Column) -> str:

@@ -53,15 +53,15 @@ class AdapterLoss(TwoPassLoss):
         super().__init__(lora_model, "all", train)
         self.start = start
         num_layers = start.num_layers
-        depths = {
-            depth for kept in start.kept_sets for span in spans(kept, num_layers) for depth in span
-        }
-        self.outputs = FrozenOutputs(model, max_bytes, layers, depths if train.gap_weight else ())
+        depths = set[int]()
+        for kept in start.kept_sets if train.gap_weight else ():
+            depths.update(*spans(kept, num_layers))
+        self.outputs = FrozenOutputs(model, max_bytes, layers, depths)
         # Their names begin with the set and the layer, as in an adapter.
-        self.patches = nn.ModuleList(
-            nn.ModuleDict({str(layer): patch for layer, patch in patches.items()})
-            for patches in (start.patches(index, model) for index in range(len(start.kept_sets)))
-        )
+        self.patches = nn.ModuleList()
+        for index in range(len(start.kept_sets)):
+            patches = start.patches(index, model)
+            self.patches.append(nn.ModuleDict({str(layer): patches[layer] for layer in patches}))
         for name, down, up, scale in self._lora():
             if f"{name}.A" in start.tensors:  # of an adapter that is trained further
                 down.data.copy_(start.tensors[f"{name}.A"])
@@ -254,18 +254,18 @@ class FrozenOutputs:
 
     def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
         """Split a batch into the outputs of each prompt and of each response, without padding."""
-        outputs, done = dict[TokenKey, Outputs](), 0
-        layers = [frozen.prompt.cache.layers[layer] for layer in self.layers]
-        cached = [states for layer in layers for states in (layer.keys, layer.values)]
-        for row, labelled in enumerate(batch.is_labelled):
-            rows, length = slice(row, row + 1), int(batch.prompt_mask[row].sum())
+        outputs = dict[TokenKey, Outputs]()
+        chosen = [frozen.prompt.cache.layers[number] for number in self.layers]
+        cached = [tensor for layer in chosen for tensor in (layer.keys, layer.values)]
+        # The prompt predicts the first token, so there are states for the others, row after row.
+        counts = batch.is_labelled[:, 1:].sum(1).tolist()
+        states = () if frozen.states is None else frozen.states.split(counts)
+        for row, length in enumerate(batch.prompt_mask.sum(1).tolist()):
             prompt_key, response_key = _keys(_row_of(batch, row))
-            prompt = [tensor[rows, :, -length:] for tensor in cached]
-            outputs[prompt_key] = (frozen.prompt.first_logits[rows], *prompt)
-            if frozen.states is not None:
-                count = int(labelled[1:].sum())
-                outputs[response_key] = (frozen.states[done : done + count],)
-                done += count
+            prompt = [tensor[row : row + 1, :, -length:] for tensor in cached]
+            outputs[prompt_key] = (frozen.prompt.first_logits[row : row + 1], *prompt)
+            if states:
+                outputs[response_key] = (states[row],)
         return outputs
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:

@@ -206,7 +206,8 @@ def build_adapter_loss(
     progress: ProgressCallback,
 ) -> AdapterLoss:
     """Build the loss of a skip adapter, which starts from patches in closed form."""
-    train, patches, kind = config.train, config.correction, KINDS[config.correction.kind]
+    train, correction = config.train, config.correction
+    kind = KINDS[correction.kind]
     kept_sets = list(
         dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
     )
@@ -214,23 +215,26 @@ def build_adapter_loss(
     if train.start is not None:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif kind is not NO_PATCHES:
-        chosen = random.Random(config.seed).sample(examples, min(patches.examples, len(examples)))
+        chosen = random.Random(config.seed).sample(
+            examples, min(correction.examples, len(examples))
+        )
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, collator.pad_token_id)
         start = fitter.fit(kept_sets, kind, report=report)
     else:
         start = zero_adapter(model, kept_sets, kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
-    set_seed(config.seed)  # of the first LoRA matrices
+    set_seed(config.seed)  # the first LoRA matrices are random
     module = AdapterLoss(model, start, train, max_bytes)
+    # A training of less than an epoch reads only the first examples of Trainer's order.
     batch = train.batch_size * train.gradient_accumulation_steps
-    visits = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
+    count = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
     order = SimilarLengthSampler(examples.response_lengths(), train.batch_size, config.seed)
-    first = [examples[i] for i in list(order)[: math.ceil(visits)]]
+    read = [examples[i] for i in list(order)[: math.ceil(count)]]
     dtype = AUTOCAST.get(train.precision)
     with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-        report = progress.phase("encode prompts and responses", len(first))
-        module.outputs.prepare(first, module.needs_states, report)
+        report = progress.phase("encode prompts and responses", len(read))
+        module.outputs.prepare(read, module.needs_states, report)
     return module
 
 

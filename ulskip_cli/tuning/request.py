@@ -227,15 +227,12 @@ def training_examples(split: Split) -> list[Example]:
     left.
     """
     calibration = split.final.calibration
-    most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
-    wanted = split.final.replace(calibration=calibration.replace(examples=most))
-    held = find_held_out(wanted)
-    used = {
-        example.texts
-        for side in (split.choice, split.final)
-        for example in evaluated_examples(side)
-    }
-    unused = [example for example in held.examples if example.texts not in used]
+    if calibration.task is not None:
+        calibration = calibration.replace(examples=sys.maxsize)  # all
+    held = find_held_out(split.final.replace(calibration=calibration)).examples
+    evaluated = [*evaluated_examples(split.choice), *evaluated_examples(split.final)]
+    used = {example.texts for example in evaluated}
+    unused = [example for example in held if example.texts not in used]
     if not unused:
         raise UsageError(
             "expected examples to train on beside those that choose and those that are reported,"

@@ -233,14 +233,17 @@ def _converted(model: PreTrainedModel) -> openvino.Model:
     """Return a float32 model whose request contains the KV cache; raise UsageError if its logits
     are not those of `model`.
     """
-    masks, two = Masks(model), torch.ones(2, 2, dtype=torch.long)
+    # The tracer's example: two sequences with two new tokens after three positions, because a
+    # number of positions that equals the others could be taken for one of them.
+    masks = Masks(model)
+    ids = prompt_mask = torch.ones(2, 2, dtype=torch.long)
     with torch.no_grad():
-        cache = encode_prompt(model, two, two).cache
+        cache = encode_prompt(model, ids, prompt_mask).cache
     past = [torch.cat([state, state[:, :, :1]], 2) for state in _states(cache)]
-    seen = torch.ones(2, past[0].shape[2], dtype=torch.long)
-    steps = masks.of_steps(seen, 2)
-    example = (two, two + 2, torch.arange(2), *(steps[kind] for kind in masks.kinds), *past)
-    names = [f"{kind}.{i}" for i in range(len(past) // 2) for kind in ("keys", "values")]
+    steps = masks.of_steps(torch.ones(2, past[0].shape[2], dtype=torch.long), 2)
+    positions, last = torch.full_like(ids, 3), torch.arange(2)
+    example = (ids, positions, last, *(steps[kind] for kind in masks.kinds), *past)
+    names = [f"{part}.{i}" for i in range(len(past) // 2) for part in ("keys", "values")]
     inputs = ["input_ids", "position_ids", "last", *masks.kinds, *names]
     outputs = ["logits", *(f"new.{name}" for name in names)]
     with warnings.catch_warnings(), torch.no_grad():

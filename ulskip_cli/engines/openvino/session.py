@@ -37,7 +37,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         self.full.clear()
         masks = self.full.masks.of_prompt(mask)
         logits = self.full(input_ids, (mask.cumsum(1) - 1).clamp(min=0), masks)[:, -1]
-        self._masks, self._first = dict[str, Tensor](), 0
+        self._masks, self._masked = dict[str, Tensor](), range(0)
         self._rows: Tensor | None = None  # those that continue; None: all
         self.start()
         tokens = input_ids.numel()
@@ -58,15 +58,17 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
         batch, count = tokens.shape
         start, end = self._seen, self._seen + count
-        done, steps = start - self._prompt.shape[1], max(MASKED_STEPS, count)
-        if not self._masks or not self._first <= start <= self._first + steps - count:
-            seen = torch.cat([self._prompt, self._prompt.new_ones(batch, done)], 1)
-            self._masks, self._first = self.view.masks.of_steps(seen, steps), start
-        rows = slice(start - self._first, end - self._first)
+        generated = start - self._prompt.shape[1]
+        has_masks = self._masked.start <= start and end <= self._masked.stop
+        if not self._masks or not has_masks:
+            seen = torch.cat([self._prompt, self._prompt.new_ones(batch, generated)], 1)
+            self._masked = range(start, start + max(MASKED_STEPS, count))  # positions with masks
+            self._masks = self.view.masks.of_steps(seen, len(self._masked))
+        rows = slice(start - self._masked.start, end - self._masked.start)
         masks = {kind: mask[:, :, rows, :end] for kind, mask in self._masks.items()}
-        positions = self._prompt.sum(1, keepdim=True) + done + torch.arange(count)
+        positions = self._prompt.sum(1, keepdim=True) + generated + torch.arange(count)
         logits = self.view(tokens, positions, masks, self._rows, count)
-        self._seen, self._rows = end, None
+        self._seen, self._rows = end, None  # the request has dropped the ended sequences
         return logits
 
     def keep(self, alive: Tensor) -> None:

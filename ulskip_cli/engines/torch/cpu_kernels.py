@@ -170,12 +170,12 @@ def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
     configs: dict[int, PreTrainedConfig] = {}
 
     def change(module: nn.Module) -> dict[str, object]:
-        config = module.__dict__.get("config")
-        if (
-            isinstance(module, PreTrainedModel)
-            or getattr(config, "_attn_implementation", None) != "sdpa"
-        ):
-            return {}  # models keep their config, because they make masks for `sdpa`
+        """Return the attributes of a module that differ in the copy."""
+        config = vars(module).get("config")
+        uses_sdpa = getattr(config, "_attn_implementation", None) == "sdpa"
+        # models keep their config, because they make masks for `sdpa`
+        if not uses_sdpa or isinstance(module, PreTrainedModel):
+            return {}
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)
             configs[id(config)]._attn_implementation = NAME

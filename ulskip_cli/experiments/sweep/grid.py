@@ -158,6 +158,9 @@ def _composed(
 
 
 def _values(override: "Override") -> list[str]:
+    """Return the values of an override as texts, but of a long sweep only one more than a grid may
+    have.
+    """
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 

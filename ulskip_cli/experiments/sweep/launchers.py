@@ -228,8 +228,9 @@ def _check_reachable(address: str | None) -> None:
     wait for minutes.
     """
     host, _, port = (address or "").rpartition(":")
-    if host and port.isdigit() and "//" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    if host and port.isdigit() and "//" not in host:  # other forms, as `auto`, are left to Ray
+        place = host.strip("[]"), int(port)  # brackets of IPv6
+        socket.create_connection(place, CONNECT_SECONDS).close()
 
 
 def _imported(package: str) -> ModuleType:
