@@ -239,7 +239,8 @@ def pages(found: dict) -> dict[str, str]:
         "options": markdown_table(["patch", "24 layers", "20 layers"], options),
         "tokens": markdown_table(["tokens", "24 layers", "20 layers"], tokens),
     }
-    versions = dict.fromkeys(entry["version"] for entry in found.values() if "version" in entry)
+    measured = [entry for entry in found.values() if "seconds" in entry]
+    versions = dict.fromkeys(entry.get("version", "an earlier version") for entry in measured)
     note = (
         f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip"
         f" {', '.join(versions)}."

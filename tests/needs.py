@@ -17,6 +17,7 @@ RECIPES = {
     Need.SAMPLING: ["decoding.do_sample=true"],
     Need.STOP_STRINGS: ["decoding.stop=[xyz]"],
     Need.COMPILATION: ["decoding.compile=on"],
+    Need.PENALTIES: ["decoding.repetition_penalty=1.1"],
     Need.DRAFTS: [
         *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]
     ],

@@ -167,7 +167,8 @@ def generate(
     has_template, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
         if isinstance(skip_adapter, str | Path):
-            read_record(Path(skip_adapter).expanduser(), config.model_named(str(model)))
+            folder = Path(skip_adapter).expanduser()
+            read_record(folder, config.model_named(str(model)), "skip_adapter")
         chat_options = config.model_named(str(model)).chat_options
         model, own_tokenizer = _loaded(model)
         tokenizer = own_tokenizer if tokenizer is None else tokenizer

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.wmt import LANGUAGES, SAMPLE, Wmt
 
 SAMPLE_SHA256 = "f2e4ef3329b95ed9ffc9964f46d4af8945f9db21f18d5b83a4acfd3e6688725e"
@@ -116,7 +116,7 @@ def test_a_failed_download_names_the_test_set_and_the_reason(monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(DATASETS["wmt22"], "get_source_file", fail)
-    with pytest.raises(RunError, match=r"wmt22.*no route"):
+    with pytest.raises(UsageError, match=r"wmt22.*no route"):
         Wmt(dataset="wmt22").examples()
 
 

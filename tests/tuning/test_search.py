@@ -237,6 +237,7 @@ def test_an_interrupted_tuning_ends_with_the_same_choice(
     assert codes[-1] == 0 and len(codes) > 3, err
     (log,) = (tmp_path / "results/tune/tuning").glob("*.jsonl")
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    steps = [step for step in steps if not step.startswith("points ")]  # rows store their values
     assert len(steps) == len(set(steps)) == codes.count(130)
     assert resumed["trials"][-1]["adapter"] == resumed["adapter"]["folder"]
     ids = [row["id"] for row in rows_of()]

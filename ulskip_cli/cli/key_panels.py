@@ -49,11 +49,12 @@ def describe(name: str) -> Panels:
         return _describe_all()
     if group in ALL_GROUPS:
         return _describe_group(group, choice.replace("-", "_"))
-    every = [key for primary in PRIMARY for key in reference.top_level_keys(primary)]
-    keys = {key.name: key for key in reversed(every)}  # the first of a name is that of run
-    group = name.partition(".")[0]
+    group, keys = name.partition(".")[0], dict[str, ConfigKey]()
     if group in ALL_GROUPS:
         keys |= _keys_of_choices(group)
+    for primary in PRIMARY:  # the first key of a name is that of run
+        for key in reference.top_level_keys(primary):
+            keys.setdefault(key.name, key)
     shown = [key for key in keys.values() if f"{key.name}.".startswith(f"{name}.")]
     if not shown:
         raise unknown(

@@ -108,6 +108,6 @@ def score(
     ]
     same = f"{len(scored) - differ} of {len(scored)} runs"
     lines.append(f"added: {added}; the other scores of {same} are unchanged")
-    lines += [f"written to {path}/" for path in folders if added != "nothing" or differ]
+    lines += [f"written to {path}/" for path in folders if any(run.has_news for run in scored)]
     for line in lines:
         console.print(line)

@@ -59,10 +59,12 @@ ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
 # They need a plain decode loop.
 _OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.COMPILATION}
+_DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
-    Need.DRAFTS: ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY},
+    Need.DRAFTS: _DRAFTED,
+    Need.LAYER_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.KEPT_PROMPT},
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
     Need.RANDOM_WEIGHTS: ALL - {Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},

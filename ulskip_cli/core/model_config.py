@@ -32,9 +32,13 @@ class ModelConfig(Options):
 
     def saved_in(self, folder: str | Path) -> "ModelConfig":
         """Return the options of a model that was made from this one and saved in a folder."""
-        kept = {"device": self.device, "trust_remote_code": self.trust_remote_code}
         return ModelConfig(
-            name="hf", source="hf", path=str(folder), chat_options=self.chat_options, **kept
+            name="hf",
+            source="hf",
+            path=str(folder),
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            chat_options=self.chat_options,
         )
 
     @property

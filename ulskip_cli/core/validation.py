@@ -107,10 +107,6 @@ def check_training(config: TrainingConfig) -> None:
             f"train.{key} is not supported with strategy={name}, which trains every exit; set"
             f" train.{key}=0"
         ] = trains_exits and getattr(train, key)
-    refused[
-        f"prompt_layers=kept is not supported in training with strategy={name}; use"
-        " prompt_layers=all"
-    ] = trains_exits and Need.KEPT_PROMPT in needs
     for message, is_wrong in refused.items():
         if is_wrong:
             raise UsageError(message)

@@ -2,6 +2,7 @@
 of a calibrated strategy, and the patches of a plan as a skip adapter.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -216,8 +217,10 @@ def calibrate_patches(
     )
     results = ResultsFolder.of(config)
     folder = results.path / "calibrations" / key
-    with results.hold(key):  # another process may fit the same, for another batch size
-        if not (folder / RECORD).is_file():
+    is_stored = (folder / RECORD).is_file
+    # another process may fit the same, for another batch size
+    with contextlib.nullcontext() if is_stored() else results.hold(key):
+        if not is_stored():
             evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
             examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
             adapter, notes = _fit_patches(evaluator, plan, examples)

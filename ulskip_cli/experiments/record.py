@@ -261,6 +261,11 @@ class Pairs(Section):
         """Return the speedup with its interval over units; a unit has the median of its pairs."""
         return ratio_interval(list(filter(None, self._units(with_prompt))))
 
+    @property
+    def num_units(self) -> int:
+        """The number of units that count."""
+        return sum(map(len, self._units())) if self.full else len(self.units)
+
     def _units(self, with_prompt: bool = False) -> list[list[float]]:
         """Return the speedup of the units of each process. A pair counts if both sides decoded a
         token, which an answer of EOS alone does not need, unless no pair does.
@@ -304,7 +309,7 @@ class Pairs(Section):
         if self.full is None or self.precision is None:
             return True
         value, _, high = self.speedup()
-        return len(self.units) >= UNITS and (high or math.inf) <= value * (1 + self.precision)
+        return self.num_units >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
     def speedups(self) -> Row:
         """Return the values of a row that are computed from the pairs of both sides."""
@@ -810,7 +815,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def _ratio(self, key: str) -> Interval | None:
         if self.value(key) is None:
             return None
-        has_few = self.pairs is not None and len(self.pairs.units) < UNITS
+        has_few = self.pairs is not None and self.pairs.num_units < UNITS
         ends = (None if has_few else self.value(f"{key}_{end}") for end in ("low", "high"))
         return Interval(self.value(key), *ends)
 

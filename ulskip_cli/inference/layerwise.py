@@ -73,10 +73,10 @@ class LayerwiseModel:
         `seen` [batch, count] is the mask of `ids` (`EncodedPrompt.whole_mask`). `kept` are the
         layers of the prompt's model that this model has; None means all.
         """
-        if kv_cache.is_recurrent(prompt.cache):
+        if prompt.mask.shape[1] and kv_cache.is_recurrent(prompt.cache):
             raise UsageError(
-                "corrections do not support models with recurrent layers, whose states continue"
-                " token by token; use correction=none"
+                "patches, adapters and trained exits do not support models with recurrent layers,"
+                " whose states continue token by token; use correction=none"
             )
         layers = range(len(self.layers)) if kept is None else kept
         options = shallow_view.placing(self._shell, prompt.whole_mask(ids, seen), ids.shape[1])

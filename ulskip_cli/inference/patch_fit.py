@@ -255,7 +255,9 @@ class _FoldingLayer:
         `run`.
         """
         zeroed, _ = self.run(state, entry, scale=0)
-        without, after, output = (_double(tensor[counted]) for tensor in (zeroed, *ran))
+        without, after, output = (
+            _double(tensor[counted.to(tensor.device)]) for tensor in (zeroed, *ran)
+        )
         rounding = torch.finfo(ran[1].dtype).eps * (without.abs() + after.abs() + output.abs())
         error = (after - without - output).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too

@@ -158,7 +158,7 @@ def gate_column(title: str, judged: Shares) -> Column:
 
     def show(record: Record) -> str | None:
         share = None if record.is_own_baseline else judged.get(record.key)
-        return share and share.verdict
+        return share.verdict if share else None
 
     return Column(title, show)
 

@@ -50,11 +50,9 @@ class HumanEval(Jsonl):
         the output begins with them; without both, the whole output.
         """
         lines = text.strip("\n").split("\n")
-        block, is_indented = _BLOCK.search(text), lines[0].startswith(("  ", "\t"))
-        if block and (not is_indented or lines[0].lstrip().startswith("```")):
+        body = takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
+        # prose may begin with one space
+        block, is_code = _BLOCK.search(text), lines[0].startswith(("  ", "\t"))
+        if block and (not is_code or lines[0].lstrip().startswith("```")):
             return block[1].rstrip()
-        if not is_indented:
-            return text.strip()
-        return "\n".join(
-            takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
-        ).rstrip()
+        return "\n".join(body).rstrip() or text.strip()

@@ -259,7 +259,7 @@ class FrozenOutputs:
         cached = [tensor for layer in chosen for tensor in (layer.keys, layer.values)]
         # The prompt predicts the first token, so there are states for the others, row after row.
         counts = batch.is_labelled[:, 1:].sum(1).tolist()
-        states = () if frozen.states is None else frozen.states.split(counts)
+        states = () if frozen.states is None else torch.split(frozen.states, counts)
         for row, length in enumerate(batch.prompt_mask.sum(1).tolist()):
             prompt_key, response_key = _keys(_row_of(batch, row))
             prompt = [tensor[row : row + 1, :, -length:] for tensor in cached]

@@ -61,7 +61,9 @@ def load_training_texts(
             )
         try:
             task = changed_choice(config.task, changes, "task.")
-            validation = _texts(config.replace(task=task, limit=limit, offset=0), tokenizer)
+            both = config.train.replace(responses="both")  # their references are used
+            other = config.replace(task=task, limit=limit, offset=0, train=both)
+            validation = _texts(other, tokenizer)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)
@@ -208,7 +210,8 @@ def _texts(
         pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
         for i, pair in enumerate(pairs):
             with suppress(UsageError):  # too long without a source: left out and counted later
-                references = 0 if config.train.responses == "own" else len(pair.response_ids)
+                has_own = config.train.responses == "own" and not config.train.held_out
+                references = 0 if has_own else len(pair.response_ids)
                 room = max_length - max(references, config.own_length)
                 if len(pair.prompt_ids) > room:
                     examples[i] = truncate_source(formatter, tokenizer, examples[i], room)

@@ -89,8 +89,8 @@ def prepare_training(
     has_references = config.train.responses != "own"  # else they may be missing or too long
     train = tokenized([(prompt, text * has_references) for prompt, text in texts.train])
     validation = tokenized(texts.validation) if texts.validation else None
-    train = with_responses(config, source, train, progress)
-    stages_by_ratio = schedules(config, depth, train.response_lengths())
+    train, lengths = with_responses(config, source, train, progress)
+    stages_by_ratio = schedules(config, depth, lengths)
     collator = PairCollator(pad_token_id(source.tokenizer))
     module = (
         build_adapter_loss(config, source.model, train, collator, stages_by_ratio, progress)
@@ -135,9 +135,10 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
 
 def with_responses(
     config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
-) -> TokenPairs:
+) -> tuple[TokenPairs, list[int]]:
     """Return the prompts of `references` with the responses that `train.responses` names, and the
-    ends of prompts that `train.prompt_share` asks for; too short responses are left out.
+    ends of prompts that `train.prompt_share` asks for; too short responses are left out. Also
+    return the lengths of the responses without the ends of prompts.
     """
     train = config.train
     examples, too_long = list(references), references.num_too_long
@@ -161,6 +162,7 @@ def with_responses(
         for example, several in zip(answered, answers, strict=True):
             examples += [example] if train.responses == "both" else []
             examples += [EncodedExample(example.prompt_ids, answer) for answer in several]
+    lengths = [len(example.response_ids) for example in examples]
     if train.prompt_share:
         for prompt in prompts:
             cut = max(1, round(len(prompt) * (1 - train.prompt_share)))
@@ -175,7 +177,7 @@ def with_responses(
         )
     pairs = TokenPairs(usable, train.max_length)
     pairs.num_too_long += too_long
-    return pairs
+    return pairs, lengths
 
 
 def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:

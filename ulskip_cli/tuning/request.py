@@ -202,11 +202,10 @@ def divide(config: Config, wanted: int) -> Split:
                 " them; set other data, or leave out calibration.task to use the examples after"
                 " limit=N"
             )
-        choosing = {example.texts for example in held_out[:count]}
-        if repeated := sum(example.texts in choosing for example in held_out[count:]):
+        if repeated := len(held_out) - len({example.texts for example in held_out}):
             raise UsageError(
-                f"expected held-out examples without repetitions, got {repeated} of the first"
-                f" {count} again; remove them from calibration.task"
+                f"expected held-out examples without repetitions, got {repeated} examples again;"
+                " set other data in calibration.task"
             )
         if count < 1:
             raise UsageError(
