@@ -27,7 +27,7 @@ LENGTHS = range(200, 1600)  # characters of a function
 # First the layers around the skipped ones learn to reproduce the full model's states behind them,
 # then all layers together its distribution.
 GAPS = ("train.gap_weight=1", "train.distill_weight=0", "train.epochs=8")
-DISTILLATION = ("train.gap_weight=0", "train.epochs=1", "train.learning_rate=1e-4")
+DISTILLATION = ("train.gap_weight=0", "train.epochs=2", "train.learning_rate=1e-4")
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         "--data", type=Path, required=True, help="folder of humaneval/, wmt22/ and cnn_dm/"
     )
     parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--functions", type=int, default=384)
+    parser.add_argument("--functions", type=int, default=640)
     parser.add_argument("overrides", nargs="*", help="further overrides of `ulskip train`")
     args = parser.parse_args()
     found = list(library())
