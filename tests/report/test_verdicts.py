@@ -2,7 +2,7 @@ import pytest
 from report_rows import not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report.rows import Group
-from ulskip_cli.report.verdicts import lead, winners
+from ulskip_cli.report.verdicts import caveats, lead, winners
 
 
 def names(winner):
@@ -90,6 +90,18 @@ def test_a_point_whose_interval_may_not_pass_wins_nothing(more):
 def test_more_examples_are_advised_only_where_a_limit_left_some_out(limit, advises):
     rows = [sweep_row("full"), sweep_row(bleu=27.3, config={"limit": limit} if limit else {})]
     assert {"use more examples" in winner.note for winner in found(rows).values()} == {advises}
+
+
+def test_rows_of_several_machines_are_warned_of():
+    rows = [sweep_row("full"), sweep_row()]
+    assert not any("several machines" in text for text in caveats(Group("", rows)))
+    facts = {"ulskip": "1", "packages": {"torch": "2", "transformers": "5"}, "threads": 2}
+    elsewhere = [
+        row.replace(environment={**facts, "instruction_set": chip})
+        for row, chip in zip(rows, ("AVX2", "AVX512"), strict=True)
+    ]
+    (text,) = caveats(Group("", elsewhere))
+    assert "AVX2; " in text and "AVX512)" in text
 
 
 def test_a_sweep_is_told_by_its_winners():

@@ -106,7 +106,8 @@ def _why_none(rivals: Sequence[QualityShare], passing: Sequence[QualityShare]) -
 
 def caveats(group: Group) -> Iterator[str]:
     """Yield a warning for every low score of a full model, for every point whose speed is of
-    another depth than its quality, and for rows that were timed in unlike states of the machine.
+    another depth than its quality, and for rows that were timed on several machines or in unlike
+    states of one.
     """
     for share in shares(group.records).values():
         if share.caveat:
@@ -120,6 +121,13 @@ def caveats(group: Group) -> Iterator[str]:
                 " its speed and its quality do not belong together: it cannot win, and is not in"
                 " the plot"
             )
+    timed = [record for record in group.done if record.environment and record.measured_speedup]
+    machines = {record.environment.machine for record in timed if record.environment}
+    if len(machines) > 1:
+        yield (
+            f"these rows were timed on several machines ({'; '.join(sorted(machines))}), on which"
+            " speedups differ; time all on one to compare them"
+        )
     yield from _unlike_states(group)
 
 
