@@ -123,11 +123,11 @@ HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of fu
 
 
 def adapters() -> list[list[str]]:
-    """Return the points of the adapters that adapter.py has trained."""
-    folders = {count: WORK / f"adapter-{count}" for count in SKIPPED}
+    """Return the points of the adapters that adapter.py has trained, and of their first phases."""
     return [
         [*keep(count), "correction=adapter", f"correction.path={folder}"]
-        for count, folder in folders.items()
+        for count in SKIPPED
+        for folder in (WORK / f"gaps-{count}", WORK / f"adapter-{count}")
         if (folder / RECORD).is_file()
     ]
 
@@ -191,7 +191,8 @@ def correction(row: Record) -> str:
         return "none"
     config = row.config
     if not config.correction.is_fitted:
-        return f"adapter, {row.correction.training['examples']} examples"
+        phase = " of gaps alone" if "gaps-" in (row.correction.path or "") else ""
+        return f"adapter{phase}, {row.correction.training['examples']} examples"
     other = (config.calibration.task or {}).get("file") == str(OTHER_TEXT)
     return f"patch, {config.calibration.examples} {'articles' if other else 'examples'}"
 
