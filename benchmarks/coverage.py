@@ -21,6 +21,7 @@ from statistics import fmean, median, stdev
 
 from ulskip_cli.core import environment
 from ulskip_cli.experiments.record import Environment, Pairs
+from ulskip_cli.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 SMOLLM2 = ["model=smollm2-135m", "ratio=1.5", "batch_size=1", "model.dtype=float32"]
@@ -125,8 +126,6 @@ HEAD = [
 def table(rows):
     """Format all rows as a page with its provenance."""
     every = {point: [row for row in rows if row["point"] == point] for point in POINTS}
-    from ulskip_cli.report.tables import markdown_table
-
     lines = [line(point, same) for point, same in every.items() if same]
     facts = [Environment(**row["environment"]) for row in rows]
     versions = ", ".join(dict.fromkeys(here.version for here in facts))

@@ -54,11 +54,13 @@ def tune(
     with ProgressBars() as bars:
         result = Tuning(request, bars, SweepDisplay).run()
     result.store()
-    console = make_console()
-    for line in [] if as_json else result.lines():
-        console.print(line)
-    written = result.export(to) if to is not None else []
     if as_json:
+        if to is not None:
+            result.export(to)
         print_json({**result.as_json(), "exported_to": str(to) if to else None})
-    for line in [] if as_json else written:
+        return
+    console = make_console()
+    for line in result.lines():  # before an export, which can fail
+        console.print(line)
+    for line in result.export(to) if to is not None else ():
         console.print(line)

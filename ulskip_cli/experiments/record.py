@@ -271,10 +271,8 @@ class Pairs(Section):
         token, which an answer of EOS alone does not need, unless no pair does.
         """
         assert self.full
-        counts = zip(
-            self.full.decoded_tokens or (), self.strategy.decoded_tokens or (), strict=True
-        )
-        has_tokens = list(map(all, counts))
+        decoded = self.full.decoded_tokens or (), self.strategy.decoded_tokens or ()
+        has_tokens = list(map(all, zip(*decoded, strict=True)))
         if not any(has_tokens):
             has_tokens = [True] * len(has_tokens)
         pairs = list(zip(self.ratios(with_prompt), has_tokens, strict=True))

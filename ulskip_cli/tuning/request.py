@@ -205,7 +205,7 @@ def divide(config: Config, wanted: int) -> Split:
         if repeated := len(held_out) - len({example.texts for example in held_out}):
             raise UsageError(
                 f"expected held-out examples without repetitions, got {repeated} examples again;"
-                " set other data in calibration.task"
+                " remove the repeated ones, or set other data in calibration.task"
             )
         if count < 1:
             raise UsageError(
