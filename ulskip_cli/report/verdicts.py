@@ -121,8 +121,11 @@ def caveats(group: Group) -> Iterator[str]:
                 " its speed and its quality do not belong together: it cannot win, and is not in"
                 " the plot"
             )
-    timed = [record for record in group.done if record.environment and record.measured_speedup]
-    machines = {record.environment.machine for record in timed if record.environment}
+    machines = {
+        record.environment.machine
+        for record in group.done
+        if record.environment and record.measured_speedup
+    }
     if len(machines) > 1:
         yield (
             f"these rows were timed on several machines ({'; '.join(sorted(machines))}), on which"
