@@ -3,9 +3,13 @@ servers measured in turns.
 
 `python benchmarks/serve.py full=http://127.0.0.1:8300 pair=http://127.0.0.1:8000 --concurrency 1 8
 32 --to load.json`
+
+The table has medians of all rounds. Of the first server: requests/s as a multiple of those of the
+first server in the same round, the geometric mean of all rounds with its 95% interval.
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -16,6 +20,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from ulskip_cli.experiments.intervals import ratio_interval
+from ulskip_cli.report.tables import markdown_table
+
+MEASURED = ("requests_per_second", "seconds_to_first_token", "seconds_per_output_token")
+HEADS = (
+    *("server", "concurrency", "requests/s", "of the first server"),
+    *("time to first token (ms)", "time per output token (ms)"),
+)
 
 
 def model_of(url: str) -> str:
@@ -64,11 +77,8 @@ def measure(
             pool.map(lambda prompt: measure_request(url, model, prompt, new_tokens), prompts)
         )
     seconds = time.perf_counter() - start
-    return {
-        "requests_per_second": len(prompts) / seconds,
-        "seconds_to_first_token": statistics.median(first for first, _ in times),
-        "seconds_per_output_token": statistics.median(per_token for _, per_token in times),
-    }
+    rates = len(prompts) / seconds, *map(statistics.median, zip(*times, strict=True))
+    return dict(zip(MEASURED, rates, strict=True))
 
 
 def random_prompts(options: argparse.Namespace) -> Iterator[list[int]]:
@@ -76,6 +86,26 @@ def random_prompts(options: argparse.Namespace) -> Iterator[list[int]]:
     generator = random.Random(1)
     while True:
         yield [generator.randrange(2, options.vocabulary) for _ in range(options.prompt_tokens)]
+
+
+def table(samples: list[dict[str, Any]], servers: list[str]) -> str:
+    """Return the table of all samples; every round has one of each server and concurrency."""
+    measured: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for sample in samples:
+        measured.setdefault((sample["concurrency"], sample["server"]), []).append(sample)
+    rate = MEASURED[0]
+    lines = []
+    for concurrency, server in itertools.product(
+        dict.fromkeys(key[0] for key in measured), servers
+    ):
+        rounds = measured[concurrency, server]
+        pairs = zip(rounds, measured[concurrency, servers[0]], strict=True)
+        ratio = ratio_interval([[sample[rate] / first[rate] for sample, first in pairs]])
+        of_first = "1" if server == servers[0] else ratio.text(".2f")
+        medians = [statistics.median(sample[key] for sample in rounds) for key in MEASURED]
+        seconds = (f"{1000 * median:.1f}" for median in medians[1:])
+        lines.append([server, str(concurrency), f"{medians[0]:.2f}", of_first, *seconds])
+    return markdown_table(HEADS, lines, 1)
 
 
 def main() -> None:
@@ -141,24 +171,7 @@ def main() -> None:
         options.to.write_text(
             json.dumps({"settings": settings, "samples": samples}, indent=1) + "\n"
         )
-    print(
-        "| server | concurrency | requests/s | time to first token (ms) | time per output token"
-        " (ms) |"
-    )
-    print("| --- | --- | --- | --- | --- |")
-    for concurrency in options.concurrency:
-        for name in servers:
-            chosen = [
-                sample
-                for sample in samples
-                if (sample["server"], sample["concurrency"]) == (name, concurrency)
-            ]
-            rate, first, each = (
-                statistics.median(sample[key] for sample in chosen) for key in list(chosen[0])[3:]
-            )
-            print(
-                f"| {name} | {concurrency} | {rate:.2f} | {first * 1000:.1f} | {each * 1000:.1f} |"
-            )
+    print(table(samples, list(servers)))
 
 
 if __name__ == "__main__":

@@ -211,21 +211,28 @@ def main() -> None:
     record = json.loads((pair / "ulskip_export.json").read_text("utf-8"))
     kept, layers = len(record["kept_layers"]), record["num_layers"]
     here = Environment(**facts)
-    text = f"""# vLLM servers under load
-
-{options.model} in bfloat16, {kept} of {layers} layers. Every server answered the same requests in
-turns: {options.prompt_tokens} prompt tokens and {options.new_tokens} new ones, {options.requests}
-for each client, at least four, after one that does not count; medians of {options.rounds} rounds.
-Full: all layers. Kept: the export alone. Drafting: the full model with the export as its draft
-model, {DRAFTS} tokens at a time. One process: prompts through all layers, generated tokens through
-the kept ones, without the compilation that the others have. Pair: a prefill server with all
-layers, a decode server with the kept ones, and the proxy.
-
-{table.stdout}
-ulskip {here.version}, vLLM {_version(options.python)}; {here.processor},
-{os.cpu_count()} CPUs, which all servers and clients share.
-"""
-    write_atomic(Path("results/serving/load.md"), text)
+    parts = [
+        "# vLLM servers under load",
+        (
+            f"{options.model} in bfloat16, {kept} of {layers} layers. Every server answered the"
+            f" same requests in turns: {options.prompt_tokens} prompt tokens and"
+            f" {options.new_tokens} new ones, {options.requests} for each client, at least four,"
+            f" after one that does not count; medians of {options.rounds} rounds. Of the first"
+            " server: requests/s as a multiple of those of the server in the first line in the same"
+            " round, the geometric mean of the rounds with its 95% interval. Full: all layers."
+            " Kept: the export alone."
+            f" Drafting: the full model with the export as its draft model, {DRAFTS} tokens at a"
+            " time. One process: prompts through all layers, generated tokens through the kept"
+            " ones, without the compilation that the others have. Pair: a prefill server with all"
+            " layers, a decode server with the kept ones, and the proxy."
+        ),
+        table.stdout.strip(),
+        (
+            f"ulskip {here.version}, vLLM {_version(options.python)}; {here.processor},"
+            f" {here.instruction_set}, {os.cpu_count()} CPUs, which all servers and clients share."
+        ),
+    ]
+    write_atomic(Path("results/serving/load.md"), "\n\n".join(parts) + "\n")
     print(table.stdout)
 
 
