@@ -131,6 +131,21 @@ def test_the_value_of_an_override(text, value):
     assert override.value() == value and not override.is_sweep_override()
 
 
+def test_a_path_beside_a_model_with_weights_of_its_own_is_refused():
+    for name in ("tiny", "smollm2-135m"):
+        with pytest.raises(UsageError, match=rf"model={name} or model\.path"):
+            config.compose([f"model={name}", "model.path=runs/mine"])
+    assert config.compose(["model=random", "model.path=llama-12x128"]).model.path == "llama-12x128"
+
+
+def test_the_length_of_a_task_wins_over_that_of_a_preset():
+    lengths = [
+        config.compose(["decoding=beam", *more]).decoding.max_new_tokens
+        for more in ([], ["task.max_new_tokens=9"], ["decoding.max_new_tokens=8"])
+    ]
+    assert lengths == [256, 9, 8]
+
+
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"

@@ -22,6 +22,8 @@ def test_decoding_options_of_python_callers_are_checked():
         (["train.ce_weight=0"], r"train\.ce_weight"),
         (["train.ratios=[1,2]", "train.ratio_weights=[1]"], r"2 train\.ratio_weights"),
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
+        (["train.reversed_share=0.5", "train.held_out=3"], "reversed_share"),
+        (["model.device=cuda:1"], "CUDA_VISIBLE_DEVICES=1"),
         (["train.method=full", "train.gap_weight=2"], r"train\.gap_weight"),
         (["train=lora", "correction.rank=4"], r"correction\.rank"),
         (["train.method=full", "train.lora.rank=8"], r"train\.lora"),

@@ -156,6 +156,13 @@ def test_an_interrupted_measurement_keeps_its_finished_units(units_of):
     assert len(units_of(seconds=0).timing().pairs.units) == UNITS  # nothing is left over
 
 
+def test_units_beside_other_processes_do_not_outlive_an_interruption(units_of, monkeypatch):
+    monkeypatch.setattr(paired_timing.LoadMeter, "other_cpus", lambda self, seconds=0: 64.0)
+    with pytest.raises(KeyboardInterrupt):
+        units_of(interrupted_after(2), seconds=0)
+    assert {unit.process for unit in units_of(seconds=0).timing().pairs.units} == {0}
+
+
 def test_finished_units_of_other_code_do_not_count(units_of):
     with pytest.raises(KeyboardInterrupt):
         units_of(interrupted_after(2), {"git_commit": "a"}, seconds=0)

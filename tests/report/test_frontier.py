@@ -7,6 +7,7 @@ from ulskip_cli.report.frontier import (
     DRAFTING,
     FULL,
     QUANTIZED,
+    SKIPPING,
     SMALLER,
     choices,
     frontiers,
@@ -81,6 +82,12 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
     assert kinds == [FULL, DRAFTING, DRAFTING, SMALLER, SMALLER]
     methods = [line["method"] for line in found.table("b").frame.to_dict("records")]
     assert methods == ["full", "n-gram drafts", "unified drafts", "s", "s"]
+
+
+def test_early_exit_is_not_exact():
+    exits = {"exit_depths": {"2": 5}, "kept_layers": [0, 1, 2, 3, 4, 5], "num_layers": 6}
+    early = row("exits", "early_exit", 2.0, 20.0, training="with early exit", **exits)
+    assert kind_of(early) == SKIPPING and needs_training(early)
 
 
 def test_drafts_at_another_batch_size_are_points_of_the_same_frontier():

@@ -27,6 +27,18 @@ def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
     assert "model, seed" in found.section("Against x").note
 
 
+def test_other_targets_and_batch_sizes_are_not_compared():
+    old = [row for row in small_sweep() if row.target_speedup != 3 or row.label != "unified"]
+    new = [configured(row, ratio=4.0) for row in old if row.label == "unified"]
+    found = against(new, old)
+    assert (found.pairs, found.only_old, found.only_new) == ([], len(old), len(new))
+
+
+def test_rows_without_speed_are_compared_with_timed_ones():
+    untimed = [configured(row, speed={"enabled": False}) for row in small_sweep()]
+    assert len(against(untimed, small_sweep()).pairs) == len(untimed)
+
+
 def test_a_star_stands_where_the_interval_leaves_out_no_difference():
     found = against(small_sweep(unified_2=25.0), small_sweep())
     text = tables.markdown(found.section("Against x"))

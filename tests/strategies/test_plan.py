@@ -91,6 +91,14 @@ def test_unknown_stays_unknown():
     assert "ratio_basis" in plan.warnings[0]
 
 
+def test_one_block_meets_a_target_by_cost_with_its_single_patch():
+    metadata = replace(METADATA, hidden_size=10)
+    options = ["strategy=one_block", "correction=patch", "ratio=1.3", "ratio_basis=cost"]
+    plan = make_plan(compose(options), metadata)
+    assert plan.num_kept == 6  # 7 layers and a patch of 220 bytes would give 1500 / 1220 = 1.23
+    assert plan.predicted_speedup == pytest.approx(1500 / 1120)
+
+
 def test_early_exit_promises_what_its_layers_and_heads_cost():
     exits = ["strategy=early_exit", "ratio=2"]
     plan = make_plan(compose([*exits, "strategy.min_exit=2", "strategy.every=2"]), METADATA)

@@ -60,8 +60,10 @@ def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(UsageError, match=r"some/data.*Name or service"):
-        load_dataset_rows("some/data", None, "test")
+    for is_offline, why in ((False, "Name or service"), (True, "Offline")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+        with pytest.raises(UsageError, match=rf"some/data.*{why}.*HF_HUB_OFFLINE=1"):
+            load_dataset_rows("some/data", None, "test")
 
 
 @pytest.fixture

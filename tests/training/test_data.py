@@ -62,6 +62,15 @@ def test_a_bad_validation_set_is_named_as_such():
         load_training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
 
 
+def test_validation_needs_references(tmp_path):
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.txt").write_text("a\nb\n")
+    files = ["task=jsonl", f"task.file={tmp_path}/train.txt", "train.responses=own"]
+    validation = f"train.validation={{file: {tmp_path}/validation.txt}}"
+    with pytest.raises(UsageError, match=r"^train\.validation: .*references"):
+        load_training_texts(compose_training([*files, validation]))
+
+
 @pytest.mark.parametrize("limit", ["abc", "2.5", "0", "-3"])
 def test_the_limit_of_a_validation_set_is_a_whole_number(limit):
     with pytest.raises(UsageError, match=rf"limit of train\.validation .*got {limit}$"):

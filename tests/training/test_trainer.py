@@ -18,10 +18,13 @@ from ulskip_cli.training.run import run_training
 from ulskip_cli.training.trainer import MuonWithAdamW, tracker_arguments, training_arguments
 
 
-def test_an_argument_that_trainer_does_not_know_is_named():
-    config = compose_training(["train.training_args={learning_speed:1}"])
-    with pytest.raises(UsageError, match="learning_speed"):
-        training_arguments(config, "id")
+def test_what_trainer_refuses_or_would_ignore_is_named():
+    for override, named in (
+        ("train.training_args={learning_speed:1}", "learning_speed"),
+        ("train.precision=fp16", "requires a GPU"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            training_arguments(compose_training([override]), "id")
 
 
 @pytest.mark.slow

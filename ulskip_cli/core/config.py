@@ -605,10 +605,16 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     }
     given = {group: name for group, name in given.items() if name}
     values = read_files(primary, given)
-    if any(override.key_or_group == "model.path" for override in overrides) and (
-        "model" not in given and values["model"]["source"] != "random"
-    ):  # a path alone is a checkpoint of one's own; with random weights it is a shape
-        values = read_files(primary, {**given, "model": "hf"})
+    keys = {override.key_or_group: override for override in overrides}
+    if "model.path" in keys and values["model"]["source"] != "random":  # whose path is a shape
+        path = keys["model.path"].value()
+        if "model" not in given:  # a path alone is a checkpoint of one's own
+            values = read_files(primary, {**given, "model": "hf"})
+        elif values["model"]["source"] != "hf" and path != values["model"]["path"]:
+            raise UsageError(
+                f"expected model={given['model']} or model.path, got model.path={path} too; leave"
+                " out one of them"
+            )
     for override in overrides:
         if override.key_or_group not in groups:
             value: object = override.value()
@@ -626,6 +632,8 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
             values[group] = make_choice(values[group], group)
     values.pop("description", None)
     if "decoding" in groups:
+        if "task.max_new_tokens" in keys and "decoding.max_new_tokens" not in keys:
+            values["decoding"].pop("max_new_tokens", None)  # of a preset
         values["decoding"].setdefault("max_new_tokens", values["task"].max_new_tokens)
     return values
 

@@ -25,6 +25,7 @@ Table = dict[str, Any]  # keys and values of a user, of JSON, or for another pro
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # in messages of safetensors and of torch.save
 _FULL = re.compile("No space left|Disk quota exceeded|inline_container.*(failed writing|pos)")
+JOINERS = "\u200c\u200d"  # of Persian and Indic letters, and of emoji
 _PART = ".ulskip-part"  # the end of the names of unfinished folders
 
 
@@ -223,7 +224,7 @@ def cache_dir() -> Path:
 
 def printable(text: str) -> str:
     r"""Return a text on one line, with spaces in place of other white space and escapes in place of
-    control characters.
+    control characters, but for those that join letters.
 
     >>> print(printable("a\n\x1b[31mred"))
     a \x1b[31mred
@@ -232,7 +233,8 @@ def printable(text: str) -> str:
         return text
     text = re.sub(r"\s", " ", text)
     return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in text
+        character if character.isprintable() or character in JOINERS else repr(character)[1:-1]
+        for character in text
     )
 
 

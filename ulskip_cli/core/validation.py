@@ -54,6 +54,7 @@ def check_training(config: TrainingConfig) -> None:
     capabilities.check(needs, "train")
     train, weights, kind = config.train, config.train.ratio_weights, KINDS[config.correction.kind]
     trains_adapter = train.method == "adapter"
+    _, _, index = config.model.device.partition(":")
     foreign = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
     if train.method == "full":
         foreign = (*foreign, "lora")
@@ -73,6 +74,10 @@ def check_training(config: TrainingConfig) -> None:
         "expected train.validation or train.held_out, got both; set one of them": (
             train.validation and train.held_out
         ),
+        f"expected model.device=cuda to train, got {config.model.device}; choose the GPU by"
+        f" CUDA_VISIBLE_DEVICES={index}": index not in ("", "0"),
+        "train.held_out would hold out sentences that train.reversed_share trains reversed; use"
+        " train.validation": train.held_out and train.reversed_share,
         "answers of model=random are no training data; use train.responses=reference": (
             train.responses != "reference" and Need.RANDOM_WEIGHTS in needs
         ),

@@ -203,9 +203,9 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
     if not (is_trained or record.correction):  # a correction is made for these layers
         kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
         yield (
-            f"{plan.strategy} with {kept}: the weights were trained for other layers, so quality"
-            " may suffer; train them for these layers with `ulskip train`, or use the strategy and"
-            " ratio of their training"
+            f"{plan.strategy} with {kept}: the weights were trained for other layers or another"
+            " prompt_layers, so quality may suffer; train them for these layers with `ulskip"
+            " train`, or use the strategy, ratio and prompt_layers of their training"
         )
     yield from _trained_on(config, record)
     made_on = {

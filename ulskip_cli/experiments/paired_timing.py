@@ -20,7 +20,7 @@ import torch
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
-from ulskip_cli.core.environment import LoadMeter
+from ulskip_cli.core.environment import LoadMeter, is_crowded
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import read_object, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
@@ -252,7 +252,7 @@ class FinishedUnits:
         if not stored or stored.get("origin") != self._origin:
             return None
         pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
-        return pairs if pairs.strategy.how == first.strategy.how else None
+        return pairs if pairs.how == first.how else None
 
     def write(self, pairs: Pairs) -> None:
         """Store all units so far."""
@@ -338,8 +338,12 @@ def measure_units(
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
             for earlier in (timed, past)
         )
+        is_disturbed = is_crowded(meter.other_cpus(), torch.get_num_threads())
         for one, measured in zip(opened, timed, strict=True):
-            one.stored.write(measured.pairs)
+            if is_disturbed:  # so that an attempt after an interruption begins without these units
+                one.stored.remove()
+            else:
+                one.stored.write(measured.pairs)
         num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
         # Other processes may slow this one down.
         round_seconds = max(1e-9, (elapsed - before) / count)

@@ -160,8 +160,9 @@ def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:
     kept layers; no row stores them.
     """
     config = config.replace(baseline=False, batch_size=1)
-    if prompt is None:
-        return Resolver().resolve(config, "generate")
+    if prompt is None:  # not scored, so its metrics need not fit
+        data = TaskExamples(config.task, evaluated_examples(config))
+        return Resolver().resolve(config, "generate", data)
     if not prompt.strip():
         raise UsageError("expected a prompt, got an empty text")
     if config.needs_held_out and not config.calibration.task and not config.task.held_out():

@@ -178,7 +178,7 @@ class Side(Section):
 
     @property
     def how(self) -> tuple[Text, Text, Flag]:
-        """Repetitions must agree in engine, linear backend and compilation."""
+        """The engine, the linear backend, and if steps were compiled."""
         return self.engine, self.linear_backend, self.compiled
 
     def costs(self, with_prompt: bool = False) -> list[float]:
@@ -236,6 +236,11 @@ class Pairs(Section):
                     if isinstance(values, tuple):
                         first[side][key] += values
         return cls.model_validate(first)
+
+    @property
+    def how(self) -> tuple[tuple[Text, Text, Flag], ...]:
+        """How both sides ran, in which repetitions must agree."""
+        return tuple(side.how for side in (self.strategy, self.full) if side)
 
     @property
     def seconds(self) -> float:
@@ -703,7 +708,9 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
     reason: Text = value("why there is no result")
     log: Text = value("file with the traceback")
-    wall_seconds: Number = value("duration of all attempts")
+    wall_seconds: Number = value(
+        "duration, with interrupted attempts up to their last finished batch"
+    )
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )
@@ -993,7 +1000,7 @@ def pooled(rows: Sequence[Record]) -> Record:
 
 def _timed(row: Record) -> tuple[object, ...]:
     """Return what timed rows of one point must share to count as repetitions."""
-    how = row.pairs and row.pairs.strategy.how
+    how = row.pairs and row.pairs.how
     layers = row.kept_layers, row.later_stages
     is_disturbed = any(DISTURBED in warning for warning in row.warnings)
     return row.environment, how, layers, row.timed_batch_size, row.engine_build, is_disturbed

@@ -83,7 +83,12 @@ class ResultsFolder:
     def repeated(self, records: Sequence[Record]) -> list[Record]:
         """Return finished records with the timed units of earlier runs, and others as they are."""
         stored = {record.id: record for record in self.records()}
-        return [stored.get(row.id, row) if row.is_done else row for row in records]
+
+        def of_all_runs(row: Record) -> Record:
+            found = stored.get(row.id, row)
+            return found if row.is_done and found.environment == row.environment else row
+
+        return list(map(of_all_runs, records))
 
     def is_complete(self, record: Record) -> bool:
         """Return True if a record is done and its generations are stored; a run with random weights

@@ -71,9 +71,9 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     kept = point.plan.kept_layers
     progress.phase("load the model", 0)
     source = folder_of(model, progress)
-    if point.to.resolve() == source.resolve():
+    if source.resolve().is_relative_to(point.to.resolve()):  # which the export replaces
         raise UsageError(
-            f"expected --to outside the exported model, got the model's folder {point.to}; use"
+            f"expected --to outside the exported model, got {point.to} with the model in it; use"
             " another folder"
         )
     # refuses damaged and quantized checkpoints before the weights are loaded
@@ -182,17 +182,23 @@ def _verify(
     checks.
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
-    if point.request.check is False:
-        return f"{structure}; logits were not compared (--no-check)"
     needed = sum(parameter.nbytes for parameter in view.parameters())
-    room = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
-    if point.request.check is None and needed >= room:
-        return (
-            f"{structure}; logits were not compared, because model and export do not fit into"
-            " memory together"
-        )
+    if why := reason_not_to_compare(point, needed):
+        return f"{structure}; logits were not compared{why}"
     progress.phase("compare with the model", 1)
     return f"{structure}; {_compare(point, view, folder)}"
+
+
+def reason_not_to_compare(point: ResolvedExport, needed: int) -> str:
+    """Return why request or memory does not allow a comparison that needs so many bytes; otherwise
+    an empty text.
+    """
+    if point.request.check is False:
+        return " (--no-check)"
+    room = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+    if point.request.check is None and needed >= room:
+        return ", because model and export do not fit into memory together"
+    return ""
 
 
 def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:

@@ -17,7 +17,7 @@ from transformers import (
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export.checkpoint import DELETED, load_kept, logits_of
+from ulskip_cli.export.checkpoint import DELETED, load_kept, logits_of, reason_not_to_compare
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference.checkpoint import counting_tensors
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
@@ -50,8 +50,10 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     writer.add_description("exported by ulskip")
     _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
     parameters, main_type = write_model(writer, GgufTensors(tensors, exported.config))
-    checked = "the file was not compared with the kept layers (--no-check)"
-    if point.request.check is not False:
+    # the file's weights and a copy of the view's, both in float32
+    if why := reason_not_to_compare(point, 2 * 4 * parameters):
+        checked = f"the file was not compared with the kept layers{why}"
+    else:
         progress.phase("check gguf", 0)
         checked = compare_with_view(file, exported.view, tokenizer)
     return {

@@ -178,7 +178,6 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
         strategy_options=config.strategy.options(),
         target_ratio=plan.target_speedup,
         ratio_basis=config.ratio_basis,
-        prompt_layers="all" if plan.prompt_layers == "all" else "kept",
         model=config.model.label,
         made_by=point.made_by,
     )

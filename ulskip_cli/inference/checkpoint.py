@@ -112,6 +112,7 @@ class _Training(_Before):
     kept_layers: dict[str, list[int]] | None = None
     later_stages: dict[str, list[Stage]] | None = None
     exits: list[int] | None = None
+    prompt_layers: str | None = None
     trained_on: Table | None = None
     warnings: tuple[str, ...] = ()
 
@@ -130,7 +131,8 @@ def training_notes(folder: str | Path) -> Table:
     training = _training_in(folder)
     if training is None:
         return {"training": None, "trained_for": None}
-    keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "trained_on"}
+    keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "prompt_layers"}
+    keys.add("trained_on")
     return {
         "training": _described(training) + ("; it diverged" if training.warnings else ""),
         "trained_for": training.model_dump(mode="json", include=keys),

@@ -29,7 +29,6 @@ class LayerInputs:
     hidden: Tensor  # [batch, count, hidden_size], the input of the first layer
     # further arguments of every layer: masks, position embeddings, the cache
     calls: Sequence[Arguments]
-    cache: DynamicCache  # to which the layers append
 
 
 class LayerwiseModel:
@@ -57,7 +56,7 @@ class LayerwiseModel:
         try:
             self._shell(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
-            return LayerInputs(entered.args[0], self._calls, cache)
+            return LayerInputs(entered.args[0], self._calls)
         raise AssertionError("expected a forward pass that reaches the last layer")
 
     def after(

@@ -57,7 +57,8 @@ def needs_training(record: Record) -> bool:
 
 def _skips(record: Record) -> bool:
     kept = len(record.kept_layers or ())
-    return kept < (record.num_layers or 0) or bool(record.later_stages)
+    varies = record.later_stages or record.exit_depths
+    return kept < (record.num_layers or 0) or bool(varies)
 
 
 def _is_adapted(record: Record) -> bool:

@@ -182,7 +182,8 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Compar
     """Match the finished points of new and old records.
 
     Two points match if they agree in every setting, except settings of which the two sides share no
-    value (for example two seeds).
+    value (for example two seeds), and those of timing that one side lacks, because it timed
+    nothing. Target and batch size always agree.
     """
     new, old = done(new), done(old)
     rows = all_settings([*new, *old])
@@ -190,12 +191,14 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Compar
     differs = []
     for key in sorted({key for row in rows for key in row if key.name != "folder"}):
         mine, theirs = ({repr(row[key]) for row in side if key in row} for side in sides)
-        if mine and theirs and mine.isdisjoint(theirs):
+        if key.name in ("ratio", "batch_size") or not mine.isdisjoint(theirs):
+            continue
+        if (mine and theirs) or key.part == "speed":
             differs.append(key)
     ignored = {Key("folder"), *differs}
     points = [frozenset((key, repr(row[key])) for key in row.keys() - ignored) for row in rows]
     now = dict(zip(points[: len(new)], new, strict=True))
     before = dict(zip(points[len(new) :], old, strict=True))
     pairs = [ComparedPair(now[point], before[point]) for point in now if point in before]
-    unmatched = len(before) - len(pairs), len(now) - len(pairs)
+    unmatched = len(old) - len(pairs), len(new) - len(pairs)
     return Comparison(pairs, *unmatched, differs, gate)

@@ -205,7 +205,7 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     the same label differ.
     """
     options = differing_options(collected(records, lambda record: record.label).values())
-    others = differences(all_settings(records), but=[*LINES[:3], "folder"])
+    others = differences(all_settings(records), but=LINES[:3])
     keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
     return [setting(key, key.name not in NAMES) for key in keys]
 

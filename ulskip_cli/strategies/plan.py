@@ -276,11 +276,14 @@ def needs(config: Config, plan: Plan) -> frozenset[Need]:
 
 
 def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
-    """Return True if weights were trained with the layers of a plan, and None if it is unknown how
-    they were trained.
+    """Return True if weights were trained with the layers of a plan, also for the prompts, and None
+    if it is unknown how they were trained.
     """
     if trained_for is None:
         return None
+    prompts = trained_for.get("prompt_layers") or plan.prompt_layers
+    if not plan.keeps_all and prompts != plan.prompt_layers:
+        return False
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
@@ -328,15 +331,18 @@ def _choose_layers(
     if basis == "layers" or weights is None:
         count = strategy.num_kept(num_layers, config.ratio)
     else:
-        # Even spacing replaces layers that are unknown yet, or whose mean bytes differ from the
-        # average step.
+        # Even spacing replaces layers whose mean bytes differ from the average step, and what an
+        # uncalibrated strategy keeps those that are calibrated for each number of layers.
         rule = strategy.exit_rule(schedule_request(config, num_layers, num_layers))
+        rough = strategy
+        if "num_kept" in strategy.calibrated_for:
+            rough = strategy.replace(**dict.fromkeys(strategy.calibrated))
 
         def speedup(count: int) -> float:
             kept = (
                 schedule.even(num_layers, count)
-                if strategy.chooses_own_depth
-                else strategy.kept_layers(schedule_request(config, num_layers, count))
+                if strategy.is_positional or strategy.exits_early
+                else rough.kept_layers(schedule_request(config, num_layers, count))
             )
             return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
 

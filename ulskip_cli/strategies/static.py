@@ -85,7 +85,6 @@ class ScheduleFile(Stored):
     )
     target_ratio: float | None = None  # None if the strategy ignores it
     ratio_basis: str = "layers"
-    prompt_layers: Literal["all", "kept"] = "all"
     model: str | None = None  # hub id, path or name
     task: str | None = None  # on whose examples the layers were chosen; None: unknown
     made_by: str | None = None  # program, version and overrides

@@ -5,7 +5,9 @@ summarization of news articles.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
@@ -47,7 +49,9 @@ class Jsonl(Task):
         False, "truncate prompts that exceed the model's context; false: refuse them"
     )
     first_line: bool = option(False, "use only the first line of the output as the answer")
-    target_language: str | None = option(None, "ISO 639-1 code of the answers' language, for BLEU")
+    target_language: Annotated[str, Field(pattern="^[a-z]{2}$")] | None = option(
+        None, "ISO 639-1 code of the answers' language, such as zh, for BLEU"
+    )
     metrics: tuple[str, ...] = metrics_option("rouge")
 
     @property

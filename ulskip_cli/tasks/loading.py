@@ -99,13 +99,14 @@ def load_dataset_rows(
     subset, or the only subset.
     """
     import datasets
+    from huggingface_hub import constants
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     folder = user_path(name, "task.dataset")
     source = str(folder) if folder.is_dir() else name
     try:
-        if not folder.is_dir():
+        if not (folder.is_dir() or constants.HF_HUB_OFFLINE):
             environment.check_hub_reachable()
         available = datasets.get_dataset_config_names(source)
         known = [default for default in default_subsets if default in available]
@@ -115,6 +116,6 @@ def load_dataset_rows(
         return list(datasets.load_dataset(source, chosen, split=split))
     except Exception as error:
         raise UsageError(
-            f"cannot read dataset '{name}' ({reason(error)}); check task.split and task.subset, or"
-            " use a local folder or files"
+            f"cannot read dataset '{name}' ({reason(error)}); check task.split and task.subset, use"
+            " a local folder or files, or without a network HF_HUB_OFFLINE=1 if it was read before"
         ) from None

@@ -204,9 +204,11 @@ class FrozenOutputs:
         order = sorted(
             examples, key=lambda pair: (len(pair.prompt_ids), pair.prompt_ids, pair.response_ids)
         )
+        longest = max((len(pair.response_ids) for pair in order), default=0)
         done = 0
         while self._separable and done < len(order):
-            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done].prompt_ids))]
+            length = len(order[done].prompt_ids) + longest
+            chunk = order[done : done + max(1, BATCH_TOKENS // length)]
             tensors = PairCollator(0)(chunk)
             batch = LossBatch(
                 **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}

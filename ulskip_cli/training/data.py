@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.task import Example
+from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair, truncate_source
 
@@ -63,7 +63,9 @@ def load_training_texts(
             task = changed_choice(config.task, changes, "task.")
             both = config.train.replace(responses="both")  # their references are used
             other = config.replace(task=task, limit=limit, offset=0, train=both)
-            validation = _texts(other, tokenizer)
+            validated = task.examples()
+            check_references(validated, "a validation loss")
+            validation = _texts(other, tokenizer, validated)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)

@@ -29,11 +29,12 @@ from ulskip_cli.corrections import RECORD
 from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.engines.own_responses import OWN_RESPONSES
 from ulskip_cli.inference import loading
+from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.checkpoint import TRAINING
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.setup import TrainingSetup, prepare_training
-from ulskip_cli.training.trainer import SkipTrainer
+from ulskip_cli.training.trainer import SkipTrainer, training_arguments
 from ulskip_cli.training.two_pass_loss import merged_lora
 
 DIVERGED = 2.0  # times the first loss; noise of single steps is smaller
@@ -114,9 +115,10 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
+    arguments = training_arguments(config, identity)
     setup = prepare_training(config, texts, progress)
     try:
-        trainer = SkipTrainer(setup, progress, identity)
+        trainer = SkipTrainer(setup, progress, arguments)
     except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
         raise UsageError(
             f"tracker={config.tracker} or train.training_args: {reason(error)}"
@@ -130,6 +132,8 @@ def run_training(
         with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
             trainer.train(resume_from_checkpoint=resume_from)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise RunError(f"out of memory ({reason(error)}); lower train.batch_size") from None
         if type(error).__module__.partition(".")[0] != config.tracker:
             raise
         raise RunError(
@@ -223,7 +227,7 @@ def _make_record(
         epochs=state.epoch,
         examples=len(setup.train),
         left_out=setup.train.num_too_long,
-        validation_examples=len(setup.texts.validation),
+        validation_examples=len(setup.validation or ()),
         data_sha256=setup.texts.sha256,
         seed=config.seed,
         first_loss=losses[0] if losses else None,

@@ -41,15 +41,15 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         self,
         setup: TrainingSetup,
         progress: ProgressCallback,
-        identity: str,
+        arguments: TrainingArguments,
     ) -> None:
-        """Prepare a training; `identity` names it in trackers."""
+        """Prepare a training."""
         self.schedules, self.config = setup.schedules, setup.config
         self.optimizer: Optimizer | None
         evaluates = setup.validation is not None
         super().__init__(
             model=setup.module,
-            args=training_arguments(setup.config, identity),
+            args=arguments,
             data_collator=setup.collator,
             train_dataset=setup.train,
             eval_dataset=setup.validation,
@@ -200,14 +200,19 @@ class LoggedArguments(TrainingArguments):  # type: ignore[misc]
 
 
 def training_arguments(config: TrainingConfig, identity: str) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses
-    one.
+    """Make the arguments of Trainer for a configuration; `identity` names the training in trackers.
+    Raises UsageError for what Trainer refuses, and for a precision that it would ignore.
     """
+    device = loading.pick_device(config.model.device)
+    if device.type == "cpu" and config.train.precision == "fp16":
+        raise UsageError(
+            "train.precision=fp16 requires a GPU, got a CPU; use train.precision=bf16 or float32"
+        )
     try:
         made = LoggedArguments(
             **{
                 "dataloader_pin_memory": torch.cuda.is_available(),
-                "use_cpu": loading.pick_device(config.model.device).type == "cpu",
+                "use_cpu": device.type == "cpu",
                 **tracker_arguments(config, identity),
                 **trainer_arguments(config),
             }

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -263,6 +264,11 @@ def with_lora(
     }
     if not lora.rank:
         return copied.requires_grad_(False), {}
+    if not paths:
+        raise UsageError(
+            "LoRA requires plain linear layers, got none: those of this model are quantized or of a"
+            " class of their own; with train=adapter use train.lora.rank=0"
+        )
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(paths))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D

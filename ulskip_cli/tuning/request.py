@@ -3,6 +3,7 @@ choose and report with. Imports no torch.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ulskip_cli.core import config as configuration
@@ -165,6 +166,15 @@ def plain(config: TuneConfig) -> Config:
     return Config.model_construct(**{name: getattr(config, name) for name in Config.model_fields})
 
 
+def check_unique(examples: Sequence[Example], origin: str) -> None:
+    """Raise UsageError for examples that occur twice: they could choose and be reported."""
+    if repeated := len(examples) - len({example.texts for example in examples}):
+        raise UsageError(
+            f"expected {origin} without repetitions, got {repeated} examples again; remove the"
+            " repeated ones"
+        )
+
+
 def divide(config: Config, wanted: int) -> Split:
     """Divide the examples without overlap: `limit` for the report, `wanted` to choose, the others
     to calibrate.
@@ -189,6 +199,7 @@ def divide(config: Config, wanted: int) -> Split:
     if calibration.task is not None:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")
     if source is None:
+        check_unique(examples, "a task")
         limit, count = min(config.limit or total, total // 2), min(wanted, total // 4)
         calibration = calibration.replace(offset=0)
         choice = config.replace(offset=limit, limit=count, calibration=calibration)
@@ -202,11 +213,7 @@ def divide(config: Config, wanted: int) -> Split:
                 " them; set other data, or leave out calibration.task to use the examples after"
                 " limit=N"
             )
-        if repeated := len(held_out) - len({example.texts for example in held_out}):
-            raise UsageError(
-                f"expected held-out examples without repetitions, got {repeated} examples again;"
-                " remove the repeated ones, or set other data in calibration.task"
-            )
+        check_unique(held_out, "calibration.task")
         if count < 1:
             raise UsageError(
                 f"expected at least 2 held-out examples, got {len(held_out)}; set other data in"

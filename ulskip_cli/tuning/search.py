@@ -585,11 +585,11 @@ class Tuning:
         now = self._log.minutes
         end = 2 * now - self._began.get(share, now)
         latest = share * (self.config.budget - self._final_minutes)
-        name = f"time for {step} in {self.config.budget:g} minutes"
-        in_time = self._log.once(name, lambda: end <= latest)
+        name = f"began {step} in {self.config.budget:g} minutes"
+        began, in_time = self._log.once(name, lambda: [now, end <= latest])
         if in_time:
-            self._began[share] = now
-        return in_time
+            self._began[share] = began
+        return bool(in_time)
 
     def _measure(self, configs: Sequence[Config]) -> list[Record]:
         """Run points and their baselines as a sweep, and return the records of the points with

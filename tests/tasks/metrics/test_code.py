@@ -72,6 +72,11 @@ def test_a_program_sees_an_empty_folder_and_no_variables(monkeypatch):
     )
 
 
+def test_a_main_block_of_an_answer_is_left_out():
+    main = 'if __name__ == "__main__":\n    area(int(input()))\n'
+    assert passes(program(SOURCE, f"{RIGHT[2]}\n{main}", TEST))
+
+
 def test_a_function_without_a_docstring_may_be_defined_anew():
     assert passes(program("from math import pi\n\ndef area(r):", RIGHT[2], TEST))
     assert passes(program("from math import pi\n\ndef area(r):", RIGHT[0], TEST))

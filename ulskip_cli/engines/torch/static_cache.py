@@ -1,4 +1,4 @@
-"""A KV cache in preallocated buffers, and the masks and positions of all steps. Depends on the
+"""A KV cache in preallocated buffers, and the masks and positions of steps. Depends on the
 internals of transformers.
 """
 
@@ -14,6 +14,9 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.inference import shallow_view
+
+# Steps whose masks are held at once: the masks of all steps grow with the square of their number.
+MASKED_STEPS = 256
 
 
 @dataclass
@@ -123,39 +126,50 @@ class PositionsAndMasks:
     def __init__(
         self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int
     ) -> None:
-        """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch,
+        """Prepare positions and masks of `steps` tokens after the prompt in `cache`; `mask` [batch,
         prompt_len] is the prompt's mask.
         """
-        self.prompt_len = mask.shape[1]
-        self._masks: dict[str, Tensor] = {}  # by attention type
+        self._model, self._cache, self.prompt_len = model, cache, mask.shape[1]
+        # of the prompt and all steps
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+        self._masks: dict[str, Tensor] = {}  # by attention type, of the held steps
+        self._held = range(0)  # their indices in the padded sequence
         self.unmasked: set[str] = set()  # attention types without a mask for one token
         self._positions: Tensor | None = None
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
-                self._masks = step_masks(model, cache, mask, steps)
+                self._hold(self.prompt_len, 1)
                 config = shallow_view.text_config(model)
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
                     full = {"full_attention", "full_attention" if slides else ""}
                     self.unmasked = full & self._masks.keys()
-        # of the prompt and all steps
-        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> Table:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
-        padded sequence on.
+        padded sequence on, where the cache ends.
         """
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
             return {"attention_mask": self.mask[:, :end]}
         positions = self._positions[:, step : step + count]
-        unmasked = self.unmasked if count == 1 else ()
+        unmasked = self.unmasked if count == 1 else set()
+        if not self._masks.keys() <= unmasked:
+            self._hold(start, count)
+        first = start - self._held.start
         masks = {
-            kind: None if kind in unmasked else mask[..., step : step + count, :end]
+            kind: None if kind in unmasked else mask[..., first : first + count, :end]
             for kind, mask in self._masks.items()
         }
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
+
+    def _hold(self, start: int, count: int) -> None:
+        """Make the masks of `count` steps or more from index `start` on, unless they are held."""
+        if start < self._held.start or start + count > self._held.stop:
+            steps = min(max(count, MASKED_STEPS), self.mask.shape[1] - start)
+            self._held = range(start, start + steps)
+            self._masks = step_masks(self._model, self._cache, self.mask[:, :start], steps)
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""

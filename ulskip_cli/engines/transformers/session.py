@@ -122,7 +122,7 @@ def _until_stop(
     assert tokenizer is not None
 
     def stopped(length: int) -> bool:
-        text = tokenizer.decode(row[:length], skip_special_tokens=True)
+        text = tokenizer.decode(row[:length])
         return any(stop in text for stop in stops)
 
     return row[: bisect_left(range(len(row)), True, key=stopped)]
