@@ -43,7 +43,7 @@ class EncodedPrompts:
 
     def tensors(self, batch: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the token ids and the mask [batch, prompt_len] of the prompts at these indices."""
-        return padded([self.prompts[i] for i in batch], self.pad_token_id, True, device)
+        return padded([self.prompts[i] for i in batch], self.pad_token_id, left=True, device=device)
 
     def of(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
         """Return the prompts at these indices, which `model` encodes."""
@@ -92,7 +92,7 @@ class ReferenceLoss:
         tokens.
         """
         responses = [self.examples[i].response_ids for i in batch]
-        ids, mask = padded(responses, self.pad_token_id, False, decoder.device)
+        ids, mask = padded(responses, self.pad_token_id, left=False, device=decoder.device)
         if decoder.is_runtime:
             losses = decoder.losses(*self.prompts.tensors(batch, decoder.device), ids)
         else:

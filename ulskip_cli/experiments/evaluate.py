@@ -281,7 +281,7 @@ def measure_agreement(
     @torch.inference_mode()
     def sums_of(batch: Sequence[int]) -> list[list[float]]:
         """Return for each answer of a batch: agreeing tokens, summed KL in nats, tokens."""
-        ids, mask = padded([answers[i] for i in batch], 0, False, decoder.device)
+        ids, mask = padded([answers[i] for i in batch], 0, left=False, device=decoder.device)
         wanted, _ = given_logits(full, prompts.of(full.prompt_model, batch), ids, mask)
         got, _ = given_logits(decoder, prompts.of(decoder.prompt_model, batch), ids, mask)
         sums = []

@@ -151,8 +151,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         wholes = [(requests[i][1] + requests[i][2])[-self.max_length - 1 :] for i in positions]
         prompts = [ids[: -len(tail)] for ids, tail in zip(wholes, responses, strict=True)]
         pad, device = self.tokenizer.pad_token_id, self.scorer.device
-        prompt_ids, prompt_mask = padded(prompts, pad, True, device)
-        response_ids, mask = padded(responses, pad, False, device)
+        prompt_ids, prompt_mask = padded(prompts, pad, left=True, device=device)
+        response_ids, mask = padded(responses, pad, left=False, device=device)
         with torch.inference_mode():
             prompt = encode_prompt(self.scorer.prompt_model, prompt_ids, prompt_mask)
             logits = given_logits(self.scorer, prompt, response_ids, mask)[0]

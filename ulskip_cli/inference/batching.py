@@ -67,6 +67,7 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
 def padded(
     rows: Sequence[Sequence[int]],
     pad_token_id: int,
+    *,
     left: bool,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:

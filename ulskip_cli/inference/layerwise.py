@@ -148,7 +148,7 @@ def block_influence(
     sums, count = torch.zeros(len(layerwise.layers), dtype=torch.float64), 0
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), batch_size):
-        ids, mask = padded(order[start : start + batch_size], 0, True, device)
+        ids, mask = padded(order[start : start + batch_size], 0, left=True, device=device)
         options = shallow_view.placing(model, mask, ids.shape[1])
         inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
         for layer, (before, after) in enumerate(pairwise(layerwise.states(inputs))):

@@ -86,8 +86,8 @@ class PatchFitter:
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
         prompts = [example.prompt_ids for example in examples]
         responses = [example.response_ids[:-1] for example in examples]
-        prompt_ids, prompt_mask = padded(prompts, pad_token_id, True, self.device)
-        ids, mask = padded(responses, pad_token_id, False, self.device)
+        prompt_ids, prompt_mask = padded(prompts, pad_token_id, left=True, device=self.device)
+        ids, mask = padded(responses, pad_token_id, left=False, device=self.device)
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
             return _Batch(ids, mask.bool(), prompt)

@@ -173,4 +173,4 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
     folder = written[0].parent
     has_page = folder / PAGE in written
     page = f"open {folder / PAGE}" if has_page else "add --html for a page with examples"
-    console.print(f"written to {folder}/; {page}")
+    console.print(f"written to {folder}/; {page}")  # not wrapped, so that a path stays whole

@@ -107,8 +107,8 @@ class Comparison:
     gate: float
 
     def losses(self) -> list[str]:
-        """Say of every point that got worse what got worse, beyond the noise of all comparisons
-        together (Bonferroni).
+        """Name the points that got worse, and in what (speed or score), beyond the noise of all
+        comparisons together (Bonferroni).
         """
         claims = []
         for pair in self.pairs:
@@ -119,6 +119,7 @@ class Comparison:
             ):
                 if interval and interval.high is not None:
                     claims.append((pair.new, what, interval.value, interval.high, bound))
+        # A 95% interval reaches NORMAL standard errors from its value; all claims together need z.
         z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(claims)))
         worse = []
         for new, what, value, high, bound in claims:

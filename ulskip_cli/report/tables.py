@@ -211,13 +211,15 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
-    """Make a column for each metric of lm-evaluation-harness, in the harness's units. A key such as
-    `acc none` names metric and filter, and `acc_stderr none` its standard error.
+    """Make a column for each metric of lm-evaluation-harness, in the harness's units. A key is a
+    metric (`acc`), or metric and filter (`acc strict-match`); `acc_stderr` takes its place in the
+    key of the standard error.
     """
 
     def show(record: Record, key: str) -> str | None:
-        scores, (name, _, rest) = record.lm_eval or {}, key.partition(" ")
-        error = scores.get(f"{name}_stderr {rest}".strip())
+        scores = record.lm_eval or {}
+        metric, _, filter_name = key.partition(" ")
+        error = scores.get(f"{metric}_stderr {filter_name}".strip())
         return f"{scores[key]:.4g}{f'±{error:.2g}' if error else ''}" if key in scores else None
 
     keys = dict.fromkeys(key for record in records for key in record.lm_eval or {})

@@ -331,18 +331,18 @@ def _choose_layers(
     if basis == "layers" or weights is None:
         count = strategy.num_kept(num_layers, config.ratio)
     else:
-        # Even spacing replaces layers whose mean bytes differ from the average step, and what an
-        # uncalibrated strategy keeps those that are calibrated for each number of layers.
+        # Each number of layers is priced with stand-ins: evenly spread ones if steps vary in depth,
+        # else those that the strategy keeps without values that were calibrated for one number.
         rule = strategy.exit_rule(schedule_request(config, num_layers, num_layers))
-        rough = strategy
+        uncalibrated = strategy
         if "num_kept" in strategy.calibrated_for:
-            rough = strategy.replace(**dict.fromkeys(strategy.calibrated))
+            uncalibrated = strategy.replace(**dict.fromkeys(strategy.calibrated, None))
 
         def speedup(count: int) -> float:
             kept = (
                 schedule.even(num_layers, count)
                 if strategy.is_positional or strategy.exits_early
-                else rough.kept_layers(schedule_request(config, num_layers, count))
+                else uncalibrated.kept_layers(schedule_request(config, num_layers, count))
             )
             return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
 

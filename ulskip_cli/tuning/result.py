@@ -307,8 +307,8 @@ def wish_verdict(wish: float, value: float, low: float | None) -> str:
 
 
 def judge(record: Record, gate: float) -> QualityShare:
-    """Return the share of the full model's quality that a record keeps; raise RunError if it has no
-    score.
+    """Return the share of the full model's quality that a record keeps, to be compared with the
+    wanted share `gate`; raise RunError if it has none, because the full model's score is 0.
     """
     share = shares([record], gate).get(record.key)
     if share is None:

@@ -33,13 +33,13 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
         input_ids, mask = request.input_ids, request.attention_mask
-        self._prompt, self._seen = mask, mask.shape[1]
+        self._prompt_mask, self._seen = mask, mask.shape[1]  # _seen: number of positions so far
         self.full.clear()
         masks = self.full.masks.of_prompt(mask)
         logits = self.full(input_ids, (mask.cumsum(1) - 1).clamp(min=0), masks)[:, -1]
-        self._masks, self._masked = dict[str, Tensor](), range(0)
+        self._masks, self._masked = dict[str, Tensor](), range(0)  # of steps, and their positions
         self._rows: Tensor | None = None  # those that continue; None: all
-        self.start()
+        self.start()  # makes `view` that of the first stage
         tokens = input_ids.numel()
         self.kv_bytes = self.full.num_bytes(tokens), self.view.num_bytes(tokens)
         return logits
@@ -58,15 +58,15 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
         batch, count = tokens.shape
         start, end = self._seen, self._seen + count
-        generated = start - self._prompt.shape[1]
+        generated = start - self._prompt_mask.shape[1]
         has_masks = self._masked.start <= start and end <= self._masked.stop
         if not self._masks or not has_masks:
-            seen = torch.cat([self._prompt, self._prompt.new_ones(batch, generated)], 1)
+            seen = torch.cat([self._prompt_mask, self._prompt_mask.new_ones(batch, generated)], 1)
             self._masked = range(start, start + max(MASKED_STEPS, count))  # positions with masks
             self._masks = self.view.masks.of_steps(seen, len(self._masked))
         rows = slice(start - self._masked.start, end - self._masked.start)
         masks = {kind: mask[:, :, rows, :end] for kind, mask in self._masks.items()}
-        positions = self._prompt.sum(1, keepdim=True) + generated + torch.arange(count)
+        positions = self._prompt_mask.sum(1, keepdim=True) + generated + torch.arange(count)
         logits = self.view(tokens, positions, masks, self._rows, count)
         self._seen, self._rows = end, None  # the request has dropped the ended sequences
         return logits
@@ -75,7 +75,7 @@ class OpenVinoSession(LibrarySession[OpenVinoRequest]):
         """Continue with the sequences at the indices `alive` [sequences] only, from the next pass
         on.
         """
-        self._prompt, self._rows = self._prompt[alive], alive.int()
+        self._prompt_mask, self._rows = self._prompt_mask[alive], alive.int()
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
 
     def describe(self) -> Table:
