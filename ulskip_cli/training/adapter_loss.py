@@ -28,7 +28,8 @@ from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training.data import LossBatch, PairCollator
 from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, with_lora
 
-BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
+# The most tokens of prompts, and of prompts and responses, whose outputs are computed together.
+PROMPT_TOKENS, BATCH_TOKENS = 4096, 32768
 
 
 class AdapterLoss(TwoPassLoss):
@@ -207,8 +208,9 @@ class FrozenOutputs:
         longest = max((len(pair.response_ids) for pair in order), default=0)
         done = 0
         while self._separable and done < len(order):
-            length = len(order[done].prompt_ids) + longest
-            chunk = order[done : done + max(1, BATCH_TOKENS // length)]
+            length = len(order[done].prompt_ids)
+            count = min(PROMPT_TOKENS // length, BATCH_TOKENS // (length + longest))
+            chunk = order[done : done + max(1, count)]
             tensors = PairCollator(0)(chunk)
             batch = LossBatch(
                 **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
