@@ -28,6 +28,7 @@ from tables import (
 )
 
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import plots
 from ulskip_cli.report.tables import provenance
 
@@ -193,9 +194,23 @@ def page(rows: Rows) -> str:
             without_training(rows),
         ),
         "## Where the numbers come from",
+        repetitions(rows),
         provenance(list({row.environment.git_commit: row for row in every}.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def repetitions(rows: Rows) -> str:
+    """Say how many rows were made again, and how many of them have the same answers."""
+    again = rows.comparisons["again"]
+    repeated = [row for row in ResultsFolder(rows.folder).records() if row.id in again]
+    if not repeated:
+        return ""
+    versions = dict.fromkeys(row.environment.version for row in repeated)
+    return (
+        f"{len(again)} rows, one for each test set, were made again with their trainings by"
+        f" ulskip {', '.join(versions)}: the answers of {sum(again.values())} are the same."
+    )
 
 
 def write(folder: Path, data: Path | None = None) -> None:

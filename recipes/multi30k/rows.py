@@ -90,6 +90,11 @@ def checkpoint_of(row: Row) -> str:
     return PATCHED if row.correction else Path(row.model or "").name
 
 
+def key_of(row: Row) -> tuple[str, str, float]:
+    """Return the checkpoint and the schedule of a row."""
+    return checkpoint_of(row), row.strategy, row.target_speedup
+
+
 def read_answers(file: Path) -> dict[str, list[str]]:
     """Read hypotheses by row id."""
     found: dict[str, list[str]] = {}
@@ -126,12 +131,12 @@ class Rows:
 
     def __init__(self, folder: Path, data: Path | None = None) -> None:
         self.folder, self.texts = folder, Texts(folder, data)
-        self.comparisons: dict[str, dict[str, Any]] = {"pooled": {}, "differences": {}}
+        self.comparisons: dict[str, dict[str, Any]] = {"pooled": {}, "differences": {}, "again": {}}
         if (folder / COMPARISONS).exists():
-            self.comparisons = json.loads((folder / COMPARISONS).read_text("utf-8"))
+            self.comparisons |= json.loads((folder / COMPARISONS).read_text("utf-8"))
         quality: dict[tuple[str, str, float], dict[str, Row]] = {}
         for row in (row for row in ResultsFolder(folder).records() if row.is_done):
-            key = checkpoint_of(row), row.strategy, row.target_speedup
+            key = key_of(row)
             rows = quality.setdefault(key, {})
             if test_set(row) == TESTS[0] and rows.get(TESTS[0], row).id != row.id:
                 rows.clear()  # rows of earlier weights
@@ -145,10 +150,23 @@ class Rows:
         for rows_of_point in whole.values():
             for row in rows_of_point:
                 self.texts.hypotheses(row)  # finds the references
+        self.compare_repetitions()
         for key, rows_of_point in whole.items():
             bleu = self.pooled_bleu(rows_of_point)
             if bleu is not None:
                 self.points[key] = Point(key[0], rows_of_point, bleu)
+
+    def compare_repetitions(self) -> None:
+        """Compare the answers of rows that were made again, and have generations, with those that
+        are stored of their earlier rows.
+        """
+        earlier: dict[tuple[object, ...], list[str]] = {}
+        for row in ResultsFolder(self.folder).rows():
+            key = (*key_of(row), test_set(row))
+            if row.id in self.texts.read and key in earlier:
+                self.comparisons["again"][row.id] = self.texts.read[row.id] == earlier[key]
+            elif row.id in self.texts.stored:
+                earlier[key] = self.texts.stored[row.id]
 
     def pooled_bleu(self, rows: tuple[Row, ...]) -> float | None:
         """Compute BLEU of both test sets together."""

@@ -188,7 +188,7 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
     expected = module(**inputs, stages=through(KEPT))["loss"]
     used = PLENTY - module.outputs.free_bytes
     other = made(model, adapter, DISTILL, max_bytes=used // share)
-    monkeypatch.setattr(adapter_loss, "BATCH_TOKENS", 12)
+    monkeypatch.setattr(adapter_loss, "PROMPT_TOKENS", 12)
     prompts = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
     examples = [
         EncodedExample(ids[mask].tolist(), labels[labels != IGNORED_LABEL].tolist())
