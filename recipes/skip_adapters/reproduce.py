@@ -259,7 +259,15 @@ def table(rows: Iterable[Record]) -> str:
     return markdown_table(HEADS, map(line, rows), 4)
 
 
-def page(rows: list[Record]) -> str:
+def key_of(row: Record) -> tuple[object, ...]:
+    """Return what a row measures, whatever the version that measured it."""
+    return row.kept_layers, row.strategy, correction(row), row.prompt_layers
+
+
+def page(rows: list[Record], repeated: dict[str, bool]) -> str:
+    """Return the page of the rows, of which those in `repeated` were made again, with the same
+    answers or others.
+    """
     rows.sort(key=lambda row: (-len(row.kept_layers), row.strategy, row.prompt_layers, row.label))
     best: dict[tuple[int, str | None], Record] = {}
     for row in sorted(rows, key=lambda row: row.agreement or 1.0):
@@ -275,24 +283,34 @@ def page(rows: list[Record]) -> str:
         NOTE,
         provenance(rows),
     ]
+    if repeated:
+        same = f"the answers of {sum(repeated.values())} are the same"
+        parts.append(f"{len(repeated)} of these rows were made again by the last version: {same}.")
     return "\n\n".join(parts) + "\n"
 
 
 def write_page() -> None:
-    """Write the page, and every answer: a line for each row of runs.jsonl. Answers without
-    generations stay as they are stored, because generations contain the text of the articles and
-    are not committed.
+    """Write the page, and every answer: a line for each row. Answers without generations stay as
+    they are stored, because generations contain the text of the articles and are not committed. The
+    line of a row that was made again says if its answers are those that were stored before.
     """
     results, file = ResultsFolder(FOLDER), FOLDER / "answers.jsonl.gz"
-    rows = [row for row in results.records() if row.is_done]
+    rows = list({key_of(row): row for row in results.records() if row.is_done}.values())
     stored = {line["row"]: line for line in read(file)} if file.exists() else {}
+    before = {key_of(row): stored[row.id] for row in results.rows() if row.id in stored}
     for row in rows:
-        if found := results.generations(row.id):
+        found, commit = results.generations(row.id), row.environment.git_commit
+        if found and stored.get(row.id, {}).get("commit") != commit:
             texts = [answer["hypothesis"] for answer in found]
-            stored[row.id] = {"row": row.id, "answers": texts}
-    lines = [json.dumps(stored[row.id], ensure_ascii=False) + "\n" for row in rows]
-    write_atomic(file, gzip.compress("".join(lines).encode(), mtime=0))
-    write_atomic(FOLDER / "README.md", page(rows))
+            line = {"row": row.id, "commit": commit, "answers": texts}
+            if key_of(row) in before:
+                line["same_as_before"] = before[key_of(row)]["answers"] == texts
+            stored[row.id] = line
+    lines = [stored[row.id] for row in rows]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(file, gzip.compress(text.encode(), mtime=0))
+    repeated = {line["row"]: line["same_as_before"] for line in lines if "same_as_before" in line}
+    write_atomic(FOLDER / "README.md", page(rows, repeated))
 
 
 def main() -> None:

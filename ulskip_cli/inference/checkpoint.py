@@ -131,11 +131,10 @@ def training_notes(folder: str | Path) -> Table:
     training = _training_in(folder)
     if training is None:
         return {"training": None, "trained_for": None}
-    keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "prompt_layers"}
-    keys.add("trained_on")
+    schedules = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "prompt_layers"}
     return {
         "training": _described(training) + ("; it diverged" if training.warnings else ""),
-        "trained_for": training.model_dump(mode="json", include=keys),
+        "trained_for": training.model_dump(mode="json", include={*schedules, "trained_on"}),
     }
 
 
