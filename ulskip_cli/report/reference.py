@@ -192,11 +192,9 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Compar
     differs = []
     for key in sorted({key for row in rows for key in row if key.name != "folder"}):
         mine, theirs = ({repr(row[key]) for row in side if key in row} for side in sides)
-        if key.name in ("ratio", "batch_size") or not mine.isdisjoint(theirs):
-            continue
-        if (mine and theirs) or key.part == "speed":
+        if mine.isdisjoint(theirs) and ((mine and theirs) or key.part == "speed"):
             differs.append(key)
-    ignored = {Key("folder"), *differs}
+    ignored = {Key("folder"), *differs} - {Key("ratio"), Key("batch_size")}
     points = [frozenset((key, repr(row[key])) for key in row.keys() - ignored) for row in rows]
     now = dict(zip(points[: len(new)], new, strict=True))
     before = dict(zip(points[len(new) :], old, strict=True))
