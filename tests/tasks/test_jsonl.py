@@ -99,6 +99,12 @@ def test_articles_are_read_truncated_and_scored(articles, tmp_path):
     assert task.data == "articles.jsonl"
 
 
+@pytest.mark.parametrize("code", ["zh-CN", "Chinese", "jpn", "ZH"])
+def test_a_language_that_bleu_would_ignore_is_refused(code):
+    with pytest.raises(UsageError, match=rf"ISO 639-1 .*'{code}'"):
+        Jsonl(target_language=code)
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

@@ -5,9 +5,9 @@ summarization of news articles.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field
+from pydantic import model_validator
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
@@ -49,10 +49,17 @@ class Jsonl(Task):
         False, "truncate prompts that exceed the model's context; false: refuse them"
     )
     first_line: bool = option(False, "use only the first line of the output as the answer")
-    target_language: Annotated[str, Field(pattern="^[a-z]{2}$")] | None = option(
-        None, "ISO 639-1 code of the answers' language, such as zh, for BLEU"
-    )
+    target_language: str | None = option(None, "ISO 639-1 code of the answers' language, for BLEU")
     metrics: tuple[str, ...] = metrics_option("rouge")
+
+    @model_validator(mode="after")
+    def _check_language(self) -> Self:
+        code = self.target_language or "en"
+        if not (len(code) == 2 and code.isalpha() and code.islower()):  # BLEU would ignore it
+            raise UsageError(
+                f"expected task.target_language to be an ISO 639-1 code such as zh, got '{code}'"
+            )
+        return self
 
     @property
     def data(self) -> str:
