@@ -207,9 +207,10 @@ def repetitions(rows: Rows) -> str:
     if not repeated:
         return ""
     versions = dict.fromkeys(row.environment.version for row in repeated)
+    num_same = sum(again[row.id] for row in repeated)
     return (
-        f"{len(again)} rows, one for each test set, were made again with their trainings by"
-        f" ulskip {', '.join(versions)}: the answers of {sum(again.values())} are the same."
+        f"{len(repeated)} rows were made again with their trainings by ulskip"
+        f" {', '.join(versions)}: the answers of {num_same} are the same."
     )
 
 

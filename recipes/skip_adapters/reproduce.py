@@ -297,14 +297,16 @@ def write_page() -> None:
     results, file = ResultsFolder(FOLDER), FOLDER / "answers.jsonl.gz"
     rows = list({key_of(row): row for row in results.records() if row.is_done}.values())
     stored = {line["row"]: line for line in read(file)} if file.exists() else {}
-    before = {key_of(row): stored[row.id] for row in results.rows() if row.id in stored}
+    before = [row for row in results.rows() if row.id in stored]
+    answers_before = {row.id: stored[row.id]["answers"] for row in before}
     for row in rows:
         found, commit = results.generations(row.id), row.environment.git_commit
         if found and stored.get(row.id, {}).get("commit") != commit:
             texts = [answer["hypothesis"] for answer in found]
             line = {"row": row.id, "commit": commit, "answers": texts}
-            if key_of(row) in before:
-                line["same_as_before"] = before[key_of(row)]["answers"] == texts
+            for other in before:
+                if key_of(other) == key_of(row) and other.environment.git_commit != commit:
+                    line["same_as_before"] = answers_before[other.id] == texts
             stored[row.id] = line
     lines = [stored[row.id] for row in rows]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

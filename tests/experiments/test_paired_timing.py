@@ -157,7 +157,7 @@ def test_an_interrupted_measurement_keeps_its_finished_units(units_of):
 
 
 def test_units_beside_other_processes_do_not_outlive_an_interruption(units_of, monkeypatch):
-    monkeypatch.setattr(paired_timing.LoadMeter, "other_cpus", lambda self, seconds=0: 64.0)
+    monkeypatch.setattr(paired_timing.LoadMeter, "other_cpus", lambda self, seconds=0: 1e9)
     with pytest.raises(KeyboardInterrupt):
         units_of(interrupted_after(2), seconds=0)
     assert {unit.process for unit in units_of(seconds=0).timing().pairs.units} == {0}

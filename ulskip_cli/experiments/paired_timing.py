@@ -322,7 +322,8 @@ def measure_units(
     outputs = [output for first in past for output in (*first.full, *first.strategy)]
     round_seconds = sum(output.total_seconds for output in outputs)
     timed = [replace(one, full=[], strategy=[], precision=speed.precision) for one in past]
-    num_units = 0
+    num_units, is_disturbed = 0, False
+    threads = torch.get_num_threads() if opened[0].pair.strategy.device.type == "cpu" else 1
 
     def is_precise(row: Pairs) -> bool:
         return len(row.units) >= UNITS_TO_STOP and row.is_precise
@@ -333,16 +334,15 @@ def measure_units(
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
+        unit_meter = LoadMeter()
         rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)
         timed, past = (
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
             for earlier in (timed, past)
         )
-        is_disturbed = is_crowded(meter.other_cpus(), torch.get_num_threads())
+        is_disturbed |= is_crowded(unit_meter.other_cpus(), threads)
         for one, measured in zip(opened, timed, strict=True):
-            if is_disturbed:  # so that an attempt after an interruption begins without these units
-                one.stored.remove()
-            else:
+            if not is_disturbed:  # an attempt after an interruption goes on from here
                 one.stored.write(measured.pairs)
         num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
         # Other processes may slow this one down.

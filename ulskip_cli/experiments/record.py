@@ -694,8 +694,12 @@ class Provenance(Section):
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
     training: Text = value("how the weights were trained")
-    trained_for: Row | None = value("strategy, ratios, layers and examples of the training")
-    trained_for_these_layers: Flag = value("true if this row's layers were trained")
+    trained_for: Row | None = value(
+        "strategy, ratios, layers, `prompt_layers` and examples of the training"
+    )
+    trained_for_these_layers: Flag = value(
+        "true if this row's layers were trained, with its `prompt_layers`"
+    )
     num_examples: Count = value("evaluated examples", detected=True)
     environment: Environment | None = value(
         "versions, git commit, processor, threads, instruction set, accelerator"

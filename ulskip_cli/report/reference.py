@@ -199,5 +199,5 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Compar
     now = dict(zip(points[: len(new)], new, strict=True))
     before = dict(zip(points[len(new) :], old, strict=True))
     pairs = [ComparedPair(now[point], before[point]) for point in now if point in before]
-    unmatched = len(old) - len(pairs), len(new) - len(pairs)
+    unmatched = len(before) - len(pairs), len(now) - len(pairs)
     return Comparison(pairs, *unmatched, differs, gate)

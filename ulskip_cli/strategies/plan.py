@@ -282,7 +282,8 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     if trained_for is None:
         return None
     prompts = trained_for.get("prompt_layers") or plan.prompt_layers
-    if not plan.keeps_all and prompts != plan.prompt_layers:
+    begins_with_all = len(plan.stages[0].kept_layers) == plan.num_layers  # these read the prompt
+    if not begins_with_all and prompts != plan.prompt_layers:
         return False
     exits = trained_for.get("exits") or []
     if plan.exits:

@@ -64,7 +64,7 @@ def load_training_texts(
             both = config.train.replace(responses="both")  # their references are used
             other = config.replace(task=task, limit=limit, offset=0, train=both)
             validated = task.examples()
-            check_references(validated, "a validation loss")
+            check_references(validated[:limit], "a validation loss")
             validation = _texts(other, tokenizer, validated)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None

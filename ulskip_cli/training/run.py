@@ -120,6 +120,8 @@ def run_training(
     try:
         trainer = SkipTrainer(setup, progress, arguments)
     except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
+        if is_out_of_memory(error):
+            raise RunError(f"out of memory ({reason(error)}); use a smaller model") from None
         raise UsageError(
             f"tracker={config.tracker} or train.training_args: {reason(error)}"
         ) from None

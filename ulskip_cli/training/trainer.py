@@ -217,7 +217,7 @@ def training_arguments(config: TrainingConfig, identity: str) -> TrainingArgumen
                 **trainer_arguments(config),
             }
         )
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UsageError(f"train.training_args: {reason(error)}") from None
     made.settings = dict(flatten(config.resolved()))
     if made.n_gpu > 1:

@@ -170,8 +170,8 @@ def check_unique(examples: Sequence[Example], origin: str) -> None:
     """Raise UsageError for examples that occur twice: they could choose and be reported."""
     if repeated := len(examples) - len({example.texts for example in examples}):
         raise UsageError(
-            f"expected {origin} without repetitions, got {repeated} examples again; remove the"
-            " repeated ones"
+            f"expected {origin} without repetitions, got {repeated} examples again; set a file"
+            " without the repeated ones"
         )
 
 
@@ -199,7 +199,7 @@ def divide(config: Config, wanted: int) -> Split:
     if calibration.task is not None:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")
     if source is None:
-        check_unique(examples, "a task")
+        check_unique(examples, "task.file")
         limit, count = min(config.limit or total, total // 2), min(wanted, total // 4)
         calibration = calibration.replace(offset=0)
         choice = config.replace(offset=limit, limit=count, calibration=calibration)

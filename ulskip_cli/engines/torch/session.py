@@ -82,7 +82,8 @@ class TorchSession(SteppingSession):
                 check_compiled(made[-1], kv_cache.fork_cache(cache, stage.kept), mask)
         except (RuntimeError, IndexError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
-                self._compiled.clear()  # their buffers
+                self._compiled.clear()  # which frees their buffers
+                self._by_stage = []
                 raise
             if request.decoding.compile == "on":
                 raise RunError(

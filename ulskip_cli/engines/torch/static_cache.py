@@ -105,9 +105,9 @@ class UnplacedLayer(StaticLayer):
 def step_masks(
     model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int
 ) -> dict[str, Tensor]:
-    """Return the additive masks [batch, 1, steps, prompt_len + steps] of all steps after the prompt
-    in `cache`, by attention type; a model with one type has the key "". `mask` is [batch,
-    prompt_len].
+    """Return the additive masks [batch, 1, steps, seen + steps] of steps after the positions in
+    `cache`, by attention type; a model with one type has the key "". `mask` [batch, seen] is the
+    padding mask of these positions.
     """
     config = copy.deepcopy(shallow_view.text_config(model))
     config._attn_implementation = "eager"  # whose masks are additive and never None

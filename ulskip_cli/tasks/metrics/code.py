@@ -38,7 +38,7 @@ for name, limit in dict(CPU={CPU_SECONDS}, AS={MEMORY_BYTES}, FSIZE={FILE_BYTES}
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
 with open("answer.py", encoding="utf-8") as file:
     program = compile(file.read(), "answer.py", "exec")
-exec(program, {{}})  # its __name__ is not "__main__", so that such a block of an answer is left out
+exec(program, {{}})
 os._exit({PASSED})
 """
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -81,11 +81,13 @@ class PassAt1(SegmentMetric):
 
 def program(source: str, answer: str, test: str) -> str:
     """Return the program that tests an answer. The answer continues the function at the end of
-    `source`, or defines it anew; a body may lack the indentation of all lines or of the first.
+    `source`, or defines it anew; a body may lack the indentation of all lines or of the first. Its
+    `__main__` block does not run, but that of the test does.
 
     >>> print(program("def one():", "return 1", "assert one() == 1"))
     def one():
         return 1
+    __name__ = "__main__"
     assert one() == 1
     """
     source, defined = source.rstrip(), _FUNCTION.findall(source)[-1:]
@@ -95,7 +97,7 @@ def program(source: str, answer: str, test: str) -> str:
     else:
         body = answer if answer[:1].isspace() else textwrap.indent(answer, "    ")
         forms = [f"{source}\n{body}", f"{source}\n    {answer.lstrip()}"]
-    return f"{next(filter(_is_valid, forms), forms[0])}\n{test}"
+    return f'{next(filter(_is_valid, forms), forms[0])}\n__name__ = "__main__"\n{test}'
 
 
 def _is_valid(code: str) -> bool:
