@@ -285,7 +285,7 @@ def page(rows: list[Record], repeated: dict[str, bool]) -> str:
     ]
     if repeated:
         same = f"the answers of {sum(repeated.values())} are the same"
-        parts.append(f"{len(repeated)} of these rows were made again by the last version: {same}.")
+        parts.append(f"{len(repeated)} of these rows were made again by a later version: {same}.")
     return "\n\n".join(parts) + "\n"
 
 

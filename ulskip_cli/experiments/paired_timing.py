@@ -341,8 +341,8 @@ def measure_units(
             for earlier in (timed, past)
         )
         is_disturbed |= is_crowded(unit_meter.other_cpus(), threads)
-        for one, measured in zip(opened, timed, strict=True):
-            if not is_disturbed:  # an attempt after an interruption goes on from here
+        if not is_disturbed:  # an attempt after an interruption goes on from here
+            for one, measured in zip(opened, timed, strict=True):
                 one.stored.write(measured.pairs)
         num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
         # Other processes may slow this one down.

@@ -205,7 +205,7 @@ class FrozenOutputs:
         order = sorted(
             examples, key=lambda pair: (len(pair.prompt_ids), pair.prompt_ids, pair.response_ids)
         )
-        longest = max((len(pair.response_ids) for pair in order), default=0)
+        longest = max(len(pair.response_ids) for pair in order)
         done = 0
         while self._separable and done < len(order):
             length = len(order[done].prompt_ids)
