@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.humaneval import HumanEval
+from ulskip_cli.tasks.jsonl import HumanEval
 from ulskip_cli.tasks.metrics import Answers
 
 ROW = {
