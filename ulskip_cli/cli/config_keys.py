@@ -3,8 +3,8 @@ their keys.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer._click import Context, HelpFormatter
@@ -12,7 +12,8 @@ from typer.core import TyperCommand
 
 from ulskip_cli.cli.shared import ConfigDir, Json
 
-Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
+if TYPE_CHECKING:
+    from ulskip_cli.core.config_reference import Panels
 
 
 class CommandWithKeys(TyperCommand):
@@ -27,7 +28,7 @@ class CommandWithKeys(TyperCommand):
 
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Print usage, options and keys, with the keys of choices on the command line."""
-        from ulskip_cli.cli.key_panels import command_panels
+        from ulskip_cli.core.config_reference import command_panels
 
         super().format_help(ctx, formatter)
         _print_panels(command_panels(str(self.name), ctx.meta["words"]))
@@ -50,7 +51,7 @@ def config(
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip
     config speed.seconds`.
     """
-    from ulskip_cli.cli.key_panels import describe
+    from ulskip_cli.core.config_reference import describe
 
     _print_panels(describe(name or ""))
 
@@ -92,7 +93,7 @@ def _print_facts(facts: Mapping[str, object], as_json: bool) -> None:
     print(json.dumps(facts) if as_json else "\n".join(lines))
 
 
-def _print_panels(panels: Panels) -> None:
+def _print_panels(panels: "Panels") -> None:
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table

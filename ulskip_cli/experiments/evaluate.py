@@ -40,7 +40,7 @@ from ulskip_cli.inference.batching import (
 )
 from ulskip_cli.inference.teacher_forcing import divergence
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import NUM_RESAMPLES, SEED, Answers, degenerate
+from ulskip_cli.tasks.metrics import Answers, degenerate, resamples
 
 Values = NDArray[np.float64]
 
@@ -307,7 +307,7 @@ def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
 
     Each answer has a sum and a number of positions.
     """
-    drawn = np.random.default_rng(SEED).integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    drawn = resamples(len(sums))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
     mean = sums.sum() / counts.sum()
     return Interval(float(mean), float(low), float(high)).row(key)

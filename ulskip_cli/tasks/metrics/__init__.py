@@ -82,19 +82,28 @@ class SegmentMetric(Metric):
         )
 
 
-def compare_segments(measured: "np.ndarray", full: "np.ndarray") -> dict[str, float]:
-    """Compute the difference of two systems' means over segments, with a 95% interval."""
+def resamples(count: int) -> "np.ndarray":
+    """Draw the indices of the bootstrap samples of `count` examples, [samples, count]."""
     import numpy as np
 
-    drawn = np.random.default_rng(SEED).integers(len(measured), size=(NUM_RESAMPLES, len(measured)))
-    differences = (measured - full)[drawn].mean(axis=1)
+    return np.random.default_rng(SEED).integers(count, size=(NUM_RESAMPLES, count))
+
+
+def comparison(full: float, delta: float, differences: "np.ndarray") -> dict[str, float]:
+    """Return the score of the full model, and the difference with the 95% interval of its
+    bootstrap samples.
+    """
+    import numpy as np
+
     low, high = np.quantile(differences, [0.025, 0.975])
-    return {
-        "full": float(full.mean()),
-        "delta": float((measured - full).mean()),
-        "delta_low": float(low),
-        "delta_high": float(high),
-    }
+    return {"full": full, "delta": delta, "delta_low": float(low), "delta_high": float(high)}
+
+
+def compare_segments(measured: "np.ndarray", full: "np.ndarray") -> dict[str, float]:
+    """Compute the difference of two systems' means over segments, with a 95% interval."""
+    differences = measured - full
+    sampled = differences[resamples(len(differences))].mean(axis=1)
+    return comparison(float(full.mean()), float(differences.mean()), sampled)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.tasks.metrics import NUM_RESAMPLES, SEED, Answers, Metric, Scores
+from ulskip_cli.tasks.metrics import Answers, Metric, Scores, comparison, resamples
 
 
 class Sacrebleu(Metric):
@@ -59,9 +59,7 @@ def compare_systems(metric: SacrebleuMetric, answers: Answers) -> dict[str, floa
     """
     full, hypotheses, references = answers.full, answers.hypotheses, answers.references
     assert full is not None
-    drawn = np.random.default_rng(SEED).choice(
-        len(references), size=(NUM_RESAMPLES, len(references))
-    )
+    drawn = resamples(len(references))
     scores, draws = [], []
     for texts in (full, hypotheses):
         segments = np.array(metric._extract_corpus_statistics(texts, [references]))
@@ -71,11 +69,4 @@ def compare_systems(metric: SacrebleuMetric, answers: Answers) -> dict[str, floa
         draws.append(
             np.array([metric._compute_score_from_stats(sample).score for sample in samples])
         )
-    delta, differences = scores[1] - scores[0], draws[1] - draws[0]
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return {
-        "full": scores[0],
-        "delta": delta,
-        "delta_low": float(low),
-        "delta_high": float(high),
-    }
+    return comparison(scores[0], scores[1] - scores[0], draws[1] - draws[0])
