@@ -96,7 +96,7 @@ def test_a_run_as_requested_has_no_warning(warned, overrides, values):
 )
 def test_scores_on_trained_examples_are_warned_of(warned, first, end, offset, count):
     location = digest(compose([]).task.location)
-    examples = {"location": location, "first": first, "end": end}
+    examples = {"locations": [location], "first": first, "end": end}
     used = CorrectionUsed(name="adapter", training={"trained_on": examples})
     for values in ({"trained_for": {"trained_on": examples}}, {"correction": used}):
         lines = warned(f"offset={offset}", **values)

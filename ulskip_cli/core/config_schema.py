@@ -510,7 +510,7 @@ class TrainOptions(Options):
     ratios: tuple[float, ...] = option(
         (2.0,), "target speedups to train for; 1 trains the full depth", min_length=1
     )
-    ratio_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = option(
+    ratio_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = option(
         None, "relative frequency of each ratio; null: equal"
     )
     ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)

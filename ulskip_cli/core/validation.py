@@ -59,14 +59,15 @@ def check_training(config: TrainingConfig) -> None:
     if train.method == "full":
         foreign = (*foreign, "lora")
     changed = [f"train.{key}" for key in train.changed() if key in foreign]
+    others = [*{*(config.tracker_options or {})} - {"project", "run_name"}]
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {
         "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0": not (
             train.ce_weight + train.full_weight + train.distill_weight + train.gap_weight
         ),
-        f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0": (
-            weights is not None and (len(weights) != len(train.ratios) or not sum(weights))
+        f"expected {len(train.ratios)} train.ratio_weights, one per ratio": (
+            weights is not None and len(weights) != len(train.ratios)
         ),
         f"expected train.ratios without repetitions, got {list(train.ratios)}": (
             len({*train.ratios}) < len(train.ratios)
@@ -81,7 +82,15 @@ def check_training(config: TrainingConfig) -> None:
         "answers of model=random are no training data; use train.responses=reference": (
             train.responses != "reference" and Need.RANDOM_WEIGHTS in needs
         ),
+        "train.own requires own answers; add train.responses=own or both": (
+            train.responses == "reference" and train.own.changed()
+        ),
+        "train.vocab_size is of random weights; pretrained ones have a tokenizer": (
+            "vocab_size" in train.changed() and Need.RANDOM_WEIGHTS not in needs
+        ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
+        "a training supports no other tracker_options than project and run_name; leave out"
+        f" {', '.join(others)}": others,
         "train.lora.rank=0 trains nothing without patches that are not folded; use"
         " train.lora.rank=16": (
             train.method != "full"

@@ -134,6 +134,7 @@ class CorrectionUsed(Section):
     path: Text = None
     id: Name | None = None
     task: Text = None  # on whose examples it was fitted or trained
+    prompt_layers: Text = None  # which read the prompts of these examples
     lora_rank: Count = None
 
     @property

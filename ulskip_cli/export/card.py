@@ -62,6 +62,9 @@ def model_card(
         provenance=escape_markdown(provenance(records)),
         correction=" and ".join(parts) or "no patches",
         has_chat=has_chat,
+        chat_options="".join(
+            f", {key}={value!r}" for key, value in (model.chat_options or {}).items()
+        ),
     )
     return card
 

@@ -61,8 +61,8 @@ def load_training_texts(
             )
         try:
             task = changed_choice(config.task, changes, "task.")
-            both = config.train.replace(responses="both")  # their references are used
-            other = config.replace(task=task, limit=limit, offset=0, train=both)
+            given = config.train.replace(responses="reference")  # which are used
+            other = config.replace(task=task, limit=limit, offset=0, train=given)
             validated = task.examples()
             check_references(validated[:limit], "a validation loss")
             validation = _texts(other, tokenizer, validated)

@@ -97,9 +97,12 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "logging_steps": train.log_every,
     }
     set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
-    set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end"}
-    for key in extra:
-        is_unfit = key.startswith(UNFIT)
+    set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end", "save_only_model"}
+    set_by_ulskip |= {"eval_on_start", "per_device_eval_batch_size"}
+    if train.optimizer == "muon":
+        set_by_ulskip |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
+    for key, value in extra.items():
+        is_unfit = key.startswith(UNFIT) or value == "reduce_lr_on_plateau"
         if is_unfit or key in set_by_ulskip:
             raise UsageError(
                 f"train.training_args.{key} is not supported; use ulskip's keys, e.g."

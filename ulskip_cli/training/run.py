@@ -51,7 +51,7 @@ class CurvePoint(Options):
 class ExampleRange(Options):
     """Examples of a task's data, from the first to before the end."""
 
-    location: str  # a hash, because it may be a path
+    locations: tuple[str, ...]  # hashes, because they may be paths; of both directions
     first: int
     end: int
 
@@ -147,9 +147,11 @@ def run_training(
     if examples is None:
         count = config.limit or len(texts.train) + len(texts.validation)
         end = config.offset + count
-        trained_on = ExampleRange(
-            location=digest(config.task.location), first=config.offset, end=end
-        )
+        tasks = [config.task]
+        if config.train.reversed_share and hasattr(config.task, "reversed"):
+            tasks.append(config.task.reversed())
+        places = tuple(digest(task.location) for task in tasks)
+        trained_on = ExampleRange(locations=places, first=config.offset, end=end)
         record = record.replace(trained_on=trained_on)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
@@ -289,6 +291,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
         "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
         "task": setup.config.task.name,
         "strategy": record.strategy,
+        "prompt_layers": record.prompt_layers,
         "lora_rank": train.lora.rank,
         "training": {
             "steps": record.steps,

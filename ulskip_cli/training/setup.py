@@ -16,7 +16,7 @@ from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import KINDS, NO_PATCHES
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
@@ -128,8 +128,11 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         tokenizer = loading.load_tokenizer(config.model)
         assert tokenizer is not None
         source = SourceModel(loaded.model, tokenizer, checkpoint.training_record(config.model))
-    if config.train.attention:
-        source.model.set_attn_implementation(config.train.attention)
+    if wanted := config.train.attention:
+        try:
+            source.model.set_attn_implementation(wanted)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"train.attention={wanted}: {reason(error)}") from None
     return source
 
 

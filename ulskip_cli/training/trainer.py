@@ -100,7 +100,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         # The cross-entropy alone, without smoothing or distillation.
         weights, module.weights = module.eval().weights, TrainOptions()
         order = longest_first(pairs.lengths())
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             for start in range(0, len(order), size):
                 tensors = self.data_collator([pairs[i] for i in order[start : start + size]])
                 batch = LossBatch(**self._prepare_inputs(tensors))

@@ -144,6 +144,8 @@ def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
         "--served-model-name": pair.folder.name,  # clients send one name to all servers of a pair
         "--host": "127.0.0.1",
         "--port": _PORTS[role],
+        # as in ulskip, the checkpoint's EOS tokens without its penalties and sampling
+        "--generation-config": "vllm",
     }
     return [
         *command,

@@ -5,7 +5,7 @@ answer from the decode server.
 import json
 from typing import Any
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 _PATHS = ("/v1/completions", "/v1/chat/completions")
 _REFUSED = ("logprobs", "top_logprobs", "prompt_logprobs", "echo", "use_beam_search")
@@ -46,7 +46,8 @@ class _Proxy:
         self.client: ClientSession
 
     async def session(self, app: web.Application) -> Any:
-        async with ClientSession(timeout=ClientTimeout(total=None, sock_connect=10)) as self.client:
+        connector, timeout = TCPConnector(limit=0), ClientTimeout(total=None, sock_connect=10)
+        async with ClientSession(connector=connector, timeout=timeout) as self.client:
             yield
 
     async def forward(self, request: web.Request) -> web.Response:
