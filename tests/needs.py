@@ -83,7 +83,7 @@ def folders(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from ulskip_cli.core.config import compose
-    from ulskip_cli.core.correction import PATCHES
+    from ulskip_cli.core.correction import NO_PATCHES
     from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
@@ -91,7 +91,7 @@ def folders(tmp_path_factory):
 
     config = compose([])
     model = load(config.model).model
-    adapter = zero_adapter(model, [even(12, 6)], PATCHES["full"])
+    adapter = zero_adapter(model, [even(12, 6)], NO_PATCHES)
     record = {"base": {"fingerprint": ModelFolder(config.model).fingerprint}}
     folder = tmp_path_factory.mktemp("adapters")
     replace(adapter, record=record).save(folder / "skip")

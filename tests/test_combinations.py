@@ -21,7 +21,6 @@ ENGINE_NEEDS = [
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
     if need != Need.LATENCY or engine == "torch"  # many timings
-    if need != Need.ADAPTER or Need.PATCHES in SUPPORTS[engine]  # the adapter here has such patches
 ]
 
 

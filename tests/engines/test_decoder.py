@@ -1,6 +1,7 @@
 import pytest
 import torch
 from reference import NUM_LAYERS, decoder_for, random_ids
+from transformers import FalconConfig, FalconForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
@@ -86,6 +87,29 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer):
     row = stopped.token_ids[0]
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)
+
+
+def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_answer(llama, tokenizer):
+    llama.resize_token_embeddings(len(tokenizer))
+    decoder = decoder_for(llama, "ratio=2")
+    (prompt,), pad = tokenizer(["the cat"])["input_ids"], tokenizer.pad_token_id
+    ids, mask = padded([prompt], pad, left=True)
+    (free,) = decoder.generate(ids, mask, DecodeContext(GREEDY, pad)).token_ids
+    stop = tokenizer.decode([prompt[-1], free[0]])
+    assert stop not in tokenizer.decode(free)
+    context = DecodeContext(GREEDY.replace(stop=(stop,)), pad, tokenizer=tokenizer)
+    assert decoder.generate(ids, mask, context).token_ids == [free]
+
+
+def test_a_padded_batch_of_a_model_with_alibi_in_its_layers_equals_its_prompts_alone():
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": NUM_LAYERS, "hidden_size": 32, "num_attention_heads": 4}
+    ends = {"vocab_size": 101, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+    falcon = FalconForCausalLM(FalconConfig(**sizes, **ends, alibi=True, initializer_range=0.3))
+    decoder = decoder_for(falcon.eval(), "ratio=2")
+    alone, together = (collected(decoder, PROMPTS, GREEDY, size) for size in (1, 4))
+    assert alone == together
+    assert alone == collected(decoder.with_engine("transformers"), PROMPTS, GREEDY, 1)
 
 
 def test_tokens_are_reported_as_they_are_generated(llama):

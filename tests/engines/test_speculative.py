@@ -47,6 +47,14 @@ def decoder_for(model, kept=None):
     return Decoder(model, Plan.from_layers(depth, kept or range(depth)))
 
 
+@pytest.mark.parametrize("kept", [None, KEPT], ids=["ngram", "layers"])
+def test_drafts_are_refused_for_rotary_positions_that_depend_on_the_length(llama, kept):
+    decoder = decoder_for(llama, kept)
+    llama.config.rope_parameters |= {"rope_type": "dynamic", "factor": 2.0}
+    with pytest.raises(UsageError, match=r"depend on the length.*draft_tokens=0"):
+        decoder.generate(*batch(False), DecodeContext(DRAFTED, 0))
+
+
 def agreeing(model, kept):
     """Scale the other layers down so that the kept ones predict many tokens of the model, but not
     all.

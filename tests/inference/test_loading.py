@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import build_model, decoder_for
+from reference import build_model, decoder_for, random_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -62,6 +62,14 @@ def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeyp
     assert tokens(spread.eval()) == tokens(plain)
     assert tokens(spread.eval(), (0, 4, 5)) == tokens(plain, (0, 4, 5))
     assert spread.model.layers[4].self_attn.forward is before  # the source is not changed
+    kept, ids = (0, 2, 4), torch.tensor([[5, 6, 7, 8]])
+    patched, _ = random_adapter(plain, kept, "full")
+    with torch.no_grad():
+        expected, got = (patched.view(model, kept)(ids).logits for model in (plain, spread))
+    torch.testing.assert_close(got, expected)
+    adapted, _ = random_adapter(plain, kept, "lora")
+    with pytest.raises(UsageError, match=r"device_map=null"):
+        adapted.view(spread, kept)
 
 
 def test_an_adapter_is_merged_into_plain_weights(model_folder, tmp_path):

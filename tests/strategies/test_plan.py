@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.correction import NO_PATCHES
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.correction import NO_PATCHES, PATCHES
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter
 from ulskip_cli.strategies.cost import DRAFT_VOCAB
@@ -32,6 +33,13 @@ def test_an_adapter_has_no_effect_on_all_layers(monkeypatch, strategy, warns):
     assert [text.partition(" has no effect")[0] for text in plan.warnings] == (
         ["correction=adapter"] * warns
     )
+
+
+def test_an_adapter_with_patches_is_refused_by_an_engine_that_has_none(monkeypatch):
+    monkeypatch.setattr(Adapter, "patch_kind", lambda self, model: PATCHES["full"])
+    adapter = ["correction=adapter", "correction.path=a", "ratio=2", "engine=llama_cpp"]
+    with pytest.raises(NotApplicable, match="patches that are not folded"):
+        make_plan(compose(adapter), METADATA)
 
 
 def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
@@ -89,6 +97,22 @@ def test_unknown_stays_unknown():
     plan = make_plan(compose(["ratio_basis=cost"]), ModelMetadata(12, None, None))
     assert (plan.predicted_speedup, plan.kv_bytes_per_token) == (None, None)
     assert "ratio_basis" in plan.warnings[0]
+
+
+def test_layers_of_a_users_strategy_are_checked_and_counted_as_they_are():
+    class Theirs(Strategy):
+        layers: tuple[int, ...]
+
+        def kept_layers(self, request):
+            return self.layers
+
+    def planned(*layers):
+        strategy = Theirs(name="theirs", layers=layers)
+        return make_plan(compose(["ratio=2"]).replace(strategy=strategy), METADATA)
+
+    assert planned(*range(8)).predicted_speedup == pytest.approx(1500 / 1100)
+    with pytest.raises(UsageError, match="between 0 and 11"):
+        planned(6, 12)
 
 
 def test_one_block_meets_a_target_by_cost_with_its_single_patch():

@@ -175,9 +175,10 @@ class DraftHead(nn.Module):
 
 def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
     """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if
-    its head is no plain layer or has a bias.
+    its head is no plain layer on the view's device, or has a bias.
     """
     head = view.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None or size >= head.out_features:
+    is_plain = type(head) is nn.Linear and head.bias is None and not hasattr(head, "_hf_hook")
+    if not is_plain or size >= head.out_features:
         return view
     return shallow_view.substituted(view, {head: DraftHead(head, size)})

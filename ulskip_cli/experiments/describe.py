@@ -69,9 +69,10 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     decoded_tokens = sum(output.decoded_tokens for output in outputs)
     all_tokens = total["prompt_tokens"] + total["generated_tokens"]
     drafts, exits = sum_drafts(outputs), sum_exits(outputs)
+    decode_seconds = max(1e-9, total["decode_seconds"])  # 0 if every answer has one token
     return Throughput(
         **total,
-        decode_tokens_per_second=decoded_tokens / total["decode_seconds"],
+        decode_tokens_per_second=decoded_tokens / decode_seconds,
         total_tokens_per_second=all_tokens / total["total_seconds"],
         throughput_from=source,
         acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
@@ -79,7 +80,7 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         mean_draft_length=drafts.mean_length,
         check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
-        exit_check_fraction=exits.check_seconds / total["decode_seconds"] if exits.depths else None,
+        exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
     )
 
 
@@ -207,6 +208,12 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             " prompt_layers, so quality may suffer; train them for these layers with `ulskip"
             " train`, or use the strategy, ratio and prompt_layers of their training"
         )
+    reads = record.correction and record.correction.prompt_layers
+    if reads and reads != plan.prompt_layers:
+        yield (
+            f"{record.strategy}: the correction was made for prompt_layers={reads}, so quality may"
+            f" suffer with prompt_layers={plan.prompt_layers}; use prompt_layers={reads}"
+        )
     yield from _trained_on(config, record)
     made_on = {
         "layers were chosen": config.strategy.chosen_on,
@@ -226,7 +233,7 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
     end = config.offset + (record.num_examples or 0)
     for what, training in (("weights were", record.trained_for or {}), ("adapter was", corrected)):
         examples = training.get("trained_on")
-        if not examples or examples.get("location") != digest(config.task.location):
+        if not examples or digest(config.task.location) not in examples.get("locations", ()):
             continue
         if examples["first"] < end and config.offset < examples["end"]:
             yield (

@@ -90,6 +90,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 "expected decoding without do_sample and stop, which the tasks of the harness set;"
                 " leave them out, or use --gen_kwargs"
             )
+        strategy, limit = config.strategy, config.decoding.max_new_tokens
+        if limit != config.task.max_new_tokens and not (
+            strategy.is_positional or strategy.exits_early
+        ):
+            raise UsageError(
+                f"decoding.max_new_tokens={limit} has no effect, because the tasks of the harness"
+                f" limit answers; use --gen_kwargs max_gen_toks={limit}"
+            )
         self.loaded = load(config.model, config.seed)
         tokenizer = load_tokenizer(config.model)
         assert tokenizer is not None  # only model=random has none

@@ -178,10 +178,12 @@ def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) ->
     return copied(module, children)
 
 
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Return the device of a model's input, also for a model that is split over several devices."""
-    first = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return torch.device(model.device if first is None else first)
+def input_device(module: nn.Module) -> torch.device:
+    """Return the device of the input of a model or layer, also of one whose weights are spread over
+    several devices or offloaded.
+    """
+    first = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return torch.device(next(module.parameters()).device if first is None else first)
 
 
 def two_phase(
@@ -270,10 +272,20 @@ def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dic
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Return True if a model accepts position ids; models with ALiBi derive positions from the
+    """Return True if positions come from position ids; models with ALiBi derive them from the
     mask.
     """
-    return "position_ids" in inspect.signature(model.forward).parameters
+    has_alibi = getattr(text_config(model), "alibi", False)
+    return not has_alibi and "position_ids" in inspect.signature(model.forward).parameters
+
+
+LENGTH_DEPENDENT = "rotary positions that depend on the length"
+
+
+def depends_on_length(model: PreTrainedModel) -> bool:
+    """Return True if the rotary positions of all tokens of a pass depend on the last one."""
+    rope = repr(getattr(text_config(model), "rope_parameters", None))
+    return "'dynamic'" in rope or "'longrope'" in rope
 
 
 def stage_views(

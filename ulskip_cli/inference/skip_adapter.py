@@ -192,7 +192,7 @@ class SkipAdapter:
         patches = {layer: GapPatch(self.kind, model) for layer in states}
         for layer, patch in patches.items():
             patch.load_state_dict(states[layer])
-            patch.to(next(layers[min(layer, last)].parameters()).device)
+            patch.to(shallow_view.input_device(layers[min(layer, last)]))
         return patches
 
     def folded(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -263,6 +263,11 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
             " or a model without quantization"
         )
     source: Any = module
+    if source.weight.is_meta:
+        raise UsageError(
+            "adapters do not support layers that model.device_map leaves in memory or on disk; use"
+            " model.device_map=null, or a device map of GPUs alone"
+        )
     transposed = type(module) is Conv1D  # its weight is [in, out]
     weight = source.weight.t() if transposed else source.weight
     # The copies are aligned in memory, and the bits of a product can depend on that: an export must

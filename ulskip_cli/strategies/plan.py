@@ -127,7 +127,8 @@ class Plan:
             return weights.staged_speedup(schedule.step_counts(self.stages, self.timed_tokens - 1))
         heads = self.exits.heads(self.target_kept) if self.exits else 1
         # An exit runs the first R on average.
-        return weights.predicted_speedup(self.kept_layers[: self.target_kept], heads)
+        kept = self.kept_layers[: self.target_kept] if self.exits else self.kept_layers
+        return weights.predicted_speedup(kept, heads)
 
     @property
     def draft_cost(self) -> float | None:
@@ -236,6 +237,9 @@ def schedule_request(config: Config, num_layers: int, num_kept: int) -> Schedule
 def check_plan(config: Config, plan: Plan) -> None:
     """Raise NotApplicable if drafting or the engine does not support the layers of a plan."""
     needed = needs(config, plan)
+    kind = config.correction.patch_kind(config.model)
+    if Need.ADAPTER in needed and plan.skipping_sets and kind.takes_time:
+        needed |= {Need.PATCHES}
     capabilities.check(needed)
     config.engine.check(needed)
     if plan.drafts:
@@ -353,7 +357,10 @@ def _choose_layers(
             if basis == "cost":
                 raise
             count = MIN_KEPT  # until the layers are timed, which may be faster than predicted
-    return count, strategy.stages(schedule_request(config, num_layers, count)), warnings
+    stages = strategy.stages(schedule_request(config, num_layers, count))
+    for stage in stages:
+        schedule.checked(num_layers, stage.kept_layers)
+    return count, stages, warnings
 
 
 def _timed_stages(config: Config, num_layers: int, depth: float) -> tuple[Stage, ...]:

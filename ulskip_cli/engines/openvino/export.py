@@ -31,7 +31,13 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.torch import session, static_cache
 from ulskip_cli.inference.kv_cache import filled_cache, new_cache
-from ulskip_cli.inference.shallow_view import forward_with_cache, takes_positions, text_config
+from ulskip_cli.inference.shallow_view import (
+    LENGTH_DEPENDENT,
+    depends_on_length,
+    forward_with_cache,
+    takes_positions,
+    text_config,
+)
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 ENGINE = "openvino"
@@ -155,11 +161,10 @@ class OpenVinoRequest:
 
 def unsupported_by_openvino(model: PreTrainedModel) -> str | None:
     """Return the property of a model that this engine does not support, or None."""
-    rope = repr(getattr(text_config(model), "rope_parameters", None))
     if not takes_positions(model):
         return "a model without position ids"
-    if "'dynamic'" in rope or "'longrope'" in rope:
-        return "rotary positions that depend on the length"
+    if depends_on_length(model):
+        return LENGTH_DEPENDENT
     return session.unsupported_by_loop(model)
 
 

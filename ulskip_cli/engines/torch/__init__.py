@@ -30,7 +30,9 @@ class Torch(Engine):
             engine, remedy = EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
         elif Need.DRAFTS in needs:
             engine, remedy = Speculative(name="speculative"), Need.DRAFTS.remedy
-        if problem := _problem(model):
+        elif Need.COMPILATION in needs:
+            remedy = Need.COMPILATION.remedy
+        if problem := _problem(model, needs):
             raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
         return engine, None
 
@@ -60,16 +62,19 @@ class Auto(Torch):
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of our loop, or transformers and the reason."""
-        reason = texts(needs - Torch.supports) or _problem(model)
-        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
+        reason = texts(needs - Torch.supports) or _problem(model, needs)
+        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS, Need.COMPILATION}:
             return Transformers(name="transformers"), reason
         return super().engine_for(needs, model)
 
 
-def _problem(model: object) -> str | None:
+def _problem(model: object, needs: Set[Need]) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
     if model is None:
         return None
     from ulskip_cli.engines.torch.session import unsupported_by_loop
+    from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
+    if Need.DRAFTS in needs and depends_on_length(model):
+        return LENGTH_DEPENDENT  # a check of several tokens rotates them otherwise than steps
     return unsupported_by_loop(model)

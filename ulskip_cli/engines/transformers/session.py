@@ -10,6 +10,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
     StoppingCriteria,
+    StopStringCriteria,
 )
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -43,18 +44,20 @@ class TransformersSession(EngineSession):
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
             "min_new_tokens": request.length if request.forced else None,
-            "stop_strings": list(stops) or None,
         }
         model = shallow_view.two_phase(self.views.prompt_model, request.stages, self._on_prefill)
         observer = StepObserver(self.device, input_ids.shape, request.on_step)
+        criteria: list[StoppingCriteria] = [observer]
+        if stops:
+            assert request.tokenizer is not None
+            criteria.append(StopInAnswer(request.tokenizer, stops, input_ids.shape[1]))
         start = now(self.device)
         try:
             sequences = model.generate(
                 input_ids=input_ids,
                 attention_mask=request.attention_mask,
                 generation_config=GenerationConfig(**settings),
-                stopping_criteria=[observer],
-                tokenizer=request.tokenizer if stops else None,
+                stopping_criteria=criteria,
             )
         except (TypeError, ValueError) as error:
             if not decoding.draft_tokens:
@@ -111,6 +114,20 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
         self.first_at = self.first_at or now(self.device)
         self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)
+
+
+class StopInAnswer(StoppingCriteria):  # type: ignore[misc]
+    """The end of answers at a stop string; that of `generate` may begin in the prompt."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], prompt_len: int
+    ) -> None:
+        self.criterion, self.prompt_len = StopStringCriteria(tokenizer, list(stops)), prompt_len
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Return for every sequence if its answer ends in a stop string, [batch * beams]."""
+        is_stopped: Tensor = self.criterion(input_ids[:, self.prompt_len :], scores)
+        return is_stopped
 
 
 def _until_stop(
