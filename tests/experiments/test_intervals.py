@@ -44,6 +44,11 @@ def test_more_units_and_more_processes_narrow_an_interval():
     assert width(1, 3) > width(1, 6) > width(6, 6)
 
 
+@pytest.mark.parametrize(("freedom", "confidence", "value"), [(2, 0.9975, 19.96), (5, 0.99, 4.032)])
+def test_the_quantile_of_another_confidence_is_that_of_tables(freedom, confidence, value):
+    assert student_t(freedom, confidence) == pytest.approx(value, abs=5e-3)
+
+
 @given(st.integers(1, 400))
 def test_the_quantile_falls_to_that_of_the_normal_distribution(freedom):
     assert student_t(freedom) > student_t(freedom + 1) > NormalDist().inv_cdf(0.975) - 1e-4

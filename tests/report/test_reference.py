@@ -58,8 +58,10 @@ def test_every_pair_has_verdicts():
 
 
 def test_a_point_without_a_target_can_lose():
-    old = configured(sweep_row("custom"), strategy={"layers": [0, 2, 5]})
-    slow = old.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6)
+    old, slow = (
+        configured(sweep_row("custom", speedup=speedup), strategy={"layers": [0, 2, 5]})
+        for speedup in (1.8, 0.5)
+    )
     assert against([slow], [old]).losses() == ["custom, batch 1: speed"]
 
 

@@ -4,12 +4,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 UNITS = 3  # the least number of units that has an interval
 CONFIDENCE = 0.95
-NORMAL = 1.96  # half such an interval of a normal distribution, in standard deviations
 # Standard deviation of a speedup's logarithm between processes (benchmarks/results/coverage.md).
 PROCESS_SPREAD = 0.015
 
@@ -53,9 +52,11 @@ class Interval(NamedTuple):
         return f"{self.value:{form}}{f' ({ends})' if ends else ''}"
 
 
-def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:
+def ratio_interval(
+    processes: Sequence[Sequence[float]], confidence: float = CONFIDENCE
+) -> Interval:
     """Estimate a ratio from its measurements in the units of each process: the geometric mean, with
-    the 95% interval of Student's t over the logarithms.
+    the interval of Student's t over the logarithms.
 
     Units of one process are taken close to one another, in one state of the machine, so they vary
     less than processes do: the interval of fewer than `UNITS` processes adds `PROCESS_SPREAD`, and
@@ -71,28 +72,34 @@ def ratio_interval(processes: Sequence[Sequence[float]]) -> Interval:
         return Interval(math.exp(fmean(samples)), math.exp(min(samples)), math.exp(max(samples)))
     if len(logs) >= UNITS:  # the means of so many processes show their spread themselves
         samples = list(map(fmean, logs))
-    mean, half = fmean(samples), math.hypot(half_width(samples), least_width(len(logs)))
+    widths = half_width(samples, confidence), least_width(len(logs), confidence)
+    mean, half = fmean(samples), math.hypot(*widths)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
-def least_width(num_processes: int) -> float:
+def least_width(num_processes: int, confidence: float = CONFIDENCE) -> float:
     """Return the least that an interval reaches to each side, whatever the number of units."""
-    return NORMAL * PROCESS_SPREAD / math.sqrt(num_processes) if num_processes < UNITS else 0.0
+    if num_processes >= UNITS:
+        return 0.0
+    return normal(confidence) * PROCESS_SPREAD / math.sqrt(num_processes)
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95% interval of a mean, by Student's t; infinite for one
-    value.
-    """
+def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
+    """Return half the width of the interval of a mean, by Student's t; infinite for one value."""
     if len(values) < 2:
         return math.inf
-    return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return student_t(len(values) - 1, confidence) * stdev(values) / math.sqrt(len(values))
+
+
+def normal(confidence: float) -> float:
+    """Return half the width of an interval of a normal distribution, in standard deviations."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 @cache
-def student_t(freedom: int) -> float:
-    """Return the value that Student's t with `freedom` degrees of freedom exceeds in size with a
-    probability of 5%.
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Return the value within which Student's t with `freedom` degrees of freedom is with a
+    probability of `confidence`.
 
     The probability of |T| < t is the finite series 26.7.3 or 26.7.4 of Abramowitz and Stegun,
     Handbook of Mathematical Functions.
@@ -100,10 +107,12 @@ def student_t(freedom: int) -> float:
     >>> [round(student_t(freedom), 3) for freedom in (1, 2, 5, 30)]
     [12.706, 4.303, 2.571, 2.042]
     """
-    low, high = 1.9, 13.0
+    low = high = 1.0
+    while _inside(high, freedom) < confidence:
+        low, high = high, 2 * high
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, freedom) < CONFIDENCE else (low, middle)
+        low, high = (middle, high) if _inside(middle, freedom) < confidence else (low, middle)
     return low
 
 

@@ -32,7 +32,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit
-from ulskip_cli.experiments.intervals import UNITS, Interval, ratio_interval
+from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
@@ -263,9 +263,9 @@ class Pairs(Section):
         sides = zip(self.full.costs(with_prompt), self.strategy.costs(with_prompt), strict=True)
         return [full / strategy for full, strategy in sides]
 
-    def speedup(self, with_prompt: bool = False) -> Interval:
+    def speedup(self, with_prompt: bool = False, confidence: float = CONFIDENCE) -> Interval:
         """Return the speedup with its interval over units; a unit has the median of its pairs."""
-        return ratio_interval(list(filter(None, self._units(with_prompt))))
+        return ratio_interval(list(filter(None, self._units(with_prompt))), confidence)
 
     @property
     def num_units(self) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.experiments.intervals import Interval
+from ulskip_cli.experiments.intervals import CONFIDENCE, Interval
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
@@ -272,13 +272,20 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
     return better if is_known else Interval(better.value)
 
 
-def speed_ratio(new: Record, old: Record) -> Interval | None:
+def speed_ratio(new: Record, old: Record, confidence: float = CONFIDENCE) -> Interval | None:
     """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was
     not measured.
     """
-    if new.speedup is None or old.speedup is None:
-        return None
-    return new.speedup.through(math.log).minus(old.speedup.through(math.log)).through(math.exp)
+    logs = []
+    for record in (new, old):
+        speedup = record.speedup
+        if speedup is None:
+            return None
+        is_timed = speedup.low is not None and record.pairs and record.pairs.full
+        if record.pairs and is_timed and confidence != CONFIDENCE:
+            speedup = record.pairs.speedup(confidence=confidence)
+        logs.append(speedup.through(math.log))
+    return logs[0].minus(logs[1]).through(math.exp)
 
 
 def unchanged(delta: Interval | None) -> str | None:

@@ -2,12 +2,11 @@
 with the paper use the same pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 
-from ulskip_cli.experiments.intervals import CONFIDENCE, NORMAL, Interval
+from ulskip_cli.experiments.intervals import CONFIDENCE, Interval, normal
 from ulskip_cli.experiments.record import Column, Record
 from ulskip_cli.experiments.settings import Key, all_settings
 from ulskip_cli.experiments.statistics import (
@@ -58,7 +57,19 @@ class ComparedPair:
         """The speedup of the row divided by that of the reference; None for a full model that was
         timed against itself.
         """
-        return None if self.new.is_own_baseline else speed_ratio(self.new, self.old)
+        return self.speedup_within(CONFIDENCE)
+
+    def speedup_within(self, confidence: float) -> Interval | None:
+        """Return `speedup` with the interval of another confidence."""
+        return None if self.new.is_own_baseline else speed_ratio(self.new, self.old, confidence)
+
+    def quality_within(self, confidence: float) -> Interval | None:
+        """Return `quality` with the interval of another confidence, as of a normal distribution."""
+        if self.quality is None or self.quality.low is None or self.quality.high is None:
+            return self.quality
+        value, low, high = self.quality
+        wider = normal(confidence) / normal(CONFIDENCE)
+        return Interval(value, value - wider * (value - low), value + wider * (high - value))
 
     @property
     def better(self) -> str:
@@ -110,22 +121,20 @@ class Comparison:
         """Name the points that got worse, and in what (speed or score), beyond the noise of all
         comparisons together (Bonferroni).
         """
-        claims = []
+        claims: list[tuple[ComparedPair, str, Callable[[float], Interval | None], float]] = []
         for pair in self.pairs:
-            title = TITLES.get(pair.metric, pair.metric)
-            for what, interval, bound in (
-                ("speed", pair.speedup, 1.0),
-                (title, pair.quality, 0.0),
-            ):
-                if interval and interval.high is not None:
-                    claims.append((pair.new, what, interval.value, interval.high, bound))
-        # A 95% interval reaches NORMAL standard errors from its value; all claims together need z.
-        z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(claims)))
+            if pair.speedup and pair.speedup.high is not None:
+                claims.append((pair, "speed", pair.speedup_within, 1.0))
+            if pair.quality and pair.quality.high is not None:
+                title = TITLES.get(pair.metric, pair.metric)
+                claims.append((pair, title, pair.quality_within, 0.0))
+        confidence = 1 - (1 - CONFIDENCE) / max(1, len(claims))
         worse = []
-        for new, what, value, high, bound in claims:
-            if value + (high - value) * z / NORMAL < bound:
-                target = f" {new.target_speedup:g}x" if new.target_speedup else ""
-                worse.append(f"{new.label}{target}, batch {new.batch_size}: {what}")
+        for pair, what, within_confidence, bound in claims:
+            if verdict(within_confidence(confidence), bound) == FAILS:
+                row = pair.new
+                target = f" {row.target_speedup:g}x" if row.target_speedup else ""
+                worse.append(f"{row.label}{target}, batch {row.batch_size}: {what}")
         return worse
 
     def section(self, title: str) -> TableSection:
