@@ -149,12 +149,14 @@ def test_the_length_of_a_task_wins_over_that_of_a_preset():
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
-    text += "ratio: 3\nlimit: 5\ntracker_options: {share: 1e-1}\n"
+    text += "ratio: 3\nlimit: 5\ntracker_options: {share: 1e-1}\ntask: {max_new_tokens: 7}\n"
+    text = text.replace("_self_", "{override /decoding: beam}, _self_")
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     config.use_config_dir(tmp_path)
     chosen = config.compose(["experiment=mine", "limit=6"])
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
     assert chosen.tracker_options == {"share": 0.1}
+    assert (chosen.decoding.num_beams, chosen.decoding.max_new_tokens) == (4, 7)
     assert config.compose(["experiment=mine", "model=tiny"]).model.name == "tiny"
     paper = ["experiment=paper", "task.dataset=sample"]
     for chosen, beams in (([], 4), (["decoding=greedy"], 1), (["decoding=sample"], 1)):

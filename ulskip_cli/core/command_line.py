@@ -42,6 +42,9 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     for group, name in names.items():
         selected |= implied_choices(group, name)
     if isinstance(config, Config):
+        usual = type(config.task).model_fields["max_new_tokens"].default
+        if config.task.max_new_tokens != stated["task"].get("max_new_tokens", usual):
+            stated["decoding"].pop("max_new_tokens", None)  # a stated one of the task comes first
         stated["decoding"].setdefault("max_new_tokens", config.task.max_new_tokens)
 
     def changed(part: Options, prefix: str, stated: Table) -> Iterator[str]:

@@ -682,11 +682,21 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
         for group in given.keys() & usual.keys():
             if given[group] != usual[group]:
                 experiment.pop(group, None)
+    groups_with_length = [
+        group for group in ("task", "decoding") if "max_new_tokens" in _section(experiment, group)
+    ]
+    if groups_with_length == ["task"]:
+        _section(nodes, "decoding").pop("max_new_tokens", None)  # of a preset
     merged = _merged(nodes, read_choice("", primary), experiment)
     try:
         return cast(Table, OmegaConf.to_container(OmegaConf.create(merged), resolve=True))
     except OmegaConfBaseException as error:
         raise UsageError(reason(error)) from None
+
+
+def _section(values: Table, group: str) -> Table:
+    section = values.get(group)
+    return section if isinstance(section, dict) else {}
 
 
 def _choice_name(override: "Override") -> str:

@@ -47,7 +47,7 @@ UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS ar
 UNITS_TO_STOP = 8
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
-NEW_TOKENS = 24  # generated for each sequence when depths are timed
+NEW_TOKENS = 24  # generated at most for each sequence when depths are timed
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
 CLOSE = 0.02  # relative error of the speedup that ends the search
@@ -411,16 +411,18 @@ def fit_step_latency(
     batches: Sequence[Batch],
     context: DecodeContext,
     on_depth: Callable[[int], None] = lambda done: None,
+    new_tokens: int = NEW_TOKENS,
 ) -> LatencyFit:
     """Time decode steps at several depths in turn, and fit a straight line to the seconds.
 
     `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them
-    in turn. `on_depth` gets the number of timed depths, each counted in every round.
+    in turn, and generate `new_tokens` for each sequence. `on_depth` gets the number of timed
+    depths, each counted in every round.
     """
     depths = counts(num_layers)
     decoders = [make_decoder(_plan(num_layers, depth)) for depth in depths]
     pairs = [Pair(None, decoder, batches, context) for decoder in decoders]
-    timed = measure_rounds(pairs, NEW_TOKENS, LINE_ROUNDS, on_pair=on_depth)
+    timed = measure_rounds(pairs, new_tokens, LINE_ROUNDS, on_pair=on_depth)
     seconds = [median(output.step_seconds for output in pair.strategy) for pair in timed]
     return LatencyFit.of(num_layers, dict(zip(depths, seconds, strict=True)))
 

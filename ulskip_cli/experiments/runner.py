@@ -45,6 +45,7 @@ from ulskip_cli.experiments.paired_timing import (
     LINE_ROUNDS,
     MEET_PAIRS,
     MEET_ROUNDS,
+    NEW_TOKENS,
     WARM_UP,
     FinishedUnits,
     LatencyTargetFit,
@@ -164,7 +165,9 @@ class Session:
         )
         shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
         backend = choose_linear_backend(loaded.model).name
-        key = f"{config.model} {config.decoding} {config.engine} {shapes} {backend}"
+        # the prompts leave room for no more
+        new_tokens = min(NEW_TOKENS, config.speed.new_tokens)
+        key = f"{config.model} {config.decoding} {config.engine} {shapes} {new_tokens} {backend}"
         if key not in self._latencies:
             total = (WARM_UP + LINE_ROUNDS) * len(counts(loaded.metadata.num_layers))
             report = self.progress.phase("time the layers", total)
@@ -174,6 +177,7 @@ class Session:
                 batches,
                 decode_context(config, workload),
                 report,
+                new_tokens,
             )
         return self._latencies[key]
 
@@ -282,8 +286,6 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             scoring_decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
         try:
             answers = generate_answers(decoder, workload, config, progress, checkpoints)
-            # saved before scoring, which may fail
-            folder.save_generations(point.run_id, answers.generations)
             size = BatchSize(min(LOSS_BATCH, answers.batch_size.used))
             loss = ReferenceLoss(workload.encoded, size, workload.pad_token_id)
             quality = score_answers(answers, workload, scoring_decoder, loss, hypotheses, progress)
@@ -303,6 +305,8 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, units, progress)
     progress.phase("write")
+    if answers:  # with their row, because an earlier row keeps its answers until then
+        folder.save_generations(point.run_id, answers.generations)
     record = store_record(
         run,
         decoder,

@@ -65,9 +65,11 @@ class ComparedPair:
 
     def quality_within(self, confidence: float) -> Interval | None:
         """Return `quality` with the interval of another confidence, as of a normal distribution."""
-        if self.quality is None or self.quality.low is None or self.quality.high is None:
-            return self.quality
+        if self.quality is None:
+            return None
         value, low, high = self.quality
+        if low is None or high is None:
+            return self.quality
         wider = normal(confidence) / normal(CONFIDENCE)
         return Interval(value, value - wider * (value - low), value + wider * (high - value))
 

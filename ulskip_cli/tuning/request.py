@@ -40,7 +40,8 @@ class Candidate:
         """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the
         examples that choose.
         """
-        return self.config.replace(ratio=num_layers / num_kept)
+        # a little less, because the published spacing rounds down without a tolerance
+        return self.config.replace(ratio=(num_layers / num_kept) * (1 - 1e-12))
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,14 @@ class Tuning:
         few = replace(
             workload, examples=workload.examples[:answered], encoded=workload.encoded[:answered]
         )
-        evaluator = HeldOutEvaluator(config, loaded, workload, self.progress)
+        kept = range(num_layers - 1)
+        try:
+            evaluator = HeldOutEvaluator(config, loaded, workload, self.progress)
+            evaluator.decode_loss(kept)  # encodes the prompts, for all losses of a calibration
+        except UsageError:  # the model has no such patches; the candidate will be left out
+            plain = config.replace(correction=preset("correction", "none"))
+            evaluator = HeldOutEvaluator(plain, loaded, workload, self.progress)
+            evaluator.decode_loss(kept)
 
         def seconds(measure: Callable[[], object]) -> float:
             began = time.monotonic()
@@ -259,8 +266,6 @@ class Tuning:
             return time.monotonic() - began
 
         answers = seconds(replace(evaluator, workload=few).output_lengths)
-        kept = range(num_layers - 1)
-        evaluator.decode_loss(kept)  # encodes the prompts, for all losses of a calibration
         losses = seconds(lambda: evaluator.decode_loss(kept))
         return {"answer": answers / answered, "loss": losses / count}
 

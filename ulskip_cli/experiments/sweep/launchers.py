@@ -139,9 +139,11 @@ def on_ray(
         raise _refused("ray", f"launcher.address={address}", error) from None
     devices = int(ray.cluster_resources().get("GPU", 0))
     size = min(workers, launcher.workers or max(1, devices))
-    threads = _threads(launcher.threads, size)
+    # Ray sets OMP_NUM_THREADS to `num_cpus`, and a node can have fewer CPUs than this machine.
+    cpus = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
+    threads = launcher.threads or max(1, cpus // size)
     options = {
-        "num_cpus": threads or 1,
+        "num_cpus": threads,
         "num_gpus": 1 if devices else 0,
         "max_retries": launcher.max_retries,
         "retry_exceptions": [subprocess.CalledProcessError],

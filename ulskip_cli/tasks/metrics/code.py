@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ulskip_cli.core.environment import cpus
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
@@ -75,7 +76,7 @@ class PassAt1(SegmentMetric):
                 " use answers of task=humaneval"
             )
         programs = map(program, answers.sources, texts, answers.tests)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(len(cpus())) as pool:
             return {self.name: 100.0 * np.array(list(pool.map(passes, programs)))}
 
 
