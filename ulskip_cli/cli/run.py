@@ -186,8 +186,8 @@ def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
     """Print the points of a sweep with their states."""
     from ulskip_cli.experiments.sweep.jobs import Sweep
 
-    planned = Sweep(jobs, force=force, quick=True)
-    states = [(job, *planned.describe(job)) for job in jobs]
+    planned = Sweep(jobs, force=force, quick=True)  # which needs no torch
+    states = [(job, *planned.describe(job)) for job in jobs]  # job, state, note
     counts = Counter(state for _, state, _ in states)
     if as_json:
         rows = [

@@ -48,7 +48,7 @@ ConfigDir = Annotated[
     Path | None,
     typer.Option(
         **PATH,
-        callback=use_choices_of,
+        callback=use_choices_of,  # while typer parses, so commands need not read the value
         help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml.",
     ),
 ]

@@ -160,14 +160,14 @@ def _value(file: mmap, kind: int) -> object:
         return _text(file)
     if kind != _ARRAY:
         return _number(file, kind)
-    kind, count = _number(file, _UINT32), _number(file, _UINT64)
-    if kind == _TEXT:
+    element, count = _number(file, _UINT32), _number(file, _UINT64)
+    if element == _TEXT:
         position = file.tell()
         for _ in range(count):  # a vocabulary has hundreds of thousands of texts
             position += _LENGTH.size + _LENGTH.unpack_from(file, position)[0]
         file.seek(position)
     elif count <= _MAX_ITEMS:
-        return list(_numbers(file, kind, count))
+        return list(_numbers(file, element, count))
     else:
-        file.seek(count * struct.calcsize(f"<{_NUMBERS[kind]}"), SEEK_CUR)
+        file.seek(count * struct.calcsize(f"<{_NUMBERS[element]}"), SEEK_CUR)
     return count

@@ -7,6 +7,7 @@ Needs `pip install 'ulskip[lm-eval]'`.
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
@@ -143,10 +144,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         lengths = [len(context) + len(continuation) for _, context, continuation in requests]
         order = longest_first(lengths)
         scores: dict[int, Score] = {}
-        for positions, batch in in_batches(
-            order, BatchSize(override_bs or self.batch_size), lambda at: self._scored(requests, at)
-        ):
-            for position, score in zip(positions, batch, strict=True):
+        size = BatchSize(override_bs or self.batch_size)
+        for positions, batch_scores in in_batches(order, size, partial(self._scored, requests)):
+            for position, score in zip(positions, batch_scores, strict=True):
                 scores[position] = score
                 if requests[position][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[position][0], score)

@@ -98,22 +98,22 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     """
     plan, model = point.plan, point.config.model
     exported = load_kept(point, progress)
-    source, loaded, skip_adapter = exported.source, exported.loaded, exported.skip_adapter
+    source, loaded, adapter_entry = exported.source, exported.loaded, exported.skip_adapter
     progress.phase(f"write {plan.num_kept} layers", 0)
     _write_model(point, source, exported.view, exported.config, folder)
-    models = {"decode": folder}
+    folders = {"decode": folder}  # of the models
     if point.is_pair:
         every = range(plan.num_layers)
         config = _shallow_config(source, loaded.model, every, model.trust_remote_code)
         progress.phase(f"write {plan.num_layers} layers", 0)
-        models["prefill"] = folder / card.PREFILL
-        _write_model(point, source, loaded.model, config, models["prefill"])
-        page = card.serving_page(plan, skip_adapter is not None)
+        folders["prefill"] = folder / card.PREFILL
+        _write_model(point, source, loaded.model, config, folders["prefill"])
+        page = card.serving_page(plan, adapter_entry is not None)
         (folder / card.SERVING).write_text(page, "utf-8")
     (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
-    parameters, notes = list(exported.view.parameters()), loaded.notes  # tied ones once
-    training = notes["training"]
-    records = card.matching_records(point, training, skip_adapter)
+    parameters = list(exported.view.parameters())  # lists tied parameters once
+    notes, training = loaded.notes, loaded.notes["training"]
+    records = card.matching_records(point, training, adapter_entry)
     record = {
         "made_by": point.made_by,
         "model": {**model.plain(), "fingerprint": point.files.fingerprint},
@@ -123,7 +123,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": plan.prompt_layers,
         "prefill": card.PREFILL if point.is_pair else None,
-        "weights_digest": {role: weights_digest(part) for role, part in models.items()},
+        "weights_digest": {role: weights_digest(path) for role, path in folders.items()},
         "parameters": sum(parameter.numel() for parameter in parameters),
         "total_bytes": sum(parameter.nbytes for parameter in parameters),
         "checked": _verify(point, exported.view, folder, progress),
@@ -134,7 +134,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "results": [row.id for row in records],
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
-    card.model_card(point, record, records, skip_adapter, has_chat).save(folder / card.CARD)
+    card.model_card(point, record, records, adapter_entry, has_chat).save(folder / card.CARD)
     return {**run.write_record(folder, record), "next": point.next}
 
 

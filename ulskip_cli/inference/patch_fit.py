@@ -52,8 +52,8 @@ class PatchFitter:
         prompt_layers: str = "all",
         batch_size: int = 16,
     ) -> None:
-        """Encode the prompts; `examples` need responses of at least two tokens, because the prompt
-        predicts the first.
+        """Encode the prompts, the longest first. Examples whose response has fewer than two tokens
+        are left out: the prompt predicts the first, so no decode step would run.
         """
         self.model, self.prompt_layers = model, prompt_layers
         self.device = shallow_view.input_device(model)

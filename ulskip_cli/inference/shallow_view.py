@@ -125,13 +125,14 @@ def shallow_view(
     layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
     view = substituted(model, {stack: layers})
-    configs: dict[int, PreTrainedConfig] = {}  # by id of their source, because modules share them
+    # The modules on the path, which are copies, get configs of the kept layers.
+    configs: dict[int, PreTrainedConfig] = {}  # by id of the old one, because modules share them
     module = view
     for name in path.split("."):
-        if source := module.__dict__.get("config"):
-            if id(source) not in configs:
-                configs[id(source)] = shallow_config(source, len(stack), kept)
-            module.config = configs[id(source)]
+        if old_config := module.__dict__.get("config"):
+            if id(old_config) not in configs:
+                configs[id(old_config)] = shallow_config(old_config, len(stack), kept)
+            module.config = configs[id(old_config)]
         module = module.get_submodule(name)
     attention = _attention_layers(model)
     if attention and not _attention_layers(view):

@@ -157,7 +157,7 @@ class TuneResult:
         return self.judged.passes
 
     @property
-    def _exported(self) -> Config:
+    def _export_config(self) -> Config:
         """The configuration without the engine, which no export contains."""
         return self.config.replace(engine=engine_named("auto"))
 
@@ -225,11 +225,12 @@ class TuneResult:
         holds the schedule and the skip adapter, which ulskip applies to the unchanged model.
         """
         if self._is_mergeable:
-            return run.summary(run.run_export(self._exported, ExportRequest(to)))
-        assert self.skip_adapter is not None
-        schedule = ExportRequest(to / run.SCHEDULE, "schedule")
-        point = resolve_export(self._exported, schedule)
+            return run.summary(run.run_export(self._export_config, ExportRequest(to)))
+        assert self.skip_adapter is not None  # only a correction cannot be merged
+        request = ExportRequest(to / run.SCHEDULE, "schedule")
+        point = resolve_export(self._export_config, request)
         with run.staged(to, is_folder=True) as folder:
+            # the task whose examples chose the layers, which only a tuning knows
             text = run.schedule_file(point).replace(task=self.config.task.name).to_json()
             (folder / run.SCHEDULE).write_text(text, "utf-8")
             (folder / ADAPTER).mkdir()

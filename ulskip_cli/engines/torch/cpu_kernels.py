@@ -94,7 +94,7 @@ MAX_TOKENS = 8  # of a sequence in one pass: the rows that kernels.cpp multiplie
 # instructions, so that their bits depend on the number of rows.
 VECTOR, SERIAL = 64, 1 << 14  # elements: of whole vectors on any CPU, and of one thread
 ACTIVATIONS = ("transformers.activations", "torch.nn.modules.activation")  # Python modules
-_OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
+_CHANGES_SCORES = ("softcap", "position_bias", "s_aux")  # options that the kernel lacks
 
 
 def attend(
@@ -106,8 +106,8 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with our kernel if there are few queries per sequence, else with torch's
-    `scaled_dot_product_attention`.
+    """Attend with our kernel if there are few queries per sequence and it supports the call, else
+    with torch's `scaled_dot_product_attention`.
 
     `query` is [batch, heads, queries, head_dim], `key` and `value` [batch, kv_heads, length,
     head_dim], which query heads share in equal groups. The mask is additive and broadcasts to
@@ -115,13 +115,14 @@ def attend(
     """
     tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
     fits = (
+        # without a mask, torch hides later tokens from several queries, and the kernel none
         (query.shape[2] == 1 or (attention_mask is not None and query.shape[2] <= MAX_TOKENS))
         and key.shape == value.shape
         and query.dtype in DTYPES
         and all(tensor.dtype == query.dtype for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and not options.get("dropout")
-        and all(options.get(name) is None for name in _OTHER_PRODUCTS)
+        and all(options.get(name) is None for name in _CHANGES_SCORES)
     )
     if not fits:
         attended: tuple[Tensor, None] = sdpa_attention_forward(

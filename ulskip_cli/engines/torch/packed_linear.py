@@ -150,21 +150,22 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
 def exact_tokens(view: PreTrainedModel) -> int | None:
     """Return the most tokens of a sequence for which a pass over a packed view gives the logits of
     single steps bit for bit: 1 if the view multiplies without our kernels, e.g. in experts or in
-    the attention of BLOOM; None with other backends, which round in another order for each number.
+    the attention of BLOOM. None with other backends, whose rounding depends on the number of
+    tokens: their passes are not divided, and not exact.
     """
     if not any(type(part) is PackedLinear and part.by == PANELS for part in view.modules()):
         return None
-    multiplies = (
+    has_matrix = (
         any(weight.dim() > 1 for weight in part.parameters(recurse=False))
         for part in view.modules()
         if not isinstance(part, (PackedLinear, nn.Embedding))
     )
-    attends = (
+    uses_kernel = (
         cpu_kernels.is_attended(layer)
         for layer in shallow_view.decoder_layers(view)
         if shallow_view.layer_index(layer) is not None
     )
-    return cpu_kernels.MAX_TOKENS if all(attends) and not any(multiplies) else 1
+    return cpu_kernels.MAX_TOKENS if all(uses_kernel) and not any(has_matrix) else 1
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
