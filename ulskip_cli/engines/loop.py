@@ -22,16 +22,11 @@ from ulskip_cli.engines.sampling import TokenSampler
 if TYPE_CHECKING:
     from ulskip_cli.engines.speculative import Drafting
 
-# Steps between checks for finished sequences on a GPU, because a check synchronises.
-CHECK_STEPS = 8
-
 
 def now(device: torch.device) -> float:
     """Wait for all work of the device and return a monotonic clock in seconds."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).synchronize()
     return time.perf_counter()
 
 
@@ -150,12 +145,11 @@ class SteppingSession(EngineSession, ABC):
         can_shrink = self.can_shrink and not request.decoding.do_sample
         rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
         current = ids
-        check_steps = 1 if device.type == "cpu" else CHECK_STEPS
         stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
         has_eos = bool(len(stops))
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
-            if has_eos and step % check_steps == 0:
+            if has_eos:  # in every step, also on a GPU, which waits: later steps would count
                 alive = (~done).nonzero()[:, 0]
                 if not len(alive):
                     break

@@ -142,7 +142,10 @@ class Pair(NamedTuple):
         batch = self.batches[number % len(self.batches)]
         sides = [(self.strategy, decoding)]
         if self.full:
-            sides.append((self.full, decoding.without_drafts()))
+            plain = decoding.without_drafts()
+            if forced is None and plain.compile == "auto":
+                plain = plain.replace(compile="off")  # steps of drafts and exits are not compiled
+            sides.append((self.full, plain))
         order = 1 if number % 2 else -1
 
         def generate() -> list[BatchOutput]:
@@ -171,7 +174,7 @@ class Pair(NamedTuple):
                     raise RunError(
                         f"expected the same {key} for both runs of a timed pair, got {values[0]}"
                         f" for the full model and {values[1]} for the schedule; use"
-                        " engine=transformers"
+                        f" {'decoding.compile=off' if key == 'compiled' else 'engine=transformers'}"
                     )
         return full, strategy, seconds
 

@@ -66,7 +66,7 @@ from ulskip_cli.experiments.workload import (
     encode_workload,
     timed_prompts,
 )
-from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
@@ -112,6 +112,7 @@ class Session:
         if key not in self._models:
             self._full = None
             self._models = {name: kept for name, kept in self._models.items() if kept is beside}
+            free_unused_memory()
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self.progress)
             compiling = "compile the CPU kernel, once per machine"

@@ -1,5 +1,6 @@
 """Make batches, and halve the batch size after an out-of-memory error."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -95,15 +96,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device, in bytes."""
-    return int(
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+    """Return the free memory of a device, in bytes, with what PyTorch's allocator holds unused."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
 def free_unused_memory() -> None:
-    """Free the unused memory of PyTorch's CUDA allocator."""
+    """Free objects that refer to one another, and the unused memory of PyTorch's CUDA allocator."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -44,7 +44,7 @@ from ulskip_cli.experiments.statistics import (
     verdict,
 )
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
-from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.checkpoint import training_record
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.training.run import run_training
@@ -432,6 +432,7 @@ class Tuning:
     def _free_weights(self) -> None:
         """Free the weights before a training or a sweep loads them."""
         self._loss, self._session = None, Session(self.progress)
+        free_unused_memory()
 
     def _measure_answers(self, points: Sequence[Chosen]) -> list[Record]:
         """Measure the answers of points to the examples that choose; finished ones are read."""

@@ -2,7 +2,6 @@
 and their run, in this process or by workers that a launcher starts. Imports no torch.
 """
 
-import gc
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -386,8 +385,7 @@ class Sweep:
             raise
         except Exception as error:
             self._store_failure(job, error)
-        gc.collect()  # outside the handler, because the traceback may hold memory
-        free_unused_memory()
+        free_unused_memory()  # outside the handler, because the traceback may hold memory
 
     def _store_failure(self, job: Job, error: Exception) -> None:
         """Store the record of a failed job, with the traceback in a file."""
