@@ -73,8 +73,9 @@ def combinations() -> str:
     pages = [
         "# What works with what",
         "",
-        "Every combination that is not listed here works. The others are refused before weights",
-        "are loaded, in one line that names an option that works.",
+        "Options that are not listed here work together, but drafts need `batch_size=1`, and some",
+        "models refuse some options. What is listed is refused before weights are loaded, in one",
+        "line that names an option that works.",
         "",
         "## Engines",
         "",

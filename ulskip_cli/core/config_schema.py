@@ -61,7 +61,7 @@ class DecodingConfig(Options):
     )
     draft: Literal["layers", "ngram", "both"] = option(
         "layers",
-        "drafter: the kept layers; ngram: the continuation of the last tokens earlier in the"
+        "drafter; layers: the kept layers; ngram: the continuation of the last tokens earlier in the"
         " text; both: whichever gains more",
         used_if=lambda config: config.decoding.draft_tokens,
     )
@@ -312,7 +312,13 @@ class Config(Shared):
         identity=False,
         used_by=f"{_TIMED} generate export lm-eval",
     )
-    ratio: float = option(2.0, "target speedup", ge=1, used_by=_SCHEDULE, used_if=_follows_ratio)
+    ratio: float = option(
+        2.0,
+        "all layers divided by the kept ones; ratio_basis gives it other meanings",
+        ge=1,
+        used_by=_SCHEDULE,
+        used_if=_follows_ratio,
+    )
     ratio_basis: Literal["layers", "cost", "latency"] = option(
         "layers",
         "meaning of ratio: layers, predicted cost or measured latency",
