@@ -61,8 +61,8 @@ class DecodingConfig(Options):
     )
     draft: Literal["layers", "ngram", "both"] = option(
         "layers",
-        "drafter; layers: the kept layers; ngram: the continuation of the last tokens earlier in the"
-        " text; both: whichever gains more",
+        "drafter; layers: the kept layers; ngram: the continuation of the last tokens earlier in"
+        " the text; both: whichever gains more",
         used_if=lambda config: config.decoding.draft_tokens,
     )
 
