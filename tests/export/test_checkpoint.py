@@ -91,9 +91,11 @@ def test_the_card_uses_the_chat_template_of_the_model(model_folder, tmp_path, ha
     shutil.copytree(model_folder, model)
     if has_chat:
         (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    record = export(model, to, "prompt_layers=kept", "task=cnn_dm", "task.metrics=[rouge]")
+    options = ["model.chat_options={thinks: false}"] * has_chat
+    overrides = ["prompt_layers=kept", "task=cnn_dm", "task.metrics=[rouge]", *options]
+    record = export(model, to, *overrides)
     card = (to / "README.md").read_text()
-    assert ("apply_chat_template" in card) is has_chat
+    assert ("apply_chat_template" in card) is ("thinks=False" in card) is has_chat
     code = card.split("```python\n")[1].split("```")[0]
     exec(code.replace('"."', repr(str(to))), {})  # prints an answer
     assert f"ulskip run task=cnn_dm strategy=full model.path={to}" in record["next"]

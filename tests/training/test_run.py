@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_notes
 from ulskip_cli.training.run import run_training
@@ -141,6 +142,13 @@ def test_long_references_play_no_part_in_training_on_own_answers(overrides, tmp_
     changes += ["train.own.max_new_tokens=4", "train.max_steps=1"]
     record = run_training(compose_training([*overrides, *changes]), ProgressCallback())
     assert (record.examples, record.left_out) == (4, 0)
+
+
+def test_both_directions_of_reversed_pairs_count_as_trained(overrides, tmp_path):
+    config = compose_training([*overrides, "train.reversed_share=0.5", "train.max_steps=1"])
+    trained = run_training(config, ProgressCallback()).trained_on
+    places = {digest(task.location) for task in (config.task, config.task.reversed())}
+    assert {*trained.locations} == places
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
