@@ -682,10 +682,8 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
         for group in given.keys() & usual.keys():
             if given[group] != usual[group]:
                 experiment.pop(group, None)
-    groups_with_length = [
-        group for group in ("task", "decoding") if "max_new_tokens" in _section(experiment, group)
-    ]
-    if groups_with_length == ["task"]:
+    task, decoding = (_section(experiment, group) for group in ("task", "decoding"))
+    if "max_new_tokens" in task and "max_new_tokens" not in decoding:
         _section(nodes, "decoding").pop("max_new_tokens", None)  # of a preset
     merged = _merged(nodes, read_choice("", primary), experiment)
     try:

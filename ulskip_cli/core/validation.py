@@ -59,7 +59,7 @@ def check_training(config: TrainingConfig) -> None:
     if train.method == "full":
         foreign = (*foreign, "lora")
     changed = [f"train.{key}" for key in train.changed() if key in foreign]
-    others = [*{*(config.tracker_options or {})} - {"project", "run_name"}]
+    others = sorted((config.tracker_options or {}).keys() - {"project", "run_name"})
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {

@@ -52,6 +52,7 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
+LENGTH_DEPENDENT = "rotary positions that depend on the length"
 LINEARS = (nn.Linear, Conv1D)  # modules with a weight that is not quantized
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
@@ -278,9 +279,6 @@ def takes_positions(model: PreTrainedModel) -> bool:
     """
     has_alibi = getattr(text_config(model), "alibi", False)
     return not has_alibi and "position_ids" in inspect.signature(model.forward).parameters
-
-
-LENGTH_DEPENDENT = "rotary positions that depend on the length"
 
 
 def depends_on_length(model: PreTrainedModel) -> bool:
