@@ -122,6 +122,8 @@ def start(servers: Servers, names: list[str], pair: Path, python: Path) -> list[
             "vllm.entrypoints.openai.api_server",
             "--host",
             "127.0.0.1",
+            "--generation-config",
+            "vllm",
         ],
         python.with_name("ulskip-vllm"),
     )

@@ -141,10 +141,13 @@ def test_a_strategy_without_its_calibration_is_refused():
         SkippingLM(composed("strategy=skip_decode"))
 
 
-@pytest.mark.parametrize("key", ["decoding.do_sample=true", "decoding.stop=[END]"])
+@pytest.mark.parametrize(
+    "key", ["decoding.do_sample=true", "decoding.stop=[END]", "decoding.max_new_tokens=9"]
+)
 def test_what_the_tasks_set_is_refused(key):
     with pytest.raises(UsageError, match="--gen_kwargs"):
         SkippingLM(composed("model=tiny", "ratio=2", key))
+    SkippingLM(composed("model=tiny", "ratio=2", "decoding=beam"))
 
 
 @pytest.mark.parametrize(

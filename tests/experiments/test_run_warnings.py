@@ -65,7 +65,11 @@ PATCH = CorrectionUsed(name="patch", kind="full")
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
         ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
-        (["decoding.compile=on"], {"command": "bench"}, ["decoding.compile=on had no effect"]),
+        (
+            ["prompt_layers=kept"],
+            {"correction": PATCH.replace(prompt_layers="all")},
+            ["use prompt_layers=all"],
+        ),
     ],
 )
 def test_a_difference_between_request_and_run_is_one_warning(warned, overrides, values, parts):

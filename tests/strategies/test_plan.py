@@ -106,13 +106,15 @@ def test_layers_of_a_users_strategy_are_checked_and_counted_as_they_are():
         def kept_layers(self, request):
             return self.layers
 
-    def planned(*layers):
-        strategy = Theirs(name="theirs", layers=layers)
-        return make_plan(compose(["ratio=2"]).replace(strategy=strategy), METADATA)
+    def planned(*layers, basis="layers", depth=None):
+        strategy, overrides = Theirs(name="theirs", layers=layers), ["ratio=2"]
+        config = compose([*overrides, f"ratio_basis={basis}"]).replace(strategy=strategy)
+        return make_plan(config, METADATA, depth)
 
     assert planned(*range(8)).predicted_speedup == pytest.approx(1500 / 1100)
-    with pytest.raises(UsageError, match="between 0 and 11"):
-        planned(6, 12)
+    for basis, depth in (("layers", None), ("cost", None), ("latency", 2.0)):
+        with pytest.raises(UsageError, match="between 0 and 11"):
+            planned(6, 12, basis=basis, depth=depth)
 
 
 def test_one_block_meets_a_target_by_cost_with_its_single_patch():

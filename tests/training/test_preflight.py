@@ -6,8 +6,8 @@ from ulskip_cli.core.schedule import Stage, even
 from ulskip_cli.training.preflight import schedules, trained_exits, trainer_arguments
 
 
-def check(extra):
-    config = compose_training([])
+def check(extra, *overrides):
+    config = compose_training([*overrides])
     trainer_arguments(config.replace(train=config.train.replace(training_args=extra)))
 
 
@@ -18,11 +18,20 @@ def check(extra):
         ({"fsdp": "full_shard"}, "train.training_args.fsdp"),
         ({"deepspeed": "zero3.json"}, "train.training_args.deepspeed"),
         ({"learning_rate": 1.0}, "train.training_args.learning_rate"),
+        ({"save_only_model": True}, "train.training_args.save_only_model"),
+        ({"per_device_eval_batch_size": 1}, "train.training_args.per_device_eval_batch_size"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "e.g. cosine"),
     ],
 )
 def test_what_would_train_something_else_is_refused(extra, message):
     with pytest.raises(UsageError, match=message):
         check(extra)
+
+
+def test_arguments_that_muon_does_not_read_are_refused():
+    check({"adam_beta1": 0.8})
+    with pytest.raises(UsageError, match=r"train\.training_args\.adam_beta1"):
+        check({"adam_beta1": 0.8}, "train.optimizer=muon")
 
 
 FULL = (Stage(0, tuple(range(12))),)

@@ -9,13 +9,22 @@ from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import find_held_out
 from ulskip_cli.experiments.preflight import resolve as resolve_point
-from ulskip_cli.tuning.request import divide, resolve_tuning, training_examples
+from ulskip_cli.tuning.request import Candidate, divide, resolve_tuning, training_examples
 
 
 def write(path, numbers):
     rows = [json.dumps({"prompt": f"p{number}", "reference": "r"}) for number in numbers]
     path.write_text("\n".join(rows))
     return path
+
+
+@pytest.mark.parametrize("spacing", ["even", "reference"])
+def test_a_candidate_keeps_as_many_layers_as_it_is_asked_to(spacing):
+    config = compose([f"strategy.spacing={spacing}"])
+    for num_layers in range(4, 41):
+        for num_kept in range(2, num_layers):
+            chosen = Candidate("", config).at(num_layers, num_kept)
+            assert chosen.strategy.num_kept(num_layers, chosen.ratio) == num_kept
 
 
 @settings(max_examples=60)

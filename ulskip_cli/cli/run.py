@@ -56,11 +56,9 @@ def run(
     # Before slower imports, so that usage errors answer at once.
     point, folder = resolve(chosen), ResultsFolder.of(chosen)
     folder.check_writable()
-    from ulskip_cli.core.environment import runs_on_cpu
     from ulskip_cli.engines.torch import kernel_build
 
-    if runs_on_cpu(chosen.model.device):
-        kernel_build.start()  # while torch is imported
+    kernel_build.start(chosen.model.device)  # while torch is imported
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.runner import Session, run_point
     from ulskip_cli.experiments.statistics import sentence

@@ -44,7 +44,7 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     if isinstance(config, Config):
         usual = type(config.task).model_fields["max_new_tokens"].default
         if config.task.max_new_tokens != stated["task"].get("max_new_tokens", usual):
-            stated["decoding"].pop("max_new_tokens", None)  # a stated one of the task comes first
+            stated["decoding"].pop("max_new_tokens", None)  # the task wins over a preset
         stated["decoding"].setdefault("max_new_tokens", config.task.max_new_tokens)
 
     def changed(part: Options, prefix: str, stated: Table) -> Iterator[str]:

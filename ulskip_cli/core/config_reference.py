@@ -196,7 +196,7 @@ def _describe_all() -> Iterator[tuple[str, dict[str, str]]]:
         "Config groups and their choices; `ulskip config GROUP` describes them",
         {f"{group}=": ", ".join(group_choices(group)) for group in ALL_GROUPS},
     )
-    titles = {"config": "Keys of run, sweep, bench and plan", "tune": "Further keys of tune"}
+    titles = {"config": "Keys of all commands but tune and train", "tune": "Further keys of tune"}
     shown = set[str]()
     for primary in PRIMARY:
         keys = [key for key in top_level_keys(primary) if key.name not in shown]

@@ -90,7 +90,7 @@ def check_training(config: TrainingConfig) -> None:
         ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
         "a training supports no other tracker_options than project and run_name; leave out"
-        f" {', '.join(others)}": others,
+        f" {', '.join(others)}, or set it in train.training_args": others,
         "train.lora.rank=0 trains nothing without patches that are not folded; use"
         " train.lora.rank=16": (
             train.method != "full"

@@ -123,7 +123,7 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     the requested settings and the actual run.
     """
     if record.task is None:  # random prompts say nothing about quality
-        return *plan.warnings, *_adjustments(config, record), *_uncompiled(config, record)
+        return *plan.warnings, *_adjustments(config, record)
     return (
         *plan.warnings,
         *_doubts_of_quality(config, plan, record),
@@ -208,11 +208,11 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             " prompt_layers, so quality may suffer; train them for these layers with `ulskip"
             " train`, or use the strategy, ratio and prompt_layers of their training"
         )
-    reads = record.correction and record.correction.prompt_layers
-    if reads and reads != plan.prompt_layers:
+    made_for = record.correction and record.correction.prompt_layers
+    if made_for and made_for != plan.prompt_layers:
         yield (
-            f"{record.strategy}: the correction was made for prompt_layers={reads}, so quality may"
-            f" suffer with prompt_layers={plan.prompt_layers}; use prompt_layers={reads}"
+            f"{record.strategy}: the correction was made for prompt_layers={made_for}, so quality"
+            f" may suffer with prompt_layers={plan.prompt_layers}; use prompt_layers={made_for}"
         )
     yield from _trained_on(config, record)
     made_on = {
@@ -241,16 +241,6 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
                 " evaluated here, so the scores may not hold for others; evaluate other data, or if"
                 f" there is more, offset={examples['end']}"
             )
-
-
-def _uncompiled(config: Config, record: Record) -> Iterator[str]:
-    """Warn if decoding.compile=on had no effect."""
-    if config.decoding.compile == "on" and not record.compiled:
-        yield (
-            f"decoding.compile=on had no effect: the {record.engine} engine does not compile"
-            " this model's steps, so they were timed uncompiled; use engine=torch if it supports"
-            " the model"
-        )
 
 
 def _depth_misses(config: Config, record: Record) -> Iterator[str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need, check
 from ulskip_cli.core.command_line import overrides_of
+from ulskip_cli.core.config import group_choices, read_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import digest
@@ -92,9 +93,10 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 " leave them out, or use --gen_kwargs"
             )
         strategy, limit = config.strategy, config.decoding.max_new_tokens
-        if limit != config.task.max_new_tokens and not (
-            strategy.is_positional or strategy.exits_early
-        ):
+        usual: list[object] = [config.task.max_new_tokens]
+        if (name := config.decoding.name) in group_choices("decoding"):
+            usual.append(read_choice("decoding", name).get("max_new_tokens"))
+        if limit not in usual and not (strategy.is_positional or strategy.exits_early):
             raise UsageError(
                 f"decoding.max_new_tokens={limit} has no effect, because the tasks of the harness"
                 f" limit answers; use --gen_kwargs max_gen_toks={limit}"

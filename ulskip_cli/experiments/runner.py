@@ -166,7 +166,7 @@ class Session:
         )
         shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
         backend = choose_linear_backend(loaded.model).name
-        # the prompts leave room for no more
+        # the timed prompts leave room for speed.new_tokens alone
         new_tokens = min(NEW_TOKENS, config.speed.new_tokens)
         key = f"{config.model} {config.decoding} {config.engine} {shapes} {new_tokens} {backend}"
         if key not in self._latencies:

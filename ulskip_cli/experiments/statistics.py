@@ -273,17 +273,16 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
 
 
 def speed_ratio(new: Record, old: Record, confidence: float = CONFIDENCE) -> Interval | None:
-    """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was
-    not measured.
+    """Divide `new`'s measured speedup by `old`'s, with an interval, which is that of 95% for rows
+    without pairs; return None if a speedup was not measured.
     """
     logs = []
     for record in (new, old):
-        speedup = record.speedup
+        speedup, pairs = record.speedup, record.pairs
         if speedup is None:
             return None
-        is_timed = speedup.low is not None and record.pairs and record.pairs.full
-        if record.pairs and is_timed and confidence != CONFIDENCE:
-            speedup = record.pairs.speedup(confidence=confidence)
+        if confidence != CONFIDENCE and speedup.low is not None and pairs and pairs.full:
+            speedup = pairs.speedup(confidence=confidence)
         logs.append(speedup.through(math.log))
     return logs[0].minus(logs[1]).through(math.exp)
 

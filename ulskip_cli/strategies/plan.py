@@ -15,7 +15,7 @@ from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import MIN_KEPT, ExitRule, Layers, Stage
-from ulskip_cli.core.strategy import ScheduleRequest
+from ulskip_cli.core.strategy import ScheduleRequest, Strategy
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
 
@@ -347,7 +347,7 @@ def _choose_layers(
             kept = (
                 schedule.even(num_layers, count)
                 if strategy.is_positional or strategy.exits_early
-                else uncalibrated.kept_layers(schedule_request(config, num_layers, count))
+                else _kept_by(uncalibrated, config, num_layers, count)
             )
             return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
 
@@ -363,14 +363,20 @@ def _choose_layers(
     return count, stages, warnings
 
 
+def _kept_by(strategy: Strategy, config: Config, num_layers: int, count: int) -> Layers:
+    """Return the layers of a strategy, which may be a user's, after a check."""
+    kept = strategy.kept_layers(schedule_request(config, num_layers, count))
+    return schedule.checked(num_layers, kept)
+
+
 def _timed_stages(config: Config, num_layers: int, depth: float) -> tuple[Stage, ...]:
     """Return one or two stages with `depth` layers on average over the timed steps."""
     count, steps = math.ceil(depth - 1e-9), config.speed.new_tokens - 1
-    deep = config.strategy.kept_layers(schedule_request(config, num_layers, count))
+    deep = _kept_by(config.strategy, config, num_layers, count)
     deep_steps = round((depth - count + 1) * steps)
     if deep_steps >= steps:
         return (Stage(0, deep),)
-    shallow = config.strategy.kept_layers(schedule_request(config, num_layers, count - 1))
+    shallow = _kept_by(config.strategy, config, num_layers, count - 1)
     if deep_steps <= 0:
         return (Stage(0, shallow),)
     nested = set(shallow) < set(deep)

@@ -101,8 +101,13 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     set_by_ulskip |= {"eval_on_start", "per_device_eval_batch_size"}
     if train.optimizer == "muon":
         set_by_ulskip |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
-    for key, value in extra.items():
-        is_unfit = key.startswith(UNFIT) or value == "reduce_lr_on_plateau"
+    if extra.get("lr_scheduler_type") == "reduce_lr_on_plateau":  # it needs one validation loss
+        raise UsageError(
+            "train.training_args.lr_scheduler_type=reduce_lr_on_plateau is not supported; use"
+            " another, e.g. cosine"
+        )
+    for key in extra:
+        is_unfit = key.startswith(UNFIT)
         if is_unfit or key in set_by_ulskip:
             raise UsageError(
                 f"train.training_args.{key} is not supported; use ulskip's keys, e.g."

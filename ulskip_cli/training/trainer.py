@@ -203,9 +203,9 @@ def training_arguments(config: TrainingConfig, identity: str) -> TrainingArgumen
     """Make the arguments of Trainer for a configuration; `identity` names the training in trackers.
     Raises UsageError for what Trainer refuses, and for a precision that it would ignore.
     """
-    if torch.cuda.is_available():  # or every process of torchrun takes memory of the first GPU
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     device = loading.pick_device(config.model.device)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:  # the process's own, not the first
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if device.type == "cpu" and config.train.precision == "fp16":
         raise UsageError(
             "train.precision=fp16 requires a GPU, got a CPU; use train.precision=bf16 or float32"

@@ -40,8 +40,10 @@ class Candidate:
         """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the
         examples that choose.
         """
-        # a little less, because the published spacing rounds down without a tolerance
-        return self.config.replace(ratio=(num_layers / num_kept) * (1 - 1e-12))
+        ratio = num_layers / num_kept
+        if self.config.strategy.num_kept(num_layers, ratio) != num_kept:
+            ratio *= 1 - 1e-12  # the published spacing rounds down without a tolerance
+        return self.config.replace(ratio=ratio)
 
 
 @dataclass(frozen=True)

@@ -213,8 +213,8 @@ def test_a_build_in_the_background_is_the_one_that_is_loaded(monkeypatch, tmp_pa
     compiler.write_text(f"#!/bin/sh\n{script}")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    kernel_build.start()
+    kernel_build.start("cpu")
     path = kernel_build.build(kernel_build.compiler())
     assert path.is_file() and log.read_text() == "built\n"
-    kernel_build.start()
+    kernel_build.start("cpu")
     assert kernel_build.build(kernel_build.compiler()) == path and log.read_text() == "built\n"

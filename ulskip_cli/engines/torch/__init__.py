@@ -62,8 +62,10 @@ class Auto(Torch):
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of our loop, or transformers and the reason."""
-        reason = texts(needs - Torch.supports) or _problem(model, needs)
-        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS, Need.COMPILATION}:
+        missing = texts(needs - Torch.supports)
+        reason = missing or _problem(model, needs)
+        ours = {Need.EARLY_EXIT, Need.DRAFTS} | ({Need.COMPILATION} if not missing else set())
+        if reason and not needs & ours:
             return Transformers(name="transformers"), reason
         return super().engine_for(needs, model)
 

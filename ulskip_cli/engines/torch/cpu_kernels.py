@@ -175,10 +175,11 @@ def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
         """Return the attributes of a module that differ in the copy."""
         config = vars(module).get("config")
         uses_sdpa = getattr(config, "_attn_implementation", None) == "sdpa"
-        # Falcon's attention compares the name itself.
-        is_named = "sdpa" in inspect.unwrap(type(module).forward).__code__.co_consts
         # models keep their config, because they make masks for `sdpa`
-        if not uses_sdpa or is_named or isinstance(module, PreTrainedModel):
+        if not uses_sdpa or isinstance(module, PreTrainedModel):
+            return {}
+        code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+        if code and "sdpa" in code.co_consts:  # Falcon's attention compares the name itself
             return {}
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)

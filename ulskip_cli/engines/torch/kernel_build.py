@@ -14,7 +14,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ulskip_cli.core.environment import cpu_flags
+from ulskip_cli.core.environment import cpu_flags, runs_on_cpu
 from ulskip_cli.core.files import cache_dir, replacing
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -60,10 +60,12 @@ def build(command: list[str]) -> Path:
         return path
 
 
-def start() -> None:
-    """Begin to build the library in the background, if it is missing and there is a compiler. A
-    failure is reported when the library is loaded.
+def start(device: str) -> None:
+    """Begin to build the library in the background, if `model.device` is the CPU, the library is
+    missing and there is a compiler. A failure is reported when the library is loaded.
     """
+    if not runs_on_cpu(device):
+        return
     command = compiler()
     if not command or os.environ.get("ULSKIP_KERNEL") == "off" or library(command).is_file():
         return

@@ -8,6 +8,7 @@ Slurm and Ray restart a lost worker; `local` restarts its own.
 import contextlib
 import importlib
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -140,8 +141,8 @@ def on_ray(
     devices = int(ray.cluster_resources().get("GPU", 0))
     size = min(workers, launcher.workers or max(1, devices))
     # Ray sets OMP_NUM_THREADS to `num_cpus`, and a node can have fewer CPUs than this machine.
-    cpus = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
-    threads = launcher.threads or max(1, cpus // size)
+    cpus = [int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]]
+    threads = launcher.threads or max(1, max(cpus) // math.ceil(size / len(cpus)))
     options = {
         "num_cpus": threads,
         "num_gpus": 1 if devices else 0,
