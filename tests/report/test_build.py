@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -75,6 +76,26 @@ def test_a_sure_loss_fails_a_check(report, tmp_path, new, code, named):
     got, out, _ = report(*folders, "--check", "--no-plots")
     assert got == code and (named is None or f"surely worse: {named}" in out)
     assert report(*folders, "--no-plots")[0] == 0
+
+
+def test_a_loss_of_few_noisy_units_is_not_sure(report, tmp_path):
+    def stored(name, speedup, spread):
+        seconds = [0.62 / speedup * math.exp(shift) for shift in (-spread, 0.0, spread)]
+        sides = {"full": [0.62] * 3, "strategy": seconds}
+        pairs = {
+            side: {"decode_seconds": spent, "decoded_tokens": [31] * 3}
+            for side, spent in sides.items()
+        }
+        row = sweep_row(speedup=speedup, pairs=pairs | {"units": [{"pairs": 1}] * 3})
+        return write_folder(tmp_path / name, [sweep_row("full"), row])
+
+    # 0.144 of the logarithm is more than a normal quantile of two claims allows, but not Student's
+    for spread, code in ((0.03, 0), (0.02, 3)):
+        old, new = (
+            stored(f"{name}{spread}", 1.8 * math.exp(change), spread)
+            for name, change in (("old", 0.0), ("new", -0.144))
+        )
+        assert report(new, "--compare", old, "--check", "--no-plots")[0] == code
 
 
 @pytest.mark.parametrize("against", [[], ["--compare", "paper"]])
