@@ -60,7 +60,7 @@ def generate(
     with ProgressBars() as bars:
         comparer = PromptComparer(point, Session(bars))
     count = len(comparer.workload.examples)
-    comparisons = [_compared(comparer, index, as_json, count > 1) for index in range(count)]
+    comparisons = [_compare_and_show(comparer, index, as_json, count > 1) for index in range(count)]
     if as_json:
         print_rows([comparison.as_dict() for comparison in comparisons])
 
@@ -99,7 +99,7 @@ def _standard_input() -> str:
         raise UsageError(f"cannot read standard input as text ({error})") from None
 
 
-def _compared(
+def _compare_and_show(
     comparer: "PromptComparer", index: int, as_json: bool, is_one_of_many: bool
 ) -> "Comparison":
     """Compare the answers to one prompt, and show them unless they are printed as JSON."""

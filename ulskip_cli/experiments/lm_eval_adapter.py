@@ -93,10 +93,12 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 " leave them out, or use --gen_kwargs"
             )
         strategy, limit = config.strategy, config.decoding.max_new_tokens
-        usual: list[object] = [config.task.max_new_tokens]
+        # Only a limit that the user set is refused, not that of the task or of a preset; but some
+        # strategies spread their layers over answers of this length.
+        defaults: list[object] = [config.task.max_new_tokens]
         if (name := config.decoding.name) in group_choices("decoding"):
-            usual.append(read_choice("decoding", name).get("max_new_tokens"))
-        if limit not in usual and not (strategy.is_positional or strategy.exits_early):
+            defaults.append(read_choice("decoding", name).get("max_new_tokens"))
+        if limit not in defaults and not (strategy.is_positional or strategy.exits_early):
             raise UsageError(
                 f"decoding.max_new_tokens={limit} has no effect, because the tasks of the harness"
                 f" limit answers; use --gen_kwargs max_gen_toks={limit}"
@@ -105,18 +107,18 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         tokenizer = load_tokenizer(config.model)
         assert tokenizer is not None  # only model=random has none
         plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
-        asked = "prompt_layers" in config.model_fields_set
+        is_explicit = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         parts = adapter, config.engine
         self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
-        if config.decoding.drafts_with_layers:  # which do not decide answers
+        if config.decoding.drafts_with_layers:  # the full model decides the answers
             self.scoring_plan = plan.full
             self.scorer = Decoder(self.loaded.model, self.scoring_plan)
-        elif not (asked or plan.keeps_all or plan.exits):
+        elif not (is_explicit or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
             self.scorer = Decoder(self.loaded.model, self.scoring_plan, *parts)
-        self._batches = 0
+        self._batches = 0  # generated so far; each has its own seed
         super().__init__(
             pretrained=self.scorer.prompt_model,
             tokenizer=tokenizer,

@@ -159,8 +159,10 @@ def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:
     """Resolve the answers to a prompt, or to the prompts of a task, by the full model and by the
     kept layers; no row stores them.
     """
+    # `PromptComparer` decodes with the full model itself, so no baseline has to run before.
     config = config.replace(baseline=False, batch_size=1)
-    if prompt is None:  # not scored, so its metrics need not fit
+    if prompt is None:
+        # Not by `Resolver.data`, which checks the metrics: these answers are not scored.
         data = TaskExamples(config.task, evaluated_examples(config))
         return Resolver().resolve(config, "generate", data)
     if not prompt.strip():

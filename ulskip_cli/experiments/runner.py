@@ -110,11 +110,12 @@ class Session:
         """Return the loaded model; only the last model and the model `beside` stay in memory."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
-            self._full = None
+            self._full = None  # its decoder would keep the weights that are freed here
             self._models = {name: kept for name, kept in self._models.items() if kept is beside}
             free_unused_memory()
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self.progress)
+            # The first choice for a model may compile, so it is made here; later calls return it.
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling))
             self._models[key] = loaded

@@ -177,11 +177,12 @@ def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str
     judged = {}
     for record in records:
         score, compared = record.value(metric), record.vs_baseline.get(metric)
-        full = fulls.get(record.batch_size, next(iter(fulls.values()), None))
         if compared:
-            full = compared.full
+            full: float | None = compared.full
         elif record.keeps_all:  # the baseline
             full = score
+        else:  # the full model of the same batch size, or of another one
+            full = fulls.get(record.batch_size, next(iter(fulls.values()), None))
         if score is None or not full:
             continue
         low, high = None, None

@@ -133,22 +133,22 @@ def read_bandwidth(records: Sequence[Record]) -> str:
 
 
 def fastest(records: Sequence[Record]) -> list[str]:
-    """Name the engine that is fastest with all layers at each batch size; empty unless engines of
-    one model compare.
+    """Name the engine that is fastest with all layers at each batch size; empty with one engine, or
+    if records differ in other settings, such as the model.
     """
     timed = [record for record in records if record.full]
-    mixed = ["engine", "engine_weights", "ratio", "batch_size", "folder"]
-    others = differences(all_settings(timed), but=mixed)
+    may_differ = ["engine", "engine_weights", "ratio", "batch_size", "folder"]
+    others = differences(all_settings(timed), but=may_differ)
     if len(set(map(decoded_by, timed))) < 2 or others:
         return []
     parts = []
-    for batch, same in sorted(collected(timed, lambda record: record.batch_size).items()):
-        best = decoded_by(max(same, key=_full_rate))
-        engine = [record for record in same if decoded_by(record) == best]
-        record = max(engine, key=lambda record: record.timed_tokens_per_second or 0.0)
+    for batch, of_batch in sorted(collected(timed, lambda record: record.batch_size).items()):
+        best = decoded_by(max(of_batch, key=_full_rate))
+        of_best = [record for record in of_batch if decoded_by(record) == best]
+        quickest = max(of_best, key=lambda record: record.timed_tokens_per_second or 0.0)
         parts.append(
-            f"{best} at batch {batch} ({_full_rate(record)[1]:.0f} tok/s,"
-            f" {record.timed_tokens_per_second:.0f} with {record.layers} layers)"
+            f"{best} at batch {batch} ({_full_rate(quickest)[1]:.0f} tok/s,"
+            f" {quickest.timed_tokens_per_second:.0f} with {quickest.layers} layers)"
         )
     return [f"Fastest with all layers: {', '.join(parts)}."]
 

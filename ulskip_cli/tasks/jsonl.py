@@ -92,9 +92,10 @@ class Jsonl(Task):
 
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
+        # The default dataset of a subclass gives way to task.file; another one contradicts it.
         default = type(self).model_fields["dataset"].default
-        is_named = self.dataset is not None and self.dataset != default
-        if (self.file and is_named) or not (self.file or self.dataset):
+        has_other_dataset = self.dataset is not None and self.dataset != default
+        if (self.file and has_other_dataset) or not (self.file or self.dataset):
             given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
             raise UsageError(
                 "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"

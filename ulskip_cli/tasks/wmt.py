@@ -106,11 +106,13 @@ class Wmt(Task):
                 for file in (self.source_file, self.reference_file)
             ]
         elif is_dataset(self.dataset):
+            # A subset named after the opposite direction has the same sentences.
             rows = load_dataset_rows(
                 self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}")
             )
-            pairs = ((row, row.get("translation")) for row in rows)
-            flat = [{**row, **pair} if isinstance(pair, dict) else row for row, pair in pairs]
+            # Some datasets, such as WMT, hold both texts in a table under the key `translation`.
+            nested = ((row, row.get("translation")) for row in rows)
+            flat = [{**row, **texts} if isinstance(texts, dict) else row for row, texts in nested]
             return examples_from_rows(flat, source, target, self.dataset)
         else:
             files = _download(self.dataset, self.pair)

@@ -373,15 +373,16 @@ class Tuning:
 
     def _good_enough(self) -> Chosen:
         """Return the best candidate with the smallest number of layers that keeps the wanted
-        quality, by bisection.
+        quality, by bisection; if none keeps it, return the one that keeps the most.
         """
         wanted, candidates = self.config.quality or 1.0, self.candidates
-        # The answer is above `few` - 1 and, if anything passes, below `many`.
+        # Fewer than `few` layers are too few, `many` are enough; `few` to `many` - 1 are untried.
         few, many = MIN_KEPT, self.request.num_layers
         kept_share: dict[int, float] = {}
         tried: dict[int, Chosen] = {}
         num_kept = max(few, min(many - 1, round(FIRST_SHARE * many)))
         while few < many and (self._in_time(f"{num_kept} layers", BISECT_SHARE) or not tried):
+            # Only the finalists of this number of layers are candidates for the next.
             tried[num_kept], candidates = self._best(candidates, num_kept)
             (record,) = self._measure_answers([tried[num_kept]])
             share = kept_share[num_kept] = judge(record, wanted).share

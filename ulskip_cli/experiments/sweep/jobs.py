@@ -345,9 +345,11 @@ class Sweep:
                     return
                 if job.baseline and job.baseline not in self._settled:
                     continue
-                # Points that are timed in the same rounds are one job.
-                together = [other for other in self.jobs if other.rounds == job.rounds != ()]
-                with folder.claim((together or [job])[0].id) as is_claimed:
+                # Points that are timed in the same rounds run as one job, claimed by its first id.
+                rounds = job.rounds
+                together = [other for other in self.jobs if rounds and other.rounds == rounds]
+                claimed_id = together[0].id if together else job.id
+                with folder.claim(claimed_id) as is_claimed:
                     self.update()
                     if is_claimed and job.id not in self._settled:
                         self._run_job(job, together, session)
