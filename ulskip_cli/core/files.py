@@ -214,7 +214,8 @@ def cache_dir() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_dir():
         owner, user = folder.stat().st_uid, os.getuid()
-        if user and owner not in (user, 0):  # root is used to folders of other users
+        # Root (0) may use the folder of any user, and all users trust a folder of root.
+        if user and owner not in (user, 0):
             raise UsageError(
                 f"expected the cache {folder} to be yours, because ulskip runs code from it, got a"
                 f" folder of user {owner}; set ULSKIP_CACHE to a folder of your own"

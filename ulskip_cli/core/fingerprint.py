@@ -26,7 +26,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
     file from the hub.
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes.
+    take minutes. Without `weights`, for a model with random ones, only the file itself is hashed.
     """
     folder = config_file.parent.resolve()
     if folder.parent.name == "snapshots":

@@ -252,31 +252,33 @@ def misfit(
     first = error.errors(include_url=False)[0]
     path: list[str] = []
     field: FieldInfo | None = None
-    owner: type[BaseModel] | None = kind
+    section = kind  # the class that has the last key of `path` as a field
+    inner: type[BaseModel] | None = kind  # the class of the next key; None below a plain value
     for part in first["loc"]:
-        if owner is None:
+        if inner is None:
             break  # an element of a list, or a member of a union
-        kind, field = owner, owner.model_fields.get(str(part))
+        section, field = inner, inner.model_fields.get(str(part))
         path.append(str(part))
-        owner = options_in(field.annotation) if field else None
+        inner = options_in(field.annotation) if field else None
     key = prefix + ".".join(path)
     group = key.rpartition(".")[0]
     what = f"{key} in {file}" if file else key
     if first["type"] == "extra_forbidden":
-        known = [f"{group}.{name}".strip(".") for name in kind.model_fields if name != "name"]
+        known = [f"{group}.{name}".strip(".") for name in section.model_fields if name != "name"]
         advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists the keys"
         return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
         return UsageError(f"expected a value for {what}, got none; add {key}=VALUE")
     hint = field.annotation if field else None
-    parts = [part for part in members(hint) if part is not type(None)]
-    if parts and all(get_origin(part) is Literal for part in parts):
+    kinds = [member for member in members(hint) if member is not type(None)]
+    if kinds and all(get_origin(member) is Literal for member in kinds):
         return unknown(what, first["input"], choices_of(hint))
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
     if field and not file and isinstance(field.default, int | float | str):
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
     for name, sign in (SIGNS | LENGTHS).items():
-        if len(parts) == 1 and name in first.get("ctx", {}):
+        # In a union the bound is one member's, and values of the others are allowed too.
+        if len(kinds) == 1 and name in first.get("ctx", {}):
             return UsageError(f"expected {what} {sign} {first['ctx'][name]:.10g}, got {got}")
     expected = describe_type(hint, f"{key}.") or "of the type that its class declares"
     return UsageError(f"expected {what} to be {expected}, got {got}")

@@ -69,9 +69,9 @@ def log_row(config: Config, row: Table, folder: Path) -> None:
     # blocks a run.
     stdin, sys.stdin = sys.stdin, io.StringIO()
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as started:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.ExitStack() as cleanup:
             run = _make(config, name, folder)
-            started.callback(_finish, run)
+            cleanup.callback(_finish, run)  # also after a failure
             run.start()
             run.store_init_configuration(parameters)
             run.log(metrics, step=None)

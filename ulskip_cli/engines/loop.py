@@ -144,12 +144,14 @@ class SteppingSession(EngineSession, ABC):
         # The random numbers of sampling depend on the batch size.
         can_shrink = self.can_shrink and not request.decoding.do_sample
         rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
-        current = ids
+        current = ids  # these rows: `ids` itself, or a copy that is written back later
         stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
         has_eos = bool(len(stops))
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
-            if has_eos:  # in every step, also on a GPU, which waits: later steps would count
+            # Before every step, though a GPU must wait for the answer: a step after the last EOS
+            # would be timed.
+            if has_eos:
                 alive = (~done).nonzero()[:, 0]
                 if not len(alive):
                     break

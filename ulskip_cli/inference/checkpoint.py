@@ -185,6 +185,7 @@ def converted_gguf(file: Path, dtype: str, progress: ProgressCallback) -> Path:
 
 
 def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -> None:
+    """Write the model and tokenizer of a GGUF file to `folder`; all ends of answers become EOS."""
     count = len(read_gguf_header(file).tensors)
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     report = progress.phase(f"convert {file.name} to {dtype}, once", count)
@@ -203,8 +204,8 @@ def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -
             " folder of the model in the format of Hugging Face"
         ) from error
     size, vocabulary = model.config.vocab_size, tokenizer.get_vocab()
-    ends = {tokenizer.eos_token_id, *(vocabulary.get(token, size) for token in _ENDS)}
-    ends = {end for end in ends if end is not None and end < size}  # tokenizers may have more
+    ends = {tokenizer.eos_token_id, *(vocabulary.get(token) for token in _ENDS)} - {None}
+    ends = {end for end in ends if end < size}  # a tokenizer may have more tokens than the model
     for config in (model.config, model.generation_config):
         config.eos_token_id = sorted(ends) or None
     progress.phase("write the converted model", 0)

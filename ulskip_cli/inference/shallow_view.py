@@ -311,13 +311,15 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == depth
     }
+    # A list inside a layer, such as its experts, can have as many entries as the model layers.
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
     reason = unskippable_reason(model)
     if not reason and len(outermost) != 1:
         reason = f"expected one stack of decoder layers, got {len(outermost)}"
-    for layer in () if reason else stacks[outermost[0]]:
+    layers = () if reason else stacks[outermost[0]]
+    for layer in layers:
         for name in inspect.signature(layer.forward).parameters:
             if name.startswith(_EXTRA_INPUTS):
                 reason = f"each layer reads a further output of the layer before it ({name})"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -144,7 +144,7 @@ class SkipAdapter:
             name: tensor.detach().float().cpu().contiguous()
             for name, tensor in self.tensors.items()
         }
-        data = save(tensors, metadata={"format": "pt"})
+        data = safetensors.torch.save(tensors, metadata={"format": "pt"})
         write_atomic(folder / WEIGHTS, data)
         record = {
             "format": FORMAT,
@@ -166,7 +166,7 @@ class SkipAdapter:
             data = (folder / WEIGHTS).read_bytes()
             if record.pop("sha256", "") not in ("", hashlib.sha256(data).hexdigest()):
                 raise ValueError(f"{WEIGHTS} is not the file that {RECORD} belongs to")
-            tensors = load(data)
+            tensors = safetensors.torch.load(data)
             for name, tensor in tensors.items():
                 if not tensor.is_floating_point():
                     raise ValueError(f"{name} has the type {tensor.dtype}, not a float")

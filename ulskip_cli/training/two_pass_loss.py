@@ -128,20 +128,22 @@ class TwoPassLoss(nn.Module):
         """
         layerwise = self._layerwise(self.all_layers)
         prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
-        first = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
+        # The first token is chosen at full depth, so its loss is the same for every exit.
+        first_loss = self._cross_entropy(prompt.first_logits, batch.labels[:, :1])
         if batch.response_ids.shape[1] == 1:
-            yield from ((depth, first) for depth in sorted(self.exits))
+            yield from ((depth, first_loss) for depth in sorted(self.exits))
             return
 
         def loss_at(hidden: Tensor) -> Tensor:
             return self._cross_entropy(layerwise.logits(hidden), batch.labels[:, 1:])
 
-        # The states of all decode steps, because early exit reads only keys of the full model.
+        # Early exit reads only keys of the full model, so one pass over the response gives the
+        # states of all its decode steps.
         inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled)
         for depth, hidden in enumerate(layerwise.states(inputs)):
             if depth in self.exits:
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
-                yield depth, first + loss
+                yield depth, first_loss + loss
 
     def _layerwise(self, kept: Layers) -> LayerwiseModel:
         if kept not in self._layerwise_views:

@@ -133,7 +133,7 @@ class OpenVinoRequest:
         inputs |= masks
         arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
         outputs = self._request.infer(arrays, share_inputs=True, share_outputs=True)
-        return torch.from_numpy(outputs["logits"].copy())
+        return torch.from_numpy(outputs["logits"].copy())  # the next pass overwrites them
 
     def take_layers(self, other: "OpenVinoRequest", layers: Sequence[int]) -> None:
         """Replace the keys and values of all layers by those of `layers` in another request."""

@@ -42,11 +42,13 @@ class EagerSteps:
 
         `several` allows passes over more than one token.
         """
+        steps = length - 1  # no step reads the last new token
         self.view, self.cache, self.cursor = view, cache, Cursor(cache.get_seq_length())
         for i, layer in enumerate(cache.layers):  # frees the old tensors layer by layer
-            cache.layers[i] = FixedLayer(layer, mask.shape[1] + length - 1, self.cursor)
-        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1)
-        self.exact_tokens = exact_tokens(view) if several else 1
+            cache.layers[i] = FixedLayer(layer, mask.shape[1] + steps, self.cursor)
+        self.positions = PositionsAndMasks(view, self.cache, mask, steps)
+        # The most tokens of one pass that stays exact; None: passes are never divided.
+        self.max_pass_tokens = exact_tokens(view) if several else 1
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -56,7 +58,7 @@ class EagerSteps:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count];
         `cache` has the view's layers. Passes are divided so that logits are those of single steps.
         """
-        most = self.exact_tokens or tokens.shape[1]
+        most = self.max_pass_tokens or tokens.shape[1]
         if tokens.shape[1] > most:
             parts = torch.split(tokens, most, dim=1)
             return torch.cat([self.forward(part, view, cache) for part in parts], dim=1)
@@ -80,7 +82,7 @@ class CompiledSteps(EagerSteps):
     batches.
     """
 
-    exact_tokens = 1
+    max_pass_tokens = 1
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
         """Allocate buffers of `capacity` positions with the shapes of `cache`, compile each kind of

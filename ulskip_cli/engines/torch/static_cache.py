@@ -155,13 +155,14 @@ class PositionsAndMasks:
             return {"attention_mask": self.mask[:, :end]}
         positions = self._positions[:, step : step + count]
         unmasked = self.unmasked if count == 1 else set()
-        if not self._masks.keys() <= unmasked:
+        if self._masks.keys() - unmasked:  # some attention types need a mask
             self._hold(start, count)
         first = start - self._held.start
         masks = {
             kind: None if kind in unmasked else mask[..., first : first + count, :end]
             for kind, mask in self._masks.items()
         }
+        # A model with one attention type takes its mask alone; the key is "" (`step_masks`).
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def _hold(self, start: int, count: int) -> None:
