@@ -4,7 +4,7 @@ A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... | r
 which selects columns, and rows by their first cell or first two cells, and drops the notes between
 the table and its last paragraph, the provenance. `FILE | section: BEGINNING | columns: ...` takes
 the table of the section whose heading begins so. The block ends with `<!-- end -->`. How weights
-were trained is left to the file.
+were trained and the versions of packages are left to the file.
 """
 
 import re
@@ -17,7 +17,7 @@ BLOCK = re.compile(
     r".*?(<!-- end -->)",
     re.DOTALL,
 )
-TRAINED = re.compile(r" trained with [^;]+? steps")
+LEFT_OUT = re.compile(r" trained with [^;]+? steps| torch [^ ]+, transformers [^ ]+;")
 
 
 def pages() -> list[Path]:
@@ -37,7 +37,7 @@ def fill_tables(text: str) -> str:
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
         if columns or rows:
             kept = select(kept, *(names.split(", ") if names else [] for names in (columns, rows)))
-        return f"{start}{TRAINED.sub('', kept)}\n{end}"
+        return f"{start}{LEFT_OUT.sub('', kept)}\n{end}"
 
     return BLOCK.sub(body, text)
 
