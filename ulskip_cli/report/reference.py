@@ -2,7 +2,7 @@
 with the paper use the same pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,6 +73,21 @@ class ComparedPair:
         wider = normal(confidence) / normal(CONFIDENCE)
         return Interval(value, value - wider * (value - low), value + wider * (high - value))
 
+    def verdicts(self, confidence: float) -> dict[str, str]:
+        """Return the verdicts, by intervals of a confidence, on the claims that the row is faster
+        and that it has the better score; without an interval there is no claim.
+        """
+        title = TITLES.get(self.metric, self.metric)
+        claims = {
+            "speed": (self.speedup_within(confidence), 1.0),
+            title: (self.quality_within(confidence), 0.0),
+        }
+        return {
+            what: verdict(interval, bound)
+            for what, (interval, bound) in claims.items()
+            if interval and interval.high is not None
+        }
+
     @property
     def better(self) -> str:
         """The verdict on the claim that the row has the better quality."""
@@ -123,20 +138,15 @@ class Comparison:
         """Name the points that got worse, and in what (speed or score), beyond the noise of all
         comparisons together (Bonferroni).
         """
-        claims: list[tuple[ComparedPair, str, Callable[[float], Interval | None], float]] = []
-        for pair in self.pairs:
-            if pair.speedup and pair.speedup.high is not None:
-                claims.append((pair, "speed", pair.speedup_within, 1.0))
-            if pair.quality and pair.quality.high is not None:
-                title = TITLES.get(pair.metric, pair.metric)
-                claims.append((pair, title, pair.quality_within, 0.0))
-        confidence = 1 - (1 - CONFIDENCE) / max(1, len(claims))
+        num_claims = sum(len(pair.verdicts(CONFIDENCE)) for pair in self.pairs)
+        confidence = 1 - (1 - CONFIDENCE) / max(1, num_claims)
         worse = []
-        for pair, what, within_confidence, bound in claims:
-            if verdict(within_confidence(confidence), bound) == FAILS:
-                row = pair.new
-                target = f" {row.target_speedup:g}x" if row.target_speedup else ""
-                worse.append(f"{row.label}{target}, batch {row.batch_size}: {what}")
+        for pair in self.pairs:
+            row = pair.new
+            target = f" {row.target_speedup:g}x" if row.target_speedup else ""
+            for what, word in pair.verdicts(confidence).items():
+                if word == FAILS:
+                    worse.append(f"{row.label}{target}, batch {row.batch_size}: {what}")
         return worse
 
     def section(self, title: str) -> TableSection:

@@ -237,9 +237,9 @@ def schedule_request(config: Config, num_layers: int, num_kept: int) -> Schedule
 def check_plan(config: Config, plan: Plan) -> None:
     """Raise NotApplicable if drafting or the engine does not support the layers of a plan."""
     needed = needs(config, plan)
-    kind = config.correction.patch_kind(config.model)
-    if Need.ADAPTER in needed and plan.skipping_sets and kind.takes_time:
-        needed |= {Need.PATCHES}
+    if Need.ADAPTER in needed and plan.skipping_sets:
+        kind = config.correction.patch_kind(config.model)
+        needed |= {Need.PATCHES} if kind.takes_time else set()
     capabilities.check(needed)
     config.engine.check(needed)
     if plan.drafts:
