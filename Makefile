@@ -38,7 +38,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
 	@touch $(VLLM)/bin/ulskip-vllm
 
-.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results verify reference train-tiny architectures fuzz soak vllm vllm-test
+.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results verify reference train-tiny architectures fuzz fuzz-long soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,10 +97,15 @@ endif
 
 SEED ?= 1
 COUNT ?= 2000
+DRAWS ?= 500
 KILLS ?= 10
 
-fuzz: setup ## Run COUNT random command lines and a quarter of as many damaged inputs with SEED; fails on any surprise
+fuzz: setup ## Run the property tests with DRAWS new values each, and COUNT random command lines and a quarter of as many damaged inputs with SEED
+	DRAWS=$(DRAWS) $(PYTEST) -m hypothesis --hypothesis-profile=new
 	$(BIN)/python benchmarks/fuzz.py --lines $(COUNT) --inputs $$(($(COUNT) / 4)) --seed $(SEED)
+
+fuzz-long: ## Run `make fuzz` with ten times as many values and lines
+	$(MAKE) fuzz COUNT=$(COUNT)0 DRAWS=$(DRAWS)0
 
 soak: setup ## Interrupt sweep, train, export and tune by KILLS of each signal with SEED; fails if anything is lost, twice or left over
 	$(BIN)/python benchmarks/soak.py --count $(KILLS) --seed $(SEED)

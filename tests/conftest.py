@@ -17,8 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from ulskip_cli.core.config import use_config_dir
 
-settings.register_profile("no clock", deadline=None, max_examples=50)
-settings.load_profile("no clock")
+# Every run draws the same values; `make fuzz` draws new ones.
+settings.register_profile("fixed", deadline=None, max_examples=50, derandomize=True)
+draws = int(os.environ.get("DRAWS", 500))
+settings.register_profile("new", deadline=None, max_examples=draws, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))

@@ -3,6 +3,7 @@ and bounds.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -106,6 +107,10 @@ def _follows_ratio(config: "Config") -> bool:
     return config.strategy.follows_ratio
 
 
+def _may_skip(config: "Shared") -> bool:
+    return not config.strategy.keeps_all
+
+
 class SpeedConfig(Options):
     """Options of the speed measurement, which times the full model and the strategy in pairs on the
     same prompts.
@@ -195,7 +200,7 @@ class Shared(Options):
         "all",
         "layers that encode the prompt",
         used_by=f"{_SCHEDULE} tune train",
-        used_if=lambda config: not config.strategy.keeps_all,
+        used_if=_may_skip,
     )
     offset: int = option(
         0, "number of examples that are left out at the start", ge=0, used_by=f"{_ANSWERS} train"
@@ -287,7 +292,10 @@ class Config(Shared):
     """
 
     correction: Correction = option(
-        ..., "the correction after skipped layers", used_by=f"{_SCHEDULE} tune"
+        ...,
+        "the correction after skipped layers",
+        used_by=f"{_SCHEDULE} tune",
+        used_if=_may_skip,
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
@@ -375,14 +383,14 @@ class Config(Shared):
         Values that are defaults are not hashed, so identities stay when ulskip gains an option.
         Data and weights are not part of it.
         """
-        values = self._canonical().changed(lambda key: self.changes_results(key, command))
+        values = self._recorded(lambda key: self.changes_results(key, command))
         return digest([DEFAULTS, values])
 
     def recorded(self, command: str = "run") -> Table:
         """Return the values that a row of a command stores: they differ from the defaults, change
         results, or name a preset, and are used.
         """
-        return self._canonical().changed(
+        return self._recorded(
             lambda key: self.uses(key, command) and self._uses(key)[0].changes_results
         )
 
@@ -428,13 +436,12 @@ class Config(Shared):
         own = needed(conditions)
         return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
-    def _canonical(self) -> Self:
-        """Return the configuration with its strategy in the form that identifies results, and
-        without a correction of skipped layers if it skips none.
+    def _recorded(self, accepts: Callable[[str], bool]) -> Table:
+        """Return the accepted values that differ from the defaults, with the strategy in the form
+        that identifies results. The full model is identified with its correction, none.
         """
-        strategy = self.strategy.canonical()
-        correction = Correction(name="none") if strategy.keeps_all else self.correction
-        return self.replace(strategy=strategy, correction=correction)
+        values = self.replace(strategy=self.strategy.canonical()).changed(accepts)
+        return values | {"correction": {"name": "none"}} if self.strategy.keeps_all else values
 
 
 class TuneConfig(Config):
