@@ -202,13 +202,11 @@ def prepare(own: Runner) -> Path:
     """Write the small model that cases damage, and return its folder."""
     from fuzz_cases import Case
 
-    base = own.folder / "base"
-    base.mkdir()
-    for name, form in (("model", "hf"), ("schedule.json", "schedule")):
-        ending = own.run(Case((*MODEL, "--format", form, "--to", str(base / name))))
-        if ending.code != 0:
-            raise SystemExit(f"cannot make the model: {ending.err}")
-    return base / "model"
+    model = own.folder / "base"
+    ending = own.run(Case((*MODEL, "--to", str(model))))
+    if ending.code != 0:
+        raise SystemExit(f"cannot make the model: {ending.err}")
+    return model
 
 
 def draw(strategy: Any, count: int, seed: int) -> list[Any]:

@@ -59,16 +59,13 @@ FORMS = (
 
 
 def damaged_inputs(model: Path) -> st.SearchStrategy[Case]:
-    """Return commands that read damaged rows or files; `model` is a small model with its schedule
-    beside it.
-    """
+    """Return commands that read damaged rows or files; `model` is the folder of a small model."""
     return st.one_of(
         damaged_rows(),
         damaged_rows(),
         damaged_model(model),
         damaged_config(),
         damaged_examples(),
-        damaged_schedule(model),
     )
 
 
@@ -182,16 +179,6 @@ def damaged_examples(draw: st.DrawFn) -> Case:
         "--dry-run",
     )
     return Case(line, {"data.jsonl": data})
-
-
-@st.composite
-def damaged_schedule(draw: st.DrawFn, model: Path) -> Case:
-    """A changed schedule file."""
-    data = draw(damaged((model.parent / "schedule.json").read_bytes()))
-    return Case(
-        ("plan", "strategy=custom", "strategy.file=schedule.json", "model=tiny"),
-        {"schedule.json": data},
-    )
 
 
 @st.composite

@@ -99,7 +99,7 @@ BROKEN = {
     "number as defaults": (b"defaults: [5]\n" + HEAD, "FILE, got 5"),
     "no group": (b"defaults: [{override /modl: hf}]\n" + HEAD, "strategy=mine: 'modl'.*'model'"),
     "no module": (b"_target_: planted.Thing\nname: mine\n", "strategy=mine: .*planted.Thing"),
-    "another class": (HEAD.replace(b"Full", b"ScheduleFile"), "strategy=mine: .*ScheduleFile"),
+    "another class": (HEAD.replace(b"Full", b"Layers"), "strategy=mine: .*Layers"),
     "no class": (b"_target_: '3'\nname: mine\n", "strategy=mine: .*3"),
 }
 

@@ -104,10 +104,10 @@ def values_of(field):
 
 
 def keys_of(config):
-    """The keys of a configuration; `strategy.file` says the same as `strategy.layers`."""
+    """The keys of a configuration."""
     for name, value in config:
         inner = type(value).model_fields if isinstance(value, Options) else ()
-        yield from (f"{name}.{key}" for key in inner if key != "file")
+        yield from (f"{name}.{key}" for key in inner)
         if not inner and name != "baseline_model":
             yield name
 

@@ -18,7 +18,6 @@ from ulskip_cli.experiments.record import (
     Unit,
 )
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.strategies.static import ScheduleFile
 
 
 @pytest.fixture
@@ -109,17 +108,11 @@ def test_scores_on_trained_examples_are_warned_of(warned, first, end, offset, co
             assert warned(f"offset={offset}", other, **values) == ()
 
 
-def test_layers_and_corrections_of_another_task_are_warned_of(warned, tmp_path):
+def test_corrections_of_another_task_are_warned_of(warned):
     corrections = [PATCH.replace(task=task) for task in ("cnn_dm", "wmt", None)]
     (line,), *others = [warned("ratio=2", correction=patch) for patch in corrections]
     assert "correction was made on examples of task=cnn_dm" in line and "calibrate on wmt" in line
     assert others == [(), ()]
-    file = tmp_path / "schedule.json"
-    for task, count in (("humaneval", 1), ("wmt", 0)):
-        chosen = ScheduleFile(num_layers=12, kept_layers=tuple(range(6)), task=task)
-        file.write_text(chosen.to_json())
-        lines = warned("strategy=custom", f"strategy.file={file}")
-        assert len(lines) == count and all("layers were chosen on" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.export.run import ExportRequest, resolve_export, schedule_file
-from ulskip_cli.strategies.static import read_schedule
+from ulskip_cli.export.run import ExportRequest, resolve_export, schedule_text
 
 
 def test_only_a_schedule_describes_stages(tmp_path):
@@ -15,7 +14,8 @@ def test_only_a_schedule_describes_stages(tmp_path):
         with pytest.raises(NotApplicable, match=f"--format {form}"):
             resolve_export(stages, ExportRequest(tmp_path / "out", form))
     point = resolve_export(stages, ExportRequest(tmp_path / "out", "schedule"))
-    assert schedule_file(point).later_stages
+    later = json.loads(schedule_text(point))["later_stages"]
+    assert later and all(stage["first_step"] and stage["kept_layers"] for stage in later)
 
 
 def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
@@ -42,11 +42,12 @@ def test_a_schedule_file_describes_the_point(ulskip, tmp_path):
     file = tmp_path / "s.json"
     point = ["ratio=3", "results_dir='a;b'", "--format", "schedule", "--to", file]
     assert ulskip("export", *point)[0] == 0
-    made = read_schedule(file)
-    assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
-    assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
+    made = json.loads(file.read_text())
+    assert list(made)[:4] == ["format", "format_version", "num_layers", "kept_layers"]
+    assert (made["format"], made["num_layers"], made["target_ratio"]) == ("ulskip-schedule", 12, 3)
+    assert (made["strategy"], made["strategy_options"], made["model"]) == ("unified", {}, "tiny")
     words = ["ulskip", "export", "model=tiny", "task=wmt", 'results_dir="a;b"', "ratio=3"]
-    assert made.made_by.endswith(shlex.join(words))
-    again = "strategy=custom", f"strategy.file={file}"
+    assert made["made_by"].endswith(shlex.join(words))
+    again = "strategy=custom", f"strategy.layers={made['kept_layers']}"
     code, out, _ = ulskip("plan", *again, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 4, 7, 11])

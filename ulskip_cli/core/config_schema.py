@@ -437,10 +437,10 @@ class Config(Shared):
         return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
     def _recorded(self, accepts: Callable[[str], bool]) -> Table:
-        """Return the accepted values that differ from the defaults, with the strategy in the form
-        that identifies results. The full model is identified with its correction, none.
+        """Return the accepted values that differ from the defaults. The full model is identified
+        with its correction, none.
         """
-        values = self.replace(strategy=self.strategy.canonical()).changed(accepts)
+        values = self.changed(accepts)
         return values | {"correction": {"name": "none"}} if self.strategy.keeps_all else values
 
 

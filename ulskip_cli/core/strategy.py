@@ -5,7 +5,7 @@ without torch.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.options import Choice
@@ -106,15 +106,6 @@ class Strategy(Choice):
         """
         calibrates_depth = bool(self.calibrated) and "num_kept" in self.calibrated_for
         return self.is_positional or self.exits_early or calibrates_depth
-
-    @property
-    def chosen_on(self) -> str | None:
-        """The task on whose examples an earlier command chose the layers; None if unknown."""
-        return None
-
-    def canonical(self) -> Self:
-        """Return an equal strategy in the form that identifies results."""
-        return self
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return R, the number of layers that a target speedup leaves under ratio_basis=layers."""

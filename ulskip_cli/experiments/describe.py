@@ -215,16 +215,12 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             f" may suffer with prompt_layers={plan.prompt_layers}; use prompt_layers={made_for}"
         )
     yield from _trained_on(config, record)
-    made_on = {
-        "layers were chosen": config.strategy.chosen_on,
-        "correction was made": record.correction and record.correction.task,
-    }
-    for what, task in made_on.items():
-        if task and task != record.task:
-            yield (
-                f"{record.strategy}: the {what} on examples of task={task}; what keeps the quality"
-                f" of one task can lose that of another, so choose and calibrate on {record.task}"
-            )
+    task = record.correction and record.correction.task
+    if task and task != record.task:
+        yield (
+            f"{record.strategy}: the correction was made on examples of task={task}; what keeps the"
+            f" quality of one task can lose that of another, so calibrate on {record.task}"
+        )
 
 
 def _trained_on(config: Config, record: Record) -> Iterator[str]:

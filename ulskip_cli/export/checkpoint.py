@@ -110,7 +110,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         _write_model(point, source, loaded.model, config, folders["prefill"])
         page = card.serving_page(plan, adapter_entry is not None)
         (folder / card.SERVING).write_text(page, "utf-8")
-    (folder / run.SCHEDULE).write_text(run.schedule_file(point).to_json(), "utf-8")
+    (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
     parameters = list(exported.view.parameters())  # lists tied parameters once
     notes, training = loaded.notes, loaded.notes["training"]
     records = card.matching_records(point, training, adapter_entry)

@@ -5,7 +5,7 @@ replace the target when the export is complete. Only formats that contain weight
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.validation import check_run
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan, make_plan, needs
-from ulskip_cli.strategies.static import ScheduleFile
 
 FORMATS = ("hf", "gguf", "schedule")
 SCHEDULE = "schedule.json"
@@ -132,7 +131,7 @@ def run_export(
             from ulskip_cli.export.gguf import export_gguf
 
             return record | {"prompt_layers": "kept"} | export_gguf(point, target, progress)
-        target.write_text(schedule_file(point).to_json(), "utf-8")
+        target.write_text(schedule_text(point), "utf-8")
     return record | {"omitted": config.correction.label}
 
 
@@ -167,20 +166,23 @@ def summary(record: Row) -> list[str]:
     return lines
 
 
-def schedule_file(point: ResolvedExport) -> ScheduleFile:
-    """Return the plan as a schedule file, which `strategy.file` reads."""
+def schedule_text(point: ResolvedExport) -> str:
+    """Return the layers of a plan and their origin as JSON."""
     config, plan = point.config, point.plan
-    return ScheduleFile(
-        num_layers=plan.num_layers,
-        kept_layers=plan.kept_layers,
-        later_stages=plan.later_stages,
-        strategy=plan.strategy,
-        strategy_options=config.strategy.options(),
-        target_ratio=plan.target_speedup,
-        ratio_basis=config.ratio_basis,
-        model=config.model.label,
-        made_by=point.made_by,
-    )
+    fields = {
+        "format": "ulskip-schedule",
+        "format_version": 1,
+        "num_layers": plan.num_layers,
+        "kept_layers": plan.kept_layers,  # of the first steps
+        "later_stages": [asdict(stage) for stage in plan.later_stages],
+        "strategy": plan.strategy,
+        "strategy_options": config.strategy.options(),
+        "target_ratio": plan.target_speedup,  # null if the strategy ignores it
+        "ratio_basis": config.ratio_basis,
+        "model": config.model.label,
+        "made_by": point.made_by,
+    }
+    return f"{json.dumps(fields, indent=1, ensure_ascii=False)}\n"
 
 
 def check_target(target: Path, is_folder: bool) -> None:

@@ -161,11 +161,9 @@ class TuneResult:
         """The configuration without the engine, which no export contains."""
         return self.config.replace(engine=engine_named("auto"))
 
-    def _configured(self, adapter: str | None, **strategy: object) -> Config:
-        """Return the request's configuration with the chosen layers, or those of a schedule file,
-        and a skip adapter.
-        """
-        kept = strategy or {"layers": self.trial.kept_layers}
+    def _configured(self, adapter: str | None) -> Config:
+        """Return the request's configuration with the chosen layers and a skip adapter."""
+        kept = {"layers": self.trial.kept_layers}
         correction = preset("correction", "none")
         if adapter:
             correction = preset("correction", "adapter", {"path": [adapter]})
@@ -230,15 +228,13 @@ class TuneResult:
         request = ExportRequest(to / run.SCHEDULE, "schedule")
         point = resolve_export(self._export_config, request)
         with run.staged(to, is_folder=True) as folder:
-            # the task whose examples chose the layers, which only a tuning knows
-            text = run.schedule_file(point).replace(task=self.config.task.name).to_json()
-            (folder / run.SCHEDULE).write_text(text, "utf-8")
+            (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
             (folder / ADAPTER).mkdir()
             for file in self.skip_adapter.glob("adapter.*"):
                 shutil.copy(file, folder / ADAPTER)
             kept = list(self.trial.kept_layers)
             run.write_record(folder, {"made_by": point.made_by, "kept_layers": kept})
-        config = self._configured(str(to / ADAPTER), file=str(to / run.SCHEDULE))
+        config = self._configured(str(to / ADAPTER))
         return [
             f"wrote the schedule and its skip adapter to {to}, without the model's weights",
             f"next: {command_line(config, 'run')}",
