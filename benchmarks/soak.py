@@ -70,13 +70,7 @@ class Place:
             "sweep": [f"results_dir={folder}", "name=x", *GRID],
             "tune": [f"results_dir={folder}", "name=x", *TUNING],
             "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
-            "export": [
-                "model=tiny",
-                f"results_dir={self.model}",
-                "--to",
-                str(folder / "x"),
-                *EXPORT,
-            ],
+            "export": ["model=tiny", "--to", str(folder / "x"), *EXPORT],
         }
         return [sys.executable, "-m", "ulskip_cli", self.command, *given[self.command]]
 

@@ -23,7 +23,7 @@ def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     command = ["export", f"model.path={model_folder}", "--to", to]
     code, out, _ = ulskip(*command, "ratio=2")
     assert code == 0
-    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "results_dir"):
+    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "next: ulskip run"):
         assert part in out
     code, out, _ = ulskip(*command, "ratio=3", "prompt_layers=kept", "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])
@@ -40,13 +40,13 @@ def test_a_schedule_leaves_out_patches_of_every_kind_and_says_so(ulskip, tmp_pat
 
 def test_a_schedule_file_describes_the_point(ulskip, tmp_path):
     file = tmp_path / "s.json"
-    point = ["ratio=3", "results_dir='a;b'", "--format", "schedule", "--to", file]
+    point = ["ratio=3", "prompt_layers=kept", "--format", "schedule", "--to", file]
     assert ulskip("export", *point)[0] == 0
     made = json.loads(file.read_text())
     assert list(made)[:4] == ["format", "format_version", "num_layers", "kept_layers"]
     assert (made["format"], made["num_layers"], made["target_ratio"]) == ("ulskip-schedule", 12, 3)
     assert (made["strategy"], made["strategy_options"], made["model"]) == ("unified", {}, "tiny")
-    words = ["ulskip", "export", "model=tiny", "task=wmt", 'results_dir="a;b"', "ratio=3"]
+    words = ["ulskip", "export", "model=tiny", "task=wmt", "prompt_layers=kept", "ratio=3"]
     assert made["made_by"].endswith(shlex.join(words))
     again = "strategy=custom", f"strategy.layers={made['kept_layers']}"
     code, out, _ = ulskip("plan", *again, "--json")

@@ -7,7 +7,6 @@ import transformers
 from reference import OLD_STYLE, build_model, random_ids, stack_of
 from safetensors.torch import load_file
 
-from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
@@ -139,20 +138,3 @@ def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, fo
     source, folder = stored(model, zero_adapter(model, [KEPT], PATCHES["full"]))
     with pytest.raises(UsageError, match=rf"--format {form}"):
         export(source, tmp_path / "out", *given(folder), format=form)
-
-
-def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, quick):
-    point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
-    patch = ["correction=patch", "correction.kind=folded", "calibration.examples=3"]
-    assert invoke(["run", *point, *quick, *patch]) == 0
-    stored = tmp_path / "results" / "default"
-    (folder,) = [path for path in (stored / "calibrations").iterdir() if path.is_dir()]
-    rows = [json.loads(line) for line in (stored / "runs.jsonl").read_text().splitlines()]
-
-    def results(*more):
-        config = compose([*point, *more], command="export --format hf")
-        return run_export(config, ExportRequest(tmp_path / "one"))["results"]
-
-    measured = results(*given(folder))
-    assert measured == [row["id"] for row in rows if "correction" in row]
-    assert results() == []

@@ -318,7 +318,7 @@ class Config(Shared):
         "results",
         "folder of all results",
         identity=False,
-        used_by=f"{_TIMED} generate export lm-eval",
+        used_by=f"{_TIMED} generate lm-eval",
     )
     ratio: float = option(
         2.0,

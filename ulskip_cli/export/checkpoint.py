@@ -113,7 +113,6 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
     parameters = list(exported.view.parameters())  # lists tied parameters once
     notes, training = loaded.notes, loaded.notes["training"]
-    records = card.matching_records(point, training, adapter_entry)
     record = {
         "made_by": point.made_by,
         "model": {**model.plain(), "fingerprint": point.files.fingerprint},
@@ -131,10 +130,9 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "trained_for_these": is_trained_for(notes["trained_for"], plan),
         "quantization": notes["quantization"],
         "license": card.source_license(source),
-        "results": [row.id for row in records],
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
-    card.model_card(point, record, records, adapter_entry, has_chat).save(folder / card.CARD)
+    card.model_card(point, record, adapter_entry, has_chat).save(folder / card.CARD)
     return {**run.write_record(folder, record), "next": point.next}
 
 

@@ -155,13 +155,7 @@ def summary(record: Row) -> list[str]:
         size = f"{record['total_bytes'] / 2**20:,.1f} MiB{dtype}"
         lines.append(f"{record['parameters']:,} parameters, {size}")
         lines.append(f"checked: {record['checked']}")
-    if "results" in record:
-        lines.append(
-            f"the model card shows the results of {', '.join(record['results'])}"
-            if record["results"]
-            else "the model card shows no results, because results_dir has none of this"
-            " configuration; run it first, or set the results_dir of a run"
-        )
+    if "next" in record:
         lines.append(f"next: {record['next']}")
     return lines
 
