@@ -12,7 +12,6 @@ stopped; the rows are in benchmarks/results/NAME.jsonl and the table in NAME.md.
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -35,7 +34,6 @@ OPENED, OPENED_PAIRS = 6, 3  # units that are opened anew or kept in turn, and t
 
 def measure(point, with_opened):
     """Time a point in this process, and return what the table needs."""
-    like_the_command()
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
     from ulskip_cli.engines.torch import packed_linear
@@ -72,13 +70,6 @@ def measure(point, with_opened):
         "opened": opened,
         "environment": environment.code() | environment.machine("cpu"),
     }
-
-
-def like_the_command():
-    """Let threads wait as those of the command `ulskip` do: on a busy machine they sleep."""
-    meter = environment.LoadMeter()
-    time.sleep(1)
-    environment.let_threads_sleep(meter, os.environ)  # before torch is imported
 
 
 def spread(values):

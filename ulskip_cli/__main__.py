@@ -14,12 +14,8 @@ def main() -> None:
     # Pydantic would read the metadata of every installed package to find plug-ins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        from ulskip_cli.core import environment
-
-        meter = environment.LoadMeter()
         from ulskip_cli.cli.app import invoke
 
-        environment.let_threads_sleep(meter, os.environ)  # before torch is imported
         code = invoke(sys.argv[1:])
         interruption.release()
         if interruption.received():

@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import psutil
@@ -12,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.environment import LoadMeter, let_threads_sleep
+from ulskip_cli.core.environment import LoadMeter
 
 
 def test_an_unreachable_hub_is_offline_for_one_block(monkeypatch):
@@ -75,57 +74,3 @@ def test_a_process_that_computes_counts_unless_it_is_a_child():
         assert meter.other_cpus() > 0.1
     finally:
         os.kill(int(foreign.stdout), signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("others", "given", "expected"),
-    [
-        (2.0, {}, "PASSIVE"),
-        (0.0, {}, None),
-        (None, {}, None),
-        (2.0, {"OMP_NUM_THREADS": "2"}, None),
-        (3.0, {"OMP_NUM_THREADS": "2,1"}, "PASSIVE"),
-        (2.0, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        (2.0, {"KMP_BLOCKTIME": "0"}, None),
-    ],
-)
-def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(
-    four_cpus, monkeypatch, others, given, expected
-):
-    for minute, lasts in ((3.0, True), (0.1, False)):
-        monkeypatch.setattr(environment.psutil, "getloadavg", lambda load=minute: (load,) * 3)
-        variables = dict(given)
-        meter = SimpleNamespace(other_cpus=lambda: others)
-        let_threads_sleep(meter, variables)
-        assert variables == given | ({"OMP_WAIT_POLICY": expected} if expected and lasts else {})
-
-
-@pytest.mark.parametrize("minute", [3.0, 0.1])
-def test_a_start_is_long_enough_to_measure_a_busy_machine(four_cpus, monkeypatch, minute):
-    monkeypatch.setattr(environment.psutil, "getloadavg", lambda: (minute,) * 3)
-    reads = iter([(0.0, 0.0, 0.0), (0.01, 0.04, 0.01), (0.2, 0.8, 0.2)])
-    monkeypatch.setattr(LoadMeter, "_read", staticmethod(lambda: next(reads)))
-    slept = []
-    monkeypatch.setattr(environment.time, "sleep", slept.append)
-    variables = {}
-    let_threads_sleep(LoadMeter(), variables)
-    is_busy = minute > 1
-    assert variables == ({"OMP_WAIT_POLICY": "PASSIVE"} if is_busy else {})
-    assert len(slept) == is_busy
-
-
-def test_the_command_decides_before_torch_is_imported():
-    program = (
-        "import sys, os; from ulskip_cli import __main__ as m;"
-        " from ulskip_cli.core import environment;"
-        " environment.LoadMeter.other_cpus = lambda self: 99.0;"
-        " environment.cpus = lambda: {0, 1}; environment.psutil.getloadavg = lambda: (99.0,) * 3;"
-        " sys.argv = ['ulskip', '--version']; sys.exit = lambda code: None; m.main();"
-        " print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
-    )
-    unset = {*environment.WAITING, "OMP_NUM_THREADS"}
-    clean = {key: value for key, value in os.environ.items() if key not in unset}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "PASSIVE False"

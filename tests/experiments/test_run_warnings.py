@@ -26,13 +26,11 @@ def warned(monkeypatch):
     monkeypatch.setattr(environment, "cpus", lambda: {0, 1})
     monkeypatch.setattr(cpu_kernels, "build_failure", lambda: "no compiler")
 
-    def call(*overrides, threads=2, wait_policy=None, **values):
+    def call(*overrides, threads=2, **values):
         config = compose(["batch_size=4", *overrides])
         plan = replace(make_plan(config, ModelMetadata(12, None, None)), warnings=())
         packages = {"torch": "2", "transformers": "5"}
-        machine = Environment(
-            ulskip="0", packages=packages, threads=threads, wait_policy=wait_policy
-        )
+        machine = Environment(ulskip="0", packages=packages, threads=threads)
         point = Point.of(config, "0" * 12)
         record = Record.joined(point, num_examples=3, environment=machine, **values)
         return run_warnings(config, plan, record)
@@ -63,7 +61,6 @@ PATCH = CorrectionUsed(name="patch", kind="full")
         ([], NOT_BUILT, ["no compiler", "onednn"]),
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
-        ([], {"other_cpus": 0.0, "wait_policy": "PASSIVE"}, ["OMP_WAIT_POLICY=PASSIVE"]),
         (
             ["prompt_layers=kept"],
             {"correction": PATCH.replace(prompt_layers="all")},

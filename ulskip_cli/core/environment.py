@@ -10,7 +10,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,7 +24,6 @@ MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
 TOLERANCE = 0.2  # CPUs that other processes may use without a remark
 NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
-WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"}
 
 
 def code() -> Table:
@@ -42,8 +41,8 @@ def code() -> Table:
 
 
 def machine(device: str = "cuda") -> Table:
-    """Describe the machine: processor, threads, the OpenMP policy by which they wait, instruction
-    set, and CUDA accelerator (None without one).
+    """Describe the machine: processor, threads, instruction set, and CUDA accelerator (None without
+    one).
     """
     import torch
 
@@ -53,7 +52,6 @@ def machine(device: str = "cuda") -> Table:
         "platform": platform.platform(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "accelerator": torch.cuda.get_device_name(place) if has_gpu else None,
     }
@@ -62,7 +60,7 @@ def machine(device: str = "cuda") -> Table:
 def origin(device: str) -> Table:
     """Return the code version and the machine, which must be the same for all batches of a run."""
     facts = {**code(), **machine(device)}
-    del facts["git_dirty"], facts["wait_policy"]  # may change between two attempts
+    del facts["git_dirty"]  # may change between two attempts
     return facts
 
 
@@ -182,25 +180,6 @@ class LoadMeter:
 def is_crowded(other_cpus: float | None, threads: int) -> bool:
     """Return True if other processes use CPUs that `threads` threads need too."""
     return other_cpus is not None and threads + other_cpus > len(cpus()) + TOLERANCE
-
-
-def let_threads_sleep(meter: LoadMeter, environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP threads sleep while they wait if the machine is busy, unless the user has set a
-    variable for this. Only on a machine that was busy in the last minute, this waits until `meter`
-    has seen enough.
-
-    Spinning threads are faster on an idle machine, but on a busy one they take CPUs from threads
-    that still compute. OpenMP reads the variable when torch is imported.
-    """
-    threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
-    asked = int(threads) if threads.isdecimal() else len(cpus())
-    was_busy = is_crowded(psutil.getloadavg()[0], asked)
-    if asked == 1 or not was_busy or environment.keys() & WAITING:
-        return
-    if meter.other_cpus() is None:
-        time.sleep(MIN_SECONDS)
-    if is_crowded(meter.other_cpus(), asked):
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def cpus() -> set[int]:

@@ -148,14 +148,6 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             " so the times and speedups may be wrong; repeat the run with --force when they have"
             f" ended{fewer}"
         )
-    elif (
-        machine and record.other_cpus is not None and is_on_cpu and machine.wait_policy == "PASSIVE"
-    ):
-        yield (
-            f"{record.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the"
-            " machine was busy when this program started; the timed pairs ran alone and would"
-            " have been faster, so repeat the run with --force"
-        )
     if record.num_truncated_sources:
         yield (
             f"{record.num_truncated_sources} of {record.num_examples} sources were truncated to fit"

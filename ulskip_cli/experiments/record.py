@@ -358,7 +358,6 @@ class Environment(Section):
     accelerator: Text = None
     processor: Text = None
     threads: KnownCount
-    wait_policy: Text = None
     instruction_set: Text = None
     python: Text = None
     platform: Text = None
