@@ -152,7 +152,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/ulskip bench experiment=engines batch_size=1
 	$(BENCH) name=tiny engine=torch ratio=1.5,2,3 batch_size=1,8
 	$(BENCH) name=smollm2 model=smollm2-135m engine=torch ratio=1.5,2,2.5 batch_size=1,8
-	$(BENCH) name=engines-smollm2 model=smollm2-135m ratio=1.5,2 batch_size=1 engine=llama_cpp_q4_0,openvino_int8
+	$(BENCH) name=engines-smollm2 model=smollm2-135m ratio=1.5,2 batch_size=1 engine=llama_cpp_q4_0
 	$(BIN)/ulskip bench model=smollm2-135m engine=torch correction=none,patch $(PATCHED)
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "frontier"
-ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
+ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0"
 PARTS = ("sample", "cnn_dm")
 MARKERS = "osD^vP*X"
 SIDES = ((10, 6), (10, -6), (-10, 6), (-10, -6))  # of a text beside a point, in typographic points

@@ -65,7 +65,6 @@ def test_json_is_the_last_line(ulskip, model, monkeypatch):
         ["strategy=early_exit", "strategy.threshold=0.5"],
         ["strategy=full"],
         ["engine=llama_cpp", "ratio=1"],
-        ["engine=openvino"],
         ["task=wmt", "correction=patch", "calibration.examples=2"],
     ],
     ids=" ".join,
@@ -73,8 +72,6 @@ def test_json_is_the_last_line(ulskip, model, monkeypatch):
 def test_engines_decodings_and_corrections_work(ulskip, model, words, tmp_path):
     if "engine=llama_cpp" in words:
         pytest.importorskip("llama_cpp")
-    if "engine=openvino" in words:
-        pytest.importorskip("openvino")
     code, out, err = ulskip("generate", "the cat", f"results_dir={tmp_path}", *words, *model)
     assert code == 0, err
     assert "\nfull model, 6 layers:\n" in out and "tok/s" in out.splitlines()[-1]

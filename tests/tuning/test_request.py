@@ -105,17 +105,16 @@ def test_candidates_have_the_correction_of_the_request_or_their_own():
     assert folded.key != resolved().key == resolved("budget=5").key
 
 
-ENGINES = ["llama_cpp", "openvino", "llama_cpp_q8_0", "openvino_int8", "llama_cpp_q4_0"]
-ALL_ENGINES = [f"engine={name}" for name in (*ENGINES, "openvino_int4")]
+ENGINES = [f"engine={name}" for name in ("llama_cpp", "llama_cpp_q8_0", "llama_cpp_q4_0")]
 LOOK_UP = "decoding=prompt_lookup"
 
 
 @pytest.mark.parametrize(
     ("overrides", "labels"),
     [
-        (["batch_size=1"], [LOOK_UP, *ALL_ENGINES]),
-        (["batch_size=8"], ALL_ENGINES),
-        (["batch_size=1", "decoding=sample"], ALL_ENGINES),
+        (["batch_size=1"], [LOOK_UP, *ENGINES]),
+        (["batch_size=8"], ENGINES),
+        (["batch_size=1", "decoding=sample"], ENGINES),
         (["batch_size=1", "engine=torch"], [LOOK_UP]),
         (["batch_size=1", "engine=llama_cpp_q8_0"], [LOOK_UP]),
         (["batch_size=1", "decoding.num_beams=2"], []),
@@ -142,4 +141,4 @@ def test_an_engine_that_is_not_installed_is_named_once(monkeypatch):
     request = resolve_tuning(compose_tuning(["speedup=2", "batch_size=1"]))
     assert [option.label for option in request.alternatives] == [LOOK_UP]
     hints = [text for text in request.refused if "pip install" in text]
-    assert [text.partition(":")[0] for text in hints] == ["engine=llama_cpp", "engine=openvino"]
+    assert [text.partition(":")[0] for text in hints] == ["engine=llama_cpp"]

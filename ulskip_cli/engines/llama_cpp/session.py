@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Room, Views
-from ulskip_cli.engines.library import LibrarySession, cached_export, exportable_tensors
+from ulskip_cli.engines.library import cached_export, exportable_tensors
 from ulskip_cli.engines.llama_cpp import LlamaCpp
+from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, architecture, write_model
 
@@ -35,6 +36,7 @@ except (AttributeError, OSError, RuntimeError) as error:
 
 ENGINE = "llama_cpp"
 CAPACITY_STEP = 64  # tokens; contexts are allocated in these steps
+WEIGHTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 # llama-cpp-python prints errors of llama.cpp to stderr, which would break a display of progress.
 _SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
 llama_cpp.llama_log_set(_SILENT, None)
@@ -162,15 +164,29 @@ def with_layers(state: ndarray, kept: Sequence[int]) -> ndarray:
     return np.concatenate([state[: start - 4], count, layers, state[end:]])
 
 
-class LlamaCppSession(LibrarySession[LlamaContext]):
-    """The views of all stages in llama.cpp, and the full model if it encodes the prompts."""
+class LlamaCppSession(SteppingSession):
+    """The views of all stages in llama.cpp, and the full model if it encodes the prompts. Keys and
+    values move to a view from the full model, or from the view of the stage before.
+    """
 
     def __init__(self, views: Views, room: Room, weights: str | None) -> None:
+        """Load the views in the format `weights`, or in that of the model; raise UsageError if GGUF
+        lacks the latter.
+        """
+        weights = weights or WEIGHTS.get(views.model.dtype)
+        if weights is None:
+            raise UsageError(
+                f"engine={ENGINE} does not support weights in {views.model.dtype}; use"
+                " model.dtype=bfloat16"
+            )
+        self.weights, self.stages = weights, views.stages
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
-        super().__init__(views, weights, ENGINE)
+        self.views = [self._load(stage.view) for stage in self.stages]
+        self.view = self.views[0]  # of the current stage
+        encodes = views.prompt_model is self.stages[0].view
+        self.full = self.view if encodes else self._load(views.prompt_model)
 
-    def load(self, model: PreTrainedModel) -> LlamaContext:
-        """Load a model from its GGUF file."""
+    def _load(self, model: PreTrainedModel) -> LlamaContext:
         return LlamaContext(write_gguf(model, self.weights), self._room, self.weights == "f32")
 
     def fits(self, room: Room) -> bool:
@@ -183,14 +199,24 @@ class LlamaCppSession(LibrarySession[LlamaContext]):
         self._sequences = list(range(len(prompts)))
         self.full.clear()
         logits = self.full.append(dict(enumerate(prompts)))
-        self.start()
+        self.view = self.views[0]
+        if self.full is not self.view:
+            self._move(self.full, self.stages[0].kept)
         full, kept = (
             sum(map(context.state_bytes, self._sequences)) for context in (self.full, self.view)
         )
         self.kv_bytes = full, kept
         return logits
 
-    def move(self, source: LlamaContext, layers: Sequence[int]) -> None:
+    def switch(self, stage: int) -> None:
+        """Continue with the view of a later stage, which takes over the keys and values of its
+        layers.
+        """
+        self.view = self.views[stage]
+        before = self.stages[stage - 1].kept
+        self._move(self.views[stage - 1], [before.index(i) for i in self.stages[stage].kept])
+
+    def _move(self, source: LlamaContext, layers: Sequence[int]) -> None:
         """Copy the keys and values of `layers` from another context to the current view, for all
         sequences.
         """

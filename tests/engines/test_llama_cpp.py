@@ -1,4 +1,4 @@
-"""The engines of other libraries against the torch engine."""
+"""The engine llama.cpp against the torch engine."""
 
 import pkgutil
 import struct
@@ -28,18 +28,17 @@ from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
+llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
+
 LENGTH = 14
 GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 FRACTION = ("ratio=2", "ratio_basis=latency", f"speed.new_tokens={LENGTH}")  # runs 3.5 of 6 layers
 SCHEDULES = [
-    ("llama", ("strategy=full",)),
-    ("llama", ("ratio=2", "prompt_layers=kept")),
-    ("llama", ("ratio=2", "strategy=skip_decode", "strategy.horizon=8")),
-    ("llama", FRACTION),
-    ("gpt2", ("ratio=2",)),
-    # the second stage has no sliding layer, so other masks
-    ("qwen2", (*FRACTION, "strategy=top_skip")),
+    ("strategy=full",),
+    ("ratio=2", "prompt_layers=kept"),
+    ("ratio=2", "strategy=skip_decode", "strategy.horizon=8"),
+    FRACTION,
 ]
 
 
@@ -51,38 +50,27 @@ def one_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture(params=["llama_cpp", "openvino"])
-def engine(request):
-    pytest.importorskip(request.param, reason="the library is not installed")
-    return request.param
-
-
 def decoder_for(model, overrides, engine="torch", **options):
     used = engine_named(engine)
     return reference.decoder_for(model, *overrides, ratio=3.5, engine=used, **options)
 
 
-def opened_for(engine, model, weights="f32"):
+def opened_for(model, weights="f32"):
     view = shallow_view.shallow_view(model, (0, 3, 5))
     views = Views(model, view, (StageView(0, view, (0, 1, 2)),))
-    return engine_named(engine).replace(weights=weights).open(views, Room(5, 64))
+    return engine_named("llama_cpp").replace(weights=weights).open(views, Room(5, 64))
 
 
-@pytest.mark.parametrize(("name", "overrides"), SCHEDULES)
-def test_tokens_equal_those_of_torch(engine, name, overrides):
-    if engine == "llama_cpp" and name != "llama":
-        pytest.skip("the architecture is refused")
-    model, near_ties, seconds = build_model(name), 0, []
-    torchs, ours = decoder_for(model, overrides), decoder_for(model, overrides, engine)
+@pytest.mark.parametrize("overrides", SCHEDULES)
+def test_tokens_equal_those_of_torch(overrides):
+    model, near_ties, seconds = build_model("llama"), 0, []
+    torchs, ours = decoder_for(model, overrides), decoder_for(model, overrides, "llama_cpp")
     kept = {stage.first_step: stage.kept for stage in torchs.stages}
     for ends, padded in product((None, ENDS), (True, False)):
         model.generation_config.eos_token_id, (ids, mask) = ends, batch(padded)
         wanted, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)) for one in (torchs, ours))
-        assert (got.engine, wanted.engine) == (engine, "torch")
+        assert (got.engine, wanted.engine) == ("llama_cpp", "torch")
         seconds.append(got.compile_seconds)
-        if (engine, name) in (("openvino", "llama"), ("openvino", "gpt2")):
-            assert got.prompt_kv_bytes == wanted.prompt_kv_bytes
-            assert got.kept_kv_bytes == wanted.kept_kv_bytes
         texts = ids, mask, got.token_ids, wanted.token_ids
         near_ties += count_near_ties(torchs.prompt_model, *texts, kept)
     assert near_ties <= 1  # of 20 sequences
@@ -99,14 +87,10 @@ def test_tokens_equal_those_of_torch(engine, name, overrides):
         assert moved[1].build == ours.build is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "draft_tokens"), [("llama", 3), ("llama", 70), ("llama", "auto"), ("qwen2", "auto")]
-)
-def test_look_ups_change_no_answer(engine, name, draft_tokens):
-    if engine == "llama_cpp" and name != "llama":
-        pytest.skip("the architecture is refused")
-    model, near_ties, drafts = build_model(name), 0, DraftStats()
-    decoder = decoder_for(model, ("strategy=full",), engine)
+@pytest.mark.parametrize("draft_tokens", [3, 70, "auto"])
+def test_look_ups_change_no_answer(draft_tokens):
+    model, near_ties, drafts = build_model("llama"), 0, DraftStats()
+    decoder = decoder_for(model, ("strategy=full",), "llama_cpp")
     greedy = GREEDY.replace(max_new_tokens=40)
     looked_up = greedy.replace(draft_tokens=draft_tokens, draft="ngram")
     for ids, mask in zip(*(part.split(1) for part in batch(True)), strict=True):
@@ -116,7 +100,7 @@ def test_look_ups_change_no_answer(engine, name, draft_tokens):
             decoder.generate(ids, mask, DecodeContext(decoding, 0))
             for decoding in (greedy, looked_up)
         )
-        assert (got.engine, got.prompt_tokens) == (engine, wanted.prompt_tokens)
+        assert (got.engine, got.prompt_tokens) == ("llama_cpp", wanted.prompt_tokens)
         drafts += got.drafts
         near_ties += count_near_ties(model, ids, mask, got.token_ids, wanted.token_ids)
     assert near_ties <= 1  # of 5 sequences
@@ -125,7 +109,7 @@ def test_look_ups_change_no_answer(engine, name, draft_tokens):
 
 
 @pytest.mark.parametrize("kind", ["folded", "lora", "full"])
-def test_a_skip_adapter_is_merged_or_refused(engine, kind):
+def test_a_skip_adapter_is_merged_or_refused(kind):
     model, kept = build_model("llama"), (0, 2, 4)
     adapter, _ = random_adapter(model, kept, kind)
 
@@ -135,10 +119,10 @@ def test_a_skip_adapter_is_merged_or_refused(engine, kind):
         return decoder.generate(*batch(True), DecodeContext(GREEDY, 0)).token_ids
 
     if kind == "full":
-        with pytest.raises(UsageError, match=rf"engine={engine}.*full.*correction\.kind=folded"):
-            tokens(engine, adapter)
+        with pytest.raises(UsageError, match=r"engine=llama_cpp.*full.*correction\.kind=folded"):
+            tokens("llama_cpp", adapter)
     else:
-        assert tokens(engine, adapter) == tokens("torch", adapter) != tokens("torch", None)
+        assert tokens("llama_cpp", adapter) == tokens("torch", adapter) != tokens("torch", None)
 
 
 def qwen(family, **options):
@@ -156,10 +140,9 @@ def qwen(family, **options):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("family", "options"), [("Qwen2", {}), ("Qwen3", {"head_dim": 16})])
 def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
-    pytest.importorskip("llama_cpp", reason="the library is not installed")
     model, (ids, mask) = qwen(family, **options, tie_word_embeddings=tied), batch(True)
     view = shallow_view.shallow_view(model, (0, 3, 5))
-    opened = opened_for("llama_cpp", model)
+    opened = opened_for(model)
     with torch.no_grad():
         wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
     got = opened.encode(BatchRequest(ids, mask, DecodingConfig(), 0, (), LENGTH))
@@ -172,35 +155,30 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
         assert tokens[0].token_ids == tokens[1].token_ids
 
 
-@pytest.mark.parametrize("name", ["torch", "llama_cpp", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "llama_cpp"])
 def test_an_engine_supports_drafts_if_its_session_defines_check(name):
     kind = engine_class(name)
-    if kind.modules:
-        pytest.importorskip(name, reason="the library is not installed")
     defines = pkgutil.resolve_name(kind.session).check is not SteppingSession.check
     assert defines == (Need.DRAFTS in kind.supports)
 
 
-def test_two_decoders_of_a_library_take_turns(engine):
+def test_two_decoders_take_turns():
     model, (ids, mask), context = build_model("llama"), batch(True), DecodeContext(GREEDY, 0)
     schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
-    decoders = [decoder_for(model, schedule, engine) for schedule in schedules]
+    decoders = [decoder_for(model, schedule, "llama_cpp") for schedule in schedules]
     alone = [decoder.generate(ids, mask, context).token_ids for decoder in decoders]
     outputs = take_turns([one.run(ids, mask, context, pause_every=2) for one in decoders])
     assert [output.token_ids for output in outputs] == alone
 
 
-@pytest.mark.parametrize("order", [("f32", "f16", "int8", "int4"), ("f32", "bf16", "q8_0", "q4_0")])
-def test_fewer_bits_add_rounding_errors(order):
-    engine = "openvino" if "int8" in order else "llama_cpp"
-    pytest.importorskip("nncf" if engine == "openvino" else engine)
+def test_fewer_bits_add_rounding_errors():
     # rows of a multiple of 32 weights
     model, (ids, mask) = build_model("llama"), batch(True)
     view, errors = shallow_view.shallow_view(model, (0, 3, 5)), []
     with torch.no_grad():
         wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
-    for weights in order:
-        opened = opened_for(engine, model, weights)
+    for weights in ("f32", "bf16", "q8_0", "q4_0"):
+        opened = opened_for(model, weights)
         got = opened.encode(BatchRequest(ids, mask, DecodingConfig(), 0, (), LENGTH))
         errors.append(float((got - wanted).norm() / wanted.norm()))
         assert opened.describe()["weights"] == weights
@@ -208,14 +186,14 @@ def test_fewer_bits_add_rounding_errors(order):
     assert errors[0] < 1e-5 and errors[1] < 0.05 and errors[3] < 0.5
 
 
-def test_an_export_is_used_again_unless_a_weight_differs(engine, tmp_path, monkeypatch):
+def test_an_export_is_used_again_unless_a_weight_differs(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "cache_dir", lambda: tmp_path)
     model, counts = build_model("llama"), []
     for change in (0, 0, 1):
         with torch.no_grad():
             model.model.layers[3].mlp.up_proj.weight[0, 0] += change
-        opened_for(engine, model)
-        counts.append(len(list((tmp_path / "engines" / engine).iterdir())))
+        opened_for(model)
+        counts.append(len(list((tmp_path / "engines" / "llama_cpp").iterdir())))
     assert counts == [1, 1, 2]
 
 
@@ -229,32 +207,24 @@ def test_an_export_that_fails_leaves_no_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("engine", "name", "reason"),
-    [
-        ("llama_cpp", "gpt2", "gpt2"),
-        ("llama_cpp", "qwen2", "sliding_window=null, got 4"),
-        ("openvino", "bloom", "position"),
-        ("openvino", "mixtral", "histc"),
-    ],
+    ("name", "reason"), [("gpt2", "gpt2"), ("qwen2", "sliding_window=null, got 4")]
 )
-def test_unsupported_models_are_refused(engine, name, reason):
-    pytest.importorskip(engine, reason="the library is not installed")
-    with pytest.raises(UsageError, match=rf"engine={engine} .*{reason}.*engine=torch"):
-        opened_for(engine, build_model(name))
+def test_unsupported_models_are_refused(name, reason):
+    with pytest.raises(UsageError, match=rf"engine=llama_cpp .*{reason}.*engine=torch"):
+        opened_for(build_model(name))
 
 
-def test_a_model_on_another_device_is_refused_with_the_key(engine):
-    with pytest.raises(UsageError, match=rf"engine={engine} .*meta.*model\.device=cpu"):
-        opened_for(engine, build_model("llama").to("meta"))
+def test_a_model_on_another_device_is_refused_with_the_key():
+    with pytest.raises(UsageError, match=r"engine=llama_cpp .*meta.*model\.device=cpu"):
+        opened_for(build_model("llama").to("meta"))
 
 
 def test_another_version_of_llama_cpp_is_refused(monkeypatch):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
     options = llama_cpp.llama_context_default_params()
     options.type_k = 0  # as if the field were elsewhere
     monkeypatch.setattr(llama_cpp, "llama_context_default_params", lambda: options)
     with pytest.raises(UsageError, match=r"0\.3.*another version.*LLAMA_CPP_LIB_PATH"):
-        opened_for("llama_cpp", build_model("llama"))
+        opened_for(build_model("llama"))
 
 
 def serialized(layers, cells, transposed, streams=2, row=8):
@@ -277,7 +247,6 @@ def serialized(layers, cells, transposed, streams=2, row=8):
 def test_kept_layers_of_a_state_are_the_state_of_a_model_of_these_layers(
     num_layers, cells, transposed, streams, data
 ):
-    pytest.importorskip("llama_cpp", reason="the library is not installed")
     from ulskip_cli.engines.llama_cpp.session import with_layers
 
     kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1)))
