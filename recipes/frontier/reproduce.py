@@ -1,15 +1,12 @@
-"""Compare engines, formats of weights, skipped layers, drafts and smaller models with one full
-model, in one table.
+"""Compare engines, formats of weights, skipped layers and drafts with one full model, in one table.
 
     python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters
-    python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER
 
-The first command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM,
-with trained adapters; without --data only the sample is measured. The second command compares a
-model with smaller siblings. PATH holds cnn_dm/. Every point is measured alone at each of
---batch-sizes, on two cores that should be idle otherwise. --parts chooses what is measured. If the
-recipe is interrupted, the same command resumes. The page goes to results/frontier/README.md, and
-the table of what to use to use.md.
+The command compares for the embedded model on its sample, and for SmolLM2-135M on CNN/DM, with
+trained adapters; without --data only the sample is measured. PATH holds cnn_dm/. Every point is
+measured alone at each of --batch-sizes, on two cores that should be idle otherwise. --parts chooses
+what is measured. If the recipe is interrupted, the same command resumes. The page goes to
+results/frontier/README.md, and the table of what to use to use.md.
 LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
 """
 
@@ -30,7 +27,6 @@ from ulskip_cli.experiments.statistics import QualityShare
 from ulskip_cli.report import plots
 from ulskip_cli.report.frontier import (
     DRAFTING,
-    SMALLER,
     Frontier,
     choices,
     engine_of,
@@ -86,11 +82,18 @@ def measure(args: argparse.Namespace, part: str) -> None:
     engines, batches = f"engine={args.engines}", f"batch_size={args.batch_sizes}"
     if part == "sample":
         call("sweep", *common, engines, batches)
-        return
-    common += [*cnn_dm(args.data, args.model, args.limit), "alternatives.draft_tokens=[]"]
-    smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
+    else:
+        common += cnn_dm(args.data, args.model, args.limit)
+        measure_corrections(args, common)
+    lookups = ["decoding=prompt_lookup", "decoding.draft_tokens=auto", "batch_size=1"]
+    call("sweep", *common, engines, "strategy=full", "ratio=2", *lookups)
+
+
+def measure_corrections(args: argparse.Namespace, common: list[str]) -> None:
+    """Measure the full model, and one skipped block with patches and with trained adapters."""
+    engines, batches = f"engine={args.engines}", f"batch_size={args.batch_sizes}"
     block = ["strategy=one_block", f"ratio={args.ratios}", "ratio_basis=cost"]
-    call("sweep", *common, engines, batches, "strategy=full", "ratio=2", *smaller)
+    call("sweep", *common, engines, batches, "strategy=full", "ratio=2")
     folded = ["correction=patch", "correction.kind=folded"]
     call("sweep", *common, engines, batches, *block, *folded)
     call("sweep", *common, "engine=torch", batches, *block, "correction=patch")
@@ -98,8 +101,6 @@ def measure(args: argparse.Namespace, part: str) -> None:
         kind, adapted = adapter(file.parent)
         runs_in = "engine=torch" if KINDS[kind].takes_time else engines
         call("sweep", *common, runs_in, batches, *adapted)
-    lookups = ["decoding=prompt_lookup", "decoding.draft_tokens=auto", "batch_size=1"]
-    call("sweep", *common, engines, "strategy=full", "ratio=2", *lookups)
 
 
 def adapter(folder: Path) -> tuple[str, list[str]]:
@@ -112,9 +113,7 @@ def adapter(folder: Path) -> tuple[str, list[str]]:
 
 def plot(frontier: Frontier) -> "Figure":
     """Draw quality against speedup in a panel for each batch size: a colour and a marker for each
-    engine and format, with the numbers of kept layers.
-
-    Drafts and smaller models have markers of their own.
+    engine and format, and one for drafts, with the numbers of kept layers.
     """
     looks = {name: i for i, name in enumerate(collected(frontier.points, series_name))}
     figure, panels = plots.panels(len(frontier.batch_sizes), 7.6, 4.8)
@@ -143,10 +142,7 @@ def plot(frontier: Frontier) -> "Figure":
 
 def series_name(point: QualityShare) -> str:
     """Name the points of one colour."""
-    kind = kind_of(point.record)
-    if kind == DRAFTING:
-        return "drafts"
-    return engine_of(point.record) + f", {SMALLER}" * (kind == SMALLER)
+    return "drafts" if kind_of(point.record) == DRAFTING else engine_of(point.record)
 
 
 def annotate_apart(
@@ -211,11 +207,6 @@ def main() -> None:
     )
     parser.add_argument(
         "--model", default="smollm2-135m", help="preset, folder or hub id of the model on CNN/DM"
-    )
-    parser.add_argument(
-        "--models",
-        default="",
-        help="presets, folders or hub ids of smaller models, separated by commas",
     )
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)

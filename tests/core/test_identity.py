@@ -108,7 +108,7 @@ def keys_of(config):
     for name, value in config:
         inner = type(value).model_fields if isinstance(value, Options) else ()
         yield from (f"{name}.{key}" for key in inner)
-        if not inner and name != "baseline_model":
+        if not inner:
             yield name
 
 

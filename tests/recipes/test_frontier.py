@@ -24,17 +24,14 @@ def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
     assert "\n## m\n" in use and "; weights of m" in use.splitlines()[-1]
 
 
-def test_the_plot_has_a_label_for_each_engine_and_format_of_a_smaller_model():
-    models = {
-        key: {"name": name, "source": "bundled", "path": name}
-        for key, name in (("model", "s"), ("baseline_model", "m"))
-    }
-    smaller = {"config": models, "kept_layers": [0, 1, 2], "num_layers": 3}
-    int4 = {"engine": "llama_cpp", "engine_weights": "q4_0", "target": 3.0}
+def test_the_plot_has_a_label_for_each_engine_and_format_and_for_drafts():
+    asked = {"baseline_engine": "torch", "engine": {"name": "llama_cpp"}}
+    int4 = {"engine": "llama_cpp", "engine_weights": "q4_0", "target": 3.0, "config": asked}
+    drafts = {"engine": "speculative", "config": {"decoding": {"draft_tokens": 2}}}
     rows = [sweep_row("full", id="base", engine="torch")]
-    for name, values in (("small", {"engine": "torch"}), ("small-int4", int4)):
-        rows.append(sweep_row(id=name, baseline_id="base", **values, **smaller))
+    for name, values in (("half", {"engine": "torch"}), ("int4", int4), ("drafts", drafts)):
+        rows.append(sweep_row(id=name, baseline_id="base", **values))
     (found,) = frontiers(rows)
     (axes,) = frontier.plot(found).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["torch", "torch, smaller model", "llama_cpp q4_0, smaller model"]
+    assert labels == ["torch", "drafts", "llama_cpp q4_0"]

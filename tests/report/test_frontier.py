@@ -1,14 +1,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import configured, sweep_row
+from report_rows import sweep_row
 
 from ulskip_cli.report.frontier import (
     DRAFTING,
     FULL,
     QUANTIZED,
     SKIPPING,
-    SMALLER,
     choices,
     frontiers,
     kind_of,
@@ -19,11 +18,6 @@ from ulskip_cli.report.frontier import (
 
 ASKED = {"baseline_engine": "torch"}
 TWO_DEPTHS = {"mean_kept_layers": 2.0, "evaluated_mean_kept_layers": 4.0}
-SMALLER_MODEL = {
-    "strategy": {"name": "full"},
-    "model": {"name": "s", "source": "bundled", "path": "s"},
-    "baseline_model": {"name": "m", "source": "bundled", "path": "m"},
-}
 
 
 def row(name, engine, speedup, bleu, **more):
@@ -65,23 +59,20 @@ def test_points_of_one_baseline_are_judged_together():
     assert found.best(1.25, 8, trained=False) is found.best(1.25, 1, trained=True) is None
 
 
-def test_smaller_models_and_drafts_are_kinds_of_their_own():
-    smaller = {"kept_layers": [0, 1, 2], "num_layers": 3}
+def test_drafts_are_a_kind_of_their_own():
     drafts = {"config": {"decoding": {"draft_tokens": "auto"}}}
     ngram = {"config": {"decoding": {"draft_tokens": "auto", "draft": "ngram"}}}
-    int4 = {"engine_weights": "q4_0"}
     rows = [
         sweep_row("full", id="base", engine="torch"),
-        configured(row("small", "torch", 1.7, 26.0, config={}, **smaller), **SMALLER_MODEL),
-        configured(row("small-int4", "llama_cpp", 3.5, 25.0, **int4, **smaller), **SMALLER_MODEL),
+        row("half", "llama_cpp", 1.7, 26.0),
         row("drafts", "speculative", 1.3, 30.0, **drafts),
         row("look-up", "speculative", 1.2, 30.0, **ngram),
     ]
     (found,) = frontiers(rows)
     kinds = [kind_of(point.record) for point in found.points]
-    assert kinds == [FULL, DRAFTING, DRAFTING, SMALLER, SMALLER]
+    assert kinds == [FULL, DRAFTING, DRAFTING, SKIPPING]
     methods = [line["method"] for line in found.table("b").frame.to_dict("records")]
-    assert methods == ["full", "n-gram drafts", "unified drafts", "s", "s"]
+    assert methods == ["full", "n-gram drafts", "unified drafts", "unified"]
 
 
 def test_early_exit_is_not_exact():

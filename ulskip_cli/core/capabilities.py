@@ -45,10 +45,7 @@ class Need(Enum):
         "uncalibrated strategies",
         "the values of a row's calibration as strategy.KEY=VALUE",
     )
-    OTHER_BASELINE = (
-        "another engine or model of the baseline",
-        "baseline_engine=null and alternatives.models=[]",
-    )
+    OTHER_BASELINE = "another engine of the baseline", "baseline_engine=null"
     OTHER_ENGINE = "engines of other libraries", "engine=auto"
 
     def __init__(self, text: str, remedy: str) -> None:

@@ -184,7 +184,7 @@ def preset(
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
-def model_named(name: str, **changes: object) -> ModelConfig:
+def model_named(name: str) -> ModelConfig:
     """Return the configuration of a model that `ulskip models` lists, or of one in a folder or on
     the hub.
     """
@@ -193,7 +193,7 @@ def model_named(name: str, **changes: object) -> ModelConfig:
     else:
         values = {**read_choice("model", "hf"), "path": name}
     values.pop("description", None)
-    return parse(ModelConfig, {**values, **changes}, "model.")
+    return parse(ModelConfig, values, "model.")
 
 
 def stored_choice(group: str, values: Mapping[str, object]) -> Any:
@@ -285,13 +285,12 @@ def changed_choice(choice: ChoiceT, changes: Mapping[str, object], prefix: str) 
 
 
 def baseline_config(config: Config) -> Config:
-    """Return the configuration of the baseline: the same experiment with every layer of its model
-    kept and no drafts.
+    """Return the configuration of the baseline: the same experiment with all layers and no
+    drafts.
     """
     return config.replace(
         strategy=preset("strategy", "full"),
         correction=preset("correction", "none"),
-        model=config.baseline_model or config.model,
         engine=engine_named(config.baseline_engine) if config.baseline_engine else config.engine,
         decoding=config.decoding.without_drafts(),
         ratio=1.0,
@@ -299,7 +298,6 @@ def baseline_config(config: Config) -> Config:
         prompt_layers="all",
         baseline=True,
         baseline_engine=None,
-        baseline_model=None,
     )
 
 

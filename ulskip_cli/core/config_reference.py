@@ -103,11 +103,7 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
     """
     kind, groups = PRIMARY[primary]
     keys = keys_of(kind, read_choice("", primary))
-    return [
-        key
-        for key in keys
-        if key.name.partition(".")[0] not in (*groups, "sweep", "baseline_model")
-    ]
+    return [key for key in keys if key.name.partition(".")[0] not in (*groups, "sweep")]
 
 
 def groups_of(command: str) -> tuple[str, ...]:

@@ -178,18 +178,6 @@ class LauncherConfig(Options):
         return self
 
 
-class AlternativesConfig(Options):
-    """Alternatives to skipping layers; a sweep adds them to the points of its grid."""
-
-    models: tuple[str, ...] = option(
-        (), "presets or folders of smaller models, which run at full depth against the full model="
-    )
-    draft_tokens: tuple[Count, ...] = option(
-        (),
-        "draft lengths of drafts by look-up and by the kept layers, at batch size 1, e.g. auto",
-    )
-
-
 class Shared(Options):
     """Options of runs, sweeps and trainings."""
 
@@ -347,16 +335,8 @@ class Config(Shared):
         used_by=_POINT,
         used_if=lambda config: config.crosses_engines,
     )
-    baseline_model: ModelConfig | None = option(
-        None,
-        "model of the baseline, which alternatives.models of a sweep sets; null: the same model",
-        used_by=_POINT,
-    )
     sweep: Table = option(
         {}, "keys and values of a sweep's grid", identity=False, used_by="sweep bench"
-    )
-    alternatives: AlternativesConfig = option(
-        AlternativesConfig(), "alternatives that a sweep adds", identity=False, used_by="sweep"
     )
     launcher: LauncherConfig = option(
         LauncherConfig(), "launcher of a sweep", identity=False, used_by="sweep"
@@ -410,13 +390,6 @@ class Config(Shared):
         )
 
     @property
-    def has_other_baseline(self) -> bool:
-        """True if the baseline differs from the point also at full depth: in its model, engine or
-        weights format.
-        """
-        return self.baseline_model is not None or self.crosses_engines
-
-    @property
     def meets_latency(self) -> bool:
         """True if a run times depths to find the one whose speedup is the ratio."""
         return self.ratio_basis == "latency" and self.strategy.follows_ratio
@@ -430,7 +403,7 @@ class Config(Shared):
             Need.OWN_DEPTH: strategy.chooses_own_depth,
             Need.LATENCY: self.meets_latency,
             Need.CALIBRATION: not strategy.is_calibrated,
-            Need.OTHER_BASELINE: self.has_other_baseline,
+            Need.OTHER_BASELINE: self.crosses_engines,
             Need.OTHER_ENGINE: self.engine.is_runtime,
         }
         own = needed(conditions)

@@ -13,7 +13,7 @@ import psutil
 
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
-from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
@@ -70,8 +70,7 @@ class Resolver:
         of the task.
         """
         files, plan = self.schedule(config, command)
-        asked, full = config, config.baseline_model and self.files(config.baseline_model)
-        config = config.replace(model=files.model, baseline_model=full and full.model)
+        asked, config = config, config.replace(model=files.model)
         held_out = baseline = None
         if command == "bench":
             _check_benchmark(config, plan.timed_tokens, files.metadata.context)
@@ -80,7 +79,7 @@ class Resolver:
             if config.needs_held_out and config.model.source != "random":
                 held_out = find_held_out(config, data.examples)
             _check_calibration(config, plan)
-            if config.baseline and (not plan.is_full_model or config.has_other_baseline):
+            if config.baseline and (not plan.is_full_model or config.crosses_engines):
                 baseline = self.resolve(baseline_config(asked))
         texts = [
             json.dumps([example.plain() for example in part.examples], ensure_ascii=False)
@@ -91,25 +90,15 @@ class Resolver:
             config.identity(command),
             files.fingerprint,
             config.correction.fingerprint(),
-            *([full.fingerprint] if full else []),
             "".join(texts) or "[]",
         ]
         run_id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
         return ResolvedPoint(config, data, held_out, files, plan, run_id, baseline)
 
-    def files(self, model: ModelConfig) -> ModelFolder:
-        """Return the files of a model."""
-        return self._files.setdefault(str(model), ModelFolder(model))
-
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
         """Return the model's files and the plan for a command, without reading the task's data."""
         validation.check_run(config, command)
-        if config.alternatives.models:
-            raise UsageError(
-                "alternatives.models is supported by `ulskip sweep` only, which adds the models to"
-                " its grid"
-            )
-        files = self.files(config.model)
+        files = self._files.setdefault(str(config.model), ModelFolder(config.model))
         config.engine.check_model(files.config)
         plan = make_plan(config, files.metadata)
         if config.strategy.is_calibrated and not config.meets_latency:  # its layers are known

@@ -383,8 +383,7 @@ class Point(Section):
         "command that measured the row (`run` for a sweep)", default="run"
     )
     baseline_id: Name | None = value(
-        "row of the baseline; if that is in another engine or of another model,"
-        " `predicted_speedup` is missing"
+        "row of the baseline; if that is in another engine, `predicted_speedup` is missing"
     )
     config: StoredConfig = value("used settings that differ from the defaults", default=...)
     dataset: Text = value("data of the task", detected=True)
@@ -468,11 +467,6 @@ class Point(Section):
         if self.uses("ratio"):
             return self.config.ratio
         return 1.0 if self.config.strategy.keeps_all else None
-
-    @property
-    def baseline_model(self) -> Text:
-        """The model of the baseline, if it is another one."""
-        return self.config.baseline_model.label if self.config.baseline_model else None
 
 
 # Settings that a row repeats under one name each, for readers of the file and of `--json`. The

@@ -61,7 +61,6 @@ from ulskip_cli.experiments.record import CorrectionUsed, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import (
     Workload,
-    check_same_tokens,
     decode_context,
     encode_workload,
     timed_prompts,
@@ -83,7 +82,7 @@ class Session:
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
     _tokenizers: dict[str, PreTrainedTokenizerBase | None] = field(default_factory=dict)
-    _models: dict[str, LoadedModel] = field(default_factory=dict)
+    _model: tuple[str, LoadedModel] | None = None
     _full: tuple[str, Decoder] | None = None
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
 
@@ -104,22 +103,19 @@ class Session:
             self._tokenizers[key] = load_tokenizer(config, self.progress)
         return self._tokenizers[key]
 
-    def load(
-        self, config: ModelConfig, seed: int, beside: LoadedModel | None = None
-    ) -> LoadedModel:
-        """Return the loaded model; only the last model and the model `beside` stay in memory."""
+    def load(self, config: ModelConfig, seed: int) -> LoadedModel:
+        """Return the loaded model; only the last model stays in memory."""
         key = f"{config} {seed if config.source == 'random' else ''}"
-        if key not in self._models:
-            self._full = None  # its decoder would keep the weights that are freed here
-            self._models = {name: kept for name, kept in self._models.items() if kept is beside}
+        if self._model is None or self._model[0] != key:
+            self._model = self._full = None  # a decoder would keep the weights that are freed here
             free_unused_memory()
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self.progress)
             # The first choice for a model may compile, so it is made here; later calls return it.
             compiling = "compile the CPU kernel, once per machine"
             choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling))
-            self._models[key] = loaded
-        return self._models[key]
+            self._model = key, loaded
+        return self._model[1]
 
     def decoders(
         self, run: "PreparedRun", baseline: Record | None = None
@@ -132,11 +128,11 @@ class Session:
         decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
         if run.plan.is_full_model and not baseline:
             return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
-        reference, full = baseline_config(config), run.full
+        reference = baseline_config(config)
         key = f"{reference.model} {reference.seed} {reference.engine}"
         if self._full is None or self._full[0] != key:
-            plan = make_plan(reference, full.metadata)
-            self._full = key, Decoder(full.model, plan, engine=reference.engine)
+            plan = make_plan(reference, loaded.metadata)
+            self._full = key, Decoder(loaded.model, plan, engine=reference.engine)
         return self._full[1], decoder
 
     def solve_depth(
@@ -191,7 +187,6 @@ class PreparedRun:
     point: ResolvedPoint
     timed: Config  # as it is timed: the tokens of the plan; a benchmark may compile layers
     loaded: LoadedModel
-    full: LoadedModel  # of the baseline, in most runs the same
     workload: Workload | None  # None: random prompts
     plan: Plan
     latency: LatencyTargetFit | None  # decided the depth, with ratio_basis=latency
@@ -216,7 +211,7 @@ def run_point(
         )
         baseline = stored or run_point(point.baseline, session)[-1]
     run = prepare_run(point, session)
-    if baseline and (not run.plan.is_full_model or point.config.has_other_baseline):
+    if baseline and (not run.plan.is_full_model or point.config.crosses_engines):
         return [baseline, _measure(run, session, baseline)]
     return [_measure(run, session)]
 
@@ -227,12 +222,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
     """
     started_at, asked = time.monotonic(), point.config
     workload, held_out = session.encode(point)
-    loaded = full = session.load(asked.model, asked.seed)
-    if point.baseline and asked.baseline_model:
-        reference = session.encode(point.baseline)[0]
-        assert workload and reference  # a sweep refuses models without a tokenizer
-        check_same_tokens(workload, reference)
-        full = session.load(point.baseline.config.model, asked.seed, beside=loaded)
+    loaded = session.load(asked.model, asked.seed)
     if loaded.files.fingerprint != point.files.fingerprint:
         raise RunError(
             f"the weights of {asked.model.path} changed since the run was prepared; repeat the run"
@@ -252,7 +242,6 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
         point=point,
         timed=timed.replace(speed=timed.speed.replace(new_tokens=plan.timed_tokens)),
         loaded=loaded,
-        full=full,
         workload=workload,
         plan=plan,
         latency=latency,
@@ -291,7 +280,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             size = BatchSize(min(LOSS_BATCH, answers.batch_size.used))
             loss = ReferenceLoss(workload.encoded, size, workload.pad_token_id)
             quality = score_answers(answers, workload, scoring_decoder, loss, hypotheses, progress)
-            if reference and not (config.decoding.draft_tokens or config.has_other_baseline):
+            if reference and not (config.decoding.draft_tokens or config.crosses_engines):
                 token_ids = [answer["token_ids"] for answer in reference]
                 report = progress.phase(f"{answers.strategy}: agreement", len(reference))
                 quality = quality.replace(
@@ -338,7 +327,7 @@ def store_record(
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
-    if config.has_other_baseline:  # the cost model compares layers of one model in one engine
+    if config.crosses_engines:  # the cost model compares layers in one engine
         described = described.replace(predicted_speedup=None)
     record = Record.joined(
         run.point.identity,

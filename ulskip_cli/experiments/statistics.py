@@ -322,7 +322,7 @@ def sentence(record: Record) -> str:
     if record.draft_tokens:
         skips = len(record.kept_layers or ()) != record.num_layers
         text = f"the full model checks {record.label}" + f" of {record.summary}" * skips
-    if record.keeps_all and record.baseline_id:  # of another engine or model
+    if record.keeps_all and record.baseline_id:  # of another engine
         engine = " ".join(filter(None, [record.engine, record.engine_weights]))
         text = f"{record.model} in {engine} runs all {record.num_layers} layers"
     elif record.keeps_all:

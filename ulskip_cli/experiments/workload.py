@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.answer import Answer
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import DecodeContext, until_stop
@@ -80,18 +80,6 @@ def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:
         text, stopped = until_stop(text, context.decoding.stop)
         answers.append(Answer(text, ids, hit and not stopped, *seconds))
     return answers
-
-
-def check_same_tokens(workload: Workload, full: Workload) -> None:
-    """Raise NotApplicable unless two models have the same vocabulary and read the same prompts as
-    token ids.
-    """
-    vocabularies = workload.tokenizer.get_vocab(), full.tokenizer.get_vocab()
-    if vocabularies[0] != vocabularies[1] or workload.prompts != full.prompts:
-        raise NotApplicable(
-            "expected a model with the vocabulary and the prompts of the full model, got others, so"
-            " that token speeds are not comparable; compare models of one family"
-        )
 
 
 def timed_prompts(

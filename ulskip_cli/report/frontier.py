@@ -1,7 +1,5 @@
-"""The frontier: layers, engines, formats of weights, drafts and smaller models compared with one
-full model.
-
-The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
+"""The frontier: layers, engines, formats of weights and drafts compared with one full model, which
+ran in `baseline_engine`.
 """
 
 from collections.abc import Sequence
@@ -27,16 +25,14 @@ from ulskip_cli.report.tables import TableSection
 
 TARGETS = (1.25, 1.5, 2.0, 3.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
-SMALLER, DRAFTING, ADAPTED = "smaller model", "drafting", "skipping with an adapter"
+DRAFTING, ADAPTED = "drafting", "skipping with an adapter"
 EXACT = (FULL, DRAFTING)  # give the answers of the baseline, up to rounding
-KINDS = (*EXACT, QUANTIZED, SMALLER, SKIPPING, ADAPTED, BOTH)
+KINDS = (*EXACT, QUANTIZED, SKIPPING, ADAPTED, BOTH)
 BITS_UNQUANTIZED = 16
 
 
 def kind_of(record: Record) -> str:
     """Return one of KINDS."""
-    if record.baseline_model:
-        return SMALLER
     skips, formats = _skips(record), record.config.engine.formats
     bits, *_ = formats.get(record.engine_weights or "", (BITS_UNQUANTIZED,))
     if bits < BITS_UNQUANTIZED or _quantization(record):
@@ -79,17 +75,12 @@ def _quantization(record: Record) -> str | None:
     return None if label and "dequantized" in label else label
 
 
-def method_of(record: Record) -> str:
-    """Name the strategy with its corrections, the drafter, or the smaller model."""
-    return record.model if record.baseline_model else record.label
-
-
 def name_of(record: Record) -> str:
     """Name the engine, the method unless the whole model decodes alone, and fewer layers."""
     if kind_of(record) in (FULL, QUANTIZED) and not record.draft_tokens:
         return engine_of(record)
     layers = f" {record.layers}" if _skips(record) else ""
-    return f"{engine_of(record)}, {method_of(record)}{layers}"
+    return f"{engine_of(record)}, {record.label}{layers}"
 
 
 def speed_of(point: QualityShare) -> float:
@@ -187,7 +178,7 @@ class Frontier:
         )
         columns = [
             Column("engine", lambda point: engine_of(point.record)),
-            Column("method", lambda point: method_of(point.record)),
+            Column("method", "record.label"),
             Column("layers", "record.layers"),
             *[Column("batch", "record.batch_size")] * (len(self.batch_sizes) > 1),
             Column("speedup", speed_of, ".2f"),
@@ -271,8 +262,8 @@ def _is_sure(rival: QualityShare, point: QualityShare) -> bool:
 
 
 def frontiers(records: Sequence[Record]) -> list[Frontier]:
-    """Return a frontier for every full model and folder in which other engines or models are
-    compared with it. Full models that differ only in batch size share one.
+    """Return a frontier for every full model and folder in which other engines are compared with
+    it. Full models that differ only in batch size share one.
     """
     by_key = {record.key: record for record in done(records)}
     rows_of = collected(
@@ -295,7 +286,7 @@ def frontiers(records: Sequence[Record]) -> list[Frontier]:
             )
         )
         points = [judged[row.key] for row in (*firsts, *members) if row.key in judged]
-        is_mixed = any(row.config.has_other_baseline for row in members)
+        is_mixed = any(row.config.crosses_engines for row in members)
         if is_mixed and len(points) > len(fulls) and firsts[0].key in judged:
             found.append(Frontier(tuple(points), fulls[0].folder if several else ""))
     return found

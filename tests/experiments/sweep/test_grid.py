@@ -1,12 +1,9 @@
 import re
-import shutil
 
 import pytest
 
 from ulskip_cli.core.config import use_config_dir
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.runner import Session, run_point
 from ulskip_cli.experiments.sweep.grid import points
 
 
@@ -52,7 +49,7 @@ def test_a_key_of_one_strategy_is_for_that_strategy():
         (["ratio=range(5,2)"], re.escape("ratio=range(5,2)")),
         (["ratio=interval(2,5)"], re.escape("ratio=interval(2,5)")),
         (["name=a,b"], "results/a, results/b"),
-        (["ratio=2,3", "alternatives.draft_tokens=[x]"], r"alternatives\.draft_tokens.*x"),
+        (["ratio=2,3", "decoding.draft_tokens=x"], r"decoding\.draft_tokens.*x"),
     ],
     ids=str,
 )
@@ -105,58 +102,3 @@ def test_an_experiment_has_its_own_grid(tmp_path):
 def test_a_sweep_has_one_experiment_and_one_folder(overrides, words):
     with pytest.raises(UsageError, match=words):
         points(overrides)
-
-
-@pytest.fixture(scope="module")
-def sibling(tmp_path_factory):
-    """Export a checkpoint with every second layer of the bundled model."""
-    from ulskip_cli.cli.app import invoke
-
-    folder = tmp_path_factory.mktemp("sibling") / "half"
-    export = ["export", "model=tiny", "ratio=2", "prompt_layers=kept", "--no-check"]
-    assert invoke([*export, "--to", str(folder)]) == 0
-    return folder
-
-
-def test_alternatives_come_behind_the_points_whose_ids_they_do_not_change(sibling, capsys):
-    overrides = ["model=tiny", "engine=torch,transformers", "strategy=full,unified"]
-    overrides.append("baseline_engine=torch")
-    wanted = [f"alternatives.models=[{sibling}]", "alternatives.draft_tokens=[4,auto]"]
-    plain, grid = points(overrides), points([*overrides, *wanted])
-    assert [config.identity() for config in grid[:4]] == [config.identity() for config in plain]
-    added = [(config.decoding.draft_tokens, config.engine.name) for config in grid[4:]]
-    assert added == [(0, "torch"), (4, "torch"), ("auto", "torch"), (0, "transformers")]
-    assert [bool(config.baseline_model) for config in grid[4:]] == [True, False, False, True]
-    note = capsys.readouterr().err
-    assert "left out: 2" in note and "transformers" in note and note.count("\n") == 1
-    compared = [config for config in grid if config.strategy.name == "unified"] + grid[4:5]
-    baselines = {config.batch_size: resolve(config).baseline.run_id for config in compared}
-    assert len(baselines) == len(set(baselines.values())) == 2  # drafts have batch size 1
-
-
-def test_a_smaller_model_is_compared_with_the_row_of_the_full_model(sibling, tmp_path, quick):
-    overrides = ["model=tiny", "strategy=unified", "ratio=2,3", "model.dtype=float32"]
-    overrides.append(f"alternatives.models=[{sibling}]")
-    *_, config = points([*overrides, *quick, f"results_dir={tmp_path}"])
-    assert (config.model.dtype, config.baseline_model.name) == ("float32", "tiny")
-    full, row = (record.to_row() for record in run_point(resolve(config), Session()))
-    assert (full["model"], row["model"]) == ("tiny", str(sibling))
-    assert row["config"]["baseline_model"]["name"] == "tiny"
-    assert (row["num_layers"], full["num_layers"]) == (6, 12) and row["baseline_id"] == full["id"]
-    assert row["vs_baseline"]["bleu"]["full"] == full["bleu"] and "predicted_speedup" not in row
-
-
-@pytest.mark.parametrize("name", ["tinny", "random", "no/such/folder", "no tokenizer"])
-def test_models_that_cannot_be_used_end_the_command(ulskip, sibling, tmp_path, name):
-    if name == "no tokenizer":
-        name = tmp_path
-        for file in ("config.json", "model.safetensors"):
-            shutil.copy(sibling / file, tmp_path / file)
-    sweep = ["sweep", "model=tiny", "ratio=2,3", f"alternatives.models=['{name}']", "--dry-run"]
-    code, _, err = ulskip(*sweep)
-    assert code == 2 and len(err.strip().splitlines()) == 1 and "alternatives.models" in err
-
-
-def test_a_bench_refuses_other_models(ulskip, sibling):
-    code, _, err = ulskip("bench", "model=tiny", f"alternatives.models=[{sibling}]")
-    assert code == 2 and "alternatives.models" in err

@@ -1,29 +1,20 @@
-"""Expand the grid of a sweep: overrides with several values become one configuration per point.
-
-Alternatives to skipping layers are compared with the same full model: drafts of the kept layers,
-and smaller models.
-"""
+"""Expand the grid of a sweep: overrides with several values become one configuration per point."""
 
 import contextlib
 import math
-import sys
 from collections.abc import Container, Iterator, Sequence
-from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core.config import (
     GROUPS,
-    baseline_config,
     compose_unvalidated,
     group_choices,
-    model_named,
     parse_overrides,
 )
-from ulskip_cli.core.config_schema import AlternativesConfig, Config, ModelConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
-from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.validation import check_run
 
 if TYPE_CHECKING:
@@ -33,42 +24,20 @@ DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
 # keys that say where results go or how a sweep runs; with these alone it has the default grid
 _NOT_OF_POINTS = ("name", "results_dir", "launcher", "tracker", "tracker_options")
-# keys of the grid's model that hold for other models too
-_PLACEMENT = ("dtype", "device", "device_map")
 
 
 def points(
     overrides: Sequence[str],
     preset: str | None = None,
 ) -> list[Config]:
-    """Return the configurations of a grid in the order of the overrides, without duplicates, and
-    then their alternatives.
+    """Return the configurations of a grid in the order of the overrides, without duplicates.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
     they name no experiment, `preset` is used. Without a preset, the grid has the named values
-    alone, or is that of the default experiment if no key of a point is named. A line on standard
-    error says why alternatives are left out.
+    alone, or is that of the default experiment if no key of a point is named.
     """
-    composed: list[Config] = []
-    alternatives: list[Config] = []
-    left_out: dict[str, set[str]] = {}  # alternatives by reason
     command = preset or "sweep"
-    for config, texts in _grid(_with_experiment(overrides, preset), command):
-        composed.append(config.replace(alternatives=AlternativesConfig()))
-        if config.alternatives.models and not config.baseline:
-            left_out.setdefault("baseline=false gives no full model to compare with", set()).update(
-                config.alternatives.models
-            )
-        for alternative in _alternatives(config, texts):
-            try:
-                check_run(alternative, "sweep")
-                alternatives.append(alternative)
-            except NotApplicable as error:
-                left_out.setdefault(str(error), set()).add(alternative.identity())
-    composed += alternatives
-    for reason, identities in left_out.items():
-        text = f"alternatives left out: {len(identities)}, because {reason}"
-        print(f"ulskip: {text}", file=sys.stderr)
+    composed = list(_grid(_with_experiment(overrides, preset), command))
     if not composed:
         raise UsageError(
             f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values,"
@@ -100,9 +69,9 @@ def _with_experiment(overrides: Sequence[str], preset: str | None) -> list[str]:
     return list(overrides)
 
 
-def _grid(overrides: Sequence[str], command: str) -> Iterator[tuple[Config, list[str]]]:
-    """Yield every combination of the values swept on the command line and in the experiment, with
-    its overrides; inapplicable points are included.
+def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
+    """Yield every combination of the values swept on the command line and in the experiment;
+    inapplicable points are included.
     """
     parsed = parse_overrides(overrides)
     given = {override.key_or_group for override in parsed}
@@ -129,7 +98,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[tuple[Config, list
         refusals.append(refused)
         with contextlib.suppress(NotApplicable):
             check_run(config, command)
-        yield config, texts
+        yield config
     for key, error in refusals[0].items() if refusals else ():
         # A preset may sweep keys that the given choices lack.
         is_optional = key in presets and key.partition(".")[0] in given
@@ -182,45 +151,3 @@ def _values(override: "Override") -> list[str]:
         raise UsageError(
             f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'"
         ) from None
-
-
-def _alternatives(config: Config, overrides: Sequence[str]) -> Iterator[Config]:
-    """Yield the alternatives to a point with these overrides.
-
-    Raises UsageError for a model that does not exist or has no tokenizer.
-    """
-    wanted, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
-    for draft_tokens in () if config.strategy.keeps_all else wanted.draft_tokens:
-        decoding = config.decoding.replace(
-            name="self_speculative", draft="both", draft_tokens=draft_tokens
-        )
-        yield config.replace(decoding=decoding, batch_size=1)  # where drafting pays
-    given = {text.partition("=")[0] for text in overrides}
-    placement = [(key, getattr(config.model, key)) for key in _PLACEMENT if f"model.{key}" in given]
-    for name in wanted.models if config.baseline else ():
-        model = _model(name, tuple(placement))
-        if model != config.model:
-            full = baseline_config(config)
-            yield full.replace(
-                model=model,
-                engine=config.engine,
-                baseline_engine=config.baseline_engine,
-                baseline_model=full.model,
-            )
-
-
-@cache
-def _model(name: str, placement: tuple[tuple[str, object], ...]) -> ModelConfig:
-    """Return the configuration of a preset, folder or hub id; raise UsageError if its files or its
-    tokenizer are missing.
-    """
-    from ulskip_cli.inference.loading import load_tokenizer
-
-    model = model_named(name, **dict(placement))
-    try:
-        _ = ModelFolder(model).metadata
-        if load_tokenizer(model) is None:
-            raise UsageError(f"expected a tokenizer, and {name} has none; use a pretrained model")
-    except UsageError as error:
-        raise UsageError(f"alternatives.models: {error}") from None
-    return model
