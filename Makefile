@@ -190,7 +190,7 @@ ifdef SMOKE
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data --limit 400
 	$(TINY) $(FIRST) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400
 	$(TINY) $(SECOND) train.max_steps=8 train.evaluate_every=4 train.batch_size=8
-	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets --docs $(WORK)/docs
+	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets
 else
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data
 	$(TINY) $(FIRST)

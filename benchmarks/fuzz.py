@@ -146,7 +146,7 @@ def run_in(folder: Path, case: Any, invoke: Callable[[Sequence[str]], int]) -> E
     place = Path(tempfile.mkdtemp(dir=folder)) / "here"
     place.mkdir()
     if case.model:
-        shutil.copytree(folder / "base" / "model", place / "model", copy_function=os.link)
+        shutil.copytree(folder / "base", place / "model", copy_function=os.link)
     for name, data in case.files.items():
         file = place / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _paths(folder: Path) -> set[Path]:
 
 @contextlib.contextmanager
 def runner() -> Iterator[Runner]:
-    """Yield a runner in a temporary folder with a small model and its schedule."""
+    """Yield a runner in a temporary folder with a small model."""
     with tempfile.TemporaryDirectory(prefix="ulskip-fuzz-") as name:
         folder = Path(name)
         (folder / "home").mkdir()

@@ -196,13 +196,9 @@ def differences(command: str, whole: Path, own: Path) -> list[str]:
 
 
 def files_of(folder: Path) -> set[Path]:
-    """Return the files that a run wrote, without locks, logs and learning curves."""
+    """Return the files that a run wrote, without locks and logs."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {
-        path
-        for path in found
-        if not {".locks", "logs"} & set(path.parts) and path.stem != "learning_curve"
-    }
+    return {path for path in found if not {".locks", "logs"} & set(path.parts)}
 
 
 def digest(file: Path) -> str:

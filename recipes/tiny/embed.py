@@ -8,8 +8,6 @@ import json
 import shutil
 from pathlib import Path
 
-from ulskip_cli.report.plots import learning_curve
-
 ROOT = Path(__file__).parents[2]
 FILES = (
     "config.json",
@@ -33,9 +31,6 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--assets", type=Path, default=ROOT / "ulskip_cli" / "assets")
-    parser.add_argument(
-        "--docs", type=Path, default=ROOT / "docs", help="folder for the plot of the learning curve"
-    )
     args = parser.parse_args()
     record = json.loads((args.model / "training.json").read_text("utf-8"))
     for one in stages(record):  # paths of the training machine mean nothing elsewhere
@@ -64,7 +59,6 @@ def main() -> None:
     (args.assets / "tiny" / "training.json").write_text(
         json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
-    learning_curve(record, args.docs / "tiny-learning-curve")
     print(f"{total / 1e6:.1f} MB of assets")
 
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from report_rows import configured, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.report import plots
-from ulskip_cli.report.plots import learning_curve, pareto_front, save_quality
+from ulskip_cli.report.plots import pareto_front, save_quality
 from ulskip_cli.report.rows import Group, grouped
 
 
@@ -40,15 +40,6 @@ def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_pat
     assert png.read_bytes().startswith(b"\x89PNG")
     for text in ("custom", f"{kind} decode speedup, batch size 1", "a title", "3 layers"):
         assert f">{text}</text>" in svg.read_text("utf-8")
-
-
-def test_a_learning_curve_has_a_line_a_depth(tmp_path):
-    curve = [
-        {"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)
-    ]
-    _, svg = learning_curve({"learning_curve": curve}, tmp_path / "curve")
-    assert ">6 layers</text>" in svg.read_text("utf-8")
-    assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
 
 
 def test_a_strategy_without_an_entry_has_a_colour_of_its_own():

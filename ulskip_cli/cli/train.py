@@ -44,9 +44,6 @@ def train(
         record = run_training(chosen, progress).plain()
     if not first:
         return
-    from ulskip_cli.report.plots import learning_curve
-
-    learning_curve(record, output / "learning_curve")
     if as_json:
         print_json(record)
         return
@@ -56,8 +53,6 @@ def train(
 
 def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> list[str]:
     """Return the lines of the summary: steps, losses, and the command to run next."""
-    from ulskip_cli.report.plots import curve_label
-
     since = " since the run resumed" if record["resumed"] else ""
     lines = [
         f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples,"
@@ -72,7 +67,11 @@ def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> lis
         )
     if record["learning_curve"]:
         losses = record["learning_curve"][-1]["validation_loss"]
-        shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
+        # the key is a target, or the depth of an exit
+        shown = ", ".join(
+            f"{loss:.3f} at {key if key.endswith('x') else f'{key} layers'}"
+            for key, loss in losses.items()
+        )
         lines.append(f"validation loss: {shown}")
     from ulskip_cli.core.command_line import command_line
 

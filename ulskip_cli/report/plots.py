@@ -1,4 +1,4 @@
-"""Plots of results: quality against speed, and learning curves; and the style of all plots."""
+"""The plot of a report, quality against speed, and the style of all plots."""
 
 import colorsys
 import io
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, may_gain, primary
 from ulskip_cli.report.rows import Group, collected
 from ulskip_cli.report.tables import shortened
@@ -57,36 +56,6 @@ def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> lis
     with applied():
         figure = _quality(groups, gate)
         return save_figure(figure, path) if figure else []
-
-
-def learning_curve(record: Row, path: Path) -> list[Path]:
-    """Plot the validation loss of training.json over steps, one line per target ratio or depth;
-    write no file for one point.
-    """
-    curve = record["learning_curve"]
-    if len(curve) < 2:
-        return []
-    steps = [point["step"] for point in curve]
-    losses = pd.DataFrame([point["validation_loss"] for point in curve], index=steps)
-    with applied():
-        figure, (axes,) = panels(1, 6.4)
-        for key, line in losses.items():
-            axes.plot(line.dropna(), marker=".", label=curve_label(str(key)))
-        axes.set(xlabel="step", ylabel="validation loss, nats per token")
-        axes.legend()
-        return save_figure(figure, path)
-
-
-def curve_label(key: str) -> str:
-    """Return the label of one line of a learning curve.
-
-    The key of a schedule is its target ratio. The key of an exit is its depth; older records use
-    depths for all lines.
-
-    >>> curve_label("2x"), curve_label("6")
-    ('2x', '6 layers')
-    """
-    return key if key.endswith("x") else f"{key} layers"
 
 
 def pareto_front(
