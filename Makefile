@@ -146,8 +146,8 @@ LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
-results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/, cnn_dm/, humaneval/, gsm8k/ and wmt22/; a day, resumable, on an idle machine
-	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/, gsm8k/ and wmt22/"; exit 2; }
+results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; a day, resumable, on an idle machine
+	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/ and wmt22/"; exit 2; }
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
 	$(BENCH) name=tiny engine=torch ratio=1.5,2,3 batch_size=1,8
@@ -157,7 +157,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
-	$(REAL_MODEL) --problems 32 --only humaneval,gsm8k
+	$(REAL_MODEL) --problems 32 --only humaneval
 	$(BIN)/python recipes/real_model/adapter.py --model $(CODER) --data $(DATA)
 	$(REAL_MODEL) --dtype bfloat16 --only humaneval --points 8
 	$(REAL_MODEL) --dtype bfloat16 --only cnn_dm --problems 200

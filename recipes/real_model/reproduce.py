@@ -1,9 +1,9 @@
-"""Measure what skipping layers keeps of a model's answers: code, mathematics, news, translations.
+"""Measure what skipping layers keeps of a model's answers: code, news, translations.
 
     python recipes/real_model/reproduce.py --model FILE.gguf --data PATH --problems 32
 
 The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-Coder-0.5B-Instruct,
-for which the layers of SKIPPED were chosen. PATH holds humaneval/, gsm8k/, cnn_dm/ and wmt22/.
+for which the layers of SKIPPED were chosen. PATH holds humaneval/, cnn_dm/ and wmt22/.
 Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
 learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
 problems and of 100 sentences (--only wmt --problems 100) in float32, and with --dtype bfloat16 of
@@ -96,7 +96,6 @@ POINTS = {
     ],
     "cnn_dm": [FULL, keep(20) + PATCH, keep(20), keep(22), keep(22) + KEPT, SMALLER],
     "wmt": [FULL, keep(20) + PATCH, keep(22), keep(22) + KEPT, keep(20), SMALLER],
-    "gsm8k": [FULL],  # hardly any number is right, so that nothing can be kept
     # problems of HumanEval whose speed is measured too, for the page of recipes/frontier
     "speed": [
         *([*FULL, *engine, "batch_size=8"] for engine in (TORCH, Q8, Q4)),
@@ -111,13 +110,11 @@ METRICS = {
     "humaneval": "pass_at_1",
     "cnn_dm": "rouge1",
     "wmt": "bleu",
-    "gsm8k": "number_match",
 }
 TITLES = {
     "humaneval": "HumanEval: functions whose tests pass",
     "cnn_dm": "CNN/DM: news summarized, ROUGE-1",
     "wmt": "German to English, newstest2022: BLEU",
-    "gsm8k": "GSM8K, two worked examples: problems whose number is right",
 }
 HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of full", "agreement")
 
@@ -166,13 +163,9 @@ def prepare(data: Path) -> None:
 
 def task(name: str, data: Path) -> list[str]:
     """Return the overrides that choose a task, with its held-out examples."""
-    held_out, length = "", 256
     if name == "humaneval":
         words = [f"task.file={WORK}/problems.jsonl", "task.allow_code=true"]
-        held_out = f"file:{WORK}/held_out.jsonl"
-    elif name == "gsm8k":
-        train = f"task.train_file={data}/gsm8k/train.jsonl.gz"
-        words = [f"task.file={data}/gsm8k/test.jsonl.gz", train, "task.num_fewshot=2"]
+        held_out, length = f"file:{WORK}/held_out.jsonl", 256
     elif name == "wmt":
         words = [f"task.source_file={WORK}/problems.de", f"task.reference_file={WORK}/problems.en"]
         words.append("task.dataset=files")
@@ -181,8 +174,8 @@ def task(name: str, data: Path) -> list[str]:
     else:
         words = [f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
         held_out, length = f"file:{data}/cnn_dm/train.jsonl.gz", 96
-    calibration = [f"calibration.task={{{held_out}}}"] if held_out else []
-    return [f"task={name}", *words, f"task.max_new_tokens={length}", *calibration]
+    calibration = f"calibration.task={{{held_out}}}"
+    return [f"task={name}", *words, f"task.max_new_tokens={length}", calibration]
 
 
 def correction(row: Record) -> str:
