@@ -38,7 +38,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
 	@touch $(VLLM)/bin/ulskip-vllm
 
-.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results verify reference train-tiny architectures fuzz fuzz-long soak vllm vllm-test
+.PHONY: help setup demo format lint types imports test test-all test-check check bench reproduce docs readme readme-demo results verify reference architectures fuzz fuzz-long soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,7 +146,7 @@ LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
 PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
-results: setup ## Make every folder of results/ but serving: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; a day, resumable, on an idle machine
+results: setup ## Make every folder of results/ but serving and multi30k: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; a day, resumable, on an idle machine
 	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/ and wmt22/"; exit 2; }
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
@@ -154,8 +154,7 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 	$(BENCH) name=smollm2 model=smollm2-135m engine=torch ratio=1.5,2,2.5 batch_size=1,8
 	$(BENCH) name=engines-smollm2 model=smollm2-135m ratio=1.5,2 batch_size=1 engine=llama_cpp_q4_0
 	$(BIN)/ulskip bench model=smollm2-135m engine=torch correction=none,patch $(PATCHED)
-	$(BIN)/python recipes/multi30k/reproduce.py --data $(DATA)/multi30k
-	$(BIN)/python recipes/multi30k/report.py --data $(DATA)/multi30k
+	$(BIN)/python recipes/multi30k/report.py
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(REAL_MODEL) --problems 32 --only humaneval
 	$(BIN)/python recipes/real_model/adapter.py --model $(CODER) --data $(DATA)
@@ -176,24 +175,3 @@ results: setup ## Make every folder of results/ but serving: DATA=folder of mult
 
 verify: setup ## Measure figures of README and docs/ again, and say which hold on this machine; a quarter of an hour; ARGS='--only README'
 	$(BIN)/python benchmarks/verify.py $(ARGS)
-
-WORK ?= runs/tiny
-TINY = $(BIN)/ulskip train train=tiny model.dtype=bfloat16 \
-	task.dataset=files task.source_file=$(WORK)/data/train.de task.reference_file=$(WORK)/data/train.en \
-	'train.validation={source_file:$(WORK)/data/validation.de,reference_file:$(WORK)/data/validation.en,limit:150}'
-
-FIRST = model=random model.path=llama-12x256 output=$(WORK)/first
-SECOND = model.path=$(WORK)/first output=$(WORK)/model train.max_steps=6000 train.learning_rate=3.0e-3 train.evaluate_every=1000 seed=2
-
-train-tiny: setup ## Train the bundled model: DATA=deu-eng.tsv.gz; with SMOKE=1 a trial of about a minute
-ifdef SMOKE
-	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data --limit 400
-	$(TINY) $(FIRST) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400
-	$(TINY) $(SECOND) train.max_steps=8 train.evaluate_every=4 train.batch_size=8
-	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets
-else
-	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data
-	$(TINY) $(FIRST)
-	$(TINY) $(SECOND)
-	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json
-endif

@@ -2,9 +2,9 @@
 
     python recipes/multi30k/report.py --results results/multi30k
 
-Quality is judged on test_2016_flickr and test_2017_flickr together (`both`). Texts are necessary
-only for new rows. To compute everything again from the committed hypotheses, remove
-comparisons.json and add --data PATH/multi30k for the references.
+Quality is judged on test_2016_flickr and test_2017_flickr together (`both`). To compute everything
+again from the committed hypotheses, remove comparisons.json and add --data PATH/multi30k for the
+references.
 """
 
 import argparse
@@ -157,9 +157,9 @@ def page(rows: Rows) -> str:
             " from random weights at full depth. Then we fine-tuned it under each schedule, and at"
             " full depth as the control, with the same budget (half an epoch). All checkpoints"
             f" decode test_2016_flickr and test_2017_flickr greedily, {sample.num_examples:,}"
-            " sentences each. `recipes/multi30k/reproduce.py` repeats the experiment. The text and"
-            " the weights are not part of this repository (CC BY-NC-SA 4.0); `answers.jsonl.gz`"
-            " has the hypotheses."
+            " sentences each. `recipes/multi30k/reproduce.py` at commit 9ef27aeb83 made the rows;"
+            " later versions of ulskip train no random weights. The text and the weights are not"
+            " part of this repository (CC BY-NC-SA 4.0); `answers.jsonl.gz` has the hypotheses."
         ),
         (
             "Both: BLEU of the sentences of both test sets together. All claims and comparisons"
@@ -218,8 +218,7 @@ def write(folder: Path, data: Path | None = None) -> None:
     rows = Rows(folder, data)
     if not rows.full_models:
         raise SystemExit(
-            f"expected the base or the control on both test sets in {folder}, got neither; run"
-            " reproduce.py --only base"
+            f"expected the base or the control on both test sets in {folder}, got neither"
         )
     plot(rows, folder / "quality")
     write_atomic(folder / "table4.md", table4(rows) + "\n")

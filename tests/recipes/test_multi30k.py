@@ -4,31 +4,7 @@ import pytest
 from recipe import RECIPES, load_recipe
 from report_rows import sweep_row
 
-from ulskip_cli.core.config import compose_training
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.training.preflight import schedules
-
-reproduce = load_recipe("multi30k/reproduce.py")
-EVERY = reproduce.checkpoints(seeds=3)
-
-
-@pytest.mark.parametrize("one", EVERY.values(), ids=EVERY)
-def test_every_training_composes_and_keeps_what_its_name_says(one):
-    ratios = ",".join(map(str, one.ratios))
-    strategy = [f"strategy={one.strategy}"]
-    if one.strategy == "search":  # keeps what it found on the base
-        strategy.append(f"strategy.layers={list(range(12 // one.ratios[0]))}")
-    config = compose_training(
-        [*one.options, *strategy, f"train.ratios=[{ratios}]", f"seed={one.seed}"]
-    )
-    assert (config.train.method == "adapter") == one.name.startswith("adapter-")
-    trained = schedules(config, 12)
-    assert list(trained) == list(one.ratios)
-    if one.strategy not in ("skip_decode", "early_exit"):  # their depth varies
-        assert [len(stage.kept_layers) for (stage,) in trained.values()] == [
-            12 // ratio for ratio in one.ratios
-        ]
-
 
 REFERENCES = [
     f"a {colour} dog runs over the {place} with a ball"

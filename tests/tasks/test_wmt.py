@@ -47,7 +47,6 @@ def test_sentences_of_a_dataset_are_in_columns_named_after_the_languages(tmp_pat
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
     task = Wmt(pair="cs-en", dataset=str(tmp_path))
     assert [(one.source, one.reference) for one in task.examples()] == [("a", "b")]
-    assert task.reversed().examples()[0].source == "b"
 
 
 @pytest.fixture
@@ -86,9 +85,10 @@ def test_bad_files_are_refused(files, source, reference, message):
 def test_prompts_name_the_languages_in_both_directions(files):
     task = files(b"a", b"b")
     texts = {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}
-    for direction, prompt in ((task, "German-English: a"), (task.reversed(), "English-German: b")):
+    for pair, prompt in (("de-en", "German-English: a"), ("en-de", "English-German: a")):
+        direction = task.replace(pair=pair, **texts)
         (example,) = direction.examples()
-        assert direction.replace(**texts).template_for(False).prompt(example) == prompt
+        assert direction.template_for(False).prompt(example) == prompt
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ PLAIN = PromptFormatter(Template("{source}", "{reference}"))
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    settings = ["limit=2", "train.reversed_share=0.5"]
+    settings = ["limit=2"]
     texts = load_training_texts(compose_training(settings), tokenizer)
     for prompt, response in texts.train:
         assert prompt.startswith("<user>Translate the following text")
@@ -37,22 +37,12 @@ def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenize
     assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
 
 
-def test_a_share_comes_the_other_way_round_as_well():
-    texts = load_training_texts(compose_training(["limit=10", "train.reversed_share=0.5"])).train
-    german = [pair for pair in texts if pair[0].endswith("German to English:")]
-    english = [pair for pair in texts if pair[0].endswith("English to German:")]
-    assert (len(german), len(english)) == (10, 5)
-    sources = {prompt.split("\n")[0]: response for prompt, response in german}
-    for prompt, response in english:
-        assert sources[response.strip()].strip() == prompt.split("\n")[0]
-
-
-def test_validation_is_the_task_with_changes(tmp_path):
+def test_validation_is_the_task_with_changes(tokenizer, tmp_path):
     for name, text in (("a", "eins\nzwei\n"), ("b", "one\ntwo\n")):
         (tmp_path / name).write_text(text)
     files = f"source_file:{tmp_path}/a,reference_file:{tmp_path}/b"
     changes = f"train.validation={{dataset:files,{files},limit:1}}"
-    texts = load_training_texts(compose_training(["limit=2", changes]))
+    texts = load_training_texts(compose_training(["limit=2", changes]), tokenizer)
     assert texts.validation == [("eins\nTranslate German to English:", " one")]
     assert len(texts.train) == 2
 
@@ -64,29 +54,31 @@ def test_validation_has_the_room_of_its_references(tokenizer):
     assert texts.validation == texts.train
 
 
-def test_a_bad_validation_set_is_named_as_such():
+def test_a_bad_validation_set_is_named_as_such(tokenizer):
     with pytest.raises(UsageError, match=r"^train\.validation: "):
-        load_training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
+        changes = ["limit=2", "train.validation={pair:de-xx}"]
+        load_training_texts(compose_training(changes), tokenizer)
 
 
-def test_validation_needs_references(tmp_path):
+def test_validation_needs_references(tokenizer, tmp_path):
     for name in ("train", "validation"):
         (tmp_path / f"{name}.txt").write_text("a\nb\n")
     files = ["task=jsonl", f"task.file={tmp_path}/train.txt", "train.responses=own"]
     validation = f"train.validation={{file: {tmp_path}/validation.txt}}"
     with pytest.raises(UsageError, match=r"^train\.validation: .*references"):
-        load_training_texts(compose_training([*files, validation]))
+        load_training_texts(compose_training([*files, validation]), tokenizer)
 
 
 @pytest.mark.parametrize("limit", ["abc", "2.5", "0", "-3"])
-def test_the_limit_of_a_validation_set_is_a_whole_number(limit):
+def test_the_limit_of_a_validation_set_is_a_whole_number(tokenizer, limit):
     with pytest.raises(UsageError, match=rf"limit of train\.validation .*got {limit}$"):
-        load_training_texts(compose_training(["limit=2", f"train.validation={{limit:{limit}}}"]))
+        changes = ["limit=2", f"train.validation={{limit:{limit}}}"]
+        load_training_texts(compose_training(changes), tokenizer)
 
 
-def test_nothing_left_to_train_on_is_refused():
+def test_nothing_left_to_train_on_is_refused(tokenizer):
     with pytest.raises(UsageError, match=r"train\.held_out.* 3, got 3"):
-        load_training_texts(compose_training(["limit=3", "train.held_out=3"]))
+        load_training_texts(compose_training(["limit=3", "train.held_out=3"]), tokenizer)
 
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
@@ -117,8 +109,11 @@ def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, 
     assert sorted(orders[0]) == list(range(len(lengths)))
 
 
-def test_an_offset_leaves_out_the_first_examples():
-    ten = load_training_texts(compose_training(["limit=10"])).train
-    assert load_training_texts(compose_training(["offset=4", "limit=6"])).train == ten[4:]
+def test_an_offset_leaves_out_the_first_examples(tokenizer):
+    ten, six = (
+        load_training_texts(compose_training(words), tokenizer).train
+        for words in (["limit=10"], ["offset=4", "limit=6"])
+    )
+    assert six == ten[4:]
     with pytest.raises(UsageError, match="offset"):
-        load_training_texts(compose_training(["offset=100000"]))
+        load_training_texts(compose_training(["offset=100000"]), tokenizer)

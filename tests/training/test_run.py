@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_notes
 from ulskip_cli.training.run import run_training
@@ -33,7 +32,7 @@ class Notes(ProgressCallback):
 
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
-LONG = ["train.epochs=4", "train.save_every=3", "train.dropout=0.1", "train.optimizer=muon"]
+LONG = ["train.epochs=4", "train.save_every=3"]
 LONG += ["train.evaluate_every=4", "train.validation={limit:16}"]  # the training set
 LONG_TRAININGS = {
     "unified": ["strategy=unified", "train.ratios=[1,2]", *LONG],
@@ -144,13 +143,6 @@ def test_long_references_play_no_part_in_training_on_own_answers(overrides, tmp_
     assert (record.examples, record.left_out) == (4, 0)
 
 
-def test_both_directions_of_reversed_pairs_count_as_trained(overrides, tmp_path):
-    config = compose_training([*overrides, "train.reversed_share=0.5", "train.max_steps=1"])
-    trained = run_training(config, ProgressCallback()).trained_on
-    places = {digest(task.location) for task in (config.task, config.task.reversed())}
-    assert {*trained.locations} == places
-
-
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, method):
     responses = ["train.responses=both", "train.own.max_new_tokens=4", "train.prompt_share=0.5"]
@@ -211,25 +203,15 @@ def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
     overrides, model_folder, tmp_path
 ):
     options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial"]
-    options += ["train.label_smoothing=0.1", "train.freeze_embeddings=true", "train.max_steps=2"]
+    options += ["train.freeze_embeddings=true", "train.max_steps=2"]
     options.append("train.gradient_accumulation_steps=2")
     record = run_training(compose_training([*overrides, *options]), ProgressCallback())
-    assert record.steps == 2
+    assert (record.steps, record.based_on) == (2, None)
+    assert record.peak_memory_bytes > 1e8  # torch alone needs more
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     trained_weight = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(before[trained_weight], after[trained_weight])
-
-
-def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
-    scratch = ["model=random", "model.path=llama-12x128", "train=scratch", "limit=8"]
-    scratch += ["train.vocab_size=300", "train.max_steps=2", f"output={tmp_path / 'out'}"]
-    record = run_training(compose_training([*QUICK, *scratch]), ProgressCallback())
-    kinds = AutoModelForCausalLM, AutoTokenizer
-    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in kinds)
-    assert model.config.vocab_size == len(tokenizer) == 300
-    assert record.peak_memory_bytes > 1e8  # torch alone needs more
-    assert (model.config.eos_token_id, record.based_on) == (tokenizer.eos_token_id, None)
 
 
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):

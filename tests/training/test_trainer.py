@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -15,7 +14,7 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.training.run import run_training
-from ulskip_cli.training.trainer import MuonWithAdamW, tracker_arguments, training_arguments
+from ulskip_cli.training.trainer import tracker_arguments, training_arguments
 
 
 def test_what_trainer_refuses_or_would_ignore_is_named():
@@ -35,7 +34,7 @@ def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
     """
     common = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu", "limit=8"]
     common += ["train.ratios=[1,2]", "train.max_steps=2"]
-    common += ["train.learning_rate=1e-3", "train.optimizer=adamw"]
+    common += ["train.learning_rate=1e-3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = "-m torch.distributed.run --standalone --nproc_per_node=2 -m ulskip_cli train"
     two = [*launch.split(), *common, "train.batch_size=4", f"output={tmp_path / 'two'}"]
@@ -116,45 +115,3 @@ def test_the_project_reaches_every_tracker(overrides, tmp_path, tracker, variabl
     arguments = tracker_arguments(compose_training([*overrides, *options]), "id")
     assert arguments == {"report_to": tracker, "run_name": "out-id", "project": "mine"}
     assert os.environ[variable] in (value, str(tmp_path / value))
-
-
-def tiny():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
-
-
-def stepped(model, optimizers, steps):
-    for _ in range(steps):
-        model(torch.tensor([0, 3, 5])).square().sum().backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def muon(model):
-    return MuonWithAdamW(model, lr=0.01, weight_decay=0.1)
-
-
-def test_muon_is_for_matrices_and_survives_saving():
-    whole, halves, reference = tiny(), tiny(), tiny()
-    matrices = [reference[1].weight, reference[3].weight]
-    others = [p for p in reference.parameters() if not any(p is m for m in matrices)]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=0.01, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
-    expected = stepped(reference, optimizers, 4)
-    first = muon(halves)
-    stepped(halves, [first], 2)
-    second = muon(halves)
-    second.load_state_dict(first.state_dict())
-    for ours, resumed, theirs in zip(
-        stepped(whole, [muon(whole)], 4), stepped(halves, [second], 2), expected, strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-        assert torch.equal(ours, resumed)
-    for group in second.param_groups:  # a schedule reaches both optimizers
-        group["lr"] = 0.0
-    before = [parameter.detach().clone() for parameter in halves.parameters()]
-    assert all(map(torch.equal, before, stepped(halves, [second], 1)))

@@ -84,7 +84,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "plan": ALL,
     "tune": _SAME_LAYERS
     - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.DRAFTS, Need.LAYER_DRAFTS},  # it tries look-ups
-    "train": ALL - {Need.DEVICE_MAP},
+    "train": ALL - {Need.DEVICE_MAP, Need.RANDOM_WEIGHTS},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,

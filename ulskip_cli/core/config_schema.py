@@ -511,8 +511,6 @@ class TrainOptions(Options):
     teacher: Literal["self", "initial"] = option(
         "self", "full-depth teacher: self (the model in training) or initial"
     )
-    label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
-    dropout: float = option(0.0, "dropout of embeddings and residual branches", ge=0, lt=1)
     method: Literal["full", "lora", "adapter"] = option(
         "full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model"
     )
@@ -536,24 +534,12 @@ class TrainOptions(Options):
     gradient_accumulation_steps: int = option(
         1, "batches whose gradients are accumulated for one optimizer step", ge=1
     )
-    optimizer: Literal["adamw", "muon"] = option(
-        "adamw", "optimizer; muon: for matrices, and AdamW for the rest"
-    )
     learning_rate: float = option(1e-4, "peak learning rate", gt=0)
     warmup: float = option(0.03, "share of steps for the learning rate warmup", ge=0, lt=1)
     weight_decay: float = option(0.0, "weight decay", ge=0)
     precision: Literal["float32", "bf16", "fp16"] = option("float32", "precision of the training")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = option(
-        None, "attention implementation of transformers"
-    )
     max_length: int | None = option(
         512, "maximum length of an example, in tokens; null: no limit", ge=2
-    )
-    vocab_size: int = option(
-        8000, "vocabulary size of the tokenizer that is trained for random weights", ge=258
-    )
-    reversed_share: float = option(
-        0.0, "share of translation pairs also trained in the other direction", ge=0, le=1
     )
     validation: Table | None = option(
         None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False

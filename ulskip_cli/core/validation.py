@@ -11,7 +11,7 @@ from ulskip_cli.core.tracking import check_installed
 
 # Options of train that one method alone has.
 ADAPTER_KEYS = ("start", "gap_weight")
-MODEL_KEYS = ("full_weight", "dropout", "label_smoothing", "freeze_embeddings", "optimizer")
+MODEL_KEYS = ("full_weight", "freeze_embeddings")
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
 
@@ -55,7 +55,7 @@ def check_training(config: TrainingConfig) -> None:
     train, weights, kind = config.train, config.train.ratio_weights, KINDS[config.correction.kind]
     trains_adapter = train.method == "adapter"
     _, _, index = config.model.device.partition(":")
-    foreign = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
+    foreign: tuple[str, ...] = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
     if train.method == "full":
         foreign = (*foreign, "lora")
     changed = [f"train.{key}" for key in train.changed() if key in foreign]
@@ -77,16 +77,8 @@ def check_training(config: TrainingConfig) -> None:
         ),
         f"expected model.device=cuda to train, got {config.model.device}; choose the GPU by"
         f" CUDA_VISIBLE_DEVICES={index}": index not in ("", "0"),
-        "train.held_out would hold out sentences that train.reversed_share trains reversed; use"
-        " train.validation": train.held_out and train.reversed_share,
-        "answers of model=random are no training data; use train.responses=reference": (
-            train.responses != "reference" and Need.RANDOM_WEIGHTS in needs
-        ),
         "train.own requires own answers; add train.responses=own or both": (
             train.responses == "reference" and train.own.changed()
-        ),
-        "train.vocab_size is of random weights; pretrained ones have a tokenizer": (
-            "vocab_size" in train.changed() and Need.RANDOM_WEIGHTS not in needs
         ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
         "a training supports no other tracker_options than project and run_name; leave out"
@@ -99,9 +91,6 @@ def check_training(config: TrainingConfig) -> None:
         ),
     }
     for_adapters = {
-        "model=random, whose weights no later run has; use pretrained weights": (
-            Need.RANDOM_WEIGHTS in needs
-        ),
         "prompt_layers=kept; use prompt_layers=all": Need.KEPT_PROMPT in needs,
         "strategy=full, which skips no layers; use another": config.strategy.keeps_all,
         f"strategy={config.strategy.name}, whose steps end at any layer; use train.method=lora": (

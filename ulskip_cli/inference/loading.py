@@ -242,12 +242,12 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
         )
 
 
-def random_model(config: ModelConfig, seed: int, **changes: object) -> PreTrainedModel:
-    """Create a model with random weights from config.json and `changes`; raise UsageError for an
-    unknown model_type, and RunError if out of memory.
+def random_model(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """Create a model with random weights from config.json; raise UsageError for an unknown
+    model_type, and RunError if out of memory.
     """
     files = ModelFolder(config)
-    shape = {**files.config, **changes}
+    shape = {**files.config}
     stored = shape.pop("dtype", "float32")
     dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
     torch.manual_seed(seed)

@@ -128,14 +128,6 @@ class Wmt(Task):
         """Return the bundled held-out sentences; None if the data is not the bundled sample."""
         return self.replace(dataset="held_out") if self.dataset == "sample" else None
 
-    def reversed(self) -> Self:
-        """Return the task in the opposite translation direction."""
-        return self.replace(
-            pair="-".join(reversed(self.languages)),
-            source_file=self.reference_file,
-            reference_file=self.source_file,
-        )
-
     def template_fields(self) -> dict[str, str]:
         """Return the names of the languages."""
         source, target = self.languages

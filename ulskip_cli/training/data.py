@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
@@ -41,10 +40,10 @@ class TrainingTexts:
 
 def load_training_texts(
     config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example] | None = None,
 ) -> TrainingTexts:
-    """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise
+    """Load training and validation texts, in `tokenizer`'s chat format if it has one; raise
     UsageError for unusable data.
 
     `examples` replace those that the task loads.
@@ -78,29 +77,6 @@ def load_training_texts(
     held_out = [texts for i, texts in enumerate(train) if i in chosen]
     return TrainingTexts(
         [texts for i, texts in enumerate(train) if i not in chosen], held_out, formatter
-    )
-
-
-def train_tokenizer(
-    texts: Sequence[TextPair], vocab_size: int, max_length: int
-) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer on prompts and responses; `<pad>` is token 0 and `<eos>` is
-    token 1.
-    """
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        (text for pair in texts for text in pair),
-        vocab_size=vocab_size,
-        min_frequency=0,
-        show_progress=False,
-        special_tokens=["<pad>", "<eos>"],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(bpe.to_str()),
-        pad_token="<pad>",
-        eos_token="<eos>",
-        padding_side="left",
-        model_max_length=max_length,
     )
 
 
@@ -193,22 +169,21 @@ class SimilarLengthSampler(Sampler[int]):
 
 def _texts(
     config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example] | None = None,
 ) -> list[TextPair]:
-    """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of
-    them reversed. Sources are truncated to `train.max_length` if the task allows it.
+    """Make the texts of `limit` examples behind the first `offset`. Sources are truncated to
+    `train.max_length` if the task allows it.
     """
-    task, offset, limit = config.task, config.offset, config.limit
+    task, offset, max_length = config.task, config.offset, config.train.max_length
     examples = task.examples() if examples is None else examples
     if offset >= len(examples):
         raise UsageError(
             f"expected offset below the number of training examples, {len(examples)}, got {offset}"
         )
-    examples, chat_options = list(examples[offset:][:limit]), config.model.chat_options
-    formatter = PromptFormatter.for_task(task, tokenizer, chat_options)
-    max_length, share = config.train.max_length, config.train.reversed_share
-    if tokenizer is not None and max_length is not None and task.may_truncate_source:
+    examples = list(examples[offset:][: config.limit])
+    formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
+    if max_length is not None and task.may_truncate_source:
         pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
         for i, pair in enumerate(pairs):
             with suppress(UsageError):  # too long without a source: left out and counted later
@@ -217,17 +192,4 @@ def _texts(
                 room = max_length - max(references, config.own_length)
                 if len(pair.prompt_ids) > room:
                     examples[i] = truncate_source(formatter, tokenizer, examples[i], room)
-    forward = list(map(formatter.format, examples))
-    if not share:
-        return forward
-    if not hasattr(task, "reversed"):
-        raise UsageError(
-            f"train.reversed_share is not supported with task={task.name}, which has one"
-            " direction; use train.reversed_share=0"
-        )
-    backward = task.reversed()
-    formatter = PromptFormatter.for_task(backward, tokenizer, chat_options)
-    chosen = random.Random(config.seed).sample(
-        backward.examples()[offset:][:limit], round(share * len(forward))
-    )
-    return forward + list(map(formatter.format, chosen))
+    return list(map(formatter.format, examples))

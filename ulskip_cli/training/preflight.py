@@ -99,8 +99,6 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
     set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end", "save_only_model"}
     set_by_ulskip |= {"eval_on_start", "per_device_eval_batch_size"}
-    if train.optimizer == "muon":
-        set_by_ulskip |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
     if extra.get("lr_scheduler_type") == "reduce_lr_on_plateau":  # it needs one validation loss
         raise UsageError(
             "train.training_args.lr_scheduler_type=reduce_lr_on_plateau is not supported; use"

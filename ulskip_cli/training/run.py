@@ -51,7 +51,7 @@ class CurvePoint(Options):
 class ExampleRange(Options):
     """Examples of a task's data, from the first to before the end."""
 
-    locations: tuple[str, ...]  # hashes, because they may be paths; of both directions
+    locations: tuple[str, ...]  # hashes, because they may be paths
     first: int
     end: int
 
@@ -86,7 +86,6 @@ class TrainingRecord(Options):
     seconds: float  # wall time since the training was started or resumed
     peak_memory_bytes: int  # of this process on its device since then
     resumed: bool
-    data: Table | None = None  # provenance of the texts, which recipes/tiny/embed.py adds
 
 
 def run_training(
@@ -99,10 +98,12 @@ def run_training(
     """
     output = user_path(config.output, "output")
     files = ModelFolder(config.model)
-    if config.model.source != "random" and (context := files.metadata.context):
+    if context := files.metadata.context:
         length = min(context, config.train.max_length or context)
         config = config.replace(train=config.train.replace(max_length=length))
-    texts = load_training_texts(config, loading.load_tokenizer(config.model, progress), examples)
+    tokenizer = loading.load_tokenizer(config.model, progress)
+    assert tokenizer is not None  # random weights are refused
+    texts = load_training_texts(config, tokenizer, examples)
     identity = _identity(config, texts, files)
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
@@ -116,7 +117,7 @@ def run_training(
     logging.disable_progress_bar()
     set_seed(config.seed)
     arguments = training_arguments(config, identity)
-    setup = prepare_training(config, texts, progress)
+    setup = prepare_training(config, tokenizer, texts, progress)
     try:
         trainer = SkipTrainer(setup, progress, arguments)
     except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
@@ -147,10 +148,7 @@ def run_training(
     if examples is None:
         count = config.limit or len(texts.train) + len(texts.validation)
         end = config.offset + count
-        tasks = [config.task]
-        if config.train.reversed_share and hasattr(config.task, "reversed"):
-            tasks.append(config.task.reversed())
-        places = tuple(digest(task.location) for task in tasks)
+        places = (digest(config.task.location),)
         trained_on = ExampleRange(locations=places, first=config.offset, end=end)
         record = record.replace(trained_on=trained_on)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):

@@ -16,7 +16,7 @@ from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import KINDS, NO_PATCHES
-from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
@@ -38,10 +38,9 @@ from ulskip_cli.training.data import (
     SimilarLengthSampler,
     TokenPairs,
     TrainingTexts,
-    train_tokenizer,
 )
 from ulskip_cli.training.preflight import schedules, trained_exits
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, add_dropout, with_lora
+from ulskip_cli.training.two_pass_loss import TwoPassLoss, with_lora
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
@@ -53,7 +52,7 @@ class SourceModel:
     """The model that a training starts from."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase  # the model's own, or a new one for random weights
+    tokenizer: PreTrainedTokenizerBase
     based_on: Table | None  # shortened record of the training that the weights come from
 
 
@@ -72,13 +71,18 @@ class TrainingSetup:
 
 
 def prepare_training(
-    config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: TrainingTexts,
+    progress: ProgressCallback,
 ) -> TrainingSetup:
     """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do
     not fit the settings.
     """
     progress.phase(f"load {config.model.label}", 1)
-    source = load_source_model(config, texts)
+    source = SourceModel(
+        _initial_model(config), tokenizer, checkpoint.training_record(config.model)
+    )
     depth = shallow_view.num_layers(source.model)
     progress.phase("tokenize", len(texts.train))
 
@@ -102,38 +106,16 @@ def prepare_training(
     )
 
 
-def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceModel:
-    """Load model and tokenizer. Weights are trained in float32, because bfloat16 would round small
-    updates to zero.
+def _initial_model(config: TrainingConfig) -> PreTrainedModel:
+    """Load the model. Weights are trained in float32, because bfloat16 would round small updates to
+    zero.
     """
-    if config.model.source == "random":
-        length = config.train.max_length or 2048
-        tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
-        model = loading.random_model(
-            config.model.replace(dtype="float32"),
-            config.seed,
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
-        source = SourceModel(model, tokenizer, None)
-    else:
-        # adapters are always float32
-        dtype = "float32" if config.train.method == "full" else config.model.dtype
-        # Trainer moves the model to its device, but answers and patches are computed before.
-        computes = config.train.method == "adapter" or config.train.responses != "reference"
-        device = config.model.device if computes else "cpu"
-        loaded = loading.load(config.model.replace(dtype=dtype, device=device))
-        tokenizer = loading.load_tokenizer(config.model)
-        assert tokenizer is not None
-        source = SourceModel(loaded.model, tokenizer, checkpoint.training_record(config.model))
-    if wanted := config.train.attention:
-        try:
-            source.model.set_attn_implementation(wanted)
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"train.attention={wanted}: {reason(error)}") from None
-    return source
+    # adapters are always float32
+    dtype = "float32" if config.train.method == "full" else config.model.dtype
+    # Trainer moves the model to its device, but answers and patches are computed before.
+    computes = config.train.method == "adapter" or config.train.responses != "reference"
+    device = config.model.device if computes else "cpu"
+    return loading.load(config.model.replace(dtype=dtype, device=device)).model
 
 
 def with_responses(
@@ -246,7 +228,7 @@ def build_adapter_loss(
 def build_loss(
     config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]
 ) -> TwoPassLoss:
-    """Build the loss module with its teacher, dropout, adapters and frozen embeddings."""
+    """Build the loss module with its teacher, adapters and frozen embeddings."""
     train = config.train
     teacher, trained = None, model
     if train.teacher == "initial" and train.distill_weight > 0:
@@ -254,8 +236,6 @@ def build_loss(
         teacher = (
             model if train.method == "lora" else copy.deepcopy(model).eval().requires_grad_(False)
         )
-    if train.dropout:
-        add_dropout(model, train.dropout)
     if train.method == "lora":
         trained, _ = with_lora(model, range(shallow_view.num_layers(model)), train.lora)
     elif train.freeze_embeddings:

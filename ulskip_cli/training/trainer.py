@@ -5,12 +5,12 @@ learning curve.
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
 from torch.utils.data import Sampler
 from transformers import (
     PrinterCallback,
@@ -97,7 +97,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         module, pairs, size = self.model, self.eval_dataset, self.args.per_device_train_batch_size
         compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
         totals, count = defaultdict[str, float](float), 0
-        # The cross-entropy alone, without smoothing or distillation.
+        # The cross-entropy alone, without distillation.
         weights, module.weights = module.eval().weights, TrainOptions()
         order = longest_first(pairs.lengths())
         with torch.no_grad(), self.accelerator.autocast():
@@ -134,9 +134,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
         train, module = self.config.train, self.model
         rate, decay = train.learning_rate, train.weight_decay
-        if self.optimizer is None and train.optimizer == "muon":
-            self.optimizer = MuonWithAdamW(module, rate, decay)
-        elif self.optimizer is None and isinstance(module, AdapterLoss):
+        if self.optimizer is None and isinstance(module, AdapterLoss):
             patches = list(module.patches.parameters())
             lora = [weight for weight in module.model.parameters() if weight.requires_grad]
             rates = ((lora, rate), (patches, self.config.correction.learning_rate))
@@ -245,36 +243,3 @@ def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, object
     }
     os.environ.update(variables.get(tracker, {}))
     return {"report_to": tracker, **options}
-
-
-class MuonWithAdamW(Optimizer):
-    """Two torch optimizers that share parameter groups, so that schedulers and checkpoints handle
-    them as one optimizer.
-    """
-
-    def __init__(self, module: nn.Module, lr: float, weight_decay: float) -> None:
-        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head
-        and vectors to AdamW.
-        """
-        embeddings = {
-            p for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
-        }
-        matrices, others = list[nn.Parameter](), list[nn.Parameter]()
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                is_hidden = p.ndim == 2 and p not in embeddings and "lm_head" not in name
-                (matrices if is_hidden else others).append(p)
-        self._optimizers: list[Optimizer] = [
-            Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        ]
-        if others:
-            self._optimizers.append(
-                AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-            )
-        super().__init__([optimizer.param_groups[0] for optimizer in self._optimizers], {})
-
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step with both optimizers. A loaded checkpoint replaces groups and state."""
-        for optimizer, group in zip(self._optimizers, self.param_groups, strict=True):
-            optimizer.param_groups, optimizer.state = [group], self.state
-            optimizer.step(closure)

@@ -17,7 +17,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.shallow_view import LayerOutput, StageView
+from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
     divergence,
@@ -205,7 +205,6 @@ class TwoPassLoss(nn.Module):
             labels.flatten(),
             ignore_index=IGNORED_LABEL,
             reduction="sum",
-            label_smoothing=self.weights.label_smoothing,
         )
 
 
@@ -220,29 +219,6 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
     for depth, loss in losses:
         weighted, total = weighted.to(loss.device) + depth * loss, total + depth
     return weighted / total
-
-
-def add_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Add dropout to the embeddings and to the residual update of every layer, with hooks, which
-    work for any architecture.
-    """
-
-    def on_layer(
-        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: LayerOutput
-    ) -> LayerOutput:
-        if not module.training:
-            return output
-        before = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
-        dropped = before + functional.dropout(after - before, probability)
-        return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
-
-    def on_embedding(module: nn.Module, args: object, output: Tensor) -> Tensor:
-        return functional.dropout(output, probability, module.training)
-
-    for layer in shallow_view.decoder_layers(model):
-        layer.register_forward_hook(on_layer, with_kwargs=True)
-    model.get_input_embeddings().register_forward_hook(on_embedding)
 
 
 def with_lora(
