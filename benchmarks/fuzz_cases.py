@@ -135,12 +135,10 @@ SLOW = (
     "task",
     "strategy",
     "engine",
-    "tracker",
 )
 SLOW_TRAINING = (
     "model",
     "task",
-    "tracker",
     "correction.examples",
     "train.gradient_accumulation_steps",
 )

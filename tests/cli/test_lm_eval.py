@@ -17,7 +17,7 @@ BAD = [
 ]
 REPLACED = {"--model hf": "model=tiny", "--model_args pretrained=gpt2": "model.path="}
 REPLACED |= {"--batch_size 4": "batch_size= ", "--device cuda:0": "model.device="}
-REPLACED |= {"--predict_only": "--log_samples", "--wandb_args project=x": "tracker=wandb"}
+REPLACED |= {"--predict_only": "--log_samples", "--wandb_args project=x": "results folder"}
 BAD += [(["--", "--tasks", "x", *text.split()], named) for text, named in REPLACED.items()]
 
 

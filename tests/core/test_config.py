@@ -47,7 +47,7 @@ def test_the_stored_yaml_says_everything_that_decides_the_result():
     stored = yaml.safe_load(config.to_yaml(chosen))
     assert stored["ratio"] == 3 and stored["strategy"]["spacing"] == "even"
     assert set(chosen.recorded()) <= set(stored)
-    assert not {"launcher", "tracker", "tracker_options"} & stored.keys()
+    assert "launcher" not in stored
 
 
 @given(st.text(alphabet="\\${}a:'\" ", max_size=12) | st.just("${oc.env:HOME}"))
@@ -63,7 +63,7 @@ def test_an_unknown_option_of_a_stored_row_is_named():
 ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
 
 
-@pytest.mark.parametrize("more", [[], ["+tracker_options={group: 2.0}"]])
+@pytest.mark.parametrize("more", [[], ["+model.chat_options={group: 2.0}"]])
 def test_escapes_are_those_of_texts_for_the_model_alone(more):
     overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
     task = config.compose(overrides).task
@@ -149,13 +149,13 @@ def test_the_length_of_a_task_wins_over_that_of_a_preset():
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
-    text += "ratio: 3\nlimit: 5\ntracker_options: {share: 1e-1}\ntask: {max_new_tokens: 7}\n"
+    text += "ratio: 3\nlimit: 5\ncalibration: {task: {share: 1e-1}}\ntask: {max_new_tokens: 7}\n"
     text = text.replace("_self_", "{override /decoding: beam}, _self_")
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     config.use_config_dir(tmp_path)
     chosen = config.compose(["experiment=mine", "limit=6"])
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
-    assert chosen.tracker_options == {"share": 0.1}
+    assert chosen.calibration.task == {"share": 0.1}
     assert (chosen.decoding.num_beams, chosen.decoding.max_new_tokens) == (4, 7)
     assert config.compose(["experiment=mine", "model=tiny"]).model.name == "tiny"
     paper = ["experiment=paper", "task.dataset=sample"]

@@ -23,7 +23,6 @@ UNUSED = [
     ([], "calibration.examples=9"),
     ([], "decoding.draft=ngram"),
     ([], "name=other"),
-    ([], "tracker=tensorboard"),
     ([], "baseline_engine=auto"),
 ]
 USED = [

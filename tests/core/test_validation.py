@@ -23,7 +23,6 @@ def test_decoding_options_of_python_callers_are_checked():
         (["train.ratios=[1,2]", "train.ratio_weights=[1]"], r"2 train\.ratio_weights"),
         (["train.ratios=[1,2]", "train.ratio_weights=[1,0]"], r"train\.ratio_weights > 0"),
         (["train.own.samples=2"], r"train\.responses=own"),
-        (["tracker_options={group: a}"], "group"),
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
         (["model.device=cuda:1"], "CUDA_VISIBLE_DEVICES=1"),
         (["train.method=full", "train.gap_weight=2"], r"train\.gap_weight"),

@@ -22,7 +22,6 @@ from ulskip_cli.core.task import Task
 DEFAULTS = 1
 
 Count = Annotated[int, Field(ge=0)] | Literal["auto"]
-Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]
 PromptLayers = Literal["all", "kept"]
 
 _POINT = "run sweep"
@@ -203,18 +202,6 @@ class Shared(Options):
         le=2**32 - 1,  # of numpy
         used_by=f"{_TIMED} generate lm-eval train",
     )
-    tracker: Tracker = option(
-        "none",
-        "experiment tracker to which results are logged",
-        identity=False,
-        used_by=f"{_POINT} bench lm-eval train",
-    )
-    tracker_options: Table | None = option(
-        None,
-        "project of the tracker and options passed on to it",
-        identity=False,
-        used_by=f"{_POINT} bench lm-eval train",
-    )
 
     def uses(self, key: str, command: str) -> bool:
         """Return True if a command reads a key, and its value has an effect in this
@@ -267,11 +254,7 @@ class Shared(Options):
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
-        return {
-            key: value
-            for key, value in self.plain().items()
-            if key not in ("launcher", "tracker", "tracker_options")
-        }
+        return {key: value for key, value in self.plain().items() if key != "launcher"}
 
 
 class Config(Shared):

@@ -7,7 +7,6 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.tracking import check_installed
 
 # Options of train that one method alone has.
 ADAPTER_KEYS = ("start", "gap_weight")
@@ -21,7 +20,6 @@ def check_run(config: Config, command: str) -> None:
     are not supported.
     """
     check_decoding(config.decoding)
-    check_installed(config.tracker)
     _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, command)
@@ -48,7 +46,6 @@ def _check_device(device: str) -> None:
 
 def check_training(config: TrainingConfig) -> None:
     """Raise UsageError for values of a training that another value makes invalid."""
-    check_installed(config.tracker)
     _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, "train")
@@ -59,7 +56,6 @@ def check_training(config: TrainingConfig) -> None:
     if train.method == "full":
         foreign = (*foreign, "lora")
     changed = [f"train.{key}" for key in train.changed() if key in foreign]
-    others = sorted((config.tracker_options or {}).keys() - {"project", "run_name"})
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {
@@ -81,8 +77,6 @@ def check_training(config: TrainingConfig) -> None:
             train.responses == "reference" and train.own.changed()
         ),
         f"train.method={train.method} does not support {', '.join(changed)}": changed,
-        "a training supports no other tracker_options than project and run_name; leave out"
-        f" {', '.join(others)}, or set it in train.training_args": others,
         "train.lora.rank=0 trains nothing without patches that are not folded; use"
         " train.lora.rank=16": (
             train.method != "full"

@@ -49,9 +49,9 @@ _REFUSED_OPTIONS = {
     "device": "model.device= before `--`, e.g. model.device=cuda",
     "predict_only": "--log_samples",
     "show_config": "the JSON in the results folder",
-    "wandb_args": "tracker=wandb before `--`",
-    "wandb_config_args": "tracker=wandb before `--`",
-    "trackio_args": "tracker=trackio before `--`",
+    "wandb_args": "the JSON in the results folder",
+    "wandb_config_args": "the JSON in the results folder",
+    "trackio_args": "the JSON in the results folder",
     "hf_hub_log_args": "`hf upload` on the results folder",
 }
 # Options that change the answers and are recorded by no other key of a row.
@@ -283,7 +283,7 @@ def evaluate_tasks(config: Config, given: Namespace) -> tuple[ResultsFolder, Row
         schedule = digest([model.record().id, model.scoring_plan.prompt_layers])
         arguments["use_cache"] = f"{options.use_cache}_{schedule}"
     folder.check_writable()
-    overrides = overrides_of(config.replace(tracker="none", tracker_options=None), "lm-eval")
+    overrides = overrides_of(config, "lm-eval")
     tracker = EvaluationTracker(output_path=options.output_path)
     arguments |= {
         **options.cache_requests,

@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core import tracking
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
@@ -139,15 +138,13 @@ class ResultsFolder:
         return read_objects(path, ANSWER_KEYS) if path.is_file() else []
 
     def save(self, config: Config, record: Record) -> None:
-        """Write a finished run, whose generations are stored, and log it to the tracker. The row is
-        written last: if it exists, all other files exist. What a killed attempt left of its files
-        is removed.
+        """Write a finished run, whose generations are stored. The row is written last: if it
+        exists, all other files exist. What a killed attempt left of its files is removed.
         """
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         self.append(record)
         for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
             unfinished.unlink(missing_ok=True)
-        tracking.log_row(config, record.to_row(), self.path)
 
     def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
         """Write the generations of a point."""

@@ -116,33 +116,26 @@ def run_training(
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
-    arguments = training_arguments(config, identity)
+    arguments = training_arguments(config)
     setup = prepare_training(config, tokenizer, texts, progress)
     try:
         trainer = SkipTrainer(setup, progress, arguments)
-    except (ValueError, RuntimeError, ImportError) as error:  # of a tracker
+    except (ValueError, RuntimeError, ImportError) as error:
         if is_out_of_memory(error):
             raise RunError(f"out of memory ({reason(error)}); use a smaller model") from None
-        raise UsageError(
-            f"tracker={config.tracker} or train.training_args: {reason(error)}"
-        ) from None
+        raise UsageError(f"train.training_args: {reason(error)}") from None
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
     with trainer.args.main_process_first(local=False):
         resume_from = last_checkpoint(checkpoints, progress)
-    try:  # trackers print, and standard output belongs to `--json`
+    try:  # what `report_to` names may print, and standard output belongs to `--json`
         with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
             trainer.train(resume_from_checkpoint=resume_from)
     except Exception as error:
         if is_out_of_memory(error):
             raise RunError(f"out of memory ({reason(error)}); lower train.batch_size") from None
-        if type(error).__module__.partition(".")[0] != config.tracker:
-            raise
-        raise RunError(
-            f"tracker={config.tracker} failed ({reason(error)}); repair it or set"
-            " tracker=none, and run the same command again to continue"
-        ) from None
+        raise
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if examples is None:

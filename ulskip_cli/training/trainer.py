@@ -25,7 +25,6 @@ from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.core.tracking import PROJECT, flatten
 from ulskip_cli.inference import loading
 from ulskip_cli.inference.batching import longest_first
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -187,19 +186,9 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
             self._loss = f"loss {float(state.log_history[-1]['loss']):.4g}"
 
 
-class LoggedArguments(TrainingArguments):  # type: ignore[misc]
-    """Arguments of Trainer that a tracker stores together with the settings of ulskip."""
-
-    settings: Mapping[str, object]  # with dotted keys
-
-    def to_dict(self) -> dict[str, object]:
-        """Return all arguments and settings."""
-        return {**super().to_dict(), **self.settings}
-
-
-def training_arguments(config: TrainingConfig, identity: str) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration; `identity` names the training in trackers.
-    Raises UsageError for what Trainer refuses, and for a precision that it would ignore.
+def training_arguments(config: TrainingConfig) -> TrainingArguments:
+    """Make the arguments of Trainer for a configuration; raise UsageError for what Trainer refuses,
+    and for a precision that it would ignore.
     """
     device = loading.pick_device(config.model.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:  # the process's own, not the first
@@ -209,37 +198,15 @@ def training_arguments(config: TrainingConfig, identity: str) -> TrainingArgumen
             "train.precision=fp16 requires a GPU, got a CPU; use train.precision=bf16 or float32"
         )
     try:
-        made = LoggedArguments(
+        made = TrainingArguments(
             **{
                 "dataloader_pin_memory": torch.cuda.is_available(),
                 "use_cpu": device.type == "cpu",
-                **tracker_arguments(config, identity),
                 **trainer_arguments(config),
             }
         )
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UsageError(f"train.training_args: {reason(error)}") from None
-    made.settings = dict(flatten(config.resolved()))
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made
-
-
-def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, object]:
-    """Return arguments of Trainer, and set the environment variables that the tracker reads."""
-    output, tracker = Path(config.output).expanduser(), config.tracker
-    options = {"project": PROJECT, "run_name": f"{output.name}-{identity}"}
-    options |= config.tracker_options or {}
-    project = str(options["project"])
-    variables = {
-        "wandb": {
-            "WANDB_PROJECT": project,
-            "WANDB_DIR": str(output),  # holds the id of an interrupted run
-            "WANDB_RESUME": "auto",
-            "WANDB_SILENT": "true",  # it prints to standard output when Python exits
-        },
-        "mlflow": {"MLFLOW_EXPERIMENT_NAME": project},
-        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(output / "tensorboard" / project)},
-    }
-    os.environ.update(variables.get(tracker, {}))
-    return {"report_to": tracker, **options}

@@ -63,7 +63,7 @@ def test_bad_points_are_refused_before_anything_runs(overrides, message):
     [
         ([], "reproduce"),
         (["name=x"], "x"),
-        (["launcher=local", "launcher.workers=2", "tracker=none"], "reproduce"),
+        (["launcher=local", "launcher.workers=2"], "reproduce"),
     ],
 )
 def test_without_keys_of_points_the_grid_is_the_papers(overrides, name):

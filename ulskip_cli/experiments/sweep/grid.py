@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
 # keys that say where results go or how a sweep runs; with these alone it has the default grid
-_NOT_OF_POINTS = ("name", "results_dir", "launcher", "tracker", "tracker_options")
+_NOT_OF_POINTS = ("name", "results_dir", "launcher")
 
 
 def points(
