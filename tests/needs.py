@@ -3,7 +3,6 @@ and data beside the project.
 """
 
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +30,6 @@ RECIPES = {
     Need.FOLDED_PATCHES: ["correction=patch", "correction.kind=folded"],
     Need.PATCHES: ["correction=patch"],
     Need.ADAPTER: ["correction=adapter", "correction.path={adapter}"],
-    Need.DEVICE_MAP: ["model.device_map=auto"],
-    Need.PEFT_ADAPTER: ["model.adapter={peft}"],
     Need.RANDOM_WEIGHTS: ["model=random", "model.path=llama-12x256"],
     Need.CALIBRATION: ["strategy=block_influence"],
     Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
@@ -77,11 +74,7 @@ def shared_data(name):
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Return the folders of a skip adapter and of a PEFT adapter of the bundled model, which change
-    nothing.
-    """
-    from peft import LoraConfig, get_peft_model
-
+    """Return the folder of a skip adapter of the bundled model, which changes nothing."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.correction import NO_PATCHES
     from ulskip_cli.core.model_metadata import ModelFolder
@@ -93,10 +86,6 @@ def folders(tmp_path_factory):
     model = load(config.model).model
     adapter = zero_adapter(model, [even(12, 6)], NO_PATCHES)
     record = {"base": {"fingerprint": ModelFolder(config.model).fingerprint}}
-    folder = tmp_path_factory.mktemp("adapters")
-    replace(adapter, record=record).save(folder / "skip")
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft reads an old name
-        get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(
-            folder / "peft"
-        )
-    return {"adapter": folder / "skip", "peft": folder / "peft"}
+    folder = tmp_path_factory.mktemp("adapter")
+    replace(adapter, record=record).save(folder)
+    return {"adapter": folder}

@@ -29,7 +29,7 @@ NOT_HERE = [
     {Need.RANDOM_WEIGHTS, Need.PATCHES},
     {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES},
     # the skip adapter here is made for other weights and for evenly spread layers
-    *({Need.ADAPTER, need} for need in (Need.PEFT_ADAPTER, Need.STAGES, Need.OWN_DEPTH)),
+    *({Need.ADAPTER, need} for need in (Need.STAGES, Need.OWN_DEPTH)),
     {Need.ADAPTER, Need.CALIBRATION},
     {Need.COMPILATION, Need.OTHER_BASELINE},  # the baseline here is in an engine without it
 ]
@@ -86,16 +86,8 @@ def test_an_engine_runs_what_it_supports(engine, need, session, folders, tmp_pat
     run(session, tmp_path, *overrides, f"engine={engine}")
 
 
-# compiles other layers for most of a minute
-COMPILED_ADAPTER = {Need.COMPILATION, Need.PEFT_ADAPTER}
-COVERING_RUNS = [
-    pytest.param(needs, marks=[pytest.mark.long] * ({*needs} >= COMPILED_ADAPTER))
-    for needs in covering_runs()
-]
-
-
 @pytest.mark.parametrize(
-    "needs", COVERING_RUNS, ids=lambda needs: "+".join(need.name for need in needs)
+    "needs", covering_runs(), ids=lambda needs: "+".join(need.name for need in needs)
 )
 def test_needs_that_can_be_combined_run_together(needs, session, folders, tmp_path):
     run(session, tmp_path, *overrides_for(*needs, **folders), "speed.enabled=false")

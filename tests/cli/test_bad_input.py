@@ -56,7 +56,6 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "model.path=some/model": "model=tiny",
     "model=random model.path=bloom-7b": "bloom-7b1",
     "model=random model.path=nowhere.json": "nowhere.json",
-    "model=random model.device_map=auto": "model.device_map",
     "name=a/b": "name",
     "+decoding.surprise=1": "decoding.surprise",
     "ratio=${nothing}": "nothing",

@@ -65,8 +65,7 @@ def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(
         (command, need)
         for command, supported in COMMANDS.items()
         for need in Need
-        if need not in supported | OF_PLANS | {Need.ADAPTER, Need.PEFT_ADAPTER}
-        and command not in ("tune", "train")
+        if need not in supported | OF_PLANS | {Need.ADAPTER} and command not in ("tune", "train")
     ],
 )
 def test_what_a_command_does_not_support_is_refused_in_compose(command, need):

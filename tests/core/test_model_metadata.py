@@ -51,19 +51,6 @@ def test_the_dtype_that_is_asked_for_counts(model_folder):
     assert whole.total_bytes == 2 * half.total_bytes
 
 
-def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
-    with pytest.raises(UsageError, match=r"model\.adapter.*adapter_config\.json"):
-        _ = ModelFolder(hf(model_folder, adapter=str(tmp_path))).adapter
-    with pytest.raises(UsageError, match=r"model\.adapter.*some/adapter"):
-        _ = ModelFolder(hf(model_folder, adapter="some/adapter")).adapter
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
-    one = ModelFolder(hf(model_folder, adapter=str(tmp_path))).fingerprint
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"other")
-    two = ModelFolder(hf(model_folder, adapter=str(tmp_path))).fingerprint
-    assert len({one, two, ModelFolder(hf(model_folder)).fingerprint}) == 3
-
-
 def test_shards_are_read_together(tmp_path):
     for i in range(2):
         save_file({f"layers.{i}.w": torch.zeros(2)}, tmp_path / f"model-{i}.safetensors", NOTE)

@@ -35,7 +35,6 @@ def test_decoding_options_of_python_callers_are_checked():
         ([*ADAPTER, "strategy=early_exit"], r"train\.method=lora"),
         ([*ADAPTER, "train.full_weight=1"], r"train\.full_weight"),
         ([*ADAPTER, "train.freeze_embeddings=true"], r"train\.freeze_embeddings"),
-        (["model.path=x", "model.device_map=auto"], r"model\.device_map=null"),
         ([*ADAPTER, "correction.kind=none", "train.lora.rank=0"], r"train\.lora\.rank=16"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

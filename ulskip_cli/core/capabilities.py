@@ -38,8 +38,6 @@ class Need(Enum):
     )
     PATCHES = "patches that are not folded", "correction=none"
     ADAPTER = "correction=adapter", "correction=none"
-    DEVICE_MAP = "model.device_map", "model.device_map=null"
-    PEFT_ADAPTER = "model.adapter", "model.adapter=null"
     RANDOM_WEIGHTS = "random weights", "a pretrained model"
     CALIBRATION = (
         "uncalibrated strategies",
@@ -64,7 +62,7 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.LAYER_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.KEPT_PROMPT},
     Need.LATENCY: ALL - {Need.OWN_DEPTH},
-    Need.RANDOM_WEIGHTS: ALL - {Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},
+    Need.RANDOM_WEIGHTS: ALL - {Need.ADAPTER},
 }
 
 _SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
@@ -84,7 +82,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "plan": ALL,
     "tune": _SAME_LAYERS
     - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.DRAFTS, Need.LAYER_DRAFTS},  # it tries look-ups
-    "train": ALL - {Need.DEVICE_MAP, Need.RANDOM_WEIGHTS},
+    "train": ALL - {Need.RANDOM_WEIGHTS},
     "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,

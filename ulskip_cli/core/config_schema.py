@@ -241,14 +241,11 @@ class Shared(Options):
 
     def needs(self) -> frozenset[Need]:
         """Return what model and strategy need."""
-        model = self.model
         conditions = {
             Need.EARLY_EXIT: self.strategy.exits_early,
             Need.STAGES: self.strategy.is_positional,
             Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
-            Need.DEVICE_MAP: model.device_map,
-            Need.PEFT_ADAPTER: model.adapter,
-            Need.RANDOM_WEIGHTS: model.source == "random",
+            Need.RANDOM_WEIGHTS: self.model.source == "random",
         }
         return needed(conditions)
 

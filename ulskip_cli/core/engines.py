@@ -37,7 +37,6 @@ PLAIN = ALL - {
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,
-    Need.DEVICE_MAP,
 }
 # `formats` of unquantized weights
 FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}

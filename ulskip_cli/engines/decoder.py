@@ -65,7 +65,7 @@ class Decoder:
         """
         self.model, self.exits = model, plan.exits
         self.asked = engine or engine_named("auto")
-        self.device = shallow_view.input_device(model)
+        self.device = model.device
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
         self._views = Views(model, self.prompt_model, self.stages, self._linear_backend.name)

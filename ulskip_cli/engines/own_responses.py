@@ -96,7 +96,7 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     weights = [
         parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].tolist()
         for parameter in model.parameters()
-        if type(parameter) is nn.Parameter and parameter.device.type != "meta"  # not quantized
+        if type(parameter) is nn.Parameter  # not quantized
     ]
     seed = context.seed if context.decoding.do_sample else None
     parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]

@@ -178,7 +178,7 @@ def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
     its head is no plain layer on the view's device, or has a bias.
     """
     head = view.get_output_embeddings()
-    is_plain = type(head) is nn.Linear and head.bias is None and not hasattr(head, "_hf_hook")
+    is_plain = type(head) is nn.Linear and head.bias is None
     if not is_plain or size >= head.out_features:
         return view
     return shallow_view.substituted(view, {head: DraftHead(head, size)})

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import exit_logits
-from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.batching import (
     BatchSize,
     free_bytes,
@@ -51,10 +51,9 @@ class EncodedPrompts:
             self._model, self._held = model, {}
         if tuple(batch) in self._held:
             return self._held[tuple(batch)]
-        device = shallow_view.input_device(model)
-        encoded = encode_prompt(model, *self.tensors(batch, device))
+        encoded = encode_prompt(model, *self.tensors(batch, model.device))
         caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
-        if sum(map(kv_cache.kv_bytes, caches)) <= min(HELD_BYTES, free_bytes(device) // 4):
+        if sum(map(kv_cache.kv_bytes, caches)) <= min(HELD_BYTES, free_bytes(model.device) // 4):
             self._held[tuple(batch)] = encoded
         return encoded
 

@@ -80,11 +80,6 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     _read_config(source, model.trust_remote_code)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
-    if any(parameter.is_meta for parameter in loaded.model.parameters()):
-        raise UsageError(
-            "expected a model that fits into memory, got weights that"
-            f" model.device_map={model.device_map} offloads; use --format schedule"
-        )
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)
     config = _shallow_config(source, view, kept, model.trust_remote_code)
@@ -214,7 +209,7 @@ def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
             f"expected {sorted(loading['missing_keys'])[0]} in the export, got no such tensor;"
             f" {DELETED}"
         )
-    models = (view, exported.eval().to(shallow_view.input_device(view)))
+    models = (view, exported.eval().to(view.device))
     logits, tokens = logits_of(*models), list(map(_greedy_tokens, models))
     difference = float((logits[0] - logits[1]).abs().max())
     if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
@@ -249,8 +244,7 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     )
     attention_mask = torch.ones_like(input_ids)
     attention_mask[-1, : PROMPT_TOKENS // 3] = 0
-    device = shallow_view.input_device(model)
-    return input_ids.to(device), attention_mask.to(device)
+    return input_ids.to(model.device), attention_mask.to(model.device)
 
 
 def _greedy_tokens(model: PreTrainedModel) -> Tensor:

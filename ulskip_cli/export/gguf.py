@@ -22,7 +22,6 @@ from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference.checkpoint import counting_tensors
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
 from ulskip_cli.inference.loading import load_tokenizer
-from ulskip_cli.inference.shallow_view import input_device
 
 # As a share of the largest logit; the file stores constants such as epsilon in float32.
 _LOGIT_TOLERANCE = 1e-3
@@ -91,7 +90,7 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
             f"expected the tokenizer's {len(wanted)} tokens in the GGUF file, got {lost} wrong"
             f" ones; {DELETED}"
         )
-    wanted_logits, logits = logits_of(view.float(), loaded.to(input_device(view)))
+    wanted_logits, logits = logits_of(view.float(), loaded.to(view.device))
     difference = float((wanted_logits - logits).abs().max() / wanted_logits.abs().max())
     if not difference < _LOGIT_TOLERANCE:
         raise RunError(

@@ -40,9 +40,8 @@ class LayerwiseModel:
         self.layers = shallow_view.decoder_layers(model)
         self._calls = list[Arguments]()
         self._state: Tensor | None = None
-        device = shallow_view.input_device(model)
         # The probe must not change the random numbers of training.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             self._in_tuples, self._chain = _probe(model)
             # The model with layers that record their inputs, or return a given state.
             stand_ins = {layer: _Recorder(layer, self._record) for layer in self.layers}
@@ -144,18 +143,16 @@ def block_influence(
     """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}
     (ShortGPT, Men et al. 2024, arXiv:2403.03853); `texts` are token ids.
     """
-    layerwise, device = LayerwiseModel(model), shallow_view.input_device(model)
+    layerwise = LayerwiseModel(model)
     sums, count = torch.zeros(len(layerwise.layers), dtype=torch.float64), 0
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), batch_size):
-        ids, mask = padded(order[start : start + batch_size], 0, left=True, device=device)
+        ids, mask = padded(order[start : start + batch_size], 0, left=True, device=model.device)
         options = shallow_view.placing(model, mask, ids.shape[1])
         inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
         for layer, (before, after) in enumerate(pairwise(layerwise.states(inputs))):
-            similar = functional.cosine_similarity(
-                before.float(), after.float().to(before.device), dim=-1
-            )
-            sums[layer] += float(similar[mask.to(similar.device).bool()].cpu().double().sum())
+            similar = functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[layer] += float(similar[mask.bool()].cpu().double().sum())
         count += int(mask.sum())
         on_batch(min(start + batch_size, len(order)))
     return [1 - float(total) / count for total in sums]
@@ -200,7 +197,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
                 hook = module.register_forward_pre_hook(lambda module, _: behind.append(module))
                 hooks.enter_context(hook)
         # Two tokens, because the state of a padding token can be zero.
-        ids = torch.arange(2, device=shallow_view.input_device(model))[None]
+        ids = torch.arange(2, device=model.device)[None]
         cache = kv_cache.new_cache(model)
         logits = shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), cache)
     in_tuples = isinstance(last_output, tuple)
@@ -209,7 +206,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
         with torch.no_grad():
             for module in behind:
                 hidden = module(hidden)
-        is_chain = torch.equal(hidden, logits.to(hidden.device))
+        is_chain = torch.equal(hidden, logits)
     except (TypeError, ValueError, RuntimeError):  # the modules do not form a sequence
         is_chain = False
     return in_tuples, behind if is_chain else []

@@ -3,7 +3,6 @@ config.
 """
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,13 +73,6 @@ def load(
         source = checkpoint_source(files, progress)
         model = _pretrained(files, source, device)
         notes = {"quantization": _quantization_note(files, model), **training_notes(source[0])}
-    if config.adapter:
-        model = _with_adapter(model, files)
-        before = f"{notes['training']}; then " if notes["training"] else ""
-        notes["training"] = f"{before}the adapter {config.adapter}"
-        notes["trained_for"] = (
-            training_notes(files.adapter.parent)["trained_for"] or notes["trained_for"]
-        )
     interruption.raise_if_interrupted()
     return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
 
@@ -150,10 +142,9 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        device_map=config.device_map,
     )
     _check_weights(model, loading_info, config.path)
-    return model if config.device_map else model.to(device)
+    return model.to(device)
 
 
 def _from_pretrained(config: ModelConfig, source: Source, factory: Any, **options: Any) -> Any:
@@ -190,22 +181,6 @@ def _quantization_note(files: ModelFolder, model: PreTrainedModel) -> str | None
     settings = model.config.quantization_config
     method = (settings if isinstance(settings, dict) else vars(settings)).get("quant_method")
     return f"the checkpoint's own: {getattr(method, 'value', method)}"
-
-
-def _with_adapter(model: PreTrainedModel, files: ModelFolder) -> PreTrainedModel:
-    from peft import PeftModel
-
-    config, folder = files.model, files.adapter.parent
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice of peft about layer names
-            adapted: Any = PeftModel.from_pretrained(model, str(folder))
-        return adapted.merge_and_unload()
-    except Exception as error:
-        raise UsageError(
-            f"cannot apply model.adapter={config.adapter} to {config.path} ({reason(error)});"
-            " use an adapter of the layers of this model, such as LoRA"
-        ) from None
 
 
 def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:

@@ -56,7 +56,7 @@ class PatchFitter:
         are left out: the prompt predicts the first, so no decode step would run.
         """
         self.model, self.prompt_layers = model, prompt_layers
-        self.device = shallow_view.input_device(model)
+        self.device = model.device
         self.full = LayerwiseModel(model)
         self.num_layers = len(self.full.layers)
         usable = [example for example in examples if len(example.response_ids) > 1]
@@ -104,7 +104,7 @@ class PatchFitter:
             inputs = self.full.after(batch.prompt, batch.input_ids, batch.counted)
             states = islice(self.full.states(inputs), max(missing) + 1)  # no layer above it runs
             batch.teacher |= {
-                depth: hidden[batch.counted.to(hidden.device)]
+                depth: hidden[batch.counted]
                 for depth, hidden in enumerate(states)
                 if depth in missing
             }
@@ -205,8 +205,8 @@ def _folded_pairs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the outputs of the linear layer, and what the states of the view lack behind it."""
     for batch, (state, output) in zip(batches, ran, strict=True):
-        counted = batch.counted.to(output.device)
-        yield output[counted], _double(batch.teacher[layer]) - _double(state[counted])
+        lacking = _double(batch.teacher[layer]) - _double(state[batch.counted])
+        yield output[batch.counted], lacking
 
 
 class _FoldingLayer:
@@ -255,9 +255,7 @@ class _FoldingLayer:
         `run`.
         """
         zeroed, _ = self.run(state, entry, scale=0)
-        without, after, output = (
-            _double(tensor[counted.to(tensor.device)]) for tensor in (zeroed, *ran)
-        )
+        without, after, output = (_double(tensor[counted]) for tensor in (zeroed, *ran))
         rounding = torch.finfo(ran[1].dtype).eps * (without.abs() + after.abs() + output.abs())
         error = (after - without - output).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too

@@ -180,14 +180,6 @@ def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) ->
     return copied(module, children)
 
 
-def input_device(module: nn.Module) -> torch.device:
-    """Return the device of the input of a model or layer, also of one whose weights are spread over
-    several devices or offloaded.
-    """
-    first = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return torch.device(next(module.parameters()).device if first is None else first)
-
-
 def two_phase(
     model: PreTrainedModel,
     stages: Sequence[StageView],
@@ -221,7 +213,6 @@ def two_phase(
             return outputs
 
     shell = copied(model, {})
-    _unhook(shell)  # `model` and the views move their input themselves
     shell.__class__ = TwoPhase
     # generate() takes what a request leaves open from here
     shell.generation_config = GenerationConfig()
@@ -337,8 +328,7 @@ def copied(
     """Return a copy of a module that shares its parameters and buffers, with some children
     replaced, of the class `kind`.
     """
-    hook = module.__dict__.get("_hf_hook")
-    if "forward" in module.__dict__ and hook is None:
+    if "forward" in module.__dict__:
         raise UsageError(
             f"expected the original forward method of {type(module).__name__}, got one that other"
             " code has replaced; restore the method with: del module.forward"
@@ -350,17 +340,7 @@ def copied(
     shell._modules = {**module._modules, **children}
     if kind is not None:
         shell.__class__ = kind
-    if hook is not None:  # a device map: accelerate binds forward to the source object
-        from accelerate.hooks import add_hook_to_module
-
-        _unhook(shell)
-        add_hook_to_module(shell, hook)
     return shell
-
-
-def _unhook(shell: nn.Module) -> None:
-    for name in ("forward", "_old_forward", "_hf_hook"):
-        shell.__dict__.pop(name, None)
 
 
 def renumbered(module: nn.Module, index: int) -> nn.Module:

@@ -182,17 +182,16 @@ class SkipAdapter:
             ) from None
 
     def patches(self, kept_set: int, model: PreTrainedModel) -> dict[int, GapPatch]:
-        """Return the patches of a set, by the layer in front of which they act, on the devices of
-        the model's layers; raise RuntimeError if they do not fit the model.
+        """Return the patches of a set, by the layer in front of which they act, on the device of
+        the model; raise RuntimeError if they do not fit the model.
         """
-        layers, last = shallow_view.decoder_layers(model), self.kept_sets[kept_set][-1]
         states = defaultdict[int, dict[str, Tensor]](dict)
         for layer, name, tensor in self._named(f"patch.{kept_set}."):
             states[layer][name] = tensor
         patches = {layer: GapPatch(self.kind, model) for layer in states}
         for layer, patch in patches.items():
             patch.load_state_dict(states[layer])
-            patch.to(shallow_view.input_device(layers[min(layer, last)]))
+            patch.to(model.device)
         return patches
 
     def folded(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -263,11 +262,6 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
             " or a model without quantization"
         )
     source: Any = module
-    if source.weight.is_meta:
-        raise UsageError(
-            "adapters do not support layers that model.device_map leaves in memory or on disk; use"
-            " model.device_map=null, or a device map of GPUs alone"
-        )
     transposed = type(module) is Conv1D  # its weight is [in, out]
     weight = source.weight.t() if transposed else source.weight
     # The copies are aligned in memory, and the bits of a product can depend on that: an export must

@@ -31,7 +31,7 @@ class TransformersSession(EngineSession):
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
-        self.views, self.device = views, shallow_view.input_device(views.model)
+        self.views, self.device = views, views.model.device
         self._kv_bytes = (0, 0)
         self._prefilled_at = 0.0
 
