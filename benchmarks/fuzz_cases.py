@@ -208,9 +208,7 @@ def executing(draw: st.DrawFn) -> list[str]:
     words = draw(st.lists(override("config", SLOW), max_size=2))
     if command == "run":
         strategy = draw(
-            st.sampled_from(
-                ("unified", "top_skip", "full", "early_exit", "skip_decode", "d3", "custom")
-            )
+            st.sampled_from(("unified", "top_skip", "full", "early_exit", "skip_decode", "custom"))
         )
         return [
             "run",

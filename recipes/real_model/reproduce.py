@@ -88,7 +88,6 @@ POINTS = {
         [*keep(20), "correction=patch", f"calibration.examples={HELD_OUT}"],
         keep(20) + PATCH + KEPT,
         ["strategy=unified", *layers(22)],
-        ["strategy=d3", *layers(22)],
         ["strategy=block_influence", *layers(22), *CALIBRATED],
         [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
         keep(16) + PATCH,

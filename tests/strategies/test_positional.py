@@ -13,7 +13,7 @@ from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.strategies.positional import DepthDecay, SkipDecode
+from ulskip_cli.strategies.positional import SkipDecode
 
 
 def active(num_layers, num_kept, warmup, horizon, t):
@@ -65,38 +65,9 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     )
 
 
-@given(st.integers(3, 80), st.data(), st.integers(2, 600))
-def test_the_decay_meets_the_asked_for_depth_over_the_limit(num_layers, data, max_new_tokens):
-    num_kept = data.draw(st.integers(2, num_layers))
-    request = ScheduleRequest(num_layers, num_kept, max_new_tokens=max_new_tokens)
-    stages = DepthDecay().stages(request)
-    assert schedule.mean_kept(stages, [max_new_tokens]) == pytest.approx(num_kept, abs=1)
-    assert DepthDecay().kept_layers(request) == stages[0].kept_layers
-    for stage in stages:
-        assert {0, num_layers - 1} <= set(stage.kept_layers) <= set(range(num_layers))
-        assert len(schedule.layer_ranges(stage.kept_layers)) <= 2  # one block is skipped
-    for before, after in itertools.pairwise(stages):
-        assert before.first_step < after.first_step
-        assert set(after.kept_layers) < set(before.kept_layers)  # no keys and values are missing
-
-
-def test_the_depth_of_a_token_is_a_power_of_the_decay():
-    stages = DepthDecay().stages(ScheduleRequest(12, 6, max_new_tokens=64))
-    depths = [len(layers_at(stages, step)) for step in range(63)]
-    fits = [
-        decay
-        for decay in (i / 10_000 for i in range(9_000, 10_000))
-        if depths == [max(2, int(12 * decay**token)) for token in range(1, 64)]
-    ]
-    assert fits and depths[0] == 11 and depths[-1] == 3
-    assert stages[-1].kept_layers == (0, 1, 11)
-
-
-@pytest.mark.parametrize("strategy", ["skip_decode", "d3"])
 @pytest.mark.parametrize("engine", ["torch", "transformers"])
-def test_tokens_are_those_of_an_uncached_reference(model, engine, strategy):
-    options = {"skip_decode": ["strategy.horizon=5"], "d3": ["decoding.max_new_tokens=6"]}
-    overrides = [f"strategy={strategy}", *options[strategy], "ratio=1.5"]
+def test_tokens_are_those_of_an_uncached_reference(model, engine):
+    overrides = ["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5"]
     decoder = decoder_for(model, *overrides).with_engine(engine)
     kept = {stage.first_step: stage.kept for stage in decoder.stages}
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])

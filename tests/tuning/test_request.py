@@ -77,7 +77,7 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
         (["speedup=2", "model=random"], "random weights"),
         (["speedup=2", "candidates=[ratio=2]"], "candidates"),
         (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),
-        (["speedup=2", "candidates=['strategy=d3']"], "position-dependent layers"),
+        (["speedup=2", "candidates=['strategy=skip_decode']"], "position-dependent layers"),
         (["speedup=2", "candidates=['strategy=full']"], "any number of layers"),
         (["quality=0.9", "decoding=prompt_lookup", "batch_size=1"], "drafts"),
         (["quality=0.9", "experiment=frontier"], "one point"),
