@@ -172,7 +172,7 @@ def inspecting(draw: st.DrawFn) -> list[str]:
     command = draw(st.sampled_from((*writing, "plan", "plan", "sweep", "sweep", "other", "read")))
     if command == "other":
         command = draw(st.sampled_from([*commands(), "rnu", ""]))
-        runs = command not in ("config", "models", "tasks", "strategies", "env")
+        runs = command not in ("config", "env")
         words = draw(
             st.lists(st.one_of(st.sampled_from(HOSTILE), names(), option(command)), max_size=4)
         )

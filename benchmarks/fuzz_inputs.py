@@ -129,17 +129,7 @@ def damaged_config(draw: st.DrawFn) -> Case:
     data = draw(changed_bytes(file.read_bytes()))
     name = draw(st.sampled_from(("mine", file.stem)))
     command = draw(st.sampled_from((["plan"], ["sweep", "--dry-run"], ["run", "--print-config"])))
-    listing = draw(
-        st.sampled_from(
-            (
-                ["strategies"],
-                ["tasks"],
-                ["models"],
-                ["config", group],
-                ["config", f"{group}={name}"],
-            )
-        )
-    )
+    listing = draw(st.sampled_from((["config", group], ["config", f"{group}={name}"])))
     choosing = (
         [*command, f"{group}={name}"]
         if group in reference.PRIMARY["config"][1]

@@ -97,8 +97,8 @@ def keys() -> str:
     pages = [
         "# Configuration keys",
         "",
-        "Every key is written `key=value` on the command line. `ulskip config KEY` and `--help` of",
-        "each command print the same texts.",
+        "Every key is written `key=value` on the command line. `ulskip config KEY` prints the same",
+        "texts.",
         "",
     ]
     for primary, title in (("config", "Keys of experiments"), ("tune", "Keys of `ulskip tune`")):

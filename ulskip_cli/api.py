@@ -63,7 +63,7 @@ def kept_layers(
     Args:
         num_layers: the number N of decoder layers of the model.
         ratio: the target speedup r >= 1; floor(N / r) layers are kept.
-        strategy: a name that `ulskip strategies` lists.
+        strategy: a name that `ulskip config strategy` lists.
         **options: fields of the strategy, e.g. `spacing` of `unified` or `layers` of `custom`.
 
     Raises:
@@ -125,7 +125,7 @@ def generate(
 
     Args:
         model: a model in evaluation mode, as `from_pretrained` returns it; or a folder, a hub id or
-            a name that `ulskip models` lists, from which each call loads it.
+            a name that `ulskip config model` lists, from which each call loads it.
         tokenizer: the tokenizer of the model; None loads it with a model that is not loaded yet.
         prompts: texts as the model reads them. Only if no tokenizer is given and the model has a
             chat template, they are put into the template.
@@ -250,7 +250,7 @@ def _chosen(
 
 
 def _loaded(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a model that `ulskip models` lists, or one from a folder or the hub."""
+    """Load a model that `ulskip config model` lists, or one from a folder or the hub."""
     from ulskip_cli.inference.loading import load, load_tokenizer
 
     chosen = config.model_named(str(model))

@@ -44,16 +44,6 @@ def test_force_begins_without_the_units_of_an_interrupted_run(
         assert len(folder.rows()[-1].pairs.units) == times * num_units
 
 
-@pytest.mark.parametrize(
-    ("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")]
-)
-def test_lists_come_from_the_configs(ulskip, command, name):
-    code, out, _ = ulskip(command)
-    assert code == 0
-    assert name in out
-    assert json.loads(ulskip(command, "--json")[1])[name]
-
-
 def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):
     (line,) = ulskip("run", "--json", *overrides)[1].splitlines()
     run = json.loads(line)

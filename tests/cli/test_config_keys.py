@@ -8,16 +8,11 @@ COMMANDS = ("generate", "run", "sweep", "tune", "bench", "export", "lm-eval", "t
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_lists_options_groups_and_keys(ulskip, command):
+def test_help_lists_options_and_names_the_command_that_lists_keys(ulskip, command):
     code, out, _ = ulskip(command, "--help")
     assert code == 0
     out = " ".join(out.replace("│", " ").split())
-    texts = ("--print-config", "model.dtype", "default: tiny")
-    if command != "tune":  # it chooses the strategy
-        texts += ("strategy=", "ratio", "strategy.spacing", "even|reference", "default: unified")
-    for text in texts:
-        assert text in out
-    assert all(f"{group}=" in out for group in reference.groups_of(command))
+    assert "--print-config" in out and "`ulskip config` lists all keys" in out
     assert "--since" not in out  # is for workers
 
 
@@ -64,8 +59,3 @@ def test_a_printed_configuration_has_no_key_that_the_command_does_not_read(ulski
         prompt = ["a"] * (command == "generate")
         code, out, err = ulskip(command, *prompt, "--print-config", text)
         assert (code, out) == (2, "") and text.partition("=")[0] in err
-
-
-def test_help_shows_the_keys_of_the_named_choices(ulskip):
-    out = ulskip("run", "task=jsonl", "strategy=early_exit", "--help")[1]
-    assert "task.prompt_key" in out and "strategy.threshold" in out and "task.pair" not in out

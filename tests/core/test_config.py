@@ -163,7 +163,7 @@ def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
         assert config.compose([*paper, *chosen]).decoding.num_beams == beams
 
 
-@pytest.mark.parametrize("command", [["plan"], ["config", "strategy=unified"], ["tasks"]])
+@pytest.mark.parametrize("command", [["plan"], ["config", "strategy=unified"], ["config"]])
 def test_a_file_of_the_user_with_the_name_of_a_shipped_one_is_refused(ulskip, tmp_path, command):
     file = tmp_path / "strategy" / "unified.yaml"
     file.parent.mkdir()

@@ -6,7 +6,7 @@ Nothing here imports torch, so that help, plans and usage errors are fast.
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -22,7 +22,6 @@ from ulskip_cli.cli import (
     train,
     tune,
 )
-from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
@@ -37,28 +36,14 @@ app = typer.Typer(
         " keys."
     ),
 )
-for command in (
-    generate.generate,
-    run.run,
-    run.sweep,
-    run.bench,
-    tune.tune,
-    train.train,
-    plan.plan,
-    export.export,
-):
-    app.command(cls=CommandWithKeys)(command)
-app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
-for function in (
-    results.score,
-    results.report,
-    config_keys.config,
-    config_keys.models,
-    config_keys.tasks,
-    config_keys.strategies,
-    config_keys.env,
-):
-    app.command()(function)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(generate.generate, run.run, run.sweep, run.bench, tune.tune, train.train),
+    *(plan.plan, export.export, lm_eval.lm_eval),
+    *(results.score, results.report, config_keys.config, config_keys.env),
+)
+for command in COMMANDS:
+    kind = lm_eval.CommandWithHarness if command is lm_eval.lm_eval else None
+    app.command(cls=kind)(command)
 
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardInterrupt into it
 

@@ -26,7 +26,8 @@ def generate(
             default_factory=list,
             metavar="PROMPT [KEY=VALUE]...",
             help="The prompt, or - for standard input; then key=value, e.g. ratio=2.0. Without a"
-            " prompt, those of the named task, e.g. task=jsonl task.file=prompts.txt.",
+            " prompt, those of the named task, e.g. task=jsonl task.file=prompts.txt."
+            " `ulskip config` lists all keys.",
             show_default=False,
         ),
     ],

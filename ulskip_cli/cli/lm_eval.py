@@ -8,15 +8,15 @@ from typing import NoReturn
 import typer
 from typer._click import Context
 from typer._click.exceptions import NoSuchOption
+from typer.core import TyperCommand
 
-from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.cli.shared import ConfigDir, Overrides, PrintConfig, make_console, print_yaml
 from ulskip_cli.core.errors import UsageError
 
 _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
 
 
-class CommandWithHarness(CommandWithKeys):
+class CommandWithHarness(TyperCommand):
     """A command that leaves the words behind `--` to the parser of lm-evaluation-harness."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:

@@ -40,7 +40,7 @@ Overrides = Annotated[
     list[str],
     typer.Argument(
         default_factory=list,
-        help="key=value, e.g. model=tiny",
+        help="key=value, e.g. model=tiny; `ulskip config` lists all keys.",
         show_default=False,
     ),
 ]

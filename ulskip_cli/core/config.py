@@ -185,8 +185,8 @@ def preset(
 
 
 def model_named(name: str) -> ModelConfig:
-    """Return the configuration of a model that `ulskip models` lists, or of one in a folder or on
-    the hub.
+    """Return the configuration of a model that `ulskip config model` lists, or of one in a folder
+    or on the hub.
     """
     if name in group_choices("model"):
         values = read_choice("model", name)

@@ -1,10 +1,10 @@
 """The reference of the configuration keys: one walk over the fields of the classes, and what
-`--help`, `ulskip config` and the page of keys show of them.
+`ulskip config` and the page of keys show of them.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
@@ -17,7 +17,6 @@ from ulskip_cli.core.config import (
     choice_class,
     group_choices,
     implied_choices,
-    primary_of,
     read_choice,
 )
 from ulskip_cli.core.config_schema import Config, TrainingConfig
@@ -25,7 +24,7 @@ from ulskip_cli.core.errors import require_choice, unknown
 from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
-MAX_DEFAULT = 40  # characters of a default value that help shows
+MAX_DEFAULT = 40  # characters of a default value
 Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 
 
@@ -104,65 +103,6 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
     kind, groups = PRIMARY[primary]
     keys = keys_of(kind, read_choice("", primary))
     return [key for key in keys if key.name.partition(".")[0] not in (*groups, "sweep")]
-
-
-def groups_of(command: str) -> tuple[str, ...]:
-    """Return the config groups that a command reads."""
-    kind, groups = PRIMARY[primary_of(command)]
-    read = [
-        group for group in groups if group in kind.model_fields and command in kind.readers(group)
-    ]
-    return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
-
-
-def command_keys(command: str, chosen: Mapping[str, str]) -> list[ConfigKey]:
-    """Return all keys that a command reads; a config group contributes the keys of its chosen or
-    default choice.
-    """
-    primary, groups = primary_of(command), groups_of(command)
-    keys = [key for key in top_level_keys(primary) if command in key.commands]
-    for group, choice in {**implied_choices("", primary), **chosen}.items():
-        if group in groups:
-            keys += [
-                key
-                for key in group_keys(group, choice)
-                if not key.commands or command in key.commands
-            ]
-    defaults = {"name": "lm_eval"} if command == "lm-eval" else {}
-    if command == "bench":
-        experiment = read_choice("experiment", "bench")
-        defaults = {**experiment, **experiment["sweep"]}
-    return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
-
-
-def named_choices(words: Iterable[str]) -> dict[str, str]:
-    """Return the group choices that words such as `task=jsonl` name or imply."""
-    named, implied = dict[str, str](), dict[str, str]()
-    for word in words:
-        group, _, choice = word.partition("=")
-        if choice in group_choices(group):
-            named[group] = choice
-            implied |= implied_choices(group, choice)
-    return implied | named
-
-
-def command_panels(command: str, words: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the groups and keys of a command with the choices that the words name."""
-    named = named_choices(words)
-    chosen = {**implied_choices("", primary_of(command)), **named}
-    groups = {
-        f"{group}=": ", ".join(group_choices(group))
-        + (f" [default: {chosen[group]}]" if group in chosen else "")
-        for group in groups_of(command)
-    }
-    yield "Config groups, given as group=choice", groups
-    sections: dict[str, list[ConfigKey]] = {"": []}
-    for key in command_keys(command, named):
-        sections.setdefault(key.name.rpartition(".")[0].partition(".")[0], []).append(key)
-    for section, keys in sections.items():
-        choice = f" of {section}={chosen[section]}" if section in chosen else ""
-        title = f"Keys {section}.*{choice}" if section else "Keys, given as key=value"
-        yield title, _meanings(keys)
 
 
 def describe(name: str) -> Panels:
