@@ -12,12 +12,10 @@ two cores, which should be idle otherwise.
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ulskip_cli.cli.progress_bars import SweepDisplay
-from ulskip_cli.cli.shared import make_console
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
@@ -28,7 +26,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report import reference, rows
-from ulskip_cli.report.tables import TableSection, draw, markdown, provenance
+from ulskip_cli.report.tables import TableSection, markdown, provenance
 
 RESULTS = Path("results")
 NAME = "verify"
@@ -176,10 +174,9 @@ def verify(sources: Sequence[Source], page: Path | None = None) -> int:
     titles = {"figure": "name", "stored": "stored", "this machine": "here", "verdict": "judged"}
     columns = [Column(title, name) for title, name in titles.items()]
     table = TableSection.of("", found, columns, words=len(columns))
-    console = make_console()
-    console.print(draw(replace(table, sentences=True), console.width, ""), soft_wrap=False)
+    print(markdown(table))
     for warning in rows.warnings(measured):
-        console.print(f"warning: {warning}", soft_wrap=False)
+        print(f"warning: {warning}")
     comparable = [figure for figure in found if figure.verdict != NOT_COMPARABLE]
     holding = sum(figure.verdict == HOLDS for figure in comparable)
     rest = len(found) - len(comparable)

@@ -21,7 +21,6 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.frontier import engine_of
 from ulskip_cli.report.tables import markdown_table, provenance, title
 
 HEADS = (
@@ -47,8 +46,9 @@ def count_differing(folder: ResultsFolder, row: Record) -> int:
 def drafter_of(row: Record) -> str:
     """Name what drafts."""
     name = row.config.decoding.draft
-    engine = engine_of(row)
-    return name if engine == "torch" else f"{name} of {engine}"
+    if row.engine in ("torch", "speculative"):
+        return name
+    return " ".join(filter(None, [name, "of", row.engine, row.engine_weights]))
 
 
 def cells_of(row: Record, differing: int) -> list[str]:

@@ -1,37 +1,68 @@
+from hypothesis import given
+from hypothesis import strategies as st
 from recipe import load_recipe
 from report_rows import sweep_row
 
-from ulskip_cli.report.frontier import frontiers
-
 frontier = load_recipe("frontier/reproduce.py")
+FULL = sweep_row("full", id="base", engine="torch")
+TWO_DEPTHS = {"mean_kept_layers": 2.0, "evaluated_mean_kept_layers": 4.0}
 
 
-def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
-    asked = {"task": {"metrics": ["bleu"]}, "baseline_engine": "torch"}
-    int4 = {"engine": "llama_cpp", "engine_weights": "q4_0"}
+def row(name, speedup, bleu, engine="torch", **more):
+    """Return a row that is compared with the full model in torch."""
+    config = {"baseline_engine": "torch"}
+    if engine == "llama_cpp":
+        config["engine"] = {"name": engine}
+    values = {"id": name, "engine": engine, "baseline_id": "base", "config": config}
+    return sweep_row("unified", bleu=bleu, speedup=speedup, **{**values, **more})
+
+
+def lines(page):
+    """Return the cells of the lines of a page's tables, without heads."""
+    table = [text.strip("| ").split(" | ") for text in page.splitlines() if text.startswith("|")]
+    return [cells for cells in table if cells[0] in ("yes", "no")]
+
+
+def test_the_page_has_a_table_for_each_model_with_its_front():
     rows = [
-        sweep_row("full", id="base", engine="torch"),
-        sweep_row("unified", id="half", baseline_id="base", config=asked, **int4),
+        FULL,
+        row("half", 1.8, 29.0, config={}),
+        row("half-int4", 4.0, 27.0, "llama_cpp", engine_weights="q4_0"),
+        row("half-f16", 3.0, 26.0, "llama_cpp", engine_weights="f16"),
+        row("drafts", 1.3, 30.0, "speculative", config={"decoding": {"draft_tokens": "auto"}}),
+        row("two-depths", 9.0, 30.0, **TWO_DEPTHS),
+        sweep_row("unified", id="elsewhere", baseline_id="full-1-1"),
     ]
-    text = frontier.page(frontiers(rows), tmp_path)
-    assert (tmp_path / "frontier-m-sample.png").is_file() and "(frontier-m-sample.png)" in text
-    assert text.count("\n## ") == 2 and text.count("llama_cpp q4_0") >= 2
-    assert frontier.page([], tmp_path).startswith("# ")
-    use = frontier.use_page(frontiers(rows))
-    assert (
-        use.count("\n| m | 1 | 1.25x, 1.5x | ") == 1 and "llama_cpp q4_0, unified 3/6: 1.80x" in use
-    )
-    assert "\n## m\n" in use and "; weights of m" in use.splitlines()[-1]
+    page = frontier.page(rows)
+    assert page.count("\n## ") == 1 and "\n## m · wmt · de-en · sample\n" in page
+    assert "; weights of m" in page.splitlines()[-1]
+    assert [cells[:4] for cells in lines(page)] == [
+        ["no", "1", "torch", "full"],
+        ["yes", "1", "torch", "unified drafts"],
+        ["yes", "1", "torch", "unified"],
+        ["no", "1", "llama_cpp f16", "unified"],
+        ["yes", "1", "llama_cpp q4_0", "unified"],
+    ]
+    assert lines(page)[0][5:] == ["1.00 (1.00 to 1.00)"] * 2 + ["30.0", "100.0%"]
 
 
-def test_the_plot_has_a_label_for_each_engine_and_format_and_for_drafts():
-    asked = {"baseline_engine": "torch", "engine": {"name": "llama_cpp"}}
-    int4 = {"engine": "llama_cpp", "engine_weights": "q4_0", "target": 3.0, "config": asked}
-    drafts = {"engine": "speculative", "config": {"decoding": {"draft_tokens": 2}}}
-    rows = [sweep_row("full", id="base", engine="torch")]
-    for name, values in (("half", {"engine": "torch"}), ("int4", int4), ("drafts", drafts)):
-        rows.append(sweep_row(id=name, baseline_id="base", **values))
-    (found,) = frontiers(rows)
-    (axes,) = frontier.plot(found).axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["torch", "drafts", "llama_cpp q4_0"]
+def test_each_batch_size_has_its_front():
+    full = sweep_row("full", id="full-of-four", engine="torch", batch=4)
+    other = row("four", 1.2, 29.0, batch=4, baseline_id=full.id)
+    page = frontier.page([FULL, full, row("one", 1.5, 29.5), other])
+    assert page.count("\n## ") == 1
+    assert [cells[:2] for cells in lines(page)] == [["yes", "1"]] * 2 + [["yes", "4"]] * 2
+
+
+@given(st.lists(st.tuples(st.floats(1.1, 9), st.floats(1, 40)), min_size=1, max_size=12))
+def test_points_of_the_front_are_not_beaten(found):
+    rows = [row(str(number), *point) for number, point in enumerate(found)]
+    points = frontier.judged([FULL], rows)
+    front = frontier.pareto_front(list(map(frontier.place, points)))
+    for point in points:
+        speed, share = frontier.place(point)
+        is_beaten = any(
+            (fast > speed and kept >= share) or (fast == speed and kept > share)
+            for fast, kept in map(frontier.place, points)
+        )
+        assert is_beaten is not (frontier.place(point) in front)

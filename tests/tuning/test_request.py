@@ -80,7 +80,7 @@ def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on
         (["speedup=2", "candidates=['strategy=skip_decode']"], "position-dependent layers"),
         (["speedup=2", "candidates=['strategy=full']"], "any number of layers"),
         (["quality=0.9", "decoding=prompt_lookup", "batch_size=1"], "drafts"),
-        (["quality=0.9", "experiment=frontier"], "one point"),
+        (["quality=0.9", "experiment=reproduce"], "one point"),
         (["speedup=2", "candidates=['strategy=early_exit']"], "early exit"),
         (["speedup=2", "correction=adapter", "correction.path=a"], "correction=none"),
     ],

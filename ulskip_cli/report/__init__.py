@@ -1,8 +1,8 @@
-"""Reports on stored rows: tables, plots, comparisons, the paper's table 4 and an HTML page. No
+"""Reports on stored rows: tables, a plot, comparisons, the paper's table 4 and an HTML page. No
 model is loaded.
 
-`rows` reads and groups rows. `reference` compares a row with another one, by which `verdicts` and
-`frontier` judge rows. `tables`, `paper`, `benchmark`, `plots` and `html_page` write reports.
-`build` runs these steps for `ulskip report`. The package imports no torch. Start with `build.py`,
-then `rows.py`.
+`rows` reads and groups rows. `reference` compares a row with another one, by which `verdicts`
+judges rows. `tables`, `paper`, `benchmark`, `plots` and `html_page` write reports. `build` runs
+these steps for `ulskip report`. The package imports no torch. Start with `build.py`, then
+`rows.py`.
 """

@@ -14,7 +14,6 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import render
 from ulskip_cli.report.plots import save_quality
 from ulskip_cli.report.reference import Comparison, compare
@@ -98,13 +97,12 @@ class Report:
 
     @cached_property
     def sections(self) -> list[TableSection]:
-        """Further tables: frontiers, and the comparison with `against`."""
-        found = [section for front in frontiers(self.records) for section in front.sections()]
+        """The tables of the comparison with `against`."""
         if self.against == PAPER:
-            found += paper.beside_paper(self.groups)
+            return paper.beside_paper(self.groups)
         if self.comparison:
-            found.append(self.comparison.section(f"Comparison with {self.against}"))
-        return found
+            return [self.comparison.section(f"Comparison with {self.against}")]
+        return []
 
     @property
     def rule(self) -> str:

@@ -1,4 +1,4 @@
-"""Rows beside a reference: the points of two results folders. Winners, frontiers and the comparison
+"""Rows beside a reference: the points of two results folders. Winners and the comparison
 with the paper use the same pairs.
 """
 

@@ -83,7 +83,6 @@ class TableSection:
     cells: list[list[str]]
     note: str = ""
     words: int = 1  # number of first columns that hold words, aligned left
-    sentences: bool = False  # cells hold sentences, which wrap
 
     @property
     def anchor(self) -> str:
@@ -94,11 +93,6 @@ class TableSection:
     def heads(self) -> list[str]:
         """The titles of the columns, each on one line."""
         return [column.head for column in self.columns]
-
-    @property
-    def num_words(self) -> int:
-        """The number of columns that are aligned left."""
-        return len(self.heads) if self.sentences else min(self.words, len(self.heads))
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -256,15 +250,14 @@ def _drawn(section: TableSection, kept: Sequence[int], note: str, roomy: bool) -
         box=SIMPLE_HEAD,
         padding=(0, int(roomy), 0, 0),
     )
-    most = 10_000 if section.sentences else MAX_CELL
     for i in kept:
         table.add_column(
             section.columns[i].title,
-            justify="left" if i < section.num_words else "right",
-            no_wrap=not section.sentences,
+            justify="left" if i < section.words else "right",
+            no_wrap=True,
         )
     for line in section.cells:
-        table.add_row(*(shortened(line[i], most) for i in kept))
+        table.add_row(*(shortened(line[i], MAX_CELL) for i in kept))
     return table
 
 
@@ -279,7 +272,7 @@ def markdown(section: TableSection) -> str:
         [text.replace("|", r"\|").replace("<", "&lt;") for text in line]
         for line in (section.heads, *section.cells)
     )
-    return markdown_table(heads, cells, section.num_words)
+    return markdown_table(heads, cells, min(section.words, len(heads)))
 
 
 def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
