@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ulskip_cli.cli import generate as command
 from ulskip_cli.core.config import compose_prompts
+from ulskip_cli.experiments.comparison import GrowingText
 
 FEW = ["decoding.max_new_tokens=4"]
 
@@ -94,17 +95,6 @@ def test_prompts_of_a_file_are_answered_one_after_another(ulskip, model, tmp_pat
     assert [row["prompt"] for row in rows] == ["the cat", "der Hund"]
 
 
-def test_a_terminal_of_80_columns_shows_the_answers_side_by_side():
-    console = Console(width=80, file=io.StringIO())
-    texts = ["one two three " * 9, "one two four " * 9]
-    heads = ["full model, 30 layers", "unified + full patch, 15 of 30 layers"]
-    console.print(command._columns(heads, texts, same=8))
-    lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[0].split() == " ".join(heads).split()
-    assert "three" in lines[1][:40] and "four" in lines[1][40:]
-
-
 def test_a_terminal_keeps_the_answers_and_the_summary(ulskip, model, monkeypatch):
     console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
     monkeypatch.setattr(command, "make_console", lambda: console)
@@ -115,20 +105,32 @@ def test_a_terminal_keeps_the_answers_and_the_summary(ulskip, model, monkeypatch
     assert "of 6 layers" in " ".join(shown.split()[-20:])
 
 
-def test_tokens_are_shown_while_they_are_generated(model_folder, model):
+@pytest.mark.parametrize("decoding", ["greedy", "self_speculative"])
+def test_texts_are_told_in_pieces_while_they_are_generated(model, decoding):
     from ulskip_cli.experiments.comparison import PromptComparer
     from ulskip_cli.experiments.preflight import resolve_prompts
     from ulskip_cli.experiments.runner import Session
 
-    shown: dict[int, list[str]] = {0: [], 1: []}
-    for decoding in ("greedy", "self_speculative"):
-        config = compose_prompts([*model, f"decoding={decoding}", "decoding.max_new_tokens=24"])
-        comparer = PromptComparer(resolve_prompts(config, "the cat"), Session())
-        comparison = comparer.compare(0, lambda side, text: shown[side].append(text))
-        for side, answer in enumerate((comparison.full, comparison.kept)):
-            assert shown[side][-1] == answer.text
-            assert all(answer.text.startswith(text.rstrip("�")) for text in shown[side])
-            shown[side].clear()
+    config = compose_prompts([*model, f"decoding={decoding}", "decoding.max_new_tokens=24"])
+    comparer, told = PromptComparer(resolve_prompts(config, "the cat"), Session()), []
+    comparison = comparer.compare(0, lambda side, piece: told.append((side, piece)))
+    assert [side for side, _ in told] == sorted(side for side, _ in told)
+    for side, answer in enumerate((comparison.full, comparison.kept)):
+        pieces = [piece for teller, piece in told if teller == side]
+        assert "".join(pieces) == answer.text.strip()
+        assert sum(map(bool, pieces)) > 2
+
+
+def test_a_piece_ends_with_a_whole_character():
+    class Bytes:
+        """A tokenizer whose tokens are the bytes of a text."""
+
+        def decode(self, token_ids, skip_special_tokens):
+            return bytes(token_ids).decode("utf-8", errors="replace")
+
+    text, token_ids = GrowingText(Bytes(), []), list(" \u00e4 b\n".encode())
+    pieces = [text.piece(token_ids[:count]) for count in range(1, len(token_ids))]
+    assert [*pieces, text.piece(token_ids, is_last=True)] == ["", "", "\u00e4", "", " b", ""]
 
 
 def test_the_task_of_a_prompt_follows_from_the_model(model_folder):

@@ -11,8 +11,6 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ulskip_cli.core.answer import Comparison
     from ulskip_cli.experiments.comparison import PromptComparer
 
@@ -35,8 +33,8 @@ def generate(
     as_json: Json = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Answer a prompt with the full model and with the kept layers, side by side, with the speed of
-    each; nothing is stored, except calibrations.
+    """Answer a prompt with the full model and then with the kept layers, and show the speed of each
+    and the first difference; nothing is stored, except calibrations.
 
     Example: ulskip generate 'Ich habe Hunger.' ratio=2
     """
@@ -106,47 +104,20 @@ def _compare_and_show(
     """Compare the answers to one prompt, and show them unless they are printed as JSON."""
     if as_json:
         return comparer.compare(index)
-    from rich.live import Live
-
-    console, heads = make_console(), comparer.heads
+    console, began = make_console(), set[int]()
     if not index:
         console.print(printable(comparer.prompt_note), style="dim")
         if comparer.caution:
             console.print(comparer.caution, style="yellow", soft_wrap=False)
     if is_one_of_many:
         console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
-    if not console.is_terminal:
-        comparison = comparer.compare(index)
-        for head, side in zip(heads, (comparison.full, comparison.kept), strict=True):
-            console.print(f"\n{head}:\n{printable_lines(side.text.strip())}")
-    else:
-        console.print()
-        texts = ["", ""]
-        # Without a thread that draws, which would take time from the measured steps.
-        with Live(console=console, auto_refresh=False) as live:
 
-            def show(side: int, text: str) -> None:
-                texts[side] = text
-                live.update(_columns(heads, texts), refresh=True)
+    def show(side: int, piece: str) -> None:
+        if side not in began:
+            console.print("\n" * len(began) + f"\n{comparer.heads[side]}:")
+            began.add(side)
+        console.print(printable_lines(piece), end="")
 
-            comparison = comparer.compare(index, show)
-            at = comparison.first_difference
-            live.update(_columns(heads, texts, at and at[1]), refresh=True)
-    console.print(f"\n{comparison.summary()}", soft_wrap=False)
+    comparison = comparer.compare(index, show)
+    console.print(f"\n\n{comparison.summary()}", soft_wrap=False)
     return comparison
-
-
-def _columns(heads: Sequence[str], texts: Sequence[str], same: int | None = None) -> "Table":
-    """Return two texts in columns; what follows their first `same` characters is yellow."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
-    for head in heads:
-        table.add_column(Text(head), ratio=1)
-    cells = [Text(printable_lines(text[:same].lstrip())) for text in texts]
-    if same is not None:
-        for cell, text in zip(cells, texts, strict=True):
-            cell.append(printable_lines(text[same:]), "yellow")
-    table.add_row(*cells)
-    return table

@@ -5,7 +5,9 @@ prompt.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import Table, printable
+
+SHOWN = 30  # characters before the first difference that a summary quotes
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ class Comparison:
         answers has no interval.
         """
         at = self.first_difference
-        differ = f"the answers differ from token {at[0] + 1} on" if at else "the answers are equal"
+        differ = "the answers are equal"
+        if at:
+            same = printable(self.full.text[: at[1]][-SHOWN:].strip())
+            differ = f"the answers differ from token {at[0] + 1} on"
+            differ += f", after '{same}'" if same else ""
         sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
         speeds = [f"{name} {_speed_text(side)}".strip() for name, side in sides.items()]
         return "; ".join([*speeds, differ])

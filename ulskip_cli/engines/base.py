@@ -212,13 +212,9 @@ class BatchOutput:
 Generation = Generator[Tensor, None, BatchOutput]
 
 
-def take_turns(
-    generations: Sequence[Generation],
-    on_tokens: Callable[[int, list[int]], None] = lambda index, token_ids: None,
-) -> list[BatchOutput]:
+def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
     """Continue several generations in turn, each until its next pause, and return their outputs.
-    The order changes in every round, so that none always comes first. After every turn `on_tokens`
-    gets the index of the generation and the tokens of its first sequence so far.
+    The order changes in every round, so that none always comes first.
     """
     outputs = dict[Generation, BatchOutput]()
     waiting = list(generations)
@@ -226,11 +222,9 @@ def take_turns(
         while waiting:
             for generation in waiting:
                 try:
-                    token_ids = next(generation)[0].tolist()
+                    next(generation)
                 except StopIteration as stop:
                     outputs[generation] = stop.value
-                    token_ids = stop.value.token_ids[0]
-                on_tokens(generations.index(generation), token_ids)
             waiting = [paused for paused in reversed(waiting) if paused not in outputs]
     finally:
         for generation in generations:

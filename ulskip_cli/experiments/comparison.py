@@ -4,13 +4,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import fmean
 
-from ulskip_cli.core.answer import Answer, Comparison
-from ulskip_cli.engines.base import BatchOutput, take_turns
+from transformers import PreTrainedTokenizerBase
+
+from ulskip_cli.core.answer import Comparison
+from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import until_stop
 from ulskip_cli.experiments.describe import describe_schedule, measure_throughput
-from ulskip_cli.experiments.paired_timing import turn_steps
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
@@ -19,9 +19,9 @@ from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
 from ulskip_cli.strategies.plan import is_trained_for
 
 WARM_UP_TOKENS = 5
-MIN_SECONDS = 1.0  # of both answers; shorter answers are decoded again, because one time is noisy
 
-OnText = Callable[[int, str], None]  # gets a side, 0 for the full model, and its text so far
+# Gets a side, 0 for the full model, and a further piece of its text.
+OnText = Callable[[int, str], None]
 
 
 class PromptComparer:
@@ -31,7 +31,7 @@ class PromptComparer:
         """Load the weights, and calibrate the strategy and the correction."""
         self.run = prepare_run(point, session)
         assert self.run.workload is not None  # preflight refuses random weights
-        self.workload, self.decoding = self.run.workload, point.config.decoding
+        self.workload = self.run.workload
         self.context = decode_context(point.config, self.workload)
         self.sides = session.decoders(self.run)
 
@@ -73,65 +73,57 @@ class PromptComparer:
         schedule = describe_schedule(self.run.plan, outputs)
         return Record.joined(self.run.point.identity, schedule, *rates)
 
-    def compare(self, index: int, on_text: OnText = lambda side, text: None) -> Comparison:
-        """Answer a prompt with both sides and time them; their first answers are reported while
-        they are generated, outside the measured times.
+    def compare(self, index: int, on_text: OnText = lambda side, piece: None) -> Comparison:
+        """Answer a prompt with the full model, then with the kept layers. `on_text` gets the texts
+        while they are generated, outside the measured times.
         """
-        prompt = self.workload.prompts[index]
-        rounds = run_with_oom_retry(BatchSize(1), lambda _: self._rounds(prompt, on_text))
-        full, kept = zip(*rounds, strict=True)
-        record = self._described(kept)
+        full, kept = run_with_oom_retry(
+            BatchSize(1), lambda _: [self._answer(side, index, on_text) for side in range(2)]
+        )
+        record = self._described([kept])
         return Comparison(
             prompt=self.workload.examples[index].source,
             model=str(record.model),
             strategy=record.label,
             layers=record.summary,
             kept_layers=self.run.plan.kept_layers,
-            full=self._answer(full),
-            kept=self._answer(kept),
+            full=answers_of(full, self.context)[0],
+            kept=answers_of(kept, self.context)[0],
         )
 
-    def _rounds(self, prompt: list[int], on_text: OnText) -> list[list[BatchOutput]]:
-        """Answer a prompt with both sides until `MIN_SECONDS` are spent; return the outputs of both
-        for each round. `on_text` gets the text of the first round as it grows.
+    def _answer(self, side: int, index: int, on_text: OnText) -> BatchOutput:
+        """Answer a prompt with one side after a warm-up."""
+        decoder, context = self.sides[side], self.context
+        if side == 0:  # the full model decodes without drafts
+            context = replace(context, decoding=context.decoding.without_drafts())
+        batch = padded([self.workload.prompts[index]], context.pad_token_id, left=True)
+        few = min(WARM_UP_TOKENS, context.decoding.max_new_tokens)
+        decoder.generate(*batch, context, forced_length=few)
+        text = GrowingText(self.workload.tokenizer, context.decoding.stop)
+        generation = decoder.run(*batch, context, pause_every=1)
+        while True:
+            try:
+                on_text(side, text.piece(next(generation)[0].tolist()))
+            except StopIteration as finished:
+                output: BatchOutput = finished.value
+                on_text(side, text.piece(output.token_ids[0], is_last=True))
+                return output
+
+
+class GrowingText:
+    """The text of an answer, in pieces, without white space around it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
+        self.tokenizer, self.stops, self.length = tokenizer, stops, 0
+
+    def piece(self, token_ids: list[int], is_last: bool = False) -> str:
+        """Return what the tokens so far add to the text. A character of several tokens is added
+        with its last token, before which it is decoded as U+FFFD.
         """
-        batch = padded([prompt], self.context.pad_token_id, left=True)
-        plain = replace(self.context, decoding=self.decoding.without_drafts())
-        sides = list(zip(self.sides, (plain, self.context), strict=True))
-        few = min(WARM_UP_TOKENS, self.decoding.max_new_tokens)
-        for _ in range(2):  # the first call prepares the engine
-            warm = [side.generate(*batch, context, forced_length=few) for side, context in sides]
-        steps = turn_steps(warm)
-
-        def decode(on_tokens: Callable[[int, list[int]], None]) -> list[BatchOutput]:
-            runs = [side.run(*batch, context, pause_every=steps) for side, context in sides]
-            if self._in_turns:
-                return take_turns(runs, on_tokens)
-            first = take_turns(runs[:1], on_tokens)
-            return [*first, *take_turns(runs[1:], lambda _, token_ids: on_tokens(1, token_ids))]
-
-        def show(side: int, token_ids: list[int]) -> None:
-            text = self.workload.tokenizer.decode(token_ids, skip_special_tokens=True)
-            on_text(side, until_stop(text, self.decoding.stop)[0])
-
-        rounds = [decode(show)]
-        while sum(output.total_seconds for pair in rounds for output in pair) < MIN_SECONDS:
-            rounds.append(decode(lambda side, token_ids: None))
-        return rounds
-
-    @property
-    def _in_turns(self) -> bool:
-        """True if both sides hold a batch at once: on a CPU, whose speed changes within seconds,
-        unless they share one stream of random numbers or one session.
-        """
-        full, kept = self.sides
-        return full.device.type == "cpu" and not self.decoding.do_sample and full is not kept
-
-    def _answer(self, outputs: Sequence[BatchOutput]) -> Answer:
-        """Return the first of several equal answers, with the mean of their times."""
-        (answer,) = answers_of(outputs[0], self.context)
-        return replace(
-            answer,
-            prefill_seconds=fmean(output.prefill_seconds for output in outputs),
-            decode_seconds=fmean(output.decode_seconds for output in outputs),
-        )
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        text = until_stop(text, self.stops)[0].strip()
+        if not is_last:
+            text = text.rstrip("\ufffd").rstrip()
+        piece = text[self.length :]
+        self.length += len(piece)
+        return piece

@@ -184,13 +184,8 @@ class Pair(NamedTuple):
         """
         if full is None or self.full is self.strategy or self.strategy.device.type != "cpu":
             return None
-        return turn_steps([full, strategy])
-
-
-def turn_steps(outputs: Sequence[BatchOutput]) -> int:
-    """Return the decode steps of a turn from earlier outputs of the sides."""
-    slower = max(output.step_seconds for output in outputs)
-    return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
+        slower = max(full.step_seconds, strategy.step_seconds)
+        return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
 
 
 def measure_rounds(
