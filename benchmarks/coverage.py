@@ -60,7 +60,8 @@ def measure(point, with_opened):
             packed_linear._copies.clear()
             sides = full.with_own_sessions(), decoder.with_own_sessions()
             pair = open_pair(*sides, run.workload, config, units, config.batch_size).pair
-        (unit,) = measure_rounds([pair], config.speed.new_tokens, OPENED_PAIRS)
+        warm_up = measure_rounds([pair], config.speed.new_tokens, 1)
+        (unit,) = measure_rounds([pair], config.speed.new_tokens, OPENED_PAIRS, warm_up)
         opened.append(median(unit.pairs.ratios()))
     return {
         "point": point,

@@ -38,8 +38,8 @@ NEW_TOKENS, NEAR_TIE, BATCH = 32, 1e-3, 10
 ENGINES = [name for name in engine_names() if name not in ("auto", "torch")]
 PROMPTS = {"tiny": 100, "smollm2-135m": 20}
 TASKS = {"tiny": ["task=wmt"], "smollm2-135m": ["task=cnn_dm", "task.max_article_words=100"]}
-FRACTION = ["ratio=2", "ratio_basis=latency", f"speed.new_tokens={NEW_TOKENS}"]
-SCHEDULES = [["strategy=full"], ["ratio=2"], ["ratio=2", "prompt_layers=kept"], FRACTION]
+STAGES = ["ratio=2", "strategy=skip_decode", "strategy.horizon=16"]
+SCHEDULES = [["strategy=full"], ["ratio=2"], ["ratio=2", "prompt_layers=kept"], STAGES]
 
 
 @dataclass
@@ -102,7 +102,7 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
     context, rows = DecodeContext(config.decoding, workload.pad_token_id), []
     for schedule in SCHEDULES:
         chosen = compose([*base, *schedule])
-        plan = make_plan(chosen, loaded.metadata, (loaded.metadata.num_layers - 1) / 2)
+        plan = make_plan(chosen, loaded.metadata)
         reference = Decoder(loaded.model, plan, engine=engine_named("torch"))
         expected = tokens(reference, workload.prompts, context)
         for engine in ENGINES:

@@ -126,7 +126,6 @@ TINY_TRAINING = (
     "model=tiny",
 )
 SLOW = (
-    "ratio_basis",
     "decoding.num_beams",
     "launcher",
     "experiment",

@@ -154,14 +154,14 @@ def reference_greedy(model, ids, mask, kept, steps, **corrections):
     return ids[:, prompt_len:]
 
 
-def plan_for(*overrides, depth=NUM_LAYERS, ratio=None):
+def plan_for(*overrides, depth=NUM_LAYERS):
     """Make the plan of a configuration for a model of `depth` layers."""
-    return make_plan(compose(list(overrides)), ModelMetadata(depth, None, None), ratio)
+    return make_plan(compose(list(overrides)), ModelMetadata(depth, None, None))
 
 
-def decoder_for(model, *overrides, ratio=None, **options):
+def decoder_for(model, *overrides, **options):
     """Return a decoder of a tiny model with the plan of a configuration."""
-    plan = plan_for(*overrides, depth=model.config.num_hidden_layers, ratio=ratio)
+    plan = plan_for(*overrides, depth=model.config.num_hidden_layers)
     return Decoder(model, plan, **options)
 
 

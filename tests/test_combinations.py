@@ -15,12 +15,11 @@ from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE}
 ENGINE_NEEDS = [
-    pytest.param(engine, need, marks=[pytest.mark.slow] * (need == Need.LATENCY))
+    (engine, need)
     for engine in SUPPORTS
     if engine != "auto"  # which is torch or transformers
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
-    if need != Need.LATENCY or engine == "torch"  # many timings
 ]
 
 
@@ -29,12 +28,12 @@ NOT_HERE = [
     {Need.RANDOM_WEIGHTS, Need.PATCHES},
     {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES},
     # the skip adapter here is made for other weights and for evenly spread layers
-    *({Need.ADAPTER, need} for need in (Need.STAGES, Need.OWN_DEPTH)),
+    {Need.ADAPTER, Need.STAGES},
     {Need.ADAPTER, Need.CALIBRATION},
     {Need.COMPILATION, Need.OTHER_BASELINE},  # the baseline here is in an engine without it
 ]
-# Not tried with others: many timings, and look-ups, which keep all layers.
-ALONE = NOT_ASKED | {Need.LATENCY, Need.DRAFTS}
+# Not tried with others: look-ups, which keep all layers.
+ALONE = NOT_ASKED | {Need.DRAFTS}
 
 
 def can_run_together(*needs):

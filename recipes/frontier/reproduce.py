@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, part: str) -> None:
 def measure_corrections(args: argparse.Namespace, common: list[str]) -> None:
     """Measure the full model, and one skipped block with patches and with trained adapters."""
     engines, batches = f"engine={args.engines}", f"batch_size={args.batch_sizes}"
-    block = ["strategy=one_block", f"ratio={args.ratios}", "ratio_basis=cost"]
+    block = ["strategy=one_block", f"ratio={args.ratios}"]
     call("sweep", *common, engines, batches, "strategy=full")
     folded = ["correction=patch", "correction.kind=folded"]
     call("sweep", *common, engines, batches, *block, *folded)
@@ -175,9 +175,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--batch-sizes", default="1,8")
-    parser.add_argument(
-        "--ratios", default="1.25,1.5,2", help="predicted speedups of patches on CNN/DM"
-    )
+    parser.add_argument("--ratios", default="1.25,1.5,2", help="ratios of patches on CNN/DM")
     parser.add_argument("--limit", type=int, default=200, help="number of articles")
     parser.add_argument(
         "--page", action="store_true", help="write the page of the stored rows alone"

@@ -66,7 +66,6 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "strategy=null": "strategy 'None'",
     "strategy=custom strategy.layers=[0,x]": "strategy.layers",
     "strategy=skip_decode strategy.horizon=0": "strategy.horizon",
-    "strategy=skip_decode ratio_basis=latency": "ratio_basis=latency",
     "strategy._target_=a.B": "_target_",  # only files set classes and names
     "+strategy._target_=a.B": "_target_",
     "decoding.name=beam": "decoding.name",

@@ -16,7 +16,6 @@ from ulskip_cli.strategies.static import Unified
 
 UNUSED = [
     (["strategy=custom", "strategy.layers=[0,5]"], "ratio=3"),
-    (["strategy=custom", "strategy.layers=[0,5]"], "ratio_basis=cost"),
     (["strategy=full"], "ratio=3"),
     (["strategy=full"], "prompt_layers=kept"),
     (["strategy=full"], "correction=patch"),
@@ -26,7 +25,7 @@ UNUSED = [
     ([], "baseline_engine=auto"),
 ]
 USED = [
-    *[([], "ratio=3"), ([], "ratio_basis=cost"), ([], "seed=2"), ([], "limit=5"), ([], "offset=1")],
+    *[([], "ratio=3"), ([], "seed=2"), ([], "limit=5"), ([], "offset=1")],
     *[([], "batch_size=4"), ([], "prompt_layers=kept"), ([], "baseline=false")],
     *[([], "task.pair=en-de"), ([], "task.subset=x"), ([], "decoding=beam")],
     *[([], "decoding.max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],

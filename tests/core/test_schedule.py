@@ -9,11 +9,6 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import ExitRule
 
-
-def longest_gap(layers):
-    return max(b - a - 1 for a, b in pairwise(layers))
-
-
 GOLDEN = [  # the published code's picks
     (30, 2, (*range(0, 27, 2), 29)),
     (30, 3, (*range(0, 25, 3), 29)),
@@ -84,15 +79,6 @@ def test_ratios_below_one_and_too_shallow_models_are_refused():
 def test_lists_that_are_no_schedule_are_refused(layers, message):
     with pytest.raises(UsageError, match=message):
         schedule.checked(6, layers)
-
-
-@given(st.sets(st.integers(0, 60), min_size=3).map(sorted))
-def test_the_layer_left_out_leaves_the_smallest_largest_gap(kept):
-    shorter = schedule.without_one(kept)
-    assert set(shorter) < set(kept)
-    assert (shorter[0], shorter[-1], len(shorter)) == (kept[0], kept[-1], len(kept) - 1)
-    rivals = ([layer for layer in kept if layer != left_out] for left_out in kept[1:-1])
-    assert longest_gap(shorter) == min(map(longest_gap, rivals))
 
 
 @given(st.floats(0, 1), st.integers(0, 300), st.integers(1, 300))

@@ -8,12 +8,12 @@ from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose, compose_unvalidated
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.schedule import Stage, step_counts
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark, paired_timing, preflight, runner
-from ulskip_cli.experiments.paired_timing import LatencyTargetFit, bandwidth_meter
+from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.sweep import jobs
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
-from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = ["speed.seconds=0", "speed.new_tokens=3", "speed.prompt_tokens=5"]
 QUICK += ["batch_size=2", "decoding.compile=off"]  # compiling takes seconds
@@ -72,12 +72,12 @@ def bench(point):
     return call
 
 
-def step_bytes(num_layers, batch_size=2, patch=0):
+def step_bytes(num_layers, batch_size=2, patch=0, new_tokens=3):
     """The bytes that a step reads: weights, and keys and values of the prompt and half the
     answer.
     """
     weights = HEAD + NORM + num_layers * LAYER + patch
-    return round(4 * weights + batch_size * num_layers * KV * (5 + 3 / 2))
+    return round(4 * weights + batch_size * num_layers * KV * (5 + new_tokens / 2))
 
 
 def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, tmp_path):
@@ -261,13 +261,14 @@ def test_a_batch_that_does_not_fit_is_halved(bench, limit_memory):
     assert all(text in warning for text in ("unified", "batch_size=2", "batch_size=1"))
 
 
-def test_a_target_by_the_clock_is_met_between_two_counts(bench, monkeypatch):
-    met = LatencyTargetFit(3.5, LatencyFit.of(6, {6: 7.0, 2: 3.0}), 0.0, ())
-    monkeypatch.setattr(runner.Session, "solve_depth", lambda *arguments: met)
-    row = bench("ratio=1.5", "ratio_basis=latency")
-    assert row["mean_kept_layers"] == 3.5
-    assert row["latency_fit"]["depth"] == 3.5
-    assert row["step_bytes"] == (step_bytes(4) + step_bytes(3)) / 2
+def test_the_bytes_of_stages_are_a_mean_over_their_steps(bench):
+    row = bench("ratio=2", "strategy=skip_decode", "strategy.horizon=4")
+    new_tokens = row["timed_new_tokens"]
+    stages = [Stage(0, tuple(row["kept_layers"])), *(Stage(**one) for one in row["later_stages"])]
+    depths = [(count, len(kept)) for count, kept in step_counts(stages, new_tokens - 1)]
+    assert sum(count > 0 for count, _ in depths) > 1
+    read = [count * step_bytes(depth, new_tokens=new_tokens) for count, depth in depths]
+    assert row["step_bytes"] == pytest.approx(sum(read) / (new_tokens - 1))
 
 
 def test_drafts_are_no_steps_of_their_own(bench):

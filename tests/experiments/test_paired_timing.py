@@ -1,16 +1,14 @@
 import itertools
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, decoder_for, random_ids
+from reference import decoder_for, random_ids
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
-from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
@@ -19,35 +17,27 @@ from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.experiments import paired_timing
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
-    LINE_ROUNDS,
     UNIT_SHARE,
     UNITS_TO_STOP,
-    WARM_UP,
     FinishedUnits,
     Opened,
     Pair,
     TimedPairs,
-    fit_step_latency,
-    make_pair_timer,
     measure_rounds,
     measure_units,
-    solve_depth_for_speedup,
 )
 from ulskip_cli.experiments.record import Timing, Unit
-from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.strategies.cost import LatencyFit
 
 DRAFTED = {"engine": "speculative", "drafts": DraftStats()}
 GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
 PROMPTS = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
 ALONE = tuple(rows[:1] for rows in PROMPTS)
-LINE = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
 
 
-def measure_pairs(full, strategy, context, new_tokens, count, warmup=0, prompts=PROMPTS):
+def measure_pairs(full, strategy, context, new_tokens, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
     pair = Pair(full, strategy, [prompts], context)
-    (timed,) = measure_rounds([pair], new_tokens, count, warmup)
+    (timed,) = measure_rounds([pair], new_tokens, count)
     return replace(timed, units=[Unit(pairs=count)])
 
 
@@ -83,7 +73,7 @@ def clock(monkeypatch):
     state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0), rounds=[])
     monkeypatch.setattr(paired_timing.time, "monotonic", lambda: state.now)
 
-    def measure(pairs, new_tokens, count, warmup=1, on_pair=None, past=()):
+    def measure(pairs, new_tokens, count, past=()):
         state.now += state.unit
         first = len(past[0].strategy)
         state.rounds += range(first, first + count)
@@ -224,7 +214,7 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
         return replace(output, **(full if self is every else strategy))
 
     monkeypatch.setattr(Decoder, "run", changed)
-    return measure_pairs(every, half, GREEDY, 2, 1, 1)
+    return measure_pairs(every, half, GREEDY, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +270,7 @@ OTHERS = (
 def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monkeypatch, overrides):
     monkeypatch.setattr(paired_timing, "TURN_SECONDS", 0)  # one step
     decoding = compose(list(overrides)).decoding
-    full, other = decoder_for(llama), decoder_for(llama, *overrides, ratio=2)
+    full, other = decoder_for(llama), decoder_for(llama, *overrides)
     context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
     prompts = ALONE if decoding.draft_tokens else PROMPTS
     pairs = measure_pairs(full, other, context, TOKENS, 2, prompts=prompts)
@@ -312,69 +302,3 @@ def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
     with pytest.raises(RunError, match="out of memory"):
         take_turns([decoder_for(llama).run(*PROMPTS, GREEDY, 9, pause_every=1), fail()])
     assert len(finished) == 1
-
-
-def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
-    timed = []
-    run = paired_timing.Pair.run
-
-    def clocked(self, *args):
-        full, output, compiling = run(self, *args)
-        timed.append(len(self.strategy.stages[0].kept))
-        seconds = output.steps * (0.5 + 0.25 * timed[-1])
-        return full, replace(output, decode_seconds=seconds), compiling
-
-    monkeypatch.setattr(paired_timing.Pair, "run", clocked)
-    done, make_decoder = [], partial(Decoder, llama)
-    fit = fit_step_latency(make_decoder, NUM_LAYERS, [PROMPTS], GREEDY, done.append)
-    assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
-    assert done == list(range(1, 3 * (WARM_UP + LINE_ROUNDS) + 1))  # three depths a round
-    assert timed[:3] == [6, 4, 2]
-    assert timed[3:6] == [2, 4, 6]
-
-
-@pytest.mark.parametrize(("target", "slower"), [(1.5, 0.03), (2.0, -0.02), (2.9, 0.0)])
-def test_a_target_is_met_where_the_line_errs(target, slower):
-    """The clock shows more or less than the line, and another slope."""
-
-    def share(depth):
-        return (3 + 1.05 * depth) / 15.6 + slower
-
-    met = solve_depth_for_speedup(LINE, target, lambda depth: (depth, 1 / share(depth)))
-    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * paired_timing.CLOSE)
-    assert met.as_dict()["speedup"] == pytest.approx(target)
-    assert len(met.trials) <= paired_timing.MEET_ROUNDS
-
-
-def test_noise_takes_more_rounds():
-    noise = iter(torch.randn(1000, generator=torch.Generator().manual_seed(0)).tolist())
-    met = solve_depth_for_speedup(
-        LINE,
-        2,
-        lambda depth: (depth, 15 / (3 + depth) * (1 + 0.03 * next(noise))),
-    )
-    assert len(met.trials) > 2
-    assert met.depth == pytest.approx(4.5, abs=0.5)
-
-
-def test_a_target_out_of_reach_is_refused_before_it_is_timed():
-    with pytest.raises(UsageError, match=r"ratio=4 .*latency.* 20%.*ratio <= 3\.00"):
-        solve_depth_for_speedup(LINE, 4, lambda depth: pytest.fail("timed"))
-
-
-@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("folded", 0)])
-def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
-    made, real = [], paired_timing.Decoder
-    monkeypatch.setattr(
-        paired_timing, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more)
-    )
-    correction = ["correction=patch", f"correction.kind={kind}"]
-    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
-    loaded = LoadedModel(llama, None, ModelMetadata(NUM_LAYERS, None, None), {})
-    measured = make_pair_timer(loaded, None, config)
-    measured(3.5)
-    full, shallow = made
-    assert not full["adapter"].tensors
-    tensors = shallow["adapter"].tensors
-    assert len(tensors) == (2 + 2) * parts  # at the gaps of 4 layers and of 3
-    assert not any(tensor.any() for name, tensor in tensors.items() if "down" not in name)

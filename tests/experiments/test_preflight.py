@@ -127,7 +127,7 @@ def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["strategy=unified", "ratio=2", "ratio_basis=cost", "prompt_layers=kept"],
+        ["strategy=unified", "ratio=2", "prompt_layers=kept"],
         ["strategy=full", "ratio=3", "prompt_layers=kept"],
         ["strategy=custom", "strategy.layers=[0,11]", "ratio=3"],
         ["strategy=early_exit", "ratio=2"],
@@ -155,7 +155,6 @@ EARLY_EXIT = "strategy=early_exit"
         ("bench", ["speed.enabled=false"], UsageError, "does not read speed.enabled"),
         ("bench", [EARLY_EXIT], NotApplicable, "early exit"),
         ("run", [EARLY_EXIT, "strategy.batch=na"], NotApplicable, "batch_size=1 .*na, got 8"),
-        ("run", [EARLY_EXIT, "ratio_basis=latency"], NotApplicable, "ratio_basis=latency"),
         ("run", [*RANDOM, EARLY_EXIT], UsageError, r"strategy\.threshold"),  # no texts
         ("run", [*RANDOM, "correction=patch"], NotApplicable, "correction=patch"),
     ],

@@ -18,7 +18,6 @@ from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -136,27 +135,6 @@ def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
     assert half["prompt_tokens"] == UNITS * 8 * 64
     assert full["training"] == "none: random weights"
     assert any("random, so this row has times but no quality" in text for text in half["warnings"])
-
-
-def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch):
-    calls = []
-    line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
-    monkeypatch.setattr(runner, "fit_step_latency", lambda *args: calls.append(1) or line)
-    monkeypatch.setattr(
-        runner, "make_pair_timer", lambda *args: lambda depth: (depth, 7 / (1 + depth))
-    )
-    session = Session()
-    row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
-    assert len(row["kept_layers"]) == 4
-    assert [len(stage["kept_layers"]) for stage in row["later_stages"]] == [3]
-    assert row["mean_kept_layers"] == pytest.approx(7 / 1.7 - 1, abs=0.05)
-    assert row["latency_fit"]["depth"] == pytest.approx(7 / 1.7 - 1)
-    assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
-    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
-    assert calls == [1]
-    shorter = "task.prompt='{source}\\n{target_language}:'"
-    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11", shorter), session)
-    assert calls == [1, 1]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from ulskip_cli.report.benchmark import write_bench_report
 from ulskip_cli.report.tables import write_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
-FOLDERS = ["demo", "latency/tiny", "lossless/translation", "skip_adapters", "reproduce"]
+FOLDERS = ["demo", "engines", "lossless/translation", "skip_adapters", "reproduce"]
 MOST = 6  # rows of a folder
 DELETED = object()
 VALUES = [
@@ -82,7 +82,7 @@ def monkeypatch_session():
 UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
 
 
-@pytest.mark.parametrize("folder", ["demo", "latency/tiny"])
+@pytest.mark.parametrize("folder", ["demo", "engines"])
 def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, folder):
     rows = some_rows(folder)
     keys = ("dataset", "dtype", "engine", "training")
@@ -102,7 +102,7 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
         assert code == 0, err
         outputs.append(out)
     write_tables(ResultsFolder(tmp_path))
-    if folder.startswith("latency"):
+    if folder == "engines":
         write_bench_report(ResultsFolder(tmp_path))
     written = [file for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".csv", ".html")]
     unsafe = {char for char in UNSAFE if char != "\n" and not char.isprintable()}

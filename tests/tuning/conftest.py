@@ -19,7 +19,7 @@ def tune(ulskip, tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     speedups = {str(count): 12 / count for count in range(2, 12)}
-    monkeypatch.setattr(Tuning, "speedups", lambda self, wanted: speedups)
+    monkeypatch.setattr(Tuning, "speedups", lambda self: speedups)
 
     def call(*more):
         engine = [] if any(text.startswith("engine=") for text in more) else ["engine=torch"]

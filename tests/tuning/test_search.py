@@ -189,23 +189,6 @@ def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
     assert StepLog(path).once("a", dict) == {"refused": "no\\x1b[2J"}
 
 
-@pytest.mark.parametrize("budget", [1e-9, pytest.param(60, marks=pytest.mark.slow)])
-def test_the_layers_are_timed_within_a_share_of_the_budget(tmp_path, budget):
-    notes = NoteList()
-    few = ["limit=8", "choice_examples=8", "batch_size=2", "speed.new_tokens=4"]
-    few += ["candidates=['strategy=one_block correction=patch']", f"results_dir={tmp_path}"]
-    config = compose_tuning(["speedup=1.5", f"budget={budget}", *few])
-    tuning = Tuning(resolve_tuning(config), notes, None)
-    speedups = tuning.speedups(1.5)
-    assert speedups.keys() == {str(count) for count in range(2, 12)}
-    if budget < 1:
-        assert speedups == {count: round(12 / int(count), 4) for count in speedups}
-        assert len(notes.notes) == 1 and f"budget={budget:g}" in notes.notes[0]
-        assert "without" in notes.notes[0]
-    else:
-        assert notes.notes == []
-
-
 @pytest.mark.slow
 def test_a_speedup_out_of_reach_gets_the_nearest(tune):
     code, fast, err = tune("speedup=6")

@@ -24,14 +24,12 @@ class Need(Enum):
     LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
     EARLY_EXIT = "early exit", "strategy=unified"
     STAGES = "position-dependent layers", "strategy=unified"
-    OWN_DEPTH = "strategies that adjust their own depth", "strategy=unified"
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
     PENALTIES = (
         "penalties of repetition",
         "decoding.repetition_penalty=1 and decoding.no_repeat_ngram_size=0",
     )
-    LATENCY = "ratio_basis=latency", "ratio_basis=cost"
     FOLDED_PATCHES = (
         "correction=patch with folded patches",
         "correction=none, or to export them correction=adapter with their folder in calibrations/",
@@ -54,19 +52,18 @@ ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
 # They need a plain decode loop.
 _OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.COMPILATION}
-_DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY}
+_DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.DRAFTS: _DRAFTED,
     Need.LAYER_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.KEPT_PROMPT},
-    Need.LATENCY: ALL - {Need.OWN_DEPTH},
     Need.RANDOM_WEIGHTS: ALL - {Need.ADAPTER},
 }
 
 _SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
-_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE}
+_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.OTHER_ENGINE}
 _CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {
     Need.PATCHES,
     Need.RANDOM_WEIGHTS,

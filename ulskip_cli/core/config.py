@@ -294,7 +294,6 @@ def baseline_config(config: Config) -> Config:
         engine=engine_named(config.baseline_engine) if config.baseline_engine else config.engine,
         decoding=config.decoding.without_drafts(),
         ratio=1.0,
-        ratio_basis="layers",
         prompt_layers="all",
         baseline=True,
         baseline_engine=None,

@@ -98,10 +98,6 @@ def _is_timed(config: "Config") -> bool:
     return config.speed.enabled
 
 
-def _is_ever_timed(config: "Config") -> bool:
-    return config.speed.enabled or config.meets_latency
-
-
 def _follows_ratio(config: "Config") -> bool:
     return config.strategy.follows_ratio
 
@@ -132,8 +128,8 @@ class SpeedConfig(Options):
         used_by=_TIMED,
         used_if=_is_timed,
     )
-    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_ever_timed)
-    prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_ever_timed)
+    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_timed)
+    prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_timed)
 
 
 class CalibrationConfig(Options):
@@ -290,14 +286,8 @@ class Config(Shared):
     )
     ratio: float = option(
         2.0,
-        "all layers divided by the kept ones; ratio_basis gives it other meanings",
+        "all layers divided by the kept ones",
         ge=1,
-        used_by=_SCHEDULE,
-        used_if=_follows_ratio,
-    )
-    ratio_basis: Literal["layers", "cost", "latency"] = option(
-        "layers",
-        "meaning of ratio: layers, predicted cost or measured latency",
         used_by=_SCHEDULE,
         used_if=_follows_ratio,
     )
@@ -369,20 +359,12 @@ class Config(Shared):
             self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
         )
 
-    @property
-    def meets_latency(self) -> bool:
-        """True if a run times depths to find the one whose speedup is the ratio."""
-        return self.ratio_basis == "latency" and self.strategy.follows_ratio
-
     def needs(self) -> frozenset[Need]:
         """Return what the configuration needs; a plan adds what depends on the layers of a
         model.
         """
-        strategy = self.strategy
         conditions = {
-            Need.OWN_DEPTH: strategy.chooses_own_depth,
-            Need.LATENCY: self.meets_latency,
-            Need.CALIBRATION: not strategy.is_calibrated,
+            Need.CALIBRATION: not self.strategy.is_calibrated,
             Need.OTHER_BASELINE: self.crosses_engines,
             Need.OTHER_ENGINE: self.engine.is_runtime,
         }

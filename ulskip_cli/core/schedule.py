@@ -113,18 +113,6 @@ def checked(num_layers: int, layers: Sequence[int]) -> Layers:
     return kept
 
 
-def without_one(kept: Sequence[int]) -> Layers:
-    """Remove one inner layer so that the longest gap stays smallest; the layer nearest to the
-    middle wins a tie.
-
-    >>> without_one((0, 1, 5, 6, 11))
-    (0, 1, 6, 11)
-    """
-    inner = sorted(range(1, len(kept) - 1), key=lambda i: abs(2 * i - len(kept) + 1))
-    shorter = [(*kept[:i], *kept[i + 1 :]) for i in inner]
-    return min(shorter, key=lambda layers: max(b - a for a, b in pairwise(layers)))
-
-
 @dataclass(frozen=True)
 class ExitRule:
     """Depths (numbers of layers) at which a decode step may end, and the confidence, the gap of the

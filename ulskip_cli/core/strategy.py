@@ -99,16 +99,8 @@ class Strategy(Choice):
         """True if a step can end before the last layer."""
         return type(self).exit_rule is not Strategy.exit_rule
 
-    @property
-    def chooses_own_depth(self) -> bool:
-        """True if the strategy adjusts itself to R, so that its latency is not linear in its number
-        of layers.
-        """
-        calibrates_depth = bool(self.calibrated) and "num_kept" in self.calibrated_for
-        return self.is_positional or self.exits_early or calibrates_depth
-
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return R, the number of layers that a target speedup leaves under ratio_basis=layers."""
+        """Return R, the number of layers that a ratio leaves."""
         return schedule.num_kept(num_layers, target_speedup)
 
     @abstractmethod

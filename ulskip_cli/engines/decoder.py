@@ -77,13 +77,6 @@ class Decoder:
         """The view that runs the first decode steps."""
         return self.stages[0].view
 
-    def with_stage_switch(self, first_step: int) -> "Decoder":
-        """Return a decoder whose second stage begins at `first_step`; both decoders share their
-        sessions.
-        """
-        first, second = self.stages
-        return self.changed(stages=(first, replace(second, first_step=first_step)))
-
     def with_engine(self, name: str) -> "Decoder":
         """Return a decoder with another engine; both decoders share views and sessions."""
         return self.changed(asked=engine_named(name))

@@ -28,7 +28,7 @@ from ulskip_cli.engines.sampling import (
 from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import TorchSession
-from ulskip_cli.strategies.cost import DRAFT_VOCAB
+from ulskip_cli.strategies.plan import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
 MEASUREMENTS = 7  # of each cost; the shortest time counts

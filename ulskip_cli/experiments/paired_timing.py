@@ -1,6 +1,5 @@
-"""Measure speedups: time the full model and a schedule alternately on the same prompts, several
-engines in the same rounds, and decode steps of several depths to find the depth that meets a target
-speedup.
+"""Measure speedups: time the full model and a schedule alternately on the same prompts, and several
+engines in the same rounds.
 
 A measurement consists of units of consecutive pairs. They go on until the interval is narrow enough
 or the time is spent.
@@ -9,16 +8,15 @@ or the time is spent.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
 import psutil
 import torch
 
-from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter, is_crowded
 from ulskip_cli.core.errors import RunError
@@ -27,14 +25,10 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
-from ulskip_cli.experiments.intervals import UNITS, half_width
+from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
 from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.inference.skip_adapter import zero_adapter
-from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.plan import Plan, make_plan
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")
@@ -47,10 +41,6 @@ UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS ar
 UNITS_TO_STOP = 8
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
-NEW_TOKENS = 24  # generated at most for each sequence when depths are timed
-LINE_ROUNDS, WARM_UP = 3, 1
-MEET_ROUNDS, MEET_PAIRS = 8, 5
-CLOSE = 0.02  # relative error of the speedup that ends the search
 READ_BYTES = 2**29  # larger than any cache
 MEMORY_SHARE = 0.25  # at most this share of free memory is read
 STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
@@ -192,16 +182,14 @@ def measure_rounds(
     pairs: Sequence[Pair],
     new_tokens: int,
     count: int,
-    warmup: int = WARM_UP,
-    on_pair: Callable[[int], None] = lambda done: None,
     past: Sequence[TimedPairs] = (),
 ) -> list[TimedPairs]:
     """Time every pair once in each of `count` rounds, in alternating order, so that any two sides
     can be compared within rounds; return the measurements of each pair.
 
     On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. `on_pair` gets the number of timed pairs, those of `warmup` included. The rounds
-    continue those of the `past` measurements, which also tell how long a turn is.
+    seconds. The rounds continue those of the `past` measurements, which also tell how long a turn
+    is.
     """
     timed = [TimedPairs() for _ in pairs]
     turns: list[int | None] = [None for _ in pairs]
@@ -211,17 +199,13 @@ def measure_rounds(
             for pair, before in zip(pairs, past, strict=True)
         ]
     first = len(past[0].strategy) if past else 0
-    num_timed = 0
-    for number in range(first, first + warmup + count):
+    for number in range(first, first + count):
         for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
             full, strategy, seconds = pairs[i].run(number, new_tokens, turns[i])
             turns[i] = pairs[i].turn(full, strategy)
             timed[i] = replace(timed[i], compile_seconds=timed[i].compile_seconds + seconds)
-            if number >= first + warmup:
-                timed[i].full.extend([full] if full else [])
-                timed[i].strategy.append(strategy)
-            num_timed += 1
-            on_pair(num_timed)
+            timed[i].full.extend([full] if full else [])
+            timed[i].strategy.append(strategy)
     return timed
 
 
@@ -273,7 +257,7 @@ def open_pair(
     """Run a pair once, with compilation if the decoders ask for it."""
     batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
     pair = Pair(full, strategy, batches, decode_context(config, workload))
-    (first,) = measure_rounds([pair], config.speed.new_tokens, 1, 0)
+    (first,) = measure_rounds([pair], config.speed.new_tokens, 1)
     earlier = stored.read(first.pairs, batch_size)
     return Opened(pair, replace(first, batch_size=batch_size, earlier=earlier), stored)
 
@@ -333,7 +317,7 @@ def measure_units(
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
         unit_meter = LoadMeter()
-        rounds = measure_rounds(pairs, speed.new_tokens, count, 0, past=past)
+        rounds = measure_rounds(pairs, speed.new_tokens, count, past)
         timed, past = (
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
             for earlier in (timed, past)
@@ -381,125 +365,3 @@ def _side(outputs: Sequence[BatchOutput]) -> Side:
         lengths = (output.drafts.mean_length or 0 for output in outputs if output.drafts)
         values["draft_lengths"] = [round(length, 3) for length in lengths]
     return Side(**values)
-
-
-@dataclass(frozen=True)
-class LatencyTargetFit:
-    """The mean depth that meets a target speedup on this machine."""
-
-    depth: float  # mean layers per decode step
-    fit: LatencyFit
-    offset: float  # measured minus fitted time of a step, as a share of the time of a full step
-    trials: tuple[dict[str, float], ...]  # mean depths, and the median speedups of their pairs
-
-    def as_dict(self) -> Row:
-        """Return the fit as a row stores it, with the speedup that it predicts for `depth`."""
-        return {
-            **asdict(self.fit),
-            "depth": self.depth,
-            "offset": self.offset,
-            "trials": list(self.trials),
-            "speedup": 1 / (self.fit.share(self.depth) + self.offset),
-        }
-
-
-def fit_step_latency(
-    make_decoder: Callable[[Plan], Decoder],
-    num_layers: int,
-    batches: Sequence[Batch],
-    context: DecodeContext,
-    on_depth: Callable[[int], None] = lambda done: None,
-    new_tokens: int = NEW_TOKENS,
-) -> LatencyFit:
-    """Time decode steps at several depths in turn, and fit a straight line to the seconds.
-
-    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them
-    in turn, and generate `new_tokens` for each sequence. `on_depth` gets the number of timed
-    depths, each counted in every round.
-    """
-    depths = counts(num_layers)
-    decoders = [make_decoder(_plan(num_layers, depth)) for depth in depths]
-    pairs = [Pair(None, decoder, batches, context) for decoder in decoders]
-    timed = measure_rounds(pairs, new_tokens, LINE_ROUNDS, on_pair=on_depth)
-    seconds = [median(output.step_seconds for output in pair.strategy) for pair in timed]
-    return LatencyFit.of(num_layers, dict(zip(depths, seconds, strict=True)))
-
-
-def solve_depth_for_speedup(
-    fit: LatencyFit,
-    target_speedup: float,
-    measured: Callable[[float], tuple[float, float]],
-    rounds: int = MEET_ROUNDS,
-    report: Callable[[int], None] = lambda done: None,
-) -> LatencyTargetFit:
-    """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and
-    correct it by timed units.
-
-    `measured(depth)` times a unit near that depth and returns the actual mean depth and the median
-    speedup of its pairs; `report` gets the number of units. Raises NotApplicable, a UsageError, if
-    the target cannot be reached.
-    """
-    fit.check(target_speedup)
-    depth, offset = fit.depth(target_speedup), 0.0
-    offsets: list[float] = []
-    trials: list[dict[str, float]] = []
-    for _ in range(rounds):
-        had, speedup = measured(depth)
-        trials.append({"depth": had, "speedup": speedup})
-        offsets.append(1 / speedup - fit.share(had))
-        report(len(offsets))
-        offset = fmean(offsets)
-        before, depth = depth, fit.depth(target_speedup, offset)
-        errors = half_width(offsets), abs(fit.share(depth) - fit.share(before))
-        if len(offsets) >= UNITS and max(errors) * target_speedup <= CLOSE:
-            break
-    return LatencyTargetFit(depth, fit, offset, tuple(trials))
-
-
-def make_pair_timer(
-    loaded: LoadedModel, workload: Workload | None, config: Config
-) -> Callable[[float], tuple[float, float]]:
-    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the
-    plan of a depth.
-
-    The plan runs with patches that change nothing, because patches cannot be computed before the
-    layers are known.
-    """
-    model, context = loaded.model, decode_context(config, workload)
-    kind = config.correction.patch_kind(config.model)
-    batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, model, config)
-    decoders: dict[tuple[tuple[int, ...], ...], Decoder] = {}
-
-    def decoder(plan: Plan) -> Decoder:
-        sets = tuple(stage.kept_layers for stage in plan.stages)
-        if sets not in decoders:
-            adapter = zero_adapter(model, plan.skipping_sets, kind)
-            decoders[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
-        later = plan.later_stages
-        return decoders[sets].with_stage_switch(later[0].first_step) if later else decoders[sets]
-
-    def measured(depth: float) -> tuple[float, float]:
-        plan = make_plan(config, loaded.metadata, depth)
-        full = decoder(_plan(plan.num_layers, plan.num_layers))
-        pair = Pair(full, decoder(plan), batches, context)
-        new_tokens = config.speed.new_tokens
-        (timed,) = measure_rounds([pair], new_tokens, MEET_PAIRS)
-        return plan.mean_kept(new_tokens - 1), median(timed.pairs.ratios())
-
-    return measured
-
-
-def counts(num_layers: int) -> list[int]:
-    """Return the numbers of kept layers that `fit_step_latency` times.
-
-    >>> counts(30)
-    [30, 20, 10, 2]
-    """
-    third = num_layers // 3
-    return sorted(
-        {num_layers, 2 * num_layers // 3, third, schedule.MIN_KEPT} - {0, 1}, reverse=True
-    )
-
-
-def _plan(num_layers: int, count: int) -> Plan:
-    return Plan.from_layers(num_layers, schedule.even(num_layers, count))

@@ -101,7 +101,7 @@ class Resolver:
         files = self._files.setdefault(str(config.model), ModelFolder(config.model))
         config.engine.check_model(files.config)
         plan = make_plan(config, files.metadata)
-        if config.strategy.is_calibrated and not config.meets_latency:  # its layers are known
+        if config.strategy.is_calibrated:  # its layers are known
             config.correction.folder_for(config.model, plan.skipping_sets)
         return files, plan
 

@@ -506,9 +506,6 @@ class Schedule(Section):
         ),
     )
     draft_cost: Positive = value("bytes of a drafting step, divided by those of a full step")
-    latency_fit: Row | None = value(
-        "with `ratio_basis=latency`: step seconds by depth, rounds (`trials`), chosen `depth`"
-    )
     calibration: Row | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )

@@ -7,7 +7,6 @@ benchmark is a run without a task, which times random prompts.
 
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -42,18 +41,8 @@ from ulskip_cli.experiments.evaluate import (
     score_answers,
 )
 from ulskip_cli.experiments.paired_timing import (
-    LINE_ROUNDS,
-    MEET_PAIRS,
-    MEET_ROUNDS,
-    NEW_TOKENS,
-    WARM_UP,
     FinishedUnits,
-    LatencyTargetFit,
     TimedPairs,
-    counts,
-    fit_step_latency,
-    make_pair_timer,
-    solve_depth_for_speedup,
     time_pairs,
 )
 from ulskip_cli.experiments.preflight import ResolvedPoint
@@ -61,14 +50,11 @@ from ulskip_cli.experiments.record import CorrectionUsed, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import (
     Workload,
-    decode_context,
     encode_workload,
-    timed_prompts,
 )
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
-from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, make_plan
 
 NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is timed against itself
@@ -76,15 +62,14 @@ NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is tim
 
 @dataclass
 class Session:
-    """State that all points of a process share: tokenizers, weights, the full model's decoder and
-    timings. Each is loaded or measured once.
+    """State that all points of a process share: tokenizers, weights and the full model's decoder.
+    Each is loaded once.
     """
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
     _tokenizers: dict[str, PreTrainedTokenizerBase | None] = field(default_factory=dict)
     _model: tuple[str, LoadedModel] | None = None
     _full: tuple[str, Decoder] | None = None
-    _latencies: dict[str, LatencyFit] = field(default_factory=dict)
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload | None, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
@@ -135,50 +120,6 @@ class Session:
             self._full = key, Decoder(loaded.model, plan, engine=reference.engine)
         return self._full[1], decoder
 
-    def solve_depth(
-        self,
-        config: Config,
-        loaded: LoadedModel,
-        workload: Workload | None,
-        rounds: int = MEET_ROUNDS,
-    ) -> LatencyTargetFit | None:
-        """Find the mean depth whose measured speedup meets the target; return None unless
-        ratio_basis=latency.
-        """
-        if not config.meets_latency:
-            return None
-        fit = self.fit_latency(config, loaded, workload)
-        report = self.progress.phase(f"solve depth for {config.ratio:g}x", rounds)
-        time_pair = make_pair_timer(loaded, workload, config)
-        return solve_depth_for_speedup(fit, config.ratio, time_pair, rounds, report)
-
-    def fit_latency(
-        self, config: Config, loaded: LoadedModel, workload: Workload | None
-    ) -> LatencyFit:
-        """Time decode steps of several depths with the configured engine and batch size, once, and
-        fit a line.
-        """
-        batches = timed_prompts(
-            workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config
-        )
-        shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
-        backend = choose_linear_backend(loaded.model).name
-        # the timed prompts leave room for speed.new_tokens alone
-        new_tokens = min(NEW_TOKENS, config.speed.new_tokens)
-        key = f"{config.model} {config.decoding} {config.engine} {shapes} {new_tokens} {backend}"
-        if key not in self._latencies:
-            total = (WARM_UP + LINE_ROUNDS) * len(counts(loaded.metadata.num_layers))
-            report = self.progress.phase("time the layers", total)
-            self._latencies[key] = fit_step_latency(
-                partial(Decoder, loaded.model, engine=config.engine),
-                loaded.metadata.num_layers,
-                batches,
-                decode_context(config, workload),
-                report,
-                new_tokens,
-            )
-        return self._latencies[key]
-
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -189,7 +130,6 @@ class PreparedRun:
     loaded: LoadedModel
     workload: Workload | None  # None: random prompts
     plan: Plan
-    latency: LatencyTargetFit | None  # decided the depth, with ratio_basis=latency
     calibration: Row | None  # what a row stores of a calibration
     correction: CorrectionUsed | None
     adapter: SkipAdapter | None  # corrects the views that skip layers
@@ -217,9 +157,7 @@ def run_point(
 
 
 def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
-    """Encode and load, and decide the schedule and the corrections of a point by calibration and
-    timing.
-    """
+    """Encode and load, and decide the schedule and the corrections of a point by calibration."""
     started_at, asked = time.monotonic(), point.config
     workload, held_out = session.encode(point)
     loaded = session.load(asked.model, asked.seed)
@@ -228,8 +166,7 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
             f"the weights of {asked.model.path} changed since the run was prepared; repeat the run"
         )
     config, calibration = calibrate_strategy(asked, loaded, held_out, session.progress)
-    latency = session.solve_depth(timed or config, loaded, workload)
-    plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
+    plan = make_plan(config, loaded.metadata)
     adapter, entry = load_adapter(config, plan)
     used = CorrectionUsed(name="adapter", **entry) if entry else None
     if config.correction.is_fitted and not plan.keeps_all:
@@ -244,7 +181,6 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
         loaded=loaded,
         workload=workload,
         plan=plan,
-        latency=latency,
         calibration=calibration,
         correction=used,
         adapter=adapter,
@@ -340,7 +276,6 @@ def store_record(
         section,
         chat=run.workload.chat if run.workload else None,
         correction=run.correction,
-        latency_fit=run.latency.as_dict() if run.latency else None,
         calibration=run.calibration,
         **values,
     )

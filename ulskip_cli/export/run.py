@@ -172,7 +172,6 @@ def schedule_text(point: ResolvedExport) -> str:
         "strategy": plan.strategy,
         "strategy_options": config.strategy.options(),
         "target_ratio": plan.target_speedup,  # null if the strategy ignores it
-        "ratio_basis": config.ratio_basis,
         "model": config.model.label,
         "made_by": point.made_by,
     }

@@ -2,7 +2,6 @@
 Imports no torch.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -14,11 +13,13 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.schedule import MIN_KEPT, ExitRule, Layers, Stage
-from ulskip_cli.core.strategy import ScheduleRequest, Strategy
+from ulskip_cli.core.schedule import ExitRule, Layers, Stage
+from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
-from ulskip_cli.strategies.cost import DRAFT_VOCAB, num_kept_for_cost
 
+# First tokens of the vocabulary that layers draft from; the best of 2048, 4096 and 8192 for
+# SmolLM2-135M.
+DRAFT_VOCAB = 8192
 PREDICTIONS = (
     "kept_layers",
     "layer_ratio",
@@ -179,18 +180,17 @@ class Plan:
         return values | {name: getattr(self, name) for name in PREDICTIONS}
 
 
-def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
+def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
     """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the
     model or each other.
-
-    For ratio_basis=latency, `depth` is the mean number of layers that reached the target in
-    timings. If `depth` is not an integer, the first steps run one layer more than the others.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
-    new_tokens = config.speed.new_tokens
-    sizes = _step_sizes(config, metadata)
-    count, stages, warnings = _choose_layers(config, num_layers, sizes.weights, depth)
-    kept = stages[0].kept_layers
+    new_tokens, warnings = config.speed.new_tokens, list[str]()
+    count = strategy.num_kept(num_layers, config.ratio)
+    request = schedule_request(config, num_layers, count)
+    stages = strategy.stages(request)
+    for stage in stages:
+        schedule.checked(num_layers, stage.kept_layers)
     if not strategy.is_calibrated:
         warnings.append(
             f"strategy={strategy.name} is not calibrated yet; a run calibrates it, and this plan"
@@ -201,12 +201,11 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
             f"correction=adapter has no effect with strategy={strategy.name}, which keeps all"
             " layers"
         )
-    request = schedule_request(config, num_layers, count)
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,
         stages=stages,
-        prompt_layers="all" if len(kept) == num_layers else config.prompt_layers,
+        prompt_layers="all" if len(stages[0].kept_layers) == num_layers else config.prompt_layers,
         target_speedup=(
             config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
         ),
@@ -217,7 +216,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         exits=strategy.exit_rule(request) if count < num_layers else None,
         drafts=bool(config.decoding.draft_tokens),
         warnings=tuple(warnings),
-        sizes=sizes,
+        sizes=_step_sizes(config, metadata),
     )
     check_plan(config, plan)
     return plan
@@ -309,78 +308,6 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     if config.decoding.drafts_with_layers and vocab_size:
         share = min(1.0, DRAFT_VOCAB / vocab_size)
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
-
-
-def _choose_layers(
-    config: Config, num_layers: int, weights: WeightSizes | None, depth: float | None
-) -> tuple[int, tuple[Stage, ...], list[str]]:
-    """Return R, which is the requested number of layers per step, the stages, and warnings.
-
-    ratio_basis=latency needs `depth`, the mean depth that a run has timed, and ratio_basis=cost
-    needs the sizes of the `weights`; without them, a warning names the basis used instead.
-    """
-    strategy, warnings = config.strategy, list[str]()
-    basis = config.ratio_basis if strategy.follows_ratio else "layers"
-    if basis == "latency" and depth is not None:
-        return math.ceil(depth - 1e-9), _timed_stages(config, num_layers, depth), []
-    if basis == "latency":
-        warnings.append(
-            "ratio_basis=latency requires a timing, which only a run makes; this plan uses"
-            " ratio_basis=cost"
-        )
-    if basis != "layers" and weights is None:
-        warnings.append(
-            "ratio_basis=cost requires the sizes of the weights, which the model's files do not"
-            " state; this plan uses ratio_basis=layers"
-        )
-    if basis == "layers" or weights is None:
-        count = strategy.num_kept(num_layers, config.ratio)
-    else:
-        # Each number of layers is priced with stand-ins: evenly spread ones if steps vary in depth,
-        # else those that the strategy keeps without values that were calibrated for one number.
-        rule = strategy.exit_rule(schedule_request(config, num_layers, num_layers))
-        uncalibrated = strategy
-        if "num_kept" in strategy.calibrated_for:
-            uncalibrated = strategy.replace(**dict.fromkeys(strategy.calibrated, None))
-
-        def speedup(count: int) -> float:
-            kept = (
-                schedule.even(num_layers, count)
-                if strategy.is_positional or strategy.exits_early
-                else _kept_by(uncalibrated, config, num_layers, count)
-            )
-            return weights.predicted_speedup(kept, rule.heads(count) if rule else 1)
-
-        try:
-            count = num_kept_for_cost(weights, config.ratio, speedup)
-        except NotApplicable:
-            if basis == "cost":
-                raise
-            count = MIN_KEPT  # until the layers are timed, which may be faster than predicted
-    stages = strategy.stages(schedule_request(config, num_layers, count))
-    for stage in stages:
-        schedule.checked(num_layers, stage.kept_layers)
-    return count, stages, warnings
-
-
-def _kept_by(strategy: Strategy, config: Config, num_layers: int, count: int) -> Layers:
-    """Return the layers of a strategy, which may be a user's, after a check."""
-    kept = strategy.kept_layers(schedule_request(config, num_layers, count))
-    return schedule.checked(num_layers, kept)
-
-
-def _timed_stages(config: Config, num_layers: int, depth: float) -> tuple[Stage, ...]:
-    """Return one or two stages with `depth` layers on average over the timed steps."""
-    count, steps = math.ceil(depth - 1e-9), config.speed.new_tokens - 1
-    deep = _kept_by(config.strategy, config, num_layers, count)
-    deep_steps = round((depth - count + 1) * steps)
-    if deep_steps >= steps:
-        return (Stage(0, deep),)
-    shallow = _kept_by(config.strategy, config, num_layers, count - 1)
-    if deep_steps <= 0:
-        return (Stage(0, shallow),)
-    nested = set(shallow) < set(deep)
-    return (Stage(0, deep), Stage(deep_steps, shallow if nested else schedule.without_one(deep)))
 
 
 def _timed_tokens(stages: Sequence[Stage], count: int, tokens: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, remedies, texts
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
@@ -127,12 +127,6 @@ def resolve_tuning(config: TuneConfig) -> TuneRequest:
         raise UsageError(
             f"expected speedup <= {highest:g}, because {config.model.label} has {num_layers} layers"
             f" and at least {MIN_KEPT} are kept, got {config.speedup:g}"
-        )
-    unsuited = {need for need in config.needs() if Need.LATENCY not in TOGETHER.get(need, ALL)}
-    if config.speedup is not None and unsuited:
-        raise UsageError(
-            f"speedup={config.speedup:g} cannot be combined with {texts(unsuited)}; use"
-            f" {remedies(unsuited)} or quality=0.95"
         )
     split = divide(plain(config), config.choice_examples)
     resolver = Resolver()

@@ -5,7 +5,6 @@ Every step is stored in a `StepLog`, and every measured point is a row of the re
 that an interrupted tuning continues and ends with the same choice.
 """
 
-import contextlib
 import json
 import math
 import operator
@@ -17,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
-from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose_training, preset
 from ulskip_cli.core.config_schema import Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
@@ -46,7 +44,6 @@ from ulskip_cli.experiments.statistics import (
 from ulskip_cli.experiments.sweep.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.checkpoint import training_record
-from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.training.run import run_training
 from ulskip_cli.tuning.request import (
     Candidate,
@@ -61,7 +58,6 @@ from ulskip_cli.tuning.result import Alternative, TuneResult, best_alternative, 
 # Shares of the budget in which the last alternative with all layers, candidate or number of layers
 # ends, if it takes as long as the one before it.
 LOSSLESS_SHARE, TRIAL_SHARE, BISECT_SHARE = 0.2, 0.5, 0.7
-TIMING_SHARE = 0.25  # of the budget, after which the layers are not timed further
 # Shares of the budget for what cannot be cut short once it has begun: the answers of so many points
 # to the examples that choose, and the passes of a candidate over the calibration examples. Both
 # have at least MIN_FOR_STARS examples.
@@ -197,8 +193,6 @@ class Tuning:
         budget, steps = self.config.budget, list[str]()
         if self.request.alternatives:
             steps.append(f"{LOSSLESS_SHARE * budget:g} for what keeps all layers")
-        if self.config.speedup:
-            steps.append(f"{TIMING_SHARE * budget:g} to time the layers")
         steps.append(f"{TRIAL_SHARE * budget:g} until the last candidate ends")
         if self.config.adapter != "never":
             steps.append("the others to train an adapter")
@@ -334,42 +328,20 @@ class Tuning:
         speedup.
         """
         wanted = self.config.speedup or 1.0
-        here = environment.machine()
-        machine = ", ".join(str(here[fact]) for fact in (*environment.MACHINE, "threads"))
-        step = f"speedup by layers on {machine} in {self.config.budget:g} minutes"
-        speedups = self._log.once(step, lambda: self.speedups(wanted))
+        step = "predicted speedup by layers"
+        speedups = self._log.once(step, self.speedups)
         return self._best(self.candidates, num_kept_for(speedups, wanted))[0]
 
-    def speedups(self, wanted: float) -> dict[str, float]:
-        """Return the speedup at every number of layers, by a line fitted to timed depths and
-        corrected by timed pairs. What the budget has no time for is left out; without a line, the
-        layers are assumed to take all of the time.
-        """
-        latest = self._log.minutes + TIMING_SHARE * (self.config.budget - self._final_minutes)
-        # The layers of any strategy take the same time, and some strategies cannot be asked for it.
-        config = self.request.candidates[0].config.replace(strategy=preset("strategy", "unified"))
-        asked = config.replace(ratio=wanted, ratio_basis="latency")
-        session, num_layers = self._session, self.request.num_layers
-        workload, _ = session.encode(self._resolver.resolve(asked))
-        loaded = session.load(config.model, config.seed)
-        fit = untimed = LatencyFit.of(num_layers, {MIN_KEPT: MIN_KEPT, num_layers: num_layers})
-        offset = 0.0
-        if self._log.minutes <= latest:
-            fit = session.fit_latency(asked, loaded, workload)
-        if self._log.minutes > latest:
-            self.progress.note(
-                f"the layers are not timed further, because {TIMING_SHARE:.0%} of"
-                f" budget={self.config.budget:g} minutes are over; the number of layers is chosen"
-                f" {'without their times' if fit is untimed else 'by the first times'}"
-            )
-        else:
-            with contextlib.suppress(NotApplicable):  # out of reach: the line gives the nearest
-                solution = session.solve_depth(asked, loaded, workload, rounds=1)
-                offset = solution.offset if solution else 0.0
-        return {
-            str(count): round(1 / (fit.share(count) + offset), 4)
-            for count in range(MIN_KEPT, num_layers)
-        }
+    def speedups(self) -> dict[str, float]:
+        """Return the predicted speedup at every number of layers."""
+        candidate = self.request.candidates[0]
+        config = candidate.config.replace(strategy=preset("strategy", "unified"))
+        unified, num_layers = Candidate("unified", config), self.request.num_layers
+        predicted = dict[str, float]()
+        for count in range(MIN_KEPT, num_layers):
+            _, plan = self._resolver.schedule(unified.at(num_layers, count), "run")
+            predicted[str(count)] = plan.predicted_speedup or plan.layer_ratio
+        return predicted
 
     def _good_enough(self) -> Chosen:
         """Return the best candidate with the smallest number of layers that keeps the wanted

@@ -152,7 +152,6 @@ def test_layers_that_no_config_describes_are_refused(stand_in):
     [
         (["ratio=2"], "prompt_layers=kept"),
         ([*KEPT, "strategy=skip_decode"], "strategy=unified"),
-        ([*KEPT, "ratio_basis=latency"], "ratio_basis=cost"),
         ([*KEPT, "decoding.do_sample=true"], "do_sample=false"),
     ],
 )

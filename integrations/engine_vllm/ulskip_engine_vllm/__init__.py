@@ -18,7 +18,6 @@ class Vllm(Engine):
         Need.DRAFTS,
         Need.SAMPLING,
         Need.PENALTIES,
-        Need.LATENCY,
         Need.STAGES,
         Need.FULL_PROMPT,
     }

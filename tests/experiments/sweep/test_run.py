@@ -14,7 +14,7 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
-from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.static import Unified
 
 
 class Watcher(runner.ProgressCallback):
@@ -169,18 +169,11 @@ def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(
 
 
 def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypatch):
-    grid = ["ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"]
-
-    def machine_with(patch, layer):
-        line = LatencyFit.of(6, {6: 1 + 6 * layer, 2: 1 + 2 * layer})
-        patch.setattr(runner, "fit_step_latency", lambda *args: line)
-        timer = lambda depth: (depth, 1 / line.share(depth))  # noqa: E731
-        patch.setattr(runner, "make_pair_timer", lambda *args: timer)
-
-    machine_with(monkeypatch, 1.0)
+    grid = ["ratio=2"]
     assert sweep(*grid, name="whole")[0] == 0
     with monkeypatch.context() as patch:
-        machine_with(patch, 9.0)
+        first = lambda self, request: tuple(range(request.num_kept))  # noqa: E731
+        patch.setattr(Unified, "kept_layers", first)
         interrupt_after(patch, 5)
         assert sweep(*grid)[0] == 130
     (unfinished,) = (tmp_path / "x" / "generations").glob("*.partial.jsonl")
