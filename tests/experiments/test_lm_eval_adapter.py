@@ -13,17 +13,11 @@ from lm_eval.tasks import TaskManager
 from reference import one_stage, response_logits
 
 from ulskip_cli.api import generate
-from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, ModelFolder
-from ulskip_cli.experiments.lm_eval_adapter import (
-    FIRST_TOKEN,
-    SkippingLM,
-    evaluate_tasks,
-    make_records,
-)
+from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, make_records
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.loading import pick_device
 from ulskip_cli.inference.skip_adapter import zero_adapter
@@ -219,7 +213,8 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
 
 @pytest.fixture
 def own_tasks_only(monkeypatch):
-    """Leave out the harness's thousands of tasks, whose files take long to read."""
+    """Leave out the harness's thousands of tasks, whose files take long to read, and its log."""
+    monkeypatch.setenv("LMEVAL_LOG_LEVEL", "CRITICAL")
     made = TaskManager.__init__
     monkeypatch.setattr(
         TaskManager,
@@ -229,87 +224,83 @@ def own_tasks_only(monkeypatch):
 
 
 @pytest.fixture
-def command(tasks, tmp_path, own_tasks_only, ulskip):
-    """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
+def command(tmp_path, own_tasks_only, ulskip):
+    """Run `ulskip lm-eval` on the tiny model: the exit code, the output and the error."""
 
-    def call(*arguments, options=(), tasks_asked="ulskip_sentences"):
-        where = ["--include_path", tasks, "--limit", "2", "--tasks", tasks_asked]
-        overrides = ["model=tiny", f"results_dir={tmp_path}", *arguments]
-        code, out, err = ulskip("lm-eval", *overrides, "--", *where, *options)
-        assert code == 0, err
-        records = ResultsFolder(tmp_path / "lm_eval").records()
-        return out, [record.to_row() for record in records]
+    def call(*overrides, options):
+        common = ["model=tiny", f"results_dir={tmp_path}", *overrides]
+        return ulskip("lm-eval", *common, "--", *options)
 
     return call
 
 
-def test_the_command_adds_a_row_for_every_task(command, tmp_path):
-    out, rows = command("ratio=2", "batch_size=3", tasks_asked="ulskip_sentences,ulskip_writing")
-    assert "ulskip_sentences" in out
-    assert [row["task"] for row in rows] == ["lm_eval:ulskip_sentences", "lm_eval:ulskip_writing"]
-    assert rows[0]["lm_eval"]["acc"] in (0.0, 0.5, 1.0)
-    assert rows[0]["kept_layers"] == [0, 2, 4, 7, 9, 11]
-    assert rows[0]["id"] != rows[1]["id"]
+@pytest.fixture
+def rows(tasks, tmp_path, command):
+    """Evaluate two examples of tasks; the rows in the folder."""
+
+    def call(*overrides, options=(), asked="ulskip_sentences"):
+        where = ["--include_path", tasks, "--limit", "2", "--tasks", asked]
+        code, out, err = command(*overrides, options=[*where, *options])
+        assert code == 0 and asked.partition(",")[0] in out, err
+        return [record.to_row() for record in ResultsFolder(tmp_path / "lm_eval").records()]
+
+    return call
+
+
+def test_the_command_adds_a_row_for_every_task(rows, tmp_path):
+    found = rows("ratio=2", "batch_size=3", asked="ulskip_sentences,ulskip_writing")
+    assert [row["task"] for row in found] == ["lm_eval:ulskip_sentences", "lm_eval:ulskip_writing"]
+    assert found[0]["lm_eval"]["acc"] in (0.0, 0.5, 1.0)
+    assert found[0]["kept_layers"] == [0, 2, 4, 7, 9, 11]
+    assert found[0]["id"] != found[1]["id"]
     assert "acc" in (tmp_path / "lm_eval" / "table.md").read_text()
     (written,) = (tmp_path / "lm_eval" / "lm_eval").rglob("results_*.json")
     assert json.loads(written.read_text())["config"]["ulskip"]["kept_layers"] == [0, 2, 4, 7, 9, 11]
     assert torch.is_grad_enabled()
-    assert (rows[0]["device"], rows[0]["batch_size"]) == (str(pick_device("auto")), 3)
+    assert (found[0]["device"], found[0]["batch_size"]) == (str(pick_device("auto")), 3)
 
 
-def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
-    asked = {"tasks_asked": "ulskip_writing"}
-    command("ratio=2", **asked)
-    cache = ["--use_cache", tmp_path / "answers"]
+def test_options_that_change_answers_have_rows_of_their_own(rows, tmp_path):
+    rows("ratio=2", asked="ulskip_writing")
     generation = ["--gen_kwargs", 'max_gen_toks=3,until=["x","y"]']
-    _, rows = command("ratio=2", options=[*generation, "--log_samples", *cache], **asked)
+    found = rows("ratio=2", options=[*generation, "--log_samples"], asked="ulskip_writing")
     stored = {"gen_kwargs": {"max_gen_toks": 3, "until": ["x", "y"]}}
-    assert [row.get("lm_eval_options") for row in rows] == [None, stored]
+    assert [row.get("lm_eval_options") for row in found] == [None, stored]
     (written,) = (tmp_path / "lm_eval" / "lm_eval").rglob("samples_ulskip_writing_*.jsonl")
     sample = json.loads(written.read_text().splitlines()[0])
     assert sample["arguments"]["gen_args_0"]["arg_1"] == {"until": ["x", "y"], "max_gen_toks": 3}
-    command("ratio=3", options=cache, **asked)
-    assert len(list(tmp_path.glob("answers_*.db"))) == 2  # each schedule has a cache of its own
 
 
-def test_a_generation_option_that_no_key_of_decoding_has_is_refused(
-    tasks, tmp_path, own_tasks_only, ulskip
-):
+def test_options_of_the_harness_for_batches_and_the_device_win(rows):
+    (row,) = rows("batch_size=3", options=["--batch_size", "2", "--device", "cpu"])
+    assert (row["batch_size"], row["device"]) == (2, "cpu")
+
+
+def test_a_generation_option_that_no_key_of_decoding_has_is_refused(tasks, command):
     where = ["--include_path", tasks, "--limit", "2", "--tasks", "ulskip_writing"]
-    overrides = ["model=tiny", f"results_dir={tmp_path}"]
-    options = [*where, "--gen_kwargs", "length_penalty=0.5"]
-    code, out, err = ulskip("lm-eval", *overrides, "--", *options)
-    assert (code, out, "got length_penalty; remove" in err) == (2, "", True), err
+    code, _, err = command(options=[*where, "--gen_kwargs", "length_penalty=0.5"])
+    assert (code, "got length_penalty; remove" in err) == (2, True), err
 
 
-def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only, tmp_path):
+def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, command, tmp_path):
     settings = {"tasks": str(tasks / "sentences.yaml"), "limit": 2, "num_fewshot": 1, "seed": 7}
-    (tmp_path / "harness.yaml").write_text(yaml.safe_dump(settings))
-    options = parse_options(["--config", str(tmp_path / "harness.yaml"), "--limit", "3"])
-    folder, results = evaluate_tasks(composed("model=tiny", f"results_dir={tmp_path}"), options)
-    (row,) = (record.to_row() for record in folder.records())
+    (tmp_path / "harness.yaml").write_text(yaml.safe_dump({"model": "hf", **settings}))
+    options = ["--config", tmp_path / "harness.yaml", "--limit", "3"]
+    assert command(options=options)[0] == 0
+    (row,) = (record.to_row() for record in ResultsFolder(tmp_path / "lm_eval").records())
     assert row["task"] == "lm_eval:ulskip_sentences"
     assert (row["num_fewshot"], row["num_examples"]) == (1, 3)
     assert row["lm_eval_options"] == {"seed": [7, 7, 7, 7]}
-    assert results["config"]["fewshot_seed"] == 7
 
 
-def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_only, tmp_path):
-    where = ["--include_path", str(tasks), "--tasks"]
-    with pytest.raises(UsageError, match="ulskip_nothing"):
-        evaluate_tasks(composed("model=tiny"), parse_options([*where, "ulskip_nothing"]))
-    with pytest.raises(UsageError, match="YAML files"):
-        evaluate_tasks(composed("model=tiny"), parse_options([*where, str(tmp_path)]))
-    options = parse_options([*where, "ulskip_writing", "--apply_chat_template"])
-    with pytest.raises(UsageError, match="chat template"):
-        evaluate_tasks(composed("model=tiny"), options)
-
-
-def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only):
+def test_what_the_harness_does_not_find_is_named(tasks, command, tmp_path):
     files = {"data_files": {"test": str(tmp_path / "missing.jsonl")}}
     task = {"task": "ulskip_far", "dataset_path": "json", "dataset_kwargs": files}
     shape = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{a}}"}
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape, "test_split": "test"}))
-    options = parse_options(["--include_path", str(tmp_path), "--tasks", "ulskip_far"])
-    with pytest.raises(UsageError, match=r"ulskip_far .*missing\.jsonl"):
-        evaluate_tasks(composed("model=tiny", f"results_dir={tmp_path}"), options)
+    for folder, name, named in (
+        (tasks, "ulskip_no", "ulskip_no"),
+        (tmp_path, "ulskip_far", "jsonl"),
+    ):
+        code, _, err = command(options=["--include_path", folder, "--tasks", name])
+        assert code == 1 and named in err

@@ -42,8 +42,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(results.score, results.report, config_keys.config, config_keys.env),
 )
 for command in COMMANDS:
-    kind = lm_eval.CommandWithHarness if command is lm_eval.lm_eval else None
-    app.command(cls=kind)(command)
+    app.command()(command)
 
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardInterrupt into it
 

@@ -4,34 +4,32 @@
 Needs `pip install 'ulskip[lm-eval]'`.
 """
 
-from argparse import Namespace
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from inspect import signature
-from pathlib import Path
+from typing import Any, Self
 
 import torch
-from datasets.exceptions import DatasetsError
 from lm_eval import __version__ as lm_eval_version
-from lm_eval import simple_evaluate
-from lm_eval.config.evaluate_config import EvaluatorConfig
-from lm_eval.loggers import EvaluationTracker
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.registry import register_model
+from lm_eval.config.evaluate_config import DEFAULT_SEED
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need, check
-from ulskip_cli.core.command_line import overrides_of
-from ulskip_cli.core.config import group_choices, read_choice
+from ulskip_cli.core.config import compose, group_choices, read_choice
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError, reason
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import digest
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.loading import load, load_tokenizer
@@ -40,26 +38,10 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import make_plan
 
 EXPERIMENT = "lm_eval"  # the default of name=
-# Options of the harness that would have no effect or give rows without scores, and replacements.
-_REFUSED_OPTIONS = {
-    "model": "model= before `--`, e.g. model=tiny",
-    "model_args": "keys of the configuration before `--`, e.g. model.path=DIR model.dtype=bfloat16",
-    "batch_size": "batch_size= before `--`, e.g. batch_size=8",
-    "max_batch_size": "batch_size= before `--`, e.g. batch_size=8",
-    "device": "model.device= before `--`, e.g. model.device=cuda",
-    "predict_only": "--log_samples",
-    "show_config": "the JSON in the results folder",
-    "wandb_args": "the JSON in the results folder",
-    "wandb_config_args": "the JSON in the results folder",
-    "trackio_args": "the JSON in the results folder",
-    "hf_hub_log_args": "`hf upload` on the results folder",
-}
-# Options that change the answers and are recorded by no other key of a row.
-_RECORDED = (
-    *("apply_chat_template", "fewshot_as_multiturn", "system_instruction"),
-    *("gen_kwargs", "samples", "seed", "metadata"),
-)
-_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+RESULTS = "results_*.json"  # of the harness
+# Options in this JSON that change the answers and are recorded by no other key of a row.
+_RECORDED = ("gen_kwargs", "system_instruction", "chat_template_sha", "fewshot_as_multiturn")
+_SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 # texts of the request, token ids of its context and of its continuation
 ScoringRequest = tuple[object, list[int], list[int]]
 # log probability of a continuation, and True if greedy decoding would generate it
@@ -73,6 +55,7 @@ FIRST_TOKEN = (
 )
 
 
+@register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
     """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as
     `ulskip run` does.
@@ -125,6 +108,16 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             batch_size=config.batch_size,
             chat_template_args=config.model.chat_options,
         )
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, object] | None = None
+    ) -> Self:
+        """Make the model of the harness's `--model_args`, `--batch_size` and `--device`."""
+        asked = additional_config or {}
+        keys = {"batch_size": asked.get("batch_size"), "model.device": asked.get("device")}
+        words = [f"{key}={value}" for key, value in keys.items() if value is not None]
+        return cls(compose([*arg_dict["overrides"], *words], "lm-eval"))
 
     @property
     def _is_one_model(self) -> bool:
@@ -250,76 +243,48 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
 
 
-def evaluate_tasks(config: Config, given: Namespace) -> tuple[ResultsFolder, Row]:
-    """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
+def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) -> ResultsFolder:
+    """Run the command line of lm-evaluation-harness on the model of a configuration, and save a row
+    for every task.
 
-    `given` holds the options that the harness's own parser found. The returned dict is the output
-    of `simple_evaluate` without samples.
+    `words` are options of the harness, which win over ours: the model with the `overrides` of its
+    configuration, batch size, device, and the folder of the harness's JSON.
     """
     if "name" not in config.model_fields_set:
         config = config.replace(name=EXPERIMENT)
     Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
-    try:
-        options, recorded = _read_options(given, folder.path / EXPERIMENT)
-        manager = options.process_tasks()
-        if not options.tasks:
-            raise ValueError("--tasks: expected a folder with YAML files, got one without")
-    except (OSError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"lm-evaluation-harness: {str(error).rstrip('.')}; `ulskip lm-eval -- --help` lists "
-            "its options, `lm-eval ls tasks` its tasks"
-        ) from None
-
-    model = SkippingLM(config)
-    if options.apply_chat_template and not model.tokenizer.chat_template:
-        raise UsageError(
-            f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has "
-            "no chat template; remove the option"
-        )
-    known = signature(simple_evaluate).parameters.keys() - _REFUSED_OPTIONS.keys()
-    arguments = {name: getattr(options, name) for name in known if hasattr(options, name)}
-    if options.use_cache:  # answers of another model or schedule must not be reused
-        schedule = digest([model.record().id, model.scoring_plan.prompt_layers])
-        arguments["use_cache"] = f"{options.use_cache}_{schedule}"
     folder.check_writable()
-    overrides = overrides_of(config, "lm-eval")
-    tracker = EvaluationTracker(output_path=options.output_path)
-    arguments |= {
-        **options.cache_requests,
-        **dict(zip(_SEEDS, options.seed or [None] * len(_SEEDS), strict=True)),
-        "model_args": {"pretrained": config.model.path, "overrides": overrides},
-        "batch_size": config.batch_size,
-        "device": str(model.device),
-        "task_manager": manager,
-        "evaluation_tracker": tracker,
-    }
+    output = folder.path / EXPERIMENT
+    before, arguments = set(output.rglob(RESULTS)), sys.argv
+    model = json.dumps({"pretrained": config.model.path, "overrides": list(overrides)})
+    ours = ["--model", "ulskip", "--model_args", model, "--output_path", str(output)]
+    ours += ["--batch_size", str(config.batch_size), "--device", config.model.device]
+    sys.argv = ["lm-eval", "run", *ours, *words]
     try:
         with environment.offline_if_hub_unreachable():
-            results: Row = simple_evaluate(model=model, **arguments)
-    except (ConnectionError, DatasetsError, FileNotFoundError) as error:  # a hub or file is missing
-        tasks = (task["task"] if isinstance(task, dict) else task for task in options.tasks)
-        raise UsageError(
-            f"cannot read the data of --tasks {','.join(tasks)} ({reason(error)}); check the"
-            " connection and the task, or use --include_path with tasks of local files"
-        ) from None
-    results["config"]["model"] = "ulskip"
-    samples = results.pop("samples", {})
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task, answers in samples.items():
-        tracker.save_results_samples(task_name=task, samples=answers)
-    for record in make_records(results, model.record(), recorded):
-        folder.save(config, record)
-    return folder, results
+            cli_evaluate()
+    finally:
+        sys.argv = arguments
+    for file in set(output.rglob(RESULTS)) - before:
+        results = json.loads(file.read_text("utf-8"))
+        if "ulskip" not in results["config"]:  # --model names another one
+            continue
+        shared = read(json.dumps(results["config"]["ulskip"]))
+        for record in make_records(results, shared):
+            folder.save(config, record)
+    return folder
 
 
-def make_records(results: Row, shared: Record, options: Row | None = None) -> list[Record]:
+def make_records(results: Row, shared: Record) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
-    record.
-
-    `shared` is the record of the model. `options` are further harness options that change the
-    answers; a row stores them under `lm_eval_options`.
+    record. `shared` is the record of the model.
     """
+    every = results["config"] | results
+    options = {key: every[key] for key in _RECORDED if every.get(key)}
+    seeds = [every.get(key) for key in _SEEDS]
+    if seeds != DEFAULT_SEED:
+        options["seed"] = seeds
     records = []
     for task in results["configs"]:
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
@@ -341,26 +306,3 @@ def make_records(results: Row, shared: Record, options: Row | None = None) -> li
         point = {"id": digest(asked), "num_examples": num_examples}
         records.append(shared.replace(**dict(section), **point))
     return records
-
-
-def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, Row]:
-    """Return the harness's configuration, and the given options that a row stores.
-
-    Options can come from the command line or from the harness's YAML file, `--config`.
-    """
-    file = getattr(given, "config", None)
-    sources = EvaluatorConfig.load_yaml_config(file) if file else {}, vars(given)
-    asked = {
-        name: value for source in sources for name, value in source.items() if value is not None
-    }
-    for name, instead in _REFUSED_OPTIONS.items():
-        if name in asked:
-            raise UsageError(f"--{name} is not supported by `ulskip lm-eval`; use {instead}")
-    if not asked.get("tasks"):
-        raise ValueError("expected --tasks, got none; use e.g. --tasks arc_easy,hellaswag")
-    if asked.get("limit", 1) <= 0:
-        raise ValueError(f"--limit: expected a number > 0, got {asked['limit']:g}")
-    options = EvaluatorConfig.from_cli(Namespace(**{"output_path": str(output), **asked}))
-    if not isinstance(options.samples, dict | None):
-        raise ValueError(f"--samples: expected JSON or a file of JSON, got {options.samples}")
-    return options, {name: getattr(options, name) for name in _RECORDED if name in asked}
