@@ -139,8 +139,8 @@ def test_a_strategy_without_its_calibration_is_refused():
     "key", ["decoding.do_sample=true", "decoding.stop=[END]", "decoding.max_new_tokens=9"]
 )
 def test_what_the_tasks_set_is_refused(key):
-    with pytest.raises(UsageError, match="--gen_kwargs"):
-        SkippingLM(composed("model=tiny", "ratio=2", key))
+    with pytest.raises(UsageError, match="`ulskip lm-eval` does not"):
+        composed("model=tiny", "ratio=2", key)
     SkippingLM(composed("model=tiny", "ratio=2", "decoding=beam"))
 
 

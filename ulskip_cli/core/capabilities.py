@@ -80,7 +80,9 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "tune": _SAME_LAYERS
     - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.DRAFTS, Need.LAYER_DRAFTS},  # it tries look-ups
     "train": ALL - {Need.RANDOM_WEIGHTS},
-    "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
+    "lm-eval": _FIXED_LAYERS
+    - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES}
+    - {Need.SAMPLING, Need.STOP_STRINGS},  # which its tasks set
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
     "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},

@@ -50,7 +50,7 @@ class DecodingConfig(Options):
         64,
         "maximum length of an answer in tokens, by default that of the task",
         ge=1,
-        used_by=f"{_ANSWERS} tune plan lm-eval",
+        used_by=f"{_ANSWERS} tune plan",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     compile: Literal["auto", "on", "off"] = option(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need, check
-from ulskip_cli.core.config import compose, group_choices, read_choice
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import digest
@@ -70,22 +70,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         the model or the strategy.
         """
         self.ulskip_config = config
-        if config.decoding.do_sample or config.decoding.stop:
-            raise UsageError(
-                "expected decoding without do_sample and stop, which the tasks of the harness set;"
-                " leave them out, or use --gen_kwargs"
-            )
-        strategy, limit = config.strategy, config.decoding.max_new_tokens
-        # Only a limit that the user set is refused, not that of the task or of a preset; but some
-        # strategies spread their layers over answers of this length.
-        defaults: list[object] = [config.task.max_new_tokens]
-        if (name := config.decoding.name) in group_choices("decoding"):
-            defaults.append(read_choice("decoding", name).get("max_new_tokens"))
-        if limit not in defaults and not (strategy.is_positional or strategy.exits_early):
-            raise UsageError(
-                f"decoding.max_new_tokens={limit} has no effect, because the tasks of the harness"
-                f" limit answers; use --gen_kwargs max_gen_toks={limit}"
-            )
         self.loaded = load(config.model, config.seed)
         tokenizer = load_tokenizer(config.model)
         assert tokenizer is not None  # only model=random has none

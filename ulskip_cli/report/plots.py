@@ -38,9 +38,8 @@ COLOURS = {
     "custom": "#8c6d46",
 }
 BAR: Any = {"linewidth": 1.1, "alpha": 0.8}  # look of an interval
-MAX_PANELS = 4
 MAX_LABELS = 30
-MAX_TITLE = 50  # characters over half a figure
+MAX_TITLE = 72  # characters
 CAPTION = (
     "Quality against decode speedup. Bars are confidence intervals; long ones go beyond the plot."
     " Labels are targets, not measured speedups. A white centre marks a point without a measurable"
@@ -72,7 +71,7 @@ def pareto_front(
     return front[::-1]
 
 
-def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
+def _draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
     """Draw a Pareto front as a broad grey band."""
     xs, ys = zip(*front, strict=True)
     (band,) = axes.plot(xs, ys, color=FAINT, linewidth=6, alpha=0.3, zorder=1)
@@ -81,37 +80,35 @@ def draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
 
 
 def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
-    """Draw a panel for each of the groups with the most rows; return None without quality."""
+    """Draw the group with the most rows; return None without quality."""
+    from matplotlib.figure import Figure
+
     scored = [(group, rows) for group in groups if (rows := _scored(group))]
-    scored = sorted(scored, key=lambda pair: -len(pair[1]))[:MAX_PANELS]
     if not scored:
         return None
-    width, most = (6.6, MAX_TITLE + 22) if len(scored) == 1 else (4.8, MAX_TITLE)
-    figure, each = panels(len(scored), width)
+    group, rows = max(scored, key=lambda pair: len(pair[1]))
+    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(shortened(group.label, MAX_TITLE))
+    metric = str(primary(group.records))
+    full = _draw_full(axes, _full_score(group, rows[0], metric), metric, gate)
+    at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
+    _limit_to(axes, [*(_at(row, metric) for row in rows), *full, *at_gate])
     handles = dict[str, "Artist"]()
-    for axes, (group, rows) in zip(each, scored, strict=True):
-        axes.set_title(shortened(group.label, most))
-        metric = str(primary(group.records))
-        full = _draw_full(axes, _full_score(group, rows[0], metric), metric, gate)
-        points = [_at(row, metric) for row in rows]
-        at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
-        limit_to(axes, [*points, *full, *at_gate])
-        low, high = axes.get_ylim()
-        axes.set_ylim(bottom=max(low, -0.02 * high))  # no score is below 0
-        gains = [_at(row, metric) for row in rows if may_gain(row)]
-        front = pareto_front([*gains, *full], metric in LOWER_IS_BETTER)
-        if len(front) > 1:
-            handles.setdefault("Pareto front", draw_front(axes, front))
-        for label, drawn in collected(rows, lambda row: row.label).items():
-            handles.setdefault(label, _draw_strategy(axes, sorted(drawn, key=_speedup), metric))
-        for row in rows if len(rows) <= MAX_LABELS else ():
-            target, count = row.target_speedup, len(row.kept_layers or ())
-            label = f"{target:g}x" if target else f"{count} layers"
-            annotate(axes, label, _at(row, metric), (5, 5))
-        kind = "predicted" if rows[0].measured_speedup is None else "measured"
-        axes.set(
-            xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
-        )
+    gains = [_at(row, metric) for row in rows if may_gain(row)]
+    front = pareto_front([*gains, *full], metric in LOWER_IS_BETTER)
+    if len(front) > 1:
+        handles["Pareto front"] = _draw_front(axes, front)
+    for label, drawn in collected(rows, lambda row: row.label).items():
+        handles[label] = _draw_strategy(axes, sorted(drawn, key=_speedup), metric)
+    for row in rows if len(rows) <= MAX_LABELS else ():
+        target, count = row.target_speedup, len(row.kept_layers or ())
+        label = f"{target:g}x" if target else f"{count} layers"
+        annotate(axes, label, _at(row, metric), (5, 5))
+    kind = "predicted" if rows[0].measured_speedup is None else "measured"
+    axes.set(
+        xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
+    )
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
     return figure
 
@@ -223,29 +220,16 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     return files
 
 
-def panels(count: int, width: float, height: float = 4.2) -> "tuple[Figure, list[Axes]]":
-    """Return a figure and its axes, at most two side by side; each panel has the given size in
-    inches.
-    """
-    from matplotlib.figure import Figure
-
-    across = min(count, 2)
-    down = -(-count // across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
-    axes = list(figure.subplots(down, across, squeeze=False).flat)
-    for spare in axes[count:]:
-        spare.set_visible(False)
-    return figure, axes[:count]
-
-
-def limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+def _limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
     """Set the limits of both axes from the points only, so that one wide interval does not crush
-    the plot.
+    the plot; no score is below 0.
     """
     axes.update_datalim(points)
     axes.margins(0.1)
     axes.autoscale_view()
     axes.autoscale(enable=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(bottom=max(low, -0.02 * high))
 
 
 def annotate(
