@@ -37,12 +37,7 @@ def measure(point, with_opened):
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
     from ulskip_cli.engines.torch import packed_linear
-    from ulskip_cli.experiments.paired_timing import (
-        FinishedUnits,
-        measure_rounds,
-        open_pair,
-        time_pairs,
-    )
+    from ulskip_cli.experiments.paired_timing import measure_rounds, open_pair, time_pairs
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.runner import Session, prepare_run
 
@@ -50,16 +45,13 @@ def measure(point, with_opened):
     session = Session()
     run = prepare_run(resolve(config), session)
     full, decoder = session.decoders(run)
-    units = FinishedUnits(RESULTS / "unfinished.json", {})
-    units.remove()
-    timed = time_pairs(full, decoder, run.workload, config, units, ProgressCallback())
-    units.remove()
+    timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
     opened = []
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
             packed_linear._copies.clear()
             sides = full.with_own_sessions(), decoder.with_own_sessions()
-            pair = open_pair(*sides, run.workload, config, units, config.batch_size).pair
+            pair = open_pair(*sides, run.workload, config, config.batch_size).pair
         warm_up = measure_rounds([pair], config.speed.new_tokens, 1)
         (unit,) = measure_rounds([pair], config.speed.new_tokens, OPENED_PAIRS, warm_up)
         opened.append(median(unit.pairs.ratios()))
@@ -86,10 +78,7 @@ def line(point, rows):
     inside = sum(low <= middle <= high for _, low, high in found)
     half = median(math.log(high / low) / 2 for _, low, high in found)
     ratios = [[math.log(ratio) for ratio in pairs.ratios()] for pairs in every]
-    units = [
-        [median(logs[unit]) for unit in pairs.processes()[0]]
-        for pairs, logs in zip(every, ratios, strict=True)
-    ]
+    units = [[math.log(ratio) for ratio in pairs.unit_ratios()] for pairs in every]
     turns = [[math.log(ratio) for ratio in row["opened"]] for row in rows if row["opened"]]
     steps = [1e3 * median(pairs.full.costs()) for pairs in every]
     kept = [abs(b - a) for logs in turns for a, b in zip(logs[::2], logs[1::2], strict=True)]
@@ -119,7 +108,7 @@ def table(rows):
     """Format all rows as a page with its provenance."""
     every = {point: [row for row in rows if row["point"] == point] for point in POINTS}
     lines = [line(point, same) for point, same in every.items() if same]
-    facts = [Environment(**row["environment"]) for row in rows]
+    facts = [Environment.model_validate(row["environment"], extra="ignore") for row in rows]
     versions = ", ".join(dict.fromkeys(here.version for here in facts))
     times = [row["began"] for row in rows]
     others = [row["other_cpus"] or 0.0 for row in rows]

@@ -97,7 +97,7 @@ def compare_engines(decoder, decoding, prompts, args, pad):
                 seconds[name].append(spent)
     rows = []
     for name, spent in seconds.items():
-        ratio = ratio_interval([[a / b for a, b in zip(seconds["generate"], spent, strict=True)]])
+        ratio = ratio_interval([a / b for a, b in zip(seconds["generate"], spent, strict=True)])
         steps_per_second = (args.tokens - 1) / sorted(spent)[len(spent) // 2]
         rows.append(
             {

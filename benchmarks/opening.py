@@ -31,7 +31,7 @@ def opening(folder: ResultsFolder) -> str:
         return str(next(row["hypothesis"] for row in answers if row["source"] == SOURCE))
 
     def rates(record: Record) -> str | None:
-        full, own = (record.tokens_per_second(side) or 0 for side in ("full", "strategy"))
+        full, own = record.full_tokens_per_second or 0, record.timed_tokens_per_second or 0
         return None if record.keeps_all else f"{full:.0f} → {own:.0f}"
 
     def times(record: Record) -> str:

@@ -100,7 +100,7 @@ def table(samples: list[dict[str, Any]], servers: list[str]) -> str:
     ):
         rounds = measured[concurrency, server]
         pairs = zip(rounds, measured[concurrency, servers[0]], strict=True)
-        ratio = ratio_interval([[sample[rate] / first[rate] for sample, first in pairs]])
+        ratio = ratio_interval([sample[rate] / first[rate] for sample, first in pairs])
         of_first = "1" if server == servers[0] else ratio.text(".2f")
         medians = [statistics.median(sample[key] for sample in rounds) for key in MEASURED]
         seconds = (f"{1000 * median:.1f}" for median in medians[1:])

@@ -340,7 +340,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
 
     records = run_point(point, session or Session())
     tables.write_tables(folder)
-    return folder.repeated(records)
+    return records
 
 
 def _check_overrides(overrides: Sequence[object]) -> None:

@@ -1,10 +1,5 @@
 import json
 
-import pytest
-
-from ulskip_cli.experiments import paired_timing, runner
-from ulskip_cli.experiments.results import ResultsFolder
-
 
 def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
     code, out, err = ulskip("run", "task=wmt", "ratio=2.0", *overrides)
@@ -20,28 +15,6 @@ def test_force_measures_the_baseline_of_a_run_again(ulskip, overrides, tmp_path)
         rows = map(json.loads, (tmp_path / "default" / "runs.jsonl").read_text().splitlines())
         counts.append(len([row for row in rows if row["strategy"] == "full"]))
     assert counts == [1, 1, 2]
-
-
-def test_force_begins_without_the_units_of_an_interrupted_run(
-    ulskip, overrides, tmp_path, monkeypatch
-):
-    # Units beside other processes, such as other tests, are not kept.
-    monkeypatch.setattr(paired_timing.LoadMeter, "other_cpus", lambda self, seconds=0: 0.0)
-    (run,) = map(json.loads, ulskip("run", "--json", *overrides)[1].splitlines())
-    folder = ResultsFolder(tmp_path / "default")
-    num_units, store = len(folder.record(run["id"]).pairs.units), runner.store_record
-
-    def interrupt(run, *args, **values):
-        if run.point.baseline:
-            raise KeyboardInterrupt
-        return store(run, *args, **values)
-
-    for forced, times in (([], 2), (["--force"], 1)):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(runner, "store_record", interrupt)
-            assert ulskip("run", *overrides, "--force")[0] == 130
-        assert ulskip("run", *overrides, *forced)[0] == 0
-        assert len(folder.rows()[-1].pairs.units) == times * num_units
 
 
 def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):

@@ -13,7 +13,7 @@ from ulskip_cli.experiments.evaluate import (
     generate_answers,
     score_answers,
 )
-from ulskip_cli.experiments.paired_timing import FinishedUnits, time_pairs
+from ulskip_cli.experiments.paired_timing import time_pairs
 
 
 @pytest.fixture
@@ -61,17 +61,14 @@ def test_answers_come_back_in_the_tasks_order(point, evaluated):
     assert (quality.num_truncated_sources, quality.evaluated_batch_size) == (0, 2)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(
-    point, limit_memory, tmp_path, evaluated
-):
+def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_memory, evaluated):
     decoder, workload, config = point()
     asked, _ = evaluated(decoder, workload, config)
     limit_memory()
     halved, quality = evaluated(decoder, workload, config)
     assert halved.generations == asked.generations
-    units = FinishedUnits(tmp_path / "units.json", {})
     quick = config.replace(speed=config.speed.replace(seconds=0.0))
-    timed = time_pairs(decoder, decoder, workload, quick, units, ProgressCallback())
+    timed = time_pairs(decoder, decoder, workload, quick, ProgressCallback())
     timing = timed.timing()
     assert quality.evaluated_batch_size == timing.timed_batch_size == 1
 

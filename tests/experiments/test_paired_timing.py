@@ -19,7 +19,6 @@ from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
     UNIT_SHARE,
     UNITS_TO_STOP,
-    FinishedUnits,
     Opened,
     Pair,
     TimedPairs,
@@ -84,16 +83,12 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def units_of(llama, clock, tmp_path, monkeypatch):
-    def measured(read_rate=lambda: 1e9, origin=None, batch_size=2, **speed):
+def units_of(llama, clock, monkeypatch):
+    def measured(**speed):
         pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
-        stored = FinishedUnits(tmp_path / "units.json", origin or {})
-        first = TimedPairs(outputs(2), outputs(1))
-        earlier = stored.read(first.pairs, batch_size)
-        opened = Opened(pair, replace(first, earlier=earlier), stored)
-        monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: read_rate)
+        opened = Opened(pair, TimedPairs(outputs(2), outputs(1)))
+        monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1e9)
         (timed,) = measure_units([opened], SpeedConfig(**speed), "", ProgressCallback())
-        stored.remove()
         return timed
 
     return measured
@@ -123,41 +118,6 @@ def test_a_short_step_gets_many_pairs(units_of):
     assert units_of(seconds=0).units[0].pairs == 1
     pair_seconds = 3 + 2  # with its prompts
     assert units_of(seconds=3 * pair_seconds / UNIT_SHARE).units[0].pairs == 3
-
-
-def interrupted_after(count):
-    """A read rate whose measurement is interrupted after `count` units."""
-    calls = itertools.count()
-
-    def read_rate():
-        if next(calls) == count:
-            raise KeyboardInterrupt
-        return 1e9
-
-    return read_rate
-
-
-def test_an_interrupted_measurement_keeps_its_finished_units(units_of):
-    with pytest.raises(KeyboardInterrupt):
-        units_of(interrupted_after(2), seconds=0)
-    pairs = units_of(seconds=0).timing().pairs
-    assert [unit.process for unit in pairs.units] == [0, 0, 1, 1, 1]
-    assert len(pairs.full.decode_seconds) == len(pairs.strategy.decode_seconds) == 5
-    assert len(units_of(seconds=0).timing().pairs.units) == UNITS  # nothing is left over
-
-
-def test_units_beside_other_processes_do_not_outlive_an_interruption(units_of, monkeypatch):
-    monkeypatch.setattr(paired_timing.LoadMeter, "other_cpus", lambda self, seconds=0: 1e9)
-    with pytest.raises(KeyboardInterrupt):
-        units_of(interrupted_after(2), seconds=0)
-    assert {unit.process for unit in units_of(seconds=0).timing().pairs.units} == {0}
-
-
-def test_finished_units_of_other_code_do_not_count(units_of):
-    with pytest.raises(KeyboardInterrupt):
-        units_of(interrupted_after(2), {"git_commit": "a"}, seconds=0)
-    for changed in ({"origin": {"git_commit": "b"}}, {"batch_size": 1}):
-        assert len(units_of(**changed, seconds=0).timing().pairs.units) == UNITS
 
 
 def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():

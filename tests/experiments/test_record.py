@@ -138,8 +138,8 @@ def test_a_line_that_is_no_object_is_refused(line):
 def test_what_a_row_shows_follows_from_its_measurements():
     row = sweep_row()
     assert (row.speedup[1:], row.layers, row.num_pairs) == ((1.78, 1.82), "3/6", 7)
-    assert row.tokens_per_second() == pytest.approx(90)
-    assert row.tokens_per_second("full") == pytest.approx(50)
+    assert row.timed_tokens_per_second == pytest.approx(90)
+    assert row.full_tokens_per_second == pytest.approx(50)
     assert sweep_row(units=2).speedup[1:] == (None, None)
     assert sweep_row(measured_speedup=None).speedup is None
     stages = [{"first_step": 4, "kept_layers": [0, 5]}]

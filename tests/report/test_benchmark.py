@@ -66,12 +66,8 @@ def test_engines_of_the_same_rounds_are_compared_with_their_interval():
 
 
 def test_the_fastest_engine_of_each_batch_size_is_named():
-    rates = [("torch", 1, 130.0), ("llama_cpp", 1, 120.0), ("torch", 8, 120.0)]
-    rates.append(("llama_cpp", 8, 150.0))
-    rows = [
-        bench_row(2.0, size, name, full={**FULL, "decode_tokens_per_second": rate})
-        for name, size, rate in rates
-    ]
+    rates = [("torch", 1, 130), ("llama_cpp", 1, 120), ("torch", 8, 120), ("llama_cpp", 8, 150)]
+    rows = [bench_row(2.0, size, name, rate=rate) for name, size, rate in rates]
     (line,) = benchmark.fastest(rows)
     assert "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150" in line
     assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(config=OTHER)]) == []

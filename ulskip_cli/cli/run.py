@@ -9,7 +9,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -220,8 +219,6 @@ def _show_outcome(
     from ulskip_cli.report.rows import displayed, warnings
     from ulskip_cli.report.tables import draw
 
-    every = folder.repeated(list(outcome.records.values()))
-    outcome = replace(outcome, records={record.id: record for record in every})
     if as_json:
         print_json(outcome.as_json())
     elif records := [displayed(record, Path()) for record in outcome.records.values()]:

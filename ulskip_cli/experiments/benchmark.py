@@ -9,18 +9,15 @@ from typing import NamedTuple
 
 import torch
 
-from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, StorageError
-from ulskip_cli.core.files import digest
 from ulskip_cli.core.schedule import step_counts
 from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import (
-    FinishedUnits,
     Opened,
     TimedPairs,
     measure_units,
@@ -28,7 +25,6 @@ from ulskip_cli.experiments.paired_timing import (
 )
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
-from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.loading import LoadedModel
@@ -58,8 +54,6 @@ def run_in_rounds(
     except Exception as error:
         if len(points) == 1:
             return {points[0].run_id: error}
-        for pair in opened:  # they were timed by this process, which times them again
-            pair.stored.remove()
         failed_alone = dict[str, Exception]()
         for point in points:
             if point.run_id in wanted:
@@ -74,7 +68,6 @@ def run_in_rounds(
             raise
         except Exception as error:
             failed[run.point.run_id] = error
-        timed.stored.remove()
     return {run_id: error for run_id, error in failed.items() if run_id in wanted}
 
 
@@ -103,12 +96,9 @@ def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Ready:
     run = prepare_run(point, session, config)
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
-    origin = environment.origin(str(run.loaded.model.device))
-    origin["plan"] = digest(run.plan.as_dict())
-    stored = FinishedUnits(ResultsFolder.of(config).units_path(point.run_id), origin)
     opened = run_with_oom_retry(
         BatchSize(config.batch_size),
-        partial(open_pair, full, decoder, run.workload, run.timed, stored),
+        partial(open_pair, full, decoder, run.workload, run.timed),
     )
     return _Ready(run, opened)
 

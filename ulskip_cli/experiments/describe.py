@@ -13,7 +13,6 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import (
     DEPTH_TOLERANCE,
-    DISTURBED,
     Environment,
     Provenance,
     Record,
@@ -144,9 +143,9 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
     if machine and environment.is_crowded(record.other_cpus, threads):
         yield (
-            f"{record.strategy}: {DISTURBED} {record.other_cpus:.1f} CPUs during the timed pairs,"
-            " so the times and speedups may be wrong; repeat the run with --force when they have"
-            f" ended{fewer}"
+            f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
+            " pairs, so the times and speedups may be wrong; repeat the run with --force when they"
+            f" have ended{fewer}"
         )
     if record.num_truncated_sources:
         yield (

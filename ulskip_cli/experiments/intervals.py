@@ -1,6 +1,5 @@
 """Intervals of measured ratios, which are estimated from units of some timed pairs each."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,6 +9,7 @@ from typing import NamedTuple
 UNITS = 3  # the least number of units that has an interval
 CONFIDENCE = 0.95
 # Standard deviation of a speedup's logarithm between processes (benchmarks/results/coverage.md).
+# Units of one process are taken close to one another, in one state of the machine.
 PROCESS_SPREAD = 0.015
 
 
@@ -52,36 +52,21 @@ class Interval(NamedTuple):
         return f"{self.value:{form}}{f' ({ends})' if ends else ''}"
 
 
-def ratio_interval(
-    processes: Sequence[Sequence[float]], confidence: float = CONFIDENCE
-) -> Interval:
-    """Estimate a ratio from its measurements in the units of each process: the geometric mean, with
-    the interval of Student's t over the logarithms.
+def ratio_interval(units: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Estimate a ratio from its measurements in the units of one process: the geometric mean, with
+    the interval of Student's t over the logarithms, widened by `PROCESS_SPREAD`.
 
-    Units of one process are taken close to one another, in one state of the machine, so they vary
-    less than processes do: the interval of fewer than `UNITS` processes adds `PROCESS_SPREAD`, and
-    that of more is computed from the means of the processes. Fewer than `UNITS` units have a range,
-    from the smallest to the largest, which is no interval.
+    Fewer than `UNITS` units have a range, from the smallest to the largest, which is no interval.
 
-    >>> [round(end, 2) for end in ratio_interval([[2.0, 2.1, 1.9]])]
+    >>> [round(end, 2) for end in ratio_interval([2.0, 2.1, 1.9])]
     [2.0, 1.76, 2.27]
     """
-    logs = [[math.log(ratio) for ratio in units] for units in processes]
-    samples = list(itertools.chain.from_iterable(logs))
-    if len(samples) < UNITS:
-        return Interval(math.exp(fmean(samples)), math.exp(min(samples)), math.exp(max(samples)))
-    if len(logs) >= UNITS:  # the means of so many processes show their spread themselves
-        samples = list(map(fmean, logs))
-    widths = half_width(samples, confidence), least_width(len(logs), confidence)
-    mean, half = fmean(samples), math.hypot(*widths)
+    logs = [math.log(ratio) for ratio in units]
+    mean = fmean(logs)
+    if len(logs) < UNITS:
+        return Interval(math.exp(mean), min(units), max(units))
+    half = math.hypot(half_width(logs, confidence), normal(confidence) * PROCESS_SPREAD)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
-
-
-def least_width(num_processes: int, confidence: float = CONFIDENCE) -> float:
-    """Return the least that an interval reaches to each side, whatever the number of units."""
-    if num_processes >= UNITS:
-        return 0.0
-    return normal(confidence) * PROCESS_SPREAD / math.sqrt(num_processes)
 
 
 def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float:

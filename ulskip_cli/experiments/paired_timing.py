@@ -5,12 +5,10 @@ A measurement consists of units of consecutive pairs. They go on until the inter
 or the time is spent.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -18,9 +16,9 @@ import psutil
 import torch
 
 from ulskip_cli.core.config_schema import Config, SpeedConfig
-from ulskip_cli.core.environment import LoadMeter, is_crowded
+from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import read_object, timestamp, write_atomic
+from ulskip_cli.core.files import timestamp
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -53,7 +51,6 @@ class TimedPairs:
     full: list[BatchOutput] = field(default_factory=list)  # empty if only the schedule was timed
     strategy: list[BatchOutput] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
-    earlier: Pairs | None = None  # that an interrupted process finished
     precision: float | None = None  # asked for
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
@@ -75,14 +72,13 @@ class TimedPairs:
         """Return all pairs in the form in which a row stores them."""
         full = _side(self.full) if self.full else None
         strategy, units = _side(self.strategy), tuple(self.units)
-        own = Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
-        return Pairs.pooled([self.earlier, own]) if self.earlier else own
+        return Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
 
     def over_reference(self, side: Sequence[BatchOutput]) -> Row:
         """Return the tokens/s of a side divided by the reference's in the same round, with its
         interval, as a row stores them.
         """
-        pairs = replace(self, full=list(self.reference), strategy=list(side), earlier=None).pairs
+        pairs = replace(self, full=list(self.reference), strategy=list(side)).pairs
         return pairs.speedup().row("over_reference")
 
     def timing(self) -> Timing:
@@ -210,40 +206,10 @@ def measure_rounds(
 
 
 class Opened(NamedTuple):
-    """A pair whose batches fit into memory, its first run, which is not counted, and where its
-    finished units are stored.
-    """
+    """A pair whose batches fit into memory, and its first run, which is not counted."""
 
     pair: Pair
     first: TimedPairs
-    stored: "FinishedUnits"
-
-
-class FinishedUnits:
-    """The timed units of an unfinished run; if it is interrupted, the next attempt adds its own."""
-
-    def __init__(self, path: Path, origin: Mapping[str, object]) -> None:
-        self.path, self._origin = path, json.loads(json.dumps(origin))
-
-    def read(self, first: Pairs, batch_size: int) -> Pairs | None:
-        """Return the units that an earlier attempt stored. Those of another origin (code and
-        machine) or batch size, or that ran by other means than the `first` pair, do not count.
-        """
-        self._origin["batch_size"] = batch_size
-        stored = read_object(self.path)
-        if not stored or stored.get("origin") != self._origin:
-            return None
-        pairs = Pairs.model_validate_json(json.dumps(stored["pairs"]))
-        return pairs if pairs.how == first.how else None
-
-    def write(self, pairs: Pairs) -> None:
-        """Store all units so far."""
-        row = pairs.model_dump(mode="json", exclude_none=True)
-        write_atomic(self.path, json.dumps({"origin": self._origin, "pairs": row}))
-
-    def remove(self) -> None:
-        """Delete the stored units, because the run finished."""
-        self.path.unlink(missing_ok=True)
 
 
 def open_pair(
@@ -251,15 +217,13 @@ def open_pair(
     strategy: Decoder,
     workload: Workload | None,
     config: Config,
-    stored: FinishedUnits,
     batch_size: int,
 ) -> Opened:
     """Run a pair once, with compilation if the decoders ask for it."""
     batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
     pair = Pair(full, strategy, batches, decode_context(config, workload))
     (first,) = measure_rounds([pair], config.speed.new_tokens, 1)
-    earlier = stored.read(first.pairs, batch_size)
-    return Opened(pair, replace(first, batch_size=batch_size, earlier=earlier), stored)
+    return Opened(pair, replace(first, batch_size=batch_size))
 
 
 def bandwidth_meter(device: torch.device) -> Callable[[], float]:
@@ -304,8 +268,7 @@ def measure_units(
     outputs = [output for first in past for output in (*first.full, *first.strategy)]
     round_seconds = sum(output.total_seconds for output in outputs)
     timed = [replace(one, full=[], strategy=[], precision=speed.precision) for one in past]
-    num_units, is_disturbed = 0, False
-    threads = torch.get_num_threads() if opened[0].pair.strategy.device.type == "cpu" else 1
+    num_units = 0
 
     def is_precise(row: Pairs) -> bool:
         return len(row.units) >= UNITS_TO_STOP and row.is_precise
@@ -316,16 +279,11 @@ def measure_units(
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
-        unit_meter = LoadMeter()
         rounds = measure_rounds(pairs, speed.new_tokens, count, past)
         timed, past = (
             [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
             for earlier in (timed, past)
         )
-        is_disturbed |= is_crowded(unit_meter.other_cpus(), threads)
-        if not is_disturbed:  # an attempt after an interruption goes on from here
-            for one, measured in zip(opened, timed, strict=True):
-                one.stored.write(measured.pairs)
         num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
         # Other processes may slow this one down.
         round_seconds = max(1e-9, (elapsed - before) / count)
@@ -340,15 +298,14 @@ def time_pairs(
     strategy: Decoder,
     workload: Workload | None,
     config: Config,
-    stored: FinishedUnits,
     progress: ProgressCallback,
 ) -> TimedPairs:
     """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
-    do not fit into memory. Finished units are added to those in `stored`.
+    do not fit into memory.
     """
 
     def measure(batch_size: int) -> TimedPairs:
-        opened = open_pair(full, strategy, workload, config, stored, batch_size)
+        opened = open_pair(full, strategy, workload, config, batch_size)
         return measure_units([opened], config.speed, config.strategy.name, progress)[0]
 
     return run_with_oom_retry(BatchSize(config.batch_size), measure)

@@ -8,8 +8,9 @@ the code that measures it. Only `read` and `to_row` know JSON.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
@@ -39,7 +40,6 @@ DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 MISSING = "–"
 ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
-UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
 GLOSSARY = "see the [glossary](measuring.md#glossary)"  # the meaning of these fields
@@ -177,11 +177,6 @@ class Side(Section):
     linear_backend: Text = None
     compiled: Flag = None
 
-    @property
-    def how(self) -> tuple[Text, Text, Flag]:
-        """The engine, the linear backend, and if steps were compiled."""
-        return self.engine, self.linear_backend, self.compiled
-
     def costs(self, with_prompt: bool = False) -> list[float]:
         """Return the decode seconds per token of each pair, or those `with_prompt`."""
         if not with_prompt:
@@ -191,6 +186,14 @@ class Side(Section):
         tokens = self.generated_tokens or ()
         return [(a + b) / c for (a, b), c in zip(totals, tokens, strict=True)]
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The decoded tokens per second, summed over the batch: the median of the pairs."""
+        if not self.decoded_tokens:
+            return None
+        counts = zip(self.decoded_tokens, self.decode_seconds, strict=False)
+        return median(tokens / seconds for tokens, seconds in counts)
+
 
 class Unit(Section):
     """Consecutive timed pairs, and the state of the machine at that time."""
@@ -198,7 +201,6 @@ class Unit(Section):
     pairs: KnownCount
     began: Text = None  # time (UTC)
     bytes_per_second: Positive = None  # at which the machine read memory
-    process: KnownCount = 0  # counts the repetitions of a point, which a report pools
 
 
 class Pairs(Section):
@@ -222,40 +224,11 @@ class Pairs(Section):
                     )
         return self
 
-    @classmethod
-    def pooled(cls, repetitions: Sequence[Self]) -> Self:
-        """Join the pairs of the processes that repeated one point."""
-        first, *others = (pairs.model_dump() for pairs in repetitions)
-        first["precision"] = repetitions[-1].precision
-        for row in others:
-            count = 1 + max(unit["process"] for unit in first["units"])
-            for unit in row["units"]:
-                unit["process"] += count
-            first["units"] += row["units"]
-            for side in ("strategy", "full"):
-                for key, values in (row[side] or {}).items():
-                    if isinstance(values, tuple):
-                        first[side][key] += values
-        return cls.model_validate(first)
-
-    @property
-    def how(self) -> tuple[tuple[Text, Text, Flag], ...]:
-        """How both sides ran, in which repetitions must agree."""
-        return tuple(side.how for side in (self.strategy, self.full) if side)
-
     @property
     def seconds(self) -> float:
         """The seconds that all pairs took, with their prompts."""
         sides = filter(None, [self.strategy, self.full])
         return sum(sum(side.decode_seconds) + sum(side.first_token_seconds or ()) for side in sides)
-
-    def processes(self) -> list[list[slice]]:
-        """Return for each process its units, as slices of the list of pairs."""
-        units_of, end = dict[int, list[slice]](), 0
-        for unit in self.units:
-            units_of.setdefault(unit.process, []).append(slice(end, end + unit.pairs))
-            end += unit.pairs
-        return list(units_of.values())
 
     def ratios(self, with_prompt: bool = False) -> list[float]:
         """Return the speedup of each pair, for decoding or `with_prompt`."""
@@ -264,48 +237,29 @@ class Pairs(Section):
         return [full / strategy for full, strategy in sides]
 
     def speedup(self, with_prompt: bool = False, confidence: float = CONFIDENCE) -> Interval:
-        """Return the speedup with its interval over units; a unit has the median of its pairs."""
-        return ratio_interval(list(filter(None, self._units(with_prompt))), confidence)
+        """Return the speedup with its interval over units."""
+        return ratio_interval(self.unit_ratios(with_prompt), confidence)
 
     @property
     def num_units(self) -> int:
         """The number of units that count."""
-        return sum(map(len, self._units())) if self.full else len(self.units)
+        return len(self.unit_ratios()) if self.full else len(self.units)
 
-    def _units(self, with_prompt: bool = False) -> list[list[float]]:
-        """Return the speedup of the units of each process. A pair counts if both sides decoded a
-        token, which an answer of EOS alone does not need, unless no pair does.
+    def unit_ratios(self, with_prompt: bool = False) -> list[float]:
+        """Return the speedup of each unit, the median of its pairs. A pair counts if both sides
+        decoded a token, which an answer of EOS alone does not need, unless no pair does.
         """
         assert self.full
         decoded = self.full.decoded_tokens or (), self.strategy.decoded_tokens or ()
-        has_tokens = list(map(all, zip(*decoded, strict=True)))
-        if not any(has_tokens):
-            has_tokens = [True] * len(has_tokens)
-        pairs = list(zip(self.ratios(with_prompt), has_tokens, strict=True))
-        found: list[list[float]] = []
-        for units in self.processes():  # each unit is a slice of the pairs
-            counted = ([ratio for ratio, counts in pairs[unit] if counts] for unit in units)
-            found.append([median(ratios) for ratios in counted if ratios])
-        return found
-
-    def state_range(self) -> Interval | None:
-        """Return the speedup as a range over states of the machine if it depends on them: if the
-        intervals of two processes do not overlap, and steps of the full model took unlike times.
-        """
-        assert self.full
-        costs = self.full.costs()
-        timed = [
-            (median(costs[slices[0].start : slices[-1].stop]), ratio_interval([units]))
-            for slices, units in zip(self.processes(), self._units(), strict=True)
-            if len(units) >= UNITS
-        ]
-        if len(timed) < 2:
-            return None
-        steps, speedups = zip(*timed, strict=True)
-        lowest, highest = min(speedups), max(speedups)
-        assert lowest.high and highest.low
-        depends = max(steps) >= UNLIKE * min(steps) and lowest.high < highest.low
-        return Interval(self.speedup().value, lowest.value, highest.value) if depends else None
+        counts = list(map(all, zip(*decoded, strict=True)))
+        if not any(counts):
+            counts = [True] * len(counts)
+        ratios, medians, end = self.ratios(with_prompt), list[float](), 0
+        for unit in self.units:
+            begin, end = end, end + unit.pairs
+            if counted := list(compress(ratios[begin:end], counts[begin:end])):
+                medians.append(median(counted))
+        return medians
 
     @property
     def is_precise(self) -> bool:
@@ -789,11 +743,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         return self._ratio("measured_speedup")
 
     @property
-    def state_range(self) -> Interval | None:
-        """The range of the speedup if repetitions show that it depends on the machine's state."""
-        return self.pairs.state_range() if self.pairs and self.num_processes > 1 else None
-
-    @property
     def full_step_seconds(self) -> float | None:
         """The median seconds of the full model's steps in the timed pairs, the state of the
         machine.
@@ -801,11 +750,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
         full = self.pairs and self.pairs.full
         size = self.timed_batch_size or self.batch_size
         return median(full.costs()) * size if full and full.decoded_tokens else None
-
-    @property
-    def num_processes(self) -> int:
-        """The number of processes whose timed units the speedup contains."""
-        return len(self.pairs.processes()) if self.pairs else 0
 
     @property
     def with_prompt(self) -> Interval | None:
@@ -877,29 +821,14 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 
     @property
     def timed_tokens_per_second(self) -> float | None:
-        """The decoded tokens per second of the measurement that gave the speedup; None if no speed
-        was measured.
-        """
-        if self.throughput_from == "timed pairs" and self.num_processes < 2:
-            return self.decode_tokens_per_second
-        return self.tokens_per_second()
+        """The decoded tokens per second in the timed pairs; None if no speed was measured."""
+        return self.pairs.strategy.tokens_per_second if self.pairs else None
 
     @property
     def full_tokens_per_second(self) -> float | None:
         """The decoded tokens per second of the full model in the same timed pairs."""
-        if self.full and self.num_processes < 2:
-            return self.full.decode_tokens_per_second
-        return self.tokens_per_second("full")
-
-    def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
-        """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the
-        pairs.
-        """
-        timed = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
-        if not timed or not timed.decoded_tokens:
-            return None
-        counts = zip(timed.decoded_tokens, timed.decode_seconds, strict=False)
-        return median(tokens / seconds for tokens, seconds in counts)
+        full = self.pairs and self.pairs.full
+        return full.tokens_per_second if full else None
 
     @property
     def has_few_examples(self) -> bool:
@@ -967,38 +896,6 @@ _SHOWN = {
     if isinstance(field.json_schema_extra, Shown)
 }
 DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
-
-
-DISTURBED = "other processes used"  # in a warning, which advises to repeat the run
-
-
-def pooled(rows: Sequence[Record]) -> Record:
-    """Return the last row of a point, with the units of all its rows that the same code measured on
-    the same machine in the same way. A row with new scores repeats units, as does that of a run
-    which another run began; they count once.
-    """
-    last, repetitions, counted = rows[-1], list[Pairs](), set[str]()
-    for row in reversed(rows):
-        pairs = row.pairs
-        if not (pairs and pairs.full and pairs.units) or _timed(row) != _timed(last):
-            continue
-        began = {unit.began for unit in pairs.units if unit.began}
-        if not began & counted:
-            repetitions.insert(0, pairs)
-        counted |= began
-    is_modified = last.environment is not None and last.environment.git_dirty
-    if len(repetitions) < 2 or is_modified:
-        return last
-    pairs = Pairs.pooled(repetitions)
-    return last.replace(pairs=pairs, **pairs.speedups())
-
-
-def _timed(row: Record) -> tuple[object, ...]:
-    """Return what timed rows of one point must share to count as repetitions."""
-    how = row.pairs and row.pairs.how
-    layers = row.kept_layers, row.later_stages
-    is_disturbed = any(DISTURBED in warning for warning in row.warnings)
-    return row.environment, how, layers, row.timed_batch_size, row.engine_build, is_disturbed
 
 
 def _columns() -> Iterator[tuple[str, Column]]:

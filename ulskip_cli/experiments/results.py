@@ -6,8 +6,7 @@ generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfin
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
-.locks/               locks of writers and of running points, and ID.units.json with the timed
-                      units of an unfinished one
+.locks/               locks of writers and of running points
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
-from ulskip_cli.experiments.record import Record, Row, pooled, read
+from ulskip_cli.experiments.record import Record, Row, read
 from ulskip_cli.tasks.loading import read_objects
 
 MAX_REFUSED = 5  # refused lines of a folder that are named
@@ -79,16 +78,6 @@ class ResultsFolder:
                 return record
         return None
 
-    def repeated(self, records: Sequence[Record]) -> list[Record]:
-        """Return finished records with the timed units of earlier runs, and others as they are."""
-        stored = {record.id: record for record in self.records()}
-
-        def of_all_runs(row: Record) -> Record:
-            found = stored.get(row.id, row)
-            return found if row.is_done and found.environment == row.environment else row
-
-        return list(map(of_all_runs, records))
-
     def is_complete(self, record: Record) -> bool:
         """Return True if a record is done and its generations are stored; a run with random weights
         has none.
@@ -121,14 +110,9 @@ class ResultsFolder:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
-    def units_path(self, run_id: str) -> Path:
-        """Return the path of the file in which an unfinished point stores its timed units."""
-        return self.path / ".locks" / f"{run_id}.units.json"
-
     def forget_unfinished(self, run_id: str) -> None:
-        """Delete what an interrupted run of a point has stored."""
-        for path_of in (self.checkpoint_path, self.units_path):
-            path_of(run_id).unlink(missing_ok=True)
+        """Delete the finished batches of an interrupted run of a point."""
+        self.checkpoint_path(run_id).unlink(missing_ok=True)
 
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an
@@ -160,17 +144,15 @@ class ResultsFolder:
 
 
 def newest(records: Sequence[Record]) -> list[Record]:
-    """Return the newest record of every point, in file order, with the timed units of its earlier
-    rows; a failed run does not replace a finished one.
+    """Return the newest record of every point, in file order; a failed run does not replace a
+    finished one.
     """
-    rows: dict[str, list[Record]] = {}
+    by_id: dict[str, Record] = {}
     for record in records:
-        earlier = rows.get(record.id, [])
-        if earlier and earlier[-1].is_done and not record.is_done:
-            continue
-        rows.pop(record.id, None)
-        rows[record.id] = [*earlier, record]
-    by_id = {run_id: pooled(repeated) for run_id, repeated in rows.items()}
+        earlier = by_id.get(record.id)
+        if record.is_done or not (earlier and earlier.is_done):
+            by_id.pop(record.id, None)
+            by_id[record.id] = record
     # A point whose data could not be read has its identity as identifier; a later run with its data
     # replaces that record.
     last = {record.identity: record.id for record in by_id.values()}

@@ -41,7 +41,6 @@ from ulskip_cli.experiments.evaluate import (
     score_answers,
 )
 from ulskip_cli.experiments.paired_timing import (
-    FinishedUnits,
     TimedPairs,
     time_pairs,
 )
@@ -203,7 +202,6 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         "answered_by": digest(answered_by),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
-    units = FinishedUnits(folder.units_path(point.run_id), origin)
     answers, quality, timed = None, Section(), None
     if workload is not None:
         reference = folder.generations(baseline.id) if baseline else []
@@ -230,7 +228,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         share = NOISE_SHARE if run.plan.is_full_model and not baseline else 1
         speed = run.timed.speed.replace(seconds=share * config.speed.seconds)
         side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
-        timed = time_pairs(side, decoder, workload, timing, units, progress)
+        timed = time_pairs(side, decoder, workload, timing, progress)
     progress.phase("write")
     if answers:  # with their row, because an earlier row keeps its answers until then
         folder.save_generations(point.run_id, answers.generations)
@@ -244,7 +242,6 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         baseline_id=baseline and baseline.id,
     )
     checkpoints.remove()
-    units.remove()
     return record
 
 

@@ -58,19 +58,14 @@ def may_gain(record: Record) -> bool:
 
 
 def speedup_text(record: Record, words: str = "") -> str:
-    """Format a measured speedup with its interval, or as a range if it depends on the machine's
-    state; say first if it is no gain, e.g. "no measurable gain in speed: 1.08x (0.71 to 1.36)".
-    `words` follow the number, e.g. ` as fast`.
+    """Format a measured speedup with its interval; say first if it is no gain, e.g. "no measurable
+    gain in speed: 1.08x (0.71 to 1.36)". `words` follow the number, e.g. ` as fast`.
     """
     assert record.speedup is not None
     ends = record.speedup.ends()
     tie = "no measurable gain in speed: " if ends else "speed not certain: "
     lead = {HOLDS: "", FAILS: "slower than full: ", TIE: tie}[verdict(record.speedup, 1.0)]
-    runs = f", {record.num_processes} runs" if record.num_processes > 1 else ""
-    if spread := record.state_range:
-        between = f"{spread.low:.2f}x to {spread.high:.2f}x"
-        return f"{lead}{between}{words} (by the state of the machine{runs})"
-    return f"{lead}{record.speedup.value:.2f}x{words} ({ends or FEW_UNITS}{runs})"
+    return f"{lead}{record.speedup.value:.2f}x{words} ({ends or FEW_UNITS})"
 
 
 @dataclass(frozen=True)

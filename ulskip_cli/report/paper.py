@@ -42,7 +42,7 @@ def table4(records: Sequence[Record]) -> list[TableSection]:
 
 def _table4(group: Group) -> TableSection:
     points, metric = group.points(), primary(group.records) or ""
-    tokens_per_second = Column("", Record.tokens_per_second, ".0f")
+    tokens_per_second = Column("", "timed_tokens_per_second", ".0f")
 
     def rate(first: Record, size: int) -> str:
         record = points[first.target_speedup or 0.0, group.approach(first)].get(size)
@@ -56,7 +56,7 @@ def _table4(group: Group) -> TableSection:
         Column(TITLES.get(metric, ""), methodcaller("value", metric), ".2f"),
         COLUMNS["predicted_speedup"]._replace(optional=True),
         COLUMNS["measured_speedup"],
-        Column("full\ntok/s", methodcaller("tokens_per_second", "full"), ".0f", True),
+        Column("full\ntok/s", "full_tokens_per_second", ".0f", True),
         *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
     ]
     firsts = [

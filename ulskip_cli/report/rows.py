@@ -14,7 +14,6 @@ from typing import TypeVar
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
 from ulskip_cli.core.schedule import listed
-from ulskip_cli.experiments.intervals import least_width
 from ulskip_cli.experiments.record import DETECTED, MISSING, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import (
@@ -188,8 +187,8 @@ def reasons(records: Iterable[Record]) -> list[str]:
 
 
 def warnings(records: Iterable[Record]) -> list[str]:
-    """List the warnings of runs, and those about wide intervals of all units of a point; those that
-    differ only in the strategy and in numbers are merged and counted.
+    """List the warnings of runs, and those about wide intervals; those that differ only in the
+    strategy and in numbers are merged and counted.
     """
     told = [
         (record.strategy, text.removeprefix(f"{record.strategy}: "))
@@ -206,13 +205,10 @@ def warnings(records: Iterable[Record]) -> list[str]:
 def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
     if pairs and not (pairs.is_precise or record.is_own_baseline) and speedup and speedup.high:
-        # more units of the same processes do not narrow the spread between processes
-        is_reachable = (pairs.precision or 0.0) > least_width(record.num_processes)
-        longer = ", or raise speed.seconds" * is_reachable
         yield (
             f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
-            f" {pairs.precision:.0%} to a side; measure it again with --force (`ulskip run` without"
-            f" it), which adds units{longer}"
+            f" {pairs.precision:.0%} to a side; raise speed.seconds (in a sweep or bench with"
+            " --force)"
         )
 
 

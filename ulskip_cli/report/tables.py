@@ -53,10 +53,7 @@ STARS = (
 MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs."
 )
-INTERVAL = (
-    "Interval: 95%, of units that one process timed and of the spread between processes; from three"
-    " processes on, of their means."
-)
+INTERVAL = "Interval: 95%, of the timed units and of the spread between processes."
 RATES = (
     "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full model in"
     " the same pairs. Rows were timed one after the other, so compare speedups."

@@ -7,7 +7,7 @@ A winner is the fastest point of a batch size or the best quality of a target, b
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ulskip_cli.experiments.record import UNLIKE, Record
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import (
     GATE,
     HOLDS,
@@ -22,6 +22,7 @@ from ulskip_cli.report.reference import ComparedPair
 from ulskip_cli.report.rows import Group, collected, grouped
 
 MAX_LEADS = 3  # sentences before the table of a sweep
+UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 RULE = (
     "A winner keeps {gate} of the full model's score, either by its whole 95% interval or without a"
     " significant loss in any metric, and is faster by the whole interval of its speedup. Points"
