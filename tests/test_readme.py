@@ -24,7 +24,6 @@ COMMANDS = [
 ]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
 FEW += ["engine=torch"]  # all installed engines would be tried
-FEW += ["adapter=never"]  # tests of tuning train one
 
 
 @pytest.mark.slow

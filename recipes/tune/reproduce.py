@@ -5,7 +5,7 @@ and on other examples.
     python recipes/tune/reproduce.py --data PATH --tasks code --coder FILE.gguf
 
 PATH holds multi30k/, cnn_dm/ and humaneval/. FILE is Qwen2.5-Coder-0.5B-Instruct, whose answers are
-run. Each command takes about half an hour on two cores, which should be idle otherwise. If it is
+run. Each command says how long it takes; the machine should be idle otherwise. If it is
 interrupted, the same command resumes. --page writes the page of the stored results alone.
 """
 
@@ -23,16 +23,15 @@ from typing import Any
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.statistics import QualityShare, shares
 from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import markdown_table, provenance
-from ulskip_cli.tuning.result import judge
 
 NAME = "tune_checks"
 FOLDER = Path("results") / NAME
-HEADS = ("task", "wish", "minutes", "layers", "speedup", "checked", "quality", "checked")
+HEADS = ("task", "wish", "minutes", "use", "speedup", "checked", "quality", "checked")
 HEADS += ("examples", "in the interval")
-LAYERS = "layers"  # in the record of a tuning: nothing else is recommended
-COMMON = {"task": "jsonl", "batch_size": 8, "limit": 100, "choice_examples": 40, "budget": 8}
+COMMON = {"task": "jsonl", "batch_size": 8, "limit": 100, "choice_examples": 40}
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ CASES = {
             "task.max_new_tokens": 256,
             "batch_size": 1,
             "limit": 40,
-            "budget": 12,
         },
         num_checked=40,
     ),
@@ -150,16 +148,14 @@ def call(*arguments: str) -> Any:
 
 
 def measure(work: Path, name: str, model: list[str]) -> None:
-    """Tune a task, and run the layers, and what is recommended instead, in new processes on other
-    examples.
-    """
+    """Tune a task, and run what is recommended in a new process on other examples."""
     case, file = CASES[name], f"task.file={work}/{name}-tune.jsonl"
     reported = call("tune", *model, *case.overrides, file, f"name={NAME}")
     others = f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={case.num_checked}"
-    found = {LAYERS: reported["run"], reported["recommended"]: reported["use"]}
-    found.pop("strategy=full", None)  # if nothing is faster
-    checked = {label: call("run", *words, *others)["id"] for label, words in found.items()}
-    text = json.dumps({"reported": reported, "checked": checked}, indent=1, ensure_ascii=False)
+    seconds = sum(row.get("wall_seconds", 0.0) for row in reported.pop("tried"))
+    checked = call("run", *reported["use"], *others)["id"]
+    found = {"reported": reported, "minutes": round(seconds / 60, 1), "checked": checked}
+    text = json.dumps(found, indent=1, ensure_ascii=False)
     write_atomic(FOLDER / "tasks" / f"{name}.json", text + "\n")
 
 
@@ -170,20 +166,16 @@ def page() -> str:
     stored = {row.id: row for row in read_records([FOLDER])}
     for name, case in CASES.items():
         file = FOLDER / "tasks" / f"{name}.json"
-        if not file.exists():
-            continue
-        task = json.loads(file.read_text("utf-8"))
-        for label, checked_id in task["checked"].items():
-            told = task["reported"] if label == LAYERS else task["reported"]["best_alternative"]
-            reported, checked = stored[told["row"]["id"]], stored[checked_id]
+        if file.exists():
+            task = json.loads(file.read_text("utf-8"))
+            reported, checked = stored[task["reported"]["row"]["id"]], stored[task["checked"]]
             rows += [reported, checked]
-            lines.append(line(case, task["reported"]["minutes"], label, reported, checked))
+            lines.append(line(case, task["minutes"], reported, checked))
     note = (
-        "`ulskip tune` chose the layers and reported the speedup and the quality on examples that"
-        " were not used to choose. Where it recommended something else with all layers, the next"
-        " line has that. Checked: the command that it printed, in a new process on further"
-        " `examples`. In the interval: the checked share of the full model's score lies in the"
-        " reported interval. Minutes: what the tuning took, and its budget."
+        "`ulskip tune` chose what to use, and reported its speedup and quality on examples that"
+        " were not used to choose. Checked: the command that it printed, in a new process on"
+        " further `examples`. In the interval: the checked share of the full model's score lies in"
+        " the reported interval. Minutes: of what was tried, without the full model."
         " `recipes/tune/reproduce.py` writes this page."
     )
     title = "# Does the result of ulskip tune hold?"
@@ -191,16 +183,18 @@ def page() -> str:
     return "\n\n".join([title, table, note, provenance(rows)]) + "\n"
 
 
-def line(case: Case, minutes: float, label: str, reported: Record, checked: Record) -> list[str]:
+def line(case: Case, minutes: float, reported: Record, checked: Record) -> list[str]:
     """Return the cells of what a tuning reported and what was measured again."""
     skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
-    before, after = judge(reported, 1.0), judge(checked, 1.0)
+    engine = " ".join(filter(None, [reported.engine, reported.engine_weights]))
+    without = f", without {listed(skipped)}" if skipped else f", {reported.label}, {engine}"
+    before, after = kept(reported), kept(checked)
     assert before.low is not None and before.high is not None
     return [
         f"{case.description}: {reported.model}",
         case.wish,
-        f"{minutes:.1f} of {({**COMMON, **case.keys})['budget']}",
-        f"{reported.layers}, without {listed(skipped)}" if label == LAYERS else f"all, {label}",
+        f"{minutes:.1f}",
+        f"{reported.layers}{without}",
         speedup(reported),
         speedup(checked),
         f"{before.title} {before.text()} of {before.full:.1f}",
@@ -208,6 +202,11 @@ def line(case: Case, minutes: float, label: str, reported: Record, checked: Reco
         str(checked.num_examples),
         "yes" if before.low <= after.share <= before.high else "no",
     ]
+
+
+def kept(row: Record) -> QualityShare:
+    """Return the share of the full model's score that a row keeps."""
+    return shares([row])[row.key]
 
 
 def speedup(row: Record) -> str:

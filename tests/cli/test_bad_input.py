@@ -114,7 +114,7 @@ LISTS = {
     "run strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
     "train ratio=2": "did you mean 'train.ratios'?",
     "sweep ratio=2, 3": "no space beside a comma",
-    "tune speedup=50": "speedup <= 6",
+    "tune speedup=50": "speedup <= 3.09",
     "tune speedup=1.5 decoding=self_speculative": "does not support drafts",
 }
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.config import compose, compose_training, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve, resolve_prompts
 from ulskip_cli.training.preflight import check_trainable
@@ -65,9 +65,11 @@ def test_training_and_tuning_require_references(model_folder, prompts, tmp_path)
     with pytest.raises(UsageError, match=r"train\.responses=reference requires references"):
         check_trainable(compose_training(words))
     check_trainable(compose_training([*words, "train.responses=own"]))
-    config = compose(words[:-1])
+    config = compose_tuning(["speedup=2", *words[:-1]])
     with pytest.raises(UsageError, match="tune` requires references"):
-        request.divide(config, 4)
+        request.divide(config)
+    with pytest.raises(UsageError, match="answers=false requires references"):
+        resolve(compose([*words[:-1], "answers=false"], command="run"))
 
 
 def test_a_prompt_is_calibrated_on_other_data(prompts, model_folder, tmp_path):

@@ -7,9 +7,14 @@ from hypothesis import strategies as st
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.preflight import find_held_out
-from ulskip_cli.experiments.preflight import resolve as resolve_point
-from ulskip_cli.tuning.request import Candidate, divide, resolve_tuning, training_examples
+from ulskip_cli.core.schedule import even
+from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
+from ulskip_cli.inference.skip_adapter import zero_adapter
+from ulskip_cli.tuning.request import at, divide, resolve_tuning
+
+
+def resolved(*overrides):
+    return resolve_tuning(compose_tuning(list(overrides)))
 
 
 def write(path, numbers):
@@ -23,7 +28,7 @@ def test_a_candidate_keeps_as_many_layers_as_it_is_asked_to(spacing):
     config = compose([f"strategy.spacing={spacing}"])
     for num_layers in range(4, 41):
         for num_kept in range(2, num_layers):
-            chosen = Candidate("", config).at(num_layers, num_kept)
+            chosen = at(config, num_layers, num_kept)
             assert chosen.strategy.num_kept(num_layers, chosen.ratio) == num_kept
 
 
@@ -35,110 +40,134 @@ def test_a_candidate_keeps_as_many_layers_as_it_is_asked_to(spacing):
     limit=st.none() | st.integers(1, 150),
     wanted=st.integers(4, 80),
 )
-def test_examples_are_divided_and_none_that_chooses_or_is_reported_is_trained_on(
+def test_no_example_chooses_calibrates_and_is_reported(
     tmp_path_factory, count, repeated, other, limit, wanted
 ):
     folder = tmp_path_factory.mktemp("data")
     file = write(folder / "a.jsonl", [*range(count), *repeated])
-    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]"]
-    overrides += [f"limit={limit or 'null'}", "calibration.examples=5"]
+    overrides = ["speedup=2", "task=jsonl", f"task.file={file}", "task.metrics=[exact_match]"]
+    overrides += [f"limit={limit or 'null'}", "calibration.examples=5", f"choice_examples={wanted}"]
     if other:
         overrides.append(f"calibration.task={{file: {write(folder / 'b.jsonl', other)}}}")
     try:
-        split = divide(compose(overrides), wanted)
-        choice, final = (resolve_point(side).data.examples for side in (split.choice, split.final))
-        assert len(choice) <= wanted and len(final) <= (limit or count + len(repeated))
-        held_out = find_held_out(split.choice).examples
-        shorter = split.at_the_end(split.final, 1)
-        assert find_held_out(shorter).examples == find_held_out(split.final).examples
-        assert resolve_point(shorter).data.examples == final[:1]
-        assert find_held_out(split.final).examples == held_out
-        sides = [{example.source for example in side} for side in (choice, final, held_out)]
-        assert all(sides) and len(set.union(*sides)) == sum(map(len, sides))
-        found = [example.source for example in training_examples(split)]
+        choice, final = divide(compose_tuning(overrides))
     except UsageError as error:
-        words = "train", "held-out", "calibration", "repetitions"
-        assert any(word in str(error) for word in words)
+        assert any(word in str(error) for word in ("more data", "occur once"))
         return
-    used = {example.source for example in (*choice, *final)}
-    rest = [f"p{i}" for i in (other or [])[split.num_choice :]]
-    assert found and not used & {*found}
-    assert found == [name for name in rest if name not in used] if other else len(found) <= 5
+    choosing, reported = evaluated_examples(choice), evaluated_examples(final)
+    assert 4 <= len(choosing) <= wanted and len(reported) <= (limit or count + len(repeated))
+    held_out = find_held_out(choice, choosing).examples
+    sides = [{example.source for example in side} for side in (choosing, reported, held_out)]
+    assert all(sides) and len(set.union(*sides)) == sum(map(len, sides))
 
 
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
         ([], "speedup=S"),
-        (["speedup=2", "calibration.offset=3"], "calibration.offset=0"),
         (["speedup=2", "quality=0.9"], "either speedup=S"),
+        (["speedup=2", "limit=20", "choice_examples=3"], "choice_examples"),
         (["quality=1.1"], "quality"),
         (["speedup=2", "strategy=unified"], "strategy"),
+        (["speedup=2", "correction=patch"], "correction"),
         (["speedup=2", "model=random"], "random weights"),
         (["speedup=2", "candidates=[ratio=2]"], "candidates"),
+        (["speedup=2", "candidates=[]"], "candidates"),
         (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),
         (["speedup=2", "candidates=['strategy=skip_decode']"], "position-dependent layers"),
-        (["speedup=2", "candidates=['strategy=full']"], "any number of layers"),
+        (["speedup=2", "candidates=['strategy=full']"], "skip layers"),
+        (["speedup=2", "candidates=['correction=patch']"], "strategy=NAME"),
+        (["speedup=2", "candidates=['correction.path=x']"], "no skip adapter"),
         (["quality=0.9", "decoding=prompt_lookup", "batch_size=1"], "drafts"),
         (["quality=0.9", "experiment=reproduce"], "one point"),
         (["speedup=2", "candidates=['strategy=early_exit']"], "early exit"),
-        (["speedup=2", "correction=adapter", "correction.path=a"], "correction=none"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_by_key(overrides, key):
     quoted = [text.replace("[ratio=2]", "['ratio=2']") for text in overrides]
     with pytest.raises(UsageError, match=key):
-        resolve_tuning(compose_tuning(quoted))
+        resolved(*quoted)
 
 
-def test_candidates_have_the_correction_of_the_request_or_their_own():
-    def resolved(*overrides):
-        return resolve_tuning(compose_tuning(["speedup=2", *overrides]))
-
-    labels = [candidate.config.correction.label for candidate in resolved().candidates]
-    assert labels == ["full", "", "full", "full", "full"]
-    two = "candidates=['strategy=one_block', 'strategy=top_skip']"
-    folded = resolved("correction.kind=folded", two)
-    labels = [candidate.config.correction.label for candidate in folded.candidates]
-    assert labels == ["folded", "folded"]
-    assert folded.candidates[0].label == "one_block + folded patch"
-    assert folded.key != resolved().key == resolved("budget=5").key
+def test_a_speedup_that_no_number_of_layers_is_predicted_to_reach_is_refused():
+    with pytest.raises(UsageError, match=r"predicted .*3\.\d+ times as fast; use speedup <= 3\."):
+        resolved("speedup=4")
+    assert [resolved(f"speedup={wanted}").first for wanted in (1.05, 1.3, 3.0)] == [11, 8, 2]
+    assert resolved("quality=0.9").first == 9
 
 
-ENGINES = [f"engine={name}" for name in ("llama_cpp", "llama_cpp_q8_0", "llama_cpp_q4_0")]
-LOOK_UP = "decoding=prompt_lookup"
+def test_patches_are_folded_for_engines_without_others(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    labels = [
+        [one.correction.label for one in resolved("speedup=2", engine).candidates]
+        for engine in ("engine=auto", "engine=llama_cpp")
+    ]
+    assert labels == [["full", "full", "", "full"], ["folded", "folded", "", "folded"]]
+
+
+def test_a_trained_adapter_is_a_candidate_with_its_own_layers(tmp_path):
+    from dataclasses import replace
+
+    from ulskip_cli.core.correction import NO_PATCHES
+    from ulskip_cli.core.model_metadata import ModelFolder
+    from ulskip_cli.inference.loading import load
+
+    model = compose([]).model
+    record = {"base": {"fingerprint": ModelFolder(model).fingerprint}}
+    adapter = zero_adapter(load(model).model, [even(12, 6)], NO_PATCHES)
+    replace(adapter, record=record).save(tmp_path / "a")
+    both = f"candidates=['strategy=unified','correction.path={tmp_path / 'a'}']"
+    request = resolved("speedup=2", "engine=torch", both)
+    (unified,), (trained,) = request.candidates, request.beside
+    assert (unified.strategy.name, trained.strategy.layers) == ("unified", even(12, 6))
+    assert trained.correction.path == (str(tmp_path / "a"),)
+
+
+ENGINES = ["llama_cpp q8_0", "llama_cpp q4_0"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "labels"),
+    ("overrides", "names"),
     [
-        (["batch_size=1"], [LOOK_UP, *ENGINES]),
+        (["batch_size=1"], [*ENGINES, "prompt_lookup"]),
         (["batch_size=8"], ENGINES),
-        (["batch_size=1", "decoding=sample"], ENGINES),
-        (["batch_size=1", "engine=torch"], [LOOK_UP]),
-        (["batch_size=1", "engine=llama_cpp_q8_0"], [LOOK_UP]),
+        (["batch_size=1", "engine=torch"], ["prompt_lookup"]),
+        (["batch_size=1", "engine=llama_cpp_q8_0"], ["prompt_lookup"]),
         (["batch_size=1", "decoding.num_beams=2"], []),
         (["batch_size=8", "engine=torch"], []),
     ],
     ids=" ".join,
 )
-def test_alternatives_keep_all_layers_and_what_the_request_sets(monkeypatch, overrides, labels):
+def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(monkeypatch, overrides, names):
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
-    request = resolve_tuning(compose_tuning(["speedup=2", *overrides]))
-    assert [option.label for option in request.alternatives] == labels
-    for option in request.alternatives:
-        config, choice = option.config, request.split.choice
-        assert config.strategy.keeps_all and not config.correction.label
-        assert (config.task, config.limit) == (choice.task, choice.limit)
-        assert config.crosses_engines is option.label.startswith("engine=")
-        assert bool(config.decoding.draft_tokens) is (option.label == LOOK_UP)
-    hints = [text for text in request.refused if text.startswith(LOOK_UP)]
-    assert any("batch_size=1" in text for text in hints) is ("batch_size=8" in overrides)
+    request = resolved("speedup=2", *overrides)
+    found = []
+    for point in request.beside:
+        assert point.strategy.keeps_all and not point.correction.label
+        assert (point.task, point.limit) == (request.choice.task, request.choice.limit)
+        drafts = point.decoding.draft_tokens
+        found.append("prompt_lookup" if drafts else f"{point.engine.name} {point.engine.weights}")
+        assert point.crosses_engines is not bool(drafts)
+    assert found == names
 
 
-def test_an_engine_that_is_not_installed_is_named_once(monkeypatch):
+def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    request = resolve_tuning(compose_tuning(["speedup=2", "batch_size=1"]))
-    assert [option.label for option in request.alternatives] == [LOOK_UP]
-    hints = [text for text in request.refused if "pip install" in text]
-    assert [text.partition(":")[0] for text in hints] == ["engine=llama_cpp"]
+    request = resolved("speedup=2", "batch_size=1")
+    assert [point.decoding.name for point in request.beside] == ["prompt_lookup"]
+    assert [text.partition(":")[0] for text in request.left_out] == [
+        "engine=llama_cpp_q8_0",
+        "engine=llama_cpp_q4_0",
+    ]
+    assert all("pip install" in text for text in request.left_out)
+
+
+def test_the_outlook_says_what_is_tried_and_how_long_it_takes():
+    few = ["limit=20", "choice_examples=16", "engine=torch", "batch_size=1", "speed.seconds=30"]
+    text = resolved("speedup=1.5", *few).outlook()
+    for part in ("4 candidates at 7 of 12 layers", "best 2", "1 other way", "16 ex", "20 others"):
+        assert part in text
+    minutes = int(text.rpartition("about ")[2].split()[0])
+    assert 2 <= minutes <= 5  # at least the seconds of five timed points
+    longer = resolved("quality=0.9", *few).outlook()
+    assert int(longer.rpartition("about ")[2].split()[0]) > minutes

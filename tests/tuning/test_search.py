@@ -1,230 +1,200 @@
-import dataclasses
+import contextlib
 import json
 
 import pytest
-from report_rows import sweep_row
+from report_rows import configured, sweep_row
 
 from ulskip_cli.core.config import compose_tuning
-from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
-from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tuning import search
+from ulskip_cli.experiments.sweep.jobs import SweepObserver
 from ulskip_cli.tuning.request import resolve_tuning
-from ulskip_cli.tuning.result import Alternative
-from ulskip_cli.tuning.search import StepLog, Tuning, decide
+from ulskip_cli.tuning.search import TuneResult, Tuning
 
-ONE = "candidates=['strategy=unified correction=none']"
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
-
-
-class NoteList(ProgressCallback):
-    """Collects the notes of a tuning."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
+FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
+FEW += ["speed.seconds=0", "speed.new_tokens=4", "decoding.max_new_tokens=6", "engine=torch"]
+TWO = "candidates=['strategy=unified','strategy=unified correction=patch']"
 
 
-def row(folder, name, share):
-    """Store answers of which a share is right, and return the record of their run."""
-    answers = [
-        {
-            "source": f"s{i}",
-            "reference": word * 3,
-            "hypothesis": word * 3 if i % 10 < 10 * share else "wrong",
-        }
-        for i, word in enumerate(WORDS * 6)
+class FakeTuning(Tuning):
+    """A tuning whose rows have a speed and a score that follow from the number of layers."""
+
+    def speed(self, depth):
+        return 12 / depth
+
+    def _measure(self, points):
+        rows = []
+        for point in points:
+            _, plan = self._resolver.schedule(point, "run")
+            depth, name = plan.num_kept, point.strategy.name
+            self.asked.append((name, depth, point.answers))
+            row = sweep_row(
+                id=f"{name} {depth} {point.answers} {point.limit}",
+                bleu=30.0 - (12 - depth),
+                speedup=self.speed(depth) if point.answers else None,
+                decode_loss={"unified": 2.0, "top_skip": 3.0, "bottom_skip": 4.0}.get(name, 1.0),
+                num_layers=12,
+                kept_layers=plan.kept_layers,
+            )
+            if not point.answers:
+                row = row.replace(measured_speedup=None, bleu=None)
+            rows.append((point, configured(row, strategy=point.strategy.changed())))
+        self.tried |= {row.id: row for _, row in rows}
+        return rows
+
+
+@pytest.fixture
+def tried(tmp_path):
+    """Return a function that runs a fake tuning; it returns its result and its points."""
+
+    def run(*overrides, speed=FakeTuning.speed):
+        given = [*FEW, f"results_dir={tmp_path}", *overrides]
+        tuning = FakeTuning(resolve_tuning(compose_tuning(given)), None)
+        tuning.asked, FakeTuning.speed = [], speed
+        return tuning.run(), tuning.asked
+
+    yield run
+    FakeTuning.speed = lambda self, depth: 12 / depth
+
+
+SKIPS = "candidates=['strategy=bottom_skip','strategy=top_skip','strategy=unified']"
+
+
+def test_the_lowest_losses_are_scored_at_the_predicted_number_of_layers(tried):
+    result, asked = tried("speedup=1.3", SKIPS)
+    losses, scored, last = asked[:3], asked[3:5], asked[5:]
+    assert losses == [(f"{name}_skip", 8, False) for name in ("bottom", "top")] + [
+        ("unified", 8, False)
     ]
-    ResultsFolder(folder).save_generations(name, answers)
-    config = {"task": {"metrics": ["exact_match"]}}
-    scores = {"exact_match": 100 * share, "bleu": None, "config": config, "pair": None}
-    return sweep_row(id=name, folder=str(folder), **scores)
+    assert scored == [("unified", 8, True), ("top_skip", 8, True)]
+    assert last == [("custom", 8, True)]
+    assert result.chosen.strategy == "unified" and result.meets_wish
 
 
-@pytest.mark.parametrize(("shares", "best"), [((0.5, 0.9, 0.2), 1), ((0.5, 0.5), 0), ((0.5,), 0)])
-def test_a_surely_better_metric_beats_a_lower_loss(tmp_path, shares, best):
-    assert decide([row(tmp_path, f"r{i}", share) for i, share in enumerate(shares)]) == best
+def test_fewer_layers_are_tried_until_one_number_is_fast_enough(tried):
+    one = "speedup=1.8", "candidates=['strategy=unified']"
+    result, asked = tried(*one, speed=lambda _, depth: 8 / depth)
+    assert [depth for _, depth, _ in asked] == [5, 4, 4]  # 1.6x and 2x, and at the end
+    assert len(result.record.kept_layers) == 4 and result.meets_wish
+    result, asked = tried(*one, speed=lambda *_: 1.1)
+    assert [depth for _, depth, _ in asked[:-1]] == [5, 3, 2] and not result.meets_wish
+    assert result.verdict[0] == "The best of what was tried misses speedup=1.8."
 
 
-def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
-    code, found, err = tune("speedup=1.5", "--to", "out")
-    assert code == 0, err
-    kept = found["kept_layers"]
-    assert 2 <= len(kept) <= 8 and found["row"]["kept_layers"] == kept
-    assert found["row"]["num_examples"] == found["num_choice"] == 8
-    assert (tmp_path / "out" / "ulskip_export.json").is_file()
-    stored = tmp_path / "results" / "tune" / "tuning" / f"{found['key']}.json"
-    assert json.loads(stored.read_text())["run"] == found["run"]
-    rows = rows_of()
-    assert tune("speedup=1.5")[1]["kept_layers"] == kept and rows_of() == rows
-    code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")
-    row = json.loads(out.splitlines()[-1])
-    assert code == 0, err
-    assert row["kept_layers"] == kept and row["bleu"] == pytest.approx(found["row"]["bleu"])
-    assert row["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
-
-
-def test_look_ups_are_measured_before_layers_and_reported(tune, monkeypatch, rows_of):
-    monkeypatch.setattr(Alternative, "meets", lambda self, config: self.is_same)
-    code, found, err = tune(
-        "speedup=1.5", "model.dtype=auto", "batch_size=1", "limit=4", "choice_examples=4", ONE
-    )
-    assert code == 0, err
-    (look_up,) = found["alternatives"]
-    assert look_up["num_same"] == look_up["row"]["num_examples"] == found["num_choice"] == 4
-    assert "acceptance_rate" in look_up["row"] and look_up["row"] in rows_of()
-    best = found["best_alternative"]
-    assert best["alternative"] == found["recommended"] == "decoding=prompt_lookup"
-    assert best["row"]["id"] != look_up["row"]["id"] and "decoding=prompt_lookup" in found["use"]
-    assert best["row"]["baseline_id"] == found["row"]["baseline_id"]
-
-
-def test_alternatives_that_the_budget_has_no_time_for_are_named(tmp_path):
-    notes = NoteList()
-    wish = ["speedup=1.5", "batch_size=1", "engine=torch", "budget=1e-9"]
-    config = compose_tuning([*wish, f"results_dir={tmp_path}"])
-    assert Tuning(resolve_tuning(config), notes, None).without_loss() == []
-    assert notes.notes == ["no time is left for decoding=prompt_lookup; raise budget=1e-09"]
-
-
-def test_a_step_begins_if_one_as_long_as_the_last_ends_in_time(tmp_path, monkeypatch):
-    now = 0.0
-
-    def measure(jobs):
-        nonlocal now
-        now += 4
-        raise RunError("not here")
-
-    wish = ["speedup=1.5", "batch_size=1", "engine=torch", "budget=60"]
-    request = resolve_tuning(compose_tuning([*wish, f"results_dir={tmp_path}"]))
-    (look_ups,) = request.alternatives
-    names = [f"candidate {i}" for i in range(5)]
-    several = [dataclasses.replace(look_ups, label=name) for name in names]
-    monkeypatch.setattr(StepLog, "minutes", property(lambda self: now))
-    notes = NoteList()
-    Tuning(dataclasses.replace(request, alternatives=several), notes, measure).without_loss()
-    begun, late = [f"left out: {name}: not here" for name in names[:3]], ", ".join(names[3:])
-    assert notes.notes == [*begun, f"no time is left for {late}; raise budget=60"]
+def test_a_quality_is_found_by_bisection(tried):
+    result, asked = tried("quality=0.85", "candidates=['strategy=unified']")
+    assert [depth for _, depth, _ in asked] == [9, 5, 7, 8, 8]  # 26 of 30 are 87%, 25 are 83%
+    assert len(result.record.kept_layers) == 8 and result.meets_wish
+    result, _ = tried("quality=1.0", "candidates=['strategy=unified']")
+    assert len(result.record.kept_layers) == 11 and not result.meets_wish
 
 
 @pytest.mark.parametrize(
-    ("seconds", "counts"),
-    [((1, 0.1), (20, 20)), ((10, 0.1), (11, 20)), ((1, 1), (20, 13)), ((1000, 1000), (10, 10))],
+    ("row", "sentences"),
+    [
+        ({"speedup": 2.0}, ("Use this: unified", "speedup=1.5 is surely met")),
+        ({"speedup": 1.51}, ("Use this: unified", "speedup=1.5 is met, but not surely")),
+        ({"speedup": 2.0, "units": 2}, ("Use the full model", "The best: unified")),
+        ({"speedup": 1.4}, ("The best of what was tried misses", "It is the nearest: unified")),
+        ({"speedup": 1.01, "margin": 0.1}, ("Use the full model", "The best: unified")),
+    ],
 )
-def test_slow_answers_and_losses_leave_fewer_examples(tmp_path, monkeypatch, seconds, counts):
-    times, measured = dict(zip(("answer", "loss"), seconds, strict=True)), []
-
-    def measure(tuning):
-        measured.append(tuning)
-        return times
-
-    monkeypatch.setattr(Tuning, "seconds_of_an_example", measure)
-    few = ["limit=8", "choice_examples=20", "calibration.examples=20", f"results_dir={tmp_path}"]
-    request = resolve_tuning(compose_tuning(["speedup=1.5", "batch_size=8", *few]))
-    for _ in range(2):
-        notes = NoteList()
-        tuning = Tuning(request, notes, None)
-        tuning.fit_into_budget()
-        split = tuning.request.split
-        assert (split.num_choice, split.choice.calibration.examples) == counts
-        assert split.final.calibration.offset == split.num_choice
-        assert len(notes.notes) == (counts != (20, 20))
-    assert len(measured) == 1
-    assert not {example.texts for example in evaluated_examples(split.choice)} & {
-        example.texts for example in find_held_out(split.choice).examples
-    }
+def test_the_verdict_says_what_to_use_in_two_sentences(row, sentences):
+    request = resolve_tuning(compose_tuning(["speedup=1.5", *FEW]))
+    made = sweep_row(**row)
+    result = TuneResult(request, made, made, request.final, (made,))
+    assert all(text.startswith(part) for text, part in zip(result.verdict, sentences, strict=True))
+    uses_full = sentences[0] == "Use the full model"
+    assert (result.use.strategy.name == "full") is uses_full
+    assert ("strategy=full" in result.as_json()["use"]) is uses_full
 
 
-def test_what_the_weights_were_trained_for_is_tried_first(tmp_path, monkeypatch):
-    request = resolve_tuning(compose_tuning(["speedup=1.5", f"results_dir={tmp_path}"]))
-    tuning = Tuning(request, NoteList(), None)
-    trained = tuning.candidates
-    assert {candidate.label for candidate in trained} == {
-        candidate.label for candidate in request.candidates
-    }
-    assert trained[0].label == "unified correction=none"
-    monkeypatch.setattr(search, "training_record", lambda model: None)
-    assert tuning.candidates == request.candidates and trained != request.candidates
+@pytest.fixture
+def tune(ulskip, tmp_path, monkeypatch):
+    """Return a function that tunes the bundled model in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*more):
+        code, out, err = ulskip("tune", *FEW, *more, "--json")
+        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
+
+    return call
 
 
-@pytest.mark.parametrize(("minutes", "count"), [(0, 48), (30, 48), (50, 20), (59, 10), (61, 10)])
-def test_the_final_report_ends_within_the_budget(tmp_path, monkeypatch, minutes, count):
-    monkeypatch.setattr(Tuning, "seconds_of_an_example", lambda _: {"answer": 10, "loss": 0.1})
-    wish = ["speedup=1.5", "budget=60", "limit=60", f"results_dir={tmp_path}"]
-    tuning = Tuning(resolve_tuning(compose_tuning(wish)), NoteList(), None)
-    tuning.fit_into_budget()
-    monkeypatch.setattr(StepLog, "minutes", property(lambda self: float(minutes)))
-    assert tuning.num_final == count
+def rows(folder):
+    lines = (folder / "results/tune/runs.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_engines_and_formats_are_measured_against_the_configured_engine(tune):
-    pytest.importorskip("llama_cpp")
-    code, found, err = tune("speedup=1.5", "engine=auto", ONE)
+def test_points_are_rows_and_the_command_runs_the_last_one_again(tune, ulskip, tmp_path):
+    code, found, err = tune("speedup=1.3", TWO, "finalists=1")
     assert code == 0, err
-    names = [option["alternative"] for option in found["alternatives"]]
-    assert {"engine=llama_cpp_q8_0", "engine=llama_cpp_q4_0"} <= {*names}
-    assert len({option["row"]["baseline_id"] for option in found["alternatives"]}) == 1
+    stored = rows(tmp_path)
+    untouched = [row for row in stored if row["config"].get("answers") is False]
+    assert len(untouched) == 2 and not any("bleu" in row for row in untouched)
+    assert all(row["num_examples"] == 8 and row["decode_loss"] for row in untouched)
+    assert {row["id"] for row in found["tried"]} <= {row["id"] for row in stored}
+    assert found["row"]["dataset"] == "sample" and found["row"]["id"] == stored[-1]["id"]
+    assert tune("speedup=1.3", TWO, "finalists=1")[1] == found
+    assert rows(tmp_path) == stored  # nothing is measured again
+    patched = next(row for row in stored if row.get("correction"))
+    path = tmp_path / "results/tune/calibrations" / patched["correction"]["id"]
+    assert (path / "adapter.json").is_file()
+    use = [word for word in found["use"] if not word.startswith("name=")]
+    code, out, err = ulskip("run", *use, "name=again", "speed.enabled=false", "--json")
+    assert code == 0, err
+    again = json.loads(out.splitlines()[-1])
+    if "strategy=full" not in use:
+        assert again["kept_layers"] == found["row"]["kept_layers"]
+        assert again["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
 
 
-def test_a_step_that_a_crash_cut_runs_again(tmp_path):
-    path = tmp_path / "log.jsonl"
-    log = StepLog(path)
-    log.once("a", lambda: 1)
-    log.once("b", lambda: 2)
-    path.write_bytes(path.read_bytes()[:-7])
-    again = StepLog(path)
-    assert (again.once("a", lambda: 7), again.once("b", lambda: 8)) == (1, 8)
-    assert (StepLog(path).once("a", lambda: 9), StepLog(path).once("b", lambda: 9)) == (1, 8)
+def test_the_patches_that_were_chosen_are_those_of_the_last_run(tune, tmp_path):
+    patched = "candidates=['strategy=one_block strategy.budget=2 correction=patch']"
+    code, found, err = tune("quality=0.001", patched)
+    assert code == 0, err
+    used = found["row"]["correction"]
+    assert used["name"] == "adapter" and used["path"].startswith("results/tune/calibrations/")
+    assert f"correction.path=[{used['path']}]" in found["use"] or "strategy=full" in found["use"]
 
 
-def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": "a", "value": {"refused": "no\\u001b[2J"}, "seconds": 600.0}\n')
-    assert 10 <= StepLog(path).minutes < 11
-    assert StepLog(path).once("a", dict) == {"refused": "no\\x1b[2J"}
+def test_what_fails_is_left_out(tune, tmp_path):
+    other = "strategy=search strategy.layers=[0,5,11]"  # for another number of layers
+    both = f"candidates=['strategy=unified','{other}']"
+    code, found, err = tune("speedup=1.3", both, "finalists=1")
+    assert code == 0, err
+    assert [row["status"] for row in rows(tmp_path)].count("failed") == 1
+    assert {row["config"]["strategy"]["name"] for row in found["tried"][:-1]} == {"unified"}
+
+
+def test_look_ups_are_points_beside_the_layers(tune, tmp_path):
+    few = ["batch_size=1", "limit=4", "choice_examples=4", "candidates=['strategy=unified']"]
+    code, found, err = tune("speedup=1.3", *few)
+    assert code == 0, err
+    (look_up,) = [row for row in found["tried"] if "acceptance_rate" in row]
+    assert look_up["num_examples"] == 4 and look_up["measured_speedup"]
+    assert "1 other way" in err
 
 
 @pytest.mark.slow
-def test_a_speedup_out_of_reach_gets_the_nearest(tune):
-    code, fast, err = tune("speedup=6")
-    assert code == 0 and len(fast["kept_layers"]) == 2 and not fast["meets_wish"], err
+@pytest.mark.parametrize("wish", ["speedup=1.3", "quality=0.5"])
+def test_an_interrupted_tuning_goes_on(tmp_path, wish, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
+    def run(stop):
+        settled = []
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "wish", [["speedup=1.5"], ["quality=0.001", "candidates=['strategy=unified correction=none']"]]
-)
-def test_an_interrupted_tuning_ends_with_the_same_choice(
-    tune, tmp_path, wish, monkeypatch, rows_of
-):
-    once = StepLog.once
+        class Observer(SweepObserver):
+            def job_settled(self, job, record, is_new):
+                settled.append(job.id) if is_new else None
+                if len(settled) == stop:
+                    raise KeyboardInterrupt
 
-    def interrupted(log, step, run, *refusals):
-        ran = []
-        value = once(log, step, lambda: ran.append(step) or run(), *refusals)
-        if ran:
-            raise KeyboardInterrupt
-        return value
+        observe = lambda jobs: contextlib.nullcontext(Observer())  # noqa: E731
+        request = resolve_tuning(compose_tuning([*FEW, TWO, "finalists=1", wish]))
+        return Tuning(request, observe).run()
 
-    codes = []
-    with monkeypatch.context() as patched:
-        patched.setattr(StepLog, "once", interrupted)
-        while not codes or codes[-1] == 130:
-            code, resumed, err = tune(*wish, "adapter=auto", "adapter_steps=2")
-            codes.append(code)
-    assert codes[-1] == 0 and len(codes) > 3, err
-    (log,) = (tmp_path / "results/tune/tuning").glob("*.jsonl")
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    steps = [step for step in steps if not step.startswith("points ")]  # rows store their values
-    assert len(steps) == len(set(steps)) == codes.count(130)
-    assert resumed["trials"][-1]["adapter"] == resumed["adapter"]["folder"]
-    ids = [row["id"] for row in rows_of()]
-    assert len(set(ids)) == len(ids) and resumed["row"]["id"] in ids
-    assert "speedup=1.5" in wish or resumed["meets_wish"]
-    best = min(resumed["trials"], key=lambda trial: (len(trial["kept_layers"]), trial["loss"]))
-    assert len(best["kept_layers"]) == len(resumed["kept_layers"])
+    for stop in (1, 2, 1, 1):
+        with contextlib.suppress(KeyboardInterrupt):
+            run(stop)
+    result, stored = run(99), rows(tmp_path)
+    assert len({row["id"] for row in stored}) == len(stored)  # no point is measured twice
+    assert {row.id for row in result.tried} <= {row["id"] for row in stored}

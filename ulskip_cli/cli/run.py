@@ -73,7 +73,7 @@ def run(
             run_point(point.baseline, session)
         records = run_point(point, session)
     tables.write_tables(folder)
-    _show_outcome(
+    show_outcome(
         SweepOutcome(1, {record.id: record for record in records}),
         folder,
         tables.short_section,
@@ -112,7 +112,7 @@ def bench(
     folder = ResultsFolder.of(grid[-1])
     if outcome.records:
         benchmark.write_bench_report(folder)
-    _show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
+    show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
 
 
 def sweep(
@@ -170,7 +170,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    _show_outcome(outcome, folder, tables.short_section, verdicts.lead, as_json)
+    show_outcome(outcome, folder, tables.short_section, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -203,7 +203,7 @@ def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
         console.print(printable(line.rstrip()))
 
 
-def _show_outcome(
+def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
     make_table: Callable[["Sequence[Record]"], "TableSection"],

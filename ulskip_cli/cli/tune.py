@@ -1,12 +1,7 @@
 """The command `ulskip tune`."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from ulskip_cli.cli.run import show_outcome
 from ulskip_cli.cli.shared import (
-    PATH,
     ConfigDir,
     Json,
     Overrides,
@@ -19,10 +14,6 @@ from ulskip_cli.cli.shared import (
 
 def tune(
     overrides: Overrides,
-    to: Annotated[
-        Path | None,
-        typer.Option(**PATH, help="Folder into which the result is exported.", show_default=False),
-    ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: PrintConfig = False,
@@ -41,26 +32,24 @@ def tune(
     from ulskip_cli.tuning.request import resolve_tuning
 
     request = resolve_tuning(chosen)
-    from ulskip_cli.cli.progress_bars import ProgressBars, SweepDisplay
+    from ulskip_cli.cli.progress_bars import SweepDisplay
+    from ulskip_cli.core.command_line import command_line
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.export.run import check_target
-
-    if to is not None:
-        check_target(to, is_folder=True)
-    folder = ResultsFolder.of(request.config)
-    folder.check_writable()
+    from ulskip_cli.experiments.sweep.jobs import SweepOutcome
+    from ulskip_cli.report import tables
     from ulskip_cli.tuning.search import Tuning
 
-    with ProgressBars() as bars:
-        result = Tuning(request, bars, SweepDisplay).run()
-    result.store()
+    result = Tuning(request, SweepDisplay).run()
     if as_json:
-        if to is not None:
-            result.export(to)
-        print_json({**result.as_json(), "exported_to": str(to) if to else None})
+        print_json(result.as_json())
         return
-    console = make_console()
-    for line in result.lines():  # before an export, which can fail
-        console.print(line)
-    for line in result.export(to) if to is not None else ():
-        console.print(line)
+    tried = {record.id: record for record in result.tried}
+    outcome = SweepOutcome(len(tried), tried)
+    show_outcome(
+        outcome,
+        ResultsFolder.of(chosen),
+        tables.short_section,
+        lambda records: result.verdict,
+        as_json=False,
+    )
+    make_console().print(f"command: {command_line(result.use, 'run')}")

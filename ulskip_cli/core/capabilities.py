@@ -77,8 +77,8 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": _SAME_LAYERS
-    - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.DRAFTS, Need.LAYER_DRAFTS},  # it tries look-ups
+    # it tries look-ups itself
+    "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.DRAFTS, Need.LAYER_DRAFTS},
     "train": ALL - {Need.RANDOM_WEIGHTS},
     "lm-eval": _FIXED_LAYERS
     - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES}

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from ulskip_cli.core import capabilities
-from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import (
     Config,
     DecodingConfig,
@@ -155,8 +153,7 @@ def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
     config: TuneConfig = _composed("tune", overrides)
     _check_one_point(config, overrides)
-    # Candidates have patches of their own.
-    capabilities.check(config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune")
+    check_run(config, "tune")
     return config
 
 

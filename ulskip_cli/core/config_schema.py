@@ -258,7 +258,7 @@ class Config(Shared):
     correction: Correction = option(
         ...,
         "the correction after skipped layers",
-        used_by=f"{_SCHEDULE} tune",
+        used_by=_SCHEDULE,
         used_if=_may_skip,
     )
     decoding: DecodingConfig = option(
@@ -297,6 +297,9 @@ class Config(Shared):
         ge=1,
         le=65536,
         used_by=f"{_TIMED} plan lm-eval",
+    )
+    answers: bool = option(
+        True, "generate answers; false: the decode loss of the references alone", used_by=_POINT
     )
     baseline: bool = option(True, "also run the full model, as the baseline", used_by=_POINT)
     baseline_engine: str | None = option(
@@ -390,13 +393,6 @@ class TuneConfig(Config):
     quality: float | None = option(
         None, "wanted share of the full model's score", gt=0, le=1, used_by="tune"
     )
-    budget: float = option(
-        30.0,
-        "minutes for what keeps all layers (a fifth), candidates (until half), training and the"
-        " final report; the first candidate and the report run even if they take longer",
-        gt=0,
-        used_by="tune",
-    )
     choice_examples: int = option(
         50, "held-out examples that choose between candidates", ge=4, used_by="tune"
     )
@@ -407,15 +403,9 @@ class TuneConfig(Config):
         used_by="tune",
     )
     candidates: tuple[str, ...] = option(
-        (), "overrides of every candidate; the cheapest calibration first", used_by="tune"
-    )
-    adapter: Literal["auto", "never", "always"] = option(
-        "auto",
-        "train a skip adapter for the best candidate; auto: if time is left",
+        (),
+        "keys of strategy and correction of each candidate, or correction.path of an adapter",
         used_by="tune",
-    )
-    adapter_steps: int | None = option(
-        None, "steps of this training; null: as many as fit into the budget", ge=1, used_by="tune"
     )
 
 

@@ -244,20 +244,35 @@ def score_answers(
         [example.test for example in examples],
     )
     scores = metrics.compute_scores(workload.task.scoring(), texts)
-    report = progress.phase(f"{answers.strategy}: decode loss", len(examples))
-    loss = reference_loss.of(scoring_decoder, report)
-    if not math.isfinite(loss):
-        raise InvalidLogitsError(f"a decode loss of {loss}")
     scored: Quality = quality.replace(
         **scores.values,
-        decode_loss=loss,
-        decode_loss_mean_kept_layers=reference_loss.exits.mean_depth,
+        **measure_loss(workload, scoring_decoder, reference_loss, answers.strategy, progress),
         signatures=scores.signatures,
         vs_baseline=scores.against_full,
         length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
-        num_truncated_references=sum(example.truncated_response for example in workload.encoded),
     )
     return scored
+
+
+def measure_loss(
+    workload: Workload,
+    decoder: Decoder,
+    reference_loss: ReferenceLoss,
+    strategy: str,
+    progress: ProgressCallback,
+) -> Row:
+    """Return what a row stores of the decode loss of the references; raise InvalidLogitsError if
+    the loss is not finite.
+    """
+    report = progress.phase(f"{strategy}: decode loss", len(workload.examples))
+    loss = reference_loss.of(decoder, report)
+    if not math.isfinite(loss):
+        raise InvalidLogitsError(f"a decode loss of {loss}")
+    return {
+        "decode_loss": loss,
+        "decode_loss_mean_kept_layers": reference_loss.exits.mean_depth,
+        "num_truncated_references": sum(one.truncated_response for one in workload.encoded),
+    }
 
 
 def measure_agreement(

@@ -76,6 +76,8 @@ class Resolver:
             _check_benchmark(config, plan.timed_tokens, files.metadata.context)
         else:
             data = data or self.data(config)
+            if not config.answers:
+                check_references(data.examples, "answers=false")
             if config.needs_held_out and config.model.source != "random":
                 held_out = find_held_out(config, data.examples)
             _check_calibration(config, plan)
@@ -182,9 +184,8 @@ def evaluated_examples(config: Config) -> list[Example]:
     return examples[config.offset :][: config.limit]
 
 
-def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) -> TaskExamples:
-    """Return the calibration examples; raise UsageError if there are none. By default, the
-    `evaluated` examples are those of the task.
+def find_held_out(config: Config, evaluated: Sequence[Example]) -> TaskExamples:
+    """Return the calibration examples; raise UsageError if there are none.
 
     The first available source is used: the examples of `calibration.task` that are not evaluated,
     the task's held-out examples, or the examples after the evaluated ones. The first
@@ -193,8 +194,6 @@ def find_held_out(config: Config, evaluated: Sequence[Example] | None = None) ->
     calibration, task = config.calibration, config.task
     if calibration.task is not None:
         task = changed_choice(task, calibration.task, "calibration.task.")
-        if evaluated is None:
-            evaluated = evaluated_examples(config)
         texts = {example.texts for example in evaluated}
         examples = [example for example in task.examples() if example.texts not in texts]
     elif held_out := task.held_out():

@@ -79,10 +79,9 @@ class ResultsFolder:
         return None
 
     def is_complete(self, record: Record) -> bool:
-        """Return True if a record is done and its generations are stored; a run with random weights
-        has none.
-        """
-        stored = record.num_examples == 0 or self.generations_path(record.id).is_file()
+        """Return True if a record is done and its answers, if it has any, are stored."""
+        has_answers = record.num_examples != 0 and record.config.answers
+        stored = not has_answers or self.generations_path(record.id).is_file()
         return record.is_done and stored
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:

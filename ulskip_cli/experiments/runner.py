@@ -38,6 +38,7 @@ from ulskip_cli.experiments.evaluate import (
     GeneratedAnswers,
     generate_answers,
     measure_agreement,
+    measure_loss,
     score_answers,
 )
 from ulskip_cli.experiments.paired_timing import (
@@ -45,7 +46,7 @@ from ulskip_cli.experiments.paired_timing import (
     time_pairs,
 )
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import CorrectionUsed, Record, Row, Section
+from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import (
     Workload,
@@ -203,7 +204,10 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality, timed = None, Section(), None
-    if workload is not None:
+    if workload is not None and not config.answers:
+        loss = ReferenceLoss(workload.encoded, BatchSize(LOSS_BATCH), workload.pad_token_id)
+        quality = Quality(**measure_loss(workload, decoder, loss, config.strategy.name, progress))
+    elif workload is not None:
         reference = folder.generations(baseline.id) if baseline else []
         hypotheses = [answer["hypothesis"] for answer in reference] if baseline else None
         scoring_decoder = decoder
@@ -268,7 +272,7 @@ def store_record(
         *([measure_throughput(outputs, source)] if outputs else []),
         *([timed.timing()] if timed else []),
         describe_provenance(
-            config, plan, run.loaded, decoder, len(answers.generations) if answers else 0
+            config, plan, run.loaded, decoder, len(run.workload.examples) if run.workload else 0
         ),
         section,
         chat=run.workload.chat if run.workload else None,

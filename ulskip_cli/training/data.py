@@ -39,16 +39,12 @@ class TrainingTexts:
 
 
 def load_training_texts(
-    config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example] | None = None,
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> TrainingTexts:
     """Load training and validation texts, in `tokenizer`'s chat format if it has one; raise
     UsageError for unusable data.
-
-    `examples` replace those that the task loads.
     """
-    train = _texts(config, tokenizer, examples)
+    train = _texts(config, tokenizer, config.task.examples())
     formatter = PromptFormatter.for_task(config.task, tokenizer, config.model.chat_options)
     if config.train.validation:
         changes = dict(config.train.validation)
@@ -168,15 +164,12 @@ class SimilarLengthSampler(Sampler[int]):
 
 
 def _texts(
-    config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example] | None = None,
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> list[TextPair]:
-    """Make the texts of `limit` examples behind the first `offset`. Sources are truncated to
+    """Make the texts of `limit` examples after the first `offset`. Sources are truncated to
     `train.max_length` if the task allows it.
     """
     task, offset, max_length = config.task, config.offset, config.train.max_length
-    examples = task.examples() if examples is None else examples
     if offset >= len(examples):
         raise UsageError(
             f"expected offset below the number of training examples, {len(examples)}, got {offset}"

@@ -24,7 +24,6 @@ from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.core.task import Example
 from ulskip_cli.corrections import RECORD
 from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.engines.own_responses import OWN_RESPONSES
@@ -72,7 +71,7 @@ class TrainingRecord(Options):
     left_out: int  # examples longer than `train.max_length`
     validation_examples: int
     data_sha256: str
-    trained_on: ExampleRange | None = None  # None for examples that a caller gave
+    trained_on: ExampleRange
     seed: int
     first_loss: float | None = None  # of the first step
     train_loss: float | None = None  # the last logged one
@@ -88,13 +87,9 @@ class TrainingRecord(Options):
     resumed: bool
 
 
-def run_training(
-    config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None
-) -> TrainingRecord:
-    """Train, resume a killed run, or return a finished run's record; `examples` replace those that
-    the task loads.
-
-    Raises UsageError for bad settings, and RunError for NaN.
+def run_training(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
+    """Train, resume a killed run, or return a finished run's record; raise UsageError for bad
+    settings, and RunError for NaN.
     """
     output = user_path(config.output, "output")
     files = ModelFolder(config.model)
@@ -103,7 +98,7 @@ def run_training(
         config = config.replace(train=config.train.replace(max_length=length))
     tokenizer = loading.load_tokenizer(config.model, progress)
     assert tokenizer is not None  # random weights are refused
-    texts = load_training_texts(config, tokenizer, examples)
+    texts = load_training_texts(config, tokenizer)
     identity = _identity(config, texts, files)
     finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
@@ -138,12 +133,6 @@ def run_training(
         raise
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
-    if examples is None:
-        count = config.limit or len(texts.train) + len(texts.validation)
-        end = config.offset + count
-        places = (digest(config.task.location),)
-        trained_on = ExampleRange(locations=places, first=config.offset, end=end)
-        record = record.replace(trained_on=trained_on)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
             "expected finite weights, got NaN or infinity; lower train.learning_rate="
@@ -199,6 +188,7 @@ def _make_record(
     setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool
 ) -> TrainingRecord:
     config, schedules, state = setup.config, setup.schedules, trainer.state
+    num_examples = len(setup.texts.train) + len(setup.texts.validation)
     counts = {len(stage.kept_layers) for stages in schedules.values() for stage in stages}
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     curve: dict[int, CurvePoint] = {}  # of several evaluations at a step, the last counts
@@ -224,6 +214,11 @@ def _make_record(
         left_out=setup.train.num_too_long,
         validation_examples=len(setup.validation or ()),
         data_sha256=setup.texts.sha256,
+        trained_on=ExampleRange(
+            locations=(digest(config.task.location),),
+            first=config.offset,
+            end=config.offset + (config.limit or num_examples),
+        ),
         seed=config.seed,
         first_loss=losses[0] if losses else None,
         train_loss=losses[-1] if losses else None,
@@ -291,7 +286,7 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
             "responses": train.responses,
             "start": train.start,
             "identity": record.identity,
-            "trained_on": record.trained_on and record.trained_on.plain(),
+            "trained_on": record.trained_on.plain(),
         },
     }
 

@@ -1,6 +1,5 @@
-"""`ulskip tune`: find the best configuration for a wanted speedup, or the fastest for a wanted
-quality, on held-out examples.
+"""`ulskip tune`: find what to use for a wanted speedup or a wanted quality, on held-out examples.
 
-Start with `search.py`, which has the steps. `request.py` divides the examples and makes the
-candidates without torch.
+It is a sweep whose later points depend on the rows of earlier ones: `request.py` divides the
+examples and makes the points, `search.py` runs them and judges the last one.
 """

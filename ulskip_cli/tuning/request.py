@@ -1,119 +1,91 @@
-"""The request of `ulskip tune`: the wanted value, the candidates, and the examples to calibrate,
-choose and report with. Imports no torch.
+"""The request of `ulskip tune`: the wanted value, the examples that choose, and the points that are
+tried. Imports no torch.
 """
 
-import sys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
-from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.files import digest
-from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.options import Options
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
+from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
-from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import AUTO, Example, check_references
-from ulskip_cli.corrections import Patch
-from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
+from ulskip_cli.corrections import Patch, read_record
+from ulskip_cli.experiments.preflight import Resolver, evaluated_examples
 
-MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
-LOOK_UP = "decoding=prompt_lookup"
-# These keys change no earlier step, so finished steps are used again.
-_NOT_IN_KEY = {"budget", "adapter", "adapter_steps"}
-_IN_KEY = TuneConfig.model_fields.keys() - Config.model_fields.keys() - _NOT_IN_KEY
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A strategy with its options, at any number of kept layers, or an alternative with all
-    layers.
-    """
-
-    label: str  # the strategy and its options, or the choice that tells the alternative
-    config: Config  # evaluates the examples that choose
-
-    def at(self, num_layers: int, num_kept: int) -> Config:
-        """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the
-        examples that choose.
-        """
-        ratio = num_layers / num_kept
-        if self.config.strategy.num_kept(num_layers, ratio) != num_kept:
-            ratio *= 1 - 1e-12  # the published spacing rounds down without a tolerance
-        return self.config.replace(ratio=ratio)
+MIN_EXAMPLES = 16  # of a task without held-out examples
+FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
+BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all layers
+# For the estimate of the time: bytes of weights that a step reads in a second, prompt tokens that
+# take as long as a step, letters of a token, and losses that fit the patches of a candidate.
+BYTES_PER_SECOND, PROMPT_TOKENS, LETTERS, FITS = 5e9, 20, 4, 6
 
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """A checked request."""
+    """A checked request, whose points are configurations of ordinary runs."""
 
     config: TuneConfig
-    candidates: tuple[Candidate, ...]
-    alternatives: tuple[Candidate, ...]  # with all layers
-    refused: tuple[str, ...]  # what cannot run here, each with its reason
-    split: "Split"
+    choice: Config  # evaluates the examples that choose
+    final: Config  # evaluates examples that choose nothing
+    candidates: tuple[Config, ...]  # follow the ratio, which is set later
+    beside: tuple[Config, ...]  # ways with all layers, and candidates with layers of their own
+    left_out: tuple[str, ...]  # what cannot run here, each with the reason
     num_layers: int
-    key: str  # hash of everything that decides the result
-
-
-@dataclass(frozen=True)
-class Split:
-    """Two configurations with the same calibration examples, which evaluate different other
-    examples.
-    """
-
-    choice: Config  # evaluates the examples that choose between candidates
-    final: Config  # evaluates the examples that are reported
-    num_choice: int
-    num_final: int
-
-    def at_the_end(self, config: Config, count: int) -> Config:
-        """Return a candidate's configuration on the first `count` examples of the final report,
-        with the same calibration examples.
-        """
-        final, calibration = self.final, self.final.calibration
-        if self.choice.offset:  # the calibration examples are behind those of the report
-            offset = calibration.offset + self.num_final - count
-            calibration = calibration.replace(offset=offset)
-        values = {"task": final.task, "offset": final.offset, "limit": count}
-        return config.replace(**values, calibration=calibration)
-
-
-class Trial(Options):
-    """A candidate at one number of kept layers."""
-
-    candidate: str  # its label
-    kept_layers: tuple[int, ...]
-    loss: float  # decode loss in nats per token
-    patch: str | None  # the id of its patches, which names their folder
-    adapter: str | None = None  # the folder of its trained skip adapter
+    first: int  # the number of kept layers that is tried first
+    step_seconds: float  # of the full model, roughly
 
     @property
-    def strategy(self) -> Strategy:
-        """The strategy that runs these layers."""
-        made: Strategy = configuration.preset("strategy", "custom", {"layers": self.kept_layers})
-        return made
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The best candidate at one number of layers."""
-
-    trial: Trial
-    candidate: Candidate
+    def wanted(self) -> float:
+        """The wanted speedup, or share of the full model's score."""
+        return self.config.speedup or self.config.quality or 1.0
 
     @property
-    def num_kept(self) -> int:
-        """Number of kept layers."""
-        return len(self.trial.kept_layers)
+    def wish(self) -> str:
+        """The wanted value as the user gave it."""
+        return f"{'speedup' if self.config.speedup else 'quality'}={self.wanted:g}"
+
+    def outlook(self) -> str:
+        """Say what is tried, and about how long it takes."""
+        choosing, last = (evaluated_examples(config) for config in (self.choice, self.final))
+        count, beside, layers = len(self.candidates), len(self.beside), self.num_layers
+        scored = min(count, self.config.finalists)
+        rounds = 1 if self.config.speedup else math.ceil(math.log2(layers - MIN_KEPT))
+        runs = scored * rounds + beside + 1  # with the full model
+        seconds = runs * (self._seconds(choosing, True) + self.choice.speed.seconds)
+        seconds += 2 * self._seconds(last, True) + self.choice.speed.seconds
+        calibrating = choosing[:1] * self.choice.calibration.examples
+        for candidate in self.candidates:
+            fits = getattr(candidate.strategy, "budget", 0) + FITS * candidate.correction.is_fitted
+            seconds += self._seconds(choosing) + fits * self._seconds(calibrating)
+        ways = [
+            f"{count} candidates at {self.first} of {layers} layers by decode loss, the best"
+            f" {scored} by their answers" * bool(count),
+            f"{beside} other way{'s' * (beside > 1)}" * bool(beside),
+        ]
+        return (
+            f"tries {', and '.join(filter(None, ways))} on {len(choosing)} examples; then the best"
+            f" of all on {len(last)} others: {duration(seconds)}"
+        )
+
+    def _seconds(self, examples: Sequence[Example], answers: bool = False) -> float:
+        """Estimate the seconds of reading examples, and of answers as long as the references."""
+        prompts, texts = (
+            sum(len(text) for text in side) / LETTERS
+            for side in zip(*((one.source, one.reference) for one in examples), strict=True)
+        )
+        steps = texts / self.choice.batch_size if answers else texts / PROMPT_TOKENS
+        return self.step_seconds * (prompts / PROMPT_TOKENS + steps)
 
 
 def resolve_tuning(config: TuneConfig) -> TuneRequest:
-    """Check a request and divide the examples; raise UsageError for a wish or data that cannot be
-    used.
+    """Check a request, divide the examples and make the points; raise UsageError for a wish or data
+    that cannot be used.
     """
     if (config.speedup is None) is (config.quality is None):
         found = "neither" if config.speedup is None else "both"
@@ -121,195 +93,150 @@ def resolve_tuning(config: TuneConfig) -> TuneRequest:
             f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
             " quality=0.95"
         )
-    num_layers = ModelFolder(config.model).metadata.num_layers
-    highest = num_layers / MIN_KEPT
-    if config.speedup is not None and config.speedup > highest:
-        raise UsageError(
-            f"expected speedup <= {highest:g}, because {config.model.label} has {num_layers} layers"
-            f" and at least {MIN_KEPT} are kept, got {config.speedup:g}"
-        )
-    split = divide(plain(config), config.choice_examples)
+    choice, final = divide(config)
     resolver = Resolver()
-    candidates, refused = [], []
-    for text in config.candidates:
-        try:
-            candidate = _candidate(config, text, split)
-            resolver.schedule(candidate.config.replace(ratio=1.0), "tune")
-            candidates.append(candidate)
-        except NotApplicable as error:
-            refused.append(f"{text}: {error}")
+    files, full = resolver.schedule(configuration.baseline_config(choice), "run")
+    choice, num_layers = choice.replace(model=files.model), full.num_layers
+    first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
+    if config.speedup:
+        first = _predicted(choice, num_layers, config.speedup, resolver)
+    candidates = [_candidate(text, choice) for text in config.candidates]
+    beside, left_out = _with_all_layers(choice, resolver)
+    own = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
     if not candidates:
-        raise UsageError(
-            "expected at least one candidate that can run, got none;"
-            f" {'; '.join(refused)[:300] or 'set candidates=[...]'}"
-        )
-    alternatives, left_out = _alternatives(split.choice, resolver)
-    point = resolver.resolve(
-        split.at_the_end(candidates[0].config, split.num_final).replace(ratio=1.0)
-    )
+        raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
+    resolver.resolve(configuration.baseline_config(final))  # its examples and metrics
+    weights = full.sizes.weights
+    step_bytes = weights.head + sum(weights.layers) if weights else 0
     return TuneRequest(
         config=config,
-        candidates=tuple(candidates),
-        alternatives=tuple(alternatives),
-        refused=(*left_out, *refused),
-        split=split,
+        choice=choice,
+        final=final,
+        candidates=tuple(one for one in candidates if one not in own),
+        beside=(*own, *beside),
+        left_out=tuple(left_out),
         num_layers=num_layers,
-        key=_key(config, point.files.fingerprint, split),
+        first=first,
+        step_seconds=step_bytes / BYTES_PER_SECOND,
     )
 
 
-def plain(config: TuneConfig) -> Config:
-    """Return the configuration of a run, without the keys of `ulskip tune`."""
-    return Config.model_construct(**{name: getattr(config, name) for name in Config.model_fields})
+def at(config: Config, num_layers: int, count: int) -> Config:
+    """Return a candidate's configuration that keeps `count` of `num_layers` layers."""
+    ratio = num_layers / count
+    if config.strategy.num_kept(num_layers, ratio) != count:
+        ratio *= 1 - 1e-12  # the published spacing rounds down without a tolerance
+    return config.replace(ratio=ratio)
 
 
-def check_unique(examples: Sequence[Example], origin: str) -> None:
-    """Raise UsageError for examples that occur twice: they could choose and be reported."""
-    if repeated := len(examples) - len({example.texts for example in examples}):
-        raise UsageError(
-            f"expected {origin} without repetitions, got {repeated} examples again; set a file"
-            " without the repeated ones"
-        )
+def divide(config: TuneConfig) -> tuple[Config, Config]:
+    """Return a configuration that evaluates `choice_examples` to choose, and one that evaluates
+    `limit` others, which choose nothing.
 
-
-def divide(config: Config, wanted: int) -> Split:
-    """Divide the examples without overlap: `limit` for the report, `wanted` to choose, the others
-    to calibrate.
-
-    Examples to choose and calibrate come from `calibration.task`, the held-out examples of the
-    task, or the examples after `limit`. Small data is divided in proportion.
+    The examples that choose and those after them, for calibration, are those of `calibration.task`,
+    the held-out ones of the task, or those after `limit`.
     """
-    task, calibration = config.task, config.calibration
+    final = Config.model_construct(**{key: getattr(config, key) for key in Config.model_fields})
+    task, calibration, wanted = config.task, config.calibration, config.choice_examples
     examples = task.examples()
     check_references(examples, "`ulskip tune`")
-    if len(examples) < MIN_EXAMPLES:
-        raise UsageError(
-            f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more"
-            " data"
-        )
-    if calibration.offset:
-        raise UsageError(
-            "expected calibration.offset=0, because `ulskip tune` divides the held-out examples,"
-            f" got {calibration.offset}; leave it out"
-        )
-    source, total = task.held_out(), len(examples)
+    source = task.held_out()
     if calibration.task is not None:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")
-    if source is None:
-        check_unique(examples, "task.file")
-        limit, count = min(config.limit or total, total // 2), min(wanted, total // 4)
-        calibration = calibration.replace(offset=0)
-        choice = config.replace(offset=limit, limit=count, calibration=calibration)
+    if source:
+        held, limit = source.examples(), min(config.limit or len(examples), len(examples))
+        count = min(wanted, len(held) // 2)
+        rest = calibration.replace(task={})
+        choice = final.replace(task=source, limit=count, calibration=rest)
     else:
-        held_out = source.examples()
-        limit, count = min(config.limit or total, total), min(wanted, len(held_out) // 2)
-        reported = {example.texts for example in examples[:limit]}
-        if shared := sum(example.texts in reported for example in held_out):
-            raise UsageError(
-                f"expected calibration.task without examples of the final report, got {shared} of"
-                " them; set other data, or leave out calibration.task to use the examples after"
-                " limit=N"
-            )
-        check_unique(held_out, "calibration.task")
-        if count < 1:
-            raise UsageError(
-                f"expected at least 2 held-out examples, got {len(held_out)}; set other data in"
-                " calibration.task"
-            )
-        from_source = calibration.replace(task={}, offset=0)
-        choice = config.replace(task=source, offset=0, limit=count, calibration=from_source)
-    final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
-    return Split(choice, final, count, limit)
-
-
-def training_examples(split: Split) -> list[Example]:
-    """Return the examples on which an adapter may be trained: the calibration examples, or all of
-    `calibration.task`.
-
-    Examples that are used to choose or to report are left out. Raises UsageError if none is
-    left.
-    """
-    calibration = split.final.calibration
-    if calibration.task is not None:
-        calibration = calibration.replace(examples=sys.maxsize)  # all
-    held = find_held_out(split.final.replace(calibration=calibration)).examples
-    evaluated = [*evaluated_examples(split.choice), *evaluated_examples(split.final)]
-    used = {example.texts for example in evaluated}
-    unused = [example for example in held if example.texts not in used]
-    if not unused:
+        limit = min(config.limit or len(examples), len(examples) // 2)
+        held, count = examples[limit:], min(wanted, len(examples) // 4)
+        choice = final.replace(offset=limit, limit=count)
+    if count < MIN_EXAMPLES // 4:
         raise UsageError(
-            "expected examples to train on beside those that choose and those that are reported,"
-            " got none; use more data"
+            f"expected at least {MIN_EXAMPLES} examples, or {MIN_EXAMPLES // 2} held-out ones in"
+            f" calibration.task, got {len(held)} to choose and to calibrate; use more data"
         )
-    return unused
+    unique = {example.texts for example in held}
+    shared = sum(example.texts in unique for example in examples[:limit])
+    if repeated := len(held) - len(unique) + shared:
+        raise UsageError(
+            f"expected examples that occur once, got {repeated} again among those that choose,"
+            " calibrate or choose nothing; set data without the repeated ones"
+        )
+    return choice, final.replace(limit=limit)
 
 
-def _candidate(config: TuneConfig, text: str, split: Split) -> Candidate:
-    """Read a candidate, such as `strategy=search strategy.budget=20`. It has the correction of the
-    request unless it names another. Its patches are folded if the engine supports no others.
+def _predicted(choice: Config, num_layers: int, wanted: float, resolver: Resolver) -> int:
+    """Return the largest number of layers whose predicted speedup reaches the wanted one; raise
+    UsageError if none does.
+    """
+    highest = 0.0
+    for count in range(num_layers - 1, MIN_KEPT - 1, -1):
+        _, plan = resolver.schedule(at(choice, num_layers, count), "run")
+        highest = plan.predicted_speedup or plan.layer_ratio
+        if highest >= wanted:
+            return count
+    raise UsageError(
+        f"speedup={wanted:g} is out of reach by skipping layers: {MIN_KEPT} of {num_layers} layers"
+        f" are predicted to decode {highest:.2f} times as fast; use speedup <="
+        f" {math.floor(100 * highest) / 100:g}"
+    )
+
+
+def _candidate(text: str, choice: Config) -> Config:
+    """Read a candidate, such as `strategy=search correction=patch`, or the folder of a trained
+    adapter, `correction.path=runs/a`, which runs the layers that it was trained for.
     """
     words = text.split()
-    if not any(word.startswith("strategy=") for word in words):
-        raise UsageError(
-            f"expected strategy=NAME in each candidate, got '{text[:80]}'; for example"
-            " candidates=['strategy=search strategy.budget=20']"
-        )
     if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
-        raise UsageError(f"expected keys of strategy and correction, got {others[0]}; leave it out")
-    asked = f"correction={config.correction.name}"
-    names_another = any(word.startswith("correction=") and word != asked for word in words)
-    everywhere = [] if names_another else overrides_of(config, "run")
-    shared = [word for word in everywhere if word.startswith("correction")]
-    chosen = configuration.compose_unvalidated([*shared, *words], "run")
-    strategy, correction = chosen.strategy, chosen.correction
-    is_set = "kind" in config.correction.model_fields_set or "correction.kind" in text
-    if isinstance(correction, Patch) and not is_set and Need.PATCHES not in config.engine.supports:
-        correction = correction.replace(kind="folded")
-    if not strategy.follows_ratio:
         raise UsageError(
-            f"expected candidates that keep any number of layers, got strategy={strategy.name}; use"
-            " one that follows the ratio, such as one_block"
+            f"expected keys of strategy and correction in candidates, got {others[0]}; leave it out"
         )
-    label = " ".join(word.removeprefix("strategy=").removeprefix("strategy.") for word in words)
-    if correction.label and "correction" not in text:
-        label = f"{label} + {correction.label} patch"
-    return Candidate(label, split.choice.replace(strategy=strategy, correction=correction))
+    path = next((word for word in words if word.startswith("correction.path=")), "")
+    if path and "correction=adapter" not in words:
+        words.append("correction=adapter")
+    if not any(word.startswith("strategy=") for word in words):
+        if not path:
+            raise UsageError(
+                f"expected strategy=NAME or correction.path=FOLDER in each candidate, got"
+                f" '{text[:80]}'; for example candidates=['strategy=search correction=patch']"
+            )
+        record = read_record(user_path(path.partition("=")[2], path), choice.model)
+        layers = ",".join(map(str, record.kept_sets[0]))
+        words += ["strategy=custom", f"strategy.layers=[{layers}]"]
+    chosen = configuration.compose_unvalidated(words, "run")
+    strategy, correction = chosen.strategy, chosen.correction
+    if strategy.keeps_all:
+        raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
+    is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
+    if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
+        correction = correction.replace(kind="folded")
+    candidate = choice.replace(strategy=strategy, correction=correction)
+    capabilities.check(candidate.needs(), "tune")
+    return candidate
 
 
-def _alternatives(choice: Config, resolver: Resolver) -> tuple[list[Candidate], list[str]]:
-    """Return what may be faster with all layers, and what cannot run, with the reasons: drafts by
-    look-up, and the engines of other libraries unless the request names one, those with the most
-    bits per weight first.
+def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:
+    """Return what may be faster with all layers: drafts by look-up at batch size 1, and engines of
+    llama.cpp unless the request names an engine; also what cannot run here, with the reasons.
     """
-    full, decoding = configuration.baseline_config(choice), choice.decoding
-    wanted, refused = dict[str, Config](), dict[str, str]()
-    if choice.batch_size > 1:
-        refused["tried with batch_size=1 alone, where drafts pay"] = LOOK_UP
-    elif not decoding.do_sample:
-        drafts = decoding.replace(name="prompt_lookup", draft="ngram", draft_tokens=AUTO)
-        wanted[LOOK_UP] = full.replace(decoding=drafts)
-    names = configuration.group_choices("engine") if choice.engine.name == AUTO else ()
-    engines = [configuration.preset("engine", name) for name in names]
-    ranked = sorted(zip(names, engines, strict=True), key=lambda pair: -pair[1].layer_bits)
-    for name, engine in ranked:
-        if engine.is_runtime:
-            changes = {"engine": engine, "decoding": decoding, "baseline_engine": AUTO}
-            wanted[f"engine={name}"] = full.replace(**changes)
-    found = []
-    for label, config in wanted.items():
+    full, points, left_out = configuration.baseline_config(choice), list[Config](), list[str]()
+    wanted = {
+        f"engine={name}": {"engine": configuration.preset("engine", name), "baseline_engine": AUTO}
+        for name in BESIDE
+        if choice.engine.name == AUTO
+    }
+    if choice.batch_size == 1:
+        drafts = configuration.read_choice("decoding", "prompt_lookup")
+        keys = ("name", "draft", "draft_tokens")
+        decoding = choice.decoding.replace(**{key: drafts[key] for key in keys})
+        wanted["decoding=prompt_lookup"] = {"decoding": decoding}
+    for name, changes in wanted.items():
+        point = full.replace(**changes)
         try:
-            resolver.schedule(config, "run")
-            found.append(Candidate(label, config))
-        except UsageError as error:  # one line for all formats of an engine
-            refused.setdefault(str(error), label)
-    return found, [f"{label}: {reason}" for reason, label in refused.items()]
-
-
-def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
-    """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
-    wish = {name: getattr(config, name) for name in _IN_KEY}
-    data = [
-        [example.texts for example in side.task.examples()] for side in (split.choice, split.final)
-    ]
-    held = [example.texts for example in find_held_out(split.choice).examples]
-    return digest([wish, split.final.identity(), fingerprint, data, held])
+            resolver.schedule(point, "run")
+            points.append(point)
+        except UsageError as error:
+            left_out.append(f"{name}: {error}")
+    return points, left_out
