@@ -9,7 +9,6 @@ in the folder `configs/engine/` of the entry point's package.
 import contextlib
 import functools
 import itertools
-import math
 import os
 import pkgutil
 import sys
@@ -108,11 +107,6 @@ class Engine(Choice):
         """Raise UsageError if the engine does not support the model of a config.json; an engine
         that cannot tell before it has the weights raises it then.
         """
-
-    @property
-    def layer_bits(self) -> float:
-        """The bits per weight of the layers; infinite with the model's own format."""
-        return self.formats[self.weights][0] if self.weights else math.inf
 
     def sizes(self, weights: WeightSizes | None, bits: float) -> WeightSizes | None:
         """Return the sizes of weights of `bits` bits each in the engine's format."""

@@ -22,8 +22,9 @@ MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all layers
 # For the estimate of the time: bytes of weights that a step reads in a second, prompt tokens that
-# take as long as a step, letters of a token, and losses that fit the patches of a candidate.
-BYTES_PER_SECOND, PROMPT_TOKENS, LETTERS, FITS = 5e9, 20, 4, 6
+# take as long as a step, letters of a token, losses that fit the patches of a candidate, and steps
+# of the answers that patches are fitted on.
+BYTES_PER_SECOND, PROMPT_TOKENS, LETTERS, FITS, OWN_STEPS = 5e9, 20, 4, 6, 500
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class TuneRequest:
         runs = scored * rounds + beside + 1  # with the full model
         seconds = runs * (self._seconds(choosing, True) + self.choice.speed.seconds)
         seconds += 2 * self._seconds(last, True) + self.choice.speed.seconds
+        seconds += OWN_STEPS * self.step_seconds
         calibrating = choosing[:1] * self.choice.calibration.examples
         for candidate in self.candidates:
             fits = getattr(candidate.strategy, "budget", 0) + FITS * candidate.correction.is_fitted
@@ -134,13 +136,15 @@ def divide(config: TuneConfig) -> tuple[Config, Config]:
     `limit` others, which choose nothing.
 
     The examples that choose and those after them, for calibration, are those of `calibration.task`,
-    the held-out ones of the task, or those after `limit`.
+    the held-out ones of the task, or if these are few, those after `limit`.
     """
     final = Config.model_construct(**{key: getattr(config, key) for key in Config.model_fields})
     task, calibration, wanted = config.task, config.calibration, config.choice_examples
     examples = task.examples()
     check_references(examples, "`ulskip tune`")
     source = task.held_out()
+    if source and len(source.examples()) < MIN_EXAMPLES // 2:
+        source = None
     if calibration.task is not None:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")
     if source:

@@ -140,11 +140,11 @@ class Tuning:
             untimed = choice.speed.replace(enabled=False)
             changes = {"answers": False, "baseline": False, "speed": untimed}
             measured = self._measure([point.replace(**changes) for point in points])
-            measured.sort(key=lambda point: point[1].decode_loss or 0.0, reverse=True)
-            # of candidates with the same layers and kind of patches, the best
-            distinct = {(row.kept_layers, point.correction.label): point for point, row in measured}
+            distinct = dict[object, Config]()  # the best with the same layers and kind of patches
+            for point, row in sorted(measured, key=lambda pair: pair[1].decode_loss or 0.0):
+                distinct.setdefault((row.kept_layers, point.correction.label), point)
             changes = {"answers": True, "baseline": True, "speed": choice.speed}
-            points = [point.replace(**changes) for point in [*distinct.values()][::-1]]
+            points = [point.replace(**changes) for point in distinct.values()]
         scored = self._measure(points[: request.config.finalists])
         if not scored:
             raise RunError(f"no candidate works with {count} layers; set other candidates=[...]")
