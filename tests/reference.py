@@ -45,6 +45,7 @@ OLD_STYLE = {
 }
 ARCHITECTURES = {
     "llama": ("Llama", NEW_STYLE),
+    "qwen3": ("Qwen3", {**NEW_STYLE, "head_dim": 12}),  # norms of queries and keys
     "smollm3": ("SmolLM3", NEW_STYLE),  # rope on some layers only
     "mistral": ("Mistral", {**NEW_STYLE, "sliding_window": 4}),
     "gemma2": ("Gemma2", {**NEW_STYLE, "head_dim": 8, "sliding_window": 4}),
@@ -59,6 +60,7 @@ ARCHITECTURES = {
         {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
     ),
 }
+NATIVE_ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
 def build_model(name):

@@ -19,7 +19,6 @@ class Need(Enum):
     BEAMS = "beam search", "decoding.num_beams=1"
     SAMPLING = "sampling", "decoding.do_sample=false"
     STOP_STRINGS = "stop strings", "decoding.stop=[]"
-    COMPILATION = "required compilation", "decoding.compile=auto"
     DRAFTS = "drafts", "decoding.draft_tokens=0"
     LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
     EARLY_EXIT = "early exit", "strategy=unified"
@@ -51,7 +50,7 @@ class Need(Enum):
 ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
 # They need a plain decode loop.
-_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.COMPILATION}
+_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS}
 _DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
 
 # For a need that excludes others: the needs that can be combined with it.

@@ -53,9 +53,6 @@ class DecodingConfig(Options):
         used_by=f"{_ANSWERS} tune plan",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
-    compile: Literal["auto", "on", "off"] = option(
-        "auto", "compile the layers of engine=torch's steps; auto: on a GPU, and in bench"
-    )
     draft_tokens: Count = option(
         0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
     )
@@ -77,7 +74,6 @@ class DecodingConfig(Options):
             Need.BEAMS: self.num_beams > 1,
             Need.SAMPLING: self.do_sample,
             Need.STOP_STRINGS: self.stop,
-            Need.COMPILATION: self.compile == "on",
             Need.PENALTIES: self.repetition_penalty != 1 or self.no_repeat_ngram_size,
             Need.DRAFTS: self.draft_tokens,
             Need.LAYER_DRAFTS: self.drafts_with_layers,

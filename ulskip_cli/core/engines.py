@@ -32,7 +32,6 @@ GROUP = "ulskip.engines"
 PLAIN = ALL - {
     Need.BEAMS,
     Need.STOP_STRINGS,
-    Need.COMPILATION,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,

@@ -151,7 +151,7 @@ class BatchOutput:
     draft_cost: float | None = None  # of the cheapest draft and its check, in plain steps
     exits: ExitStats | None = None
     linear_backend: str = "torch"
-    compiled: bool = False
+    head_rows: float | None = None  # mean exact rows of a screened head; None: all
 
     @classmethod
     def of(
@@ -244,7 +244,7 @@ class EngineSession:
         return True
 
     def prepare(self, request: BatchRequest) -> float:
-        """Do the work that all batches of one shape need once, such as compilation; return its
+        """Do the work that all batches of one shape need once, such as packing weights; return its
         seconds.
         """
         return 0.0

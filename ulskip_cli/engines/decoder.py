@@ -31,7 +31,8 @@ from ulskip_cli.engines.base import (
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.speculative import Drafting
 from ulskip_cli.engines.torch import Torch
-from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
+from ulskip_cli.engines.torch.backend import Backend, choose_backend
+from ulskip_cli.engines.torch.packed_linear import TORCH
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -67,7 +68,7 @@ class Decoder:
         self.asked = engine or engine_named("auto")
         self.device = model.device
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
-        self._linear_backend = choose_linear_backend(model)
+        self._linear_backend = choose_backend(model)
         self._views = Views(model, self.prompt_model, self.stages, self._linear_backend.name)
         # by engine and format of the weights
         self._sessions: dict[tuple[str, str | None], EngineSession] = {}
@@ -116,7 +117,7 @@ class Decoder:
             return None
         return {**session.describe(), "threads": torch.get_num_threads()}
 
-    def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
+    def linear_backend(self, decoding: DecodingConfig) -> Backend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine
         supports `decoding`.
         """
@@ -124,7 +125,7 @@ class Decoder:
         if isinstance(engine, Torch):
             return self._linear_backend
         name = engine.name
-        return LinearBackend(name if engine.is_runtime else TORCH, f"the engine is {name}")
+        return Backend(name if engine.is_runtime else TORCH, f"the engine is {name}")
 
     def generate(
         self,

@@ -9,17 +9,18 @@ The confidence is that of CALM (arXiv:2207.07061).
 
 import functools
 from collections import Counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import BatchRequest, ExitStats
 from ulskip_cli.engines.loop import now
-from ulskip_cli.engines.torch.decode_steps import EagerSteps
-from ulskip_cli.engines.torch.packed_linear import packed
+from ulskip_cli.engines.torch.decode_steps import DecodeSteps, EagerSteps, NativeSteps
+from ulskip_cli.engines.torch.native_model import NativeModel
 from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
@@ -31,49 +32,106 @@ class EarlyExitSession(TorchSession):
     steps: "ExitSteps"
 
     @functools.cached_property
-    def layerwise(self) -> LayerwiseModel:
-        """The model of the decode steps, split into its layers, with weights in the format of
-        `linear_backend`.
-        """
-        return LayerwiseModel(packed(self.views.model, self.views.linear_backend))
+    def full(self) -> "NativeModel | LayerwiseModel":
+        """The full model, whose layers run one by one, in the kernels or with packed weights."""
+        model = self.step_model(self.views.model)
+        return model if isinstance(model, NativeModel) else LayerwiseModel(model)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; the steps are never compiled."""
-        _ = self.layerwise
+        """Pack the weights; return no seconds."""
+        _ = self.full
         return 0.0
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> "ExitSteps":
         """Return the steps of a batch."""
         assert request.exits is not None
-        return ExitSteps(self.views.model, self.layerwise, cache, request, request.exits)
+        mask, length = request.attention_mask, request.length
+        if isinstance(self.full, NativeModel):
+            native = NativeSteps(self.full, cache, mask, length)
+            return ExitSteps(native, NativeParts(native), request, request.exits)
+        eager = EagerSteps(self.views.model, cache, mask, length)
+        return ExitSteps(eager, EagerParts(eager, self.full), request, request.exits)
 
     def details(self) -> Table:
-        """Return the linear backend and the exit depths."""
+        """Return the backend and the exit depths."""
         return {**super().details(), "exits": self.steps.exits}
 
 
-class ExitSteps(EagerSteps):
-    """Eager decode steps; the exit rule chooses the depth at which a step ends."""
+class Parts(Protocol):
+    """The parts of a step, which follow one another."""
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
+        the filled positions, in front of the first layer.
+        """
+
+    def layer(self, index: int, states: Tensor) -> Tensor:
+        """Run a layer on states [batch, count, hidden_size] of the tokens entered last."""
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] of states behind any layer."""
+
+
+class EagerParts:
+    """The parts of the model's own forward pass."""
+
+    inputs: LayerInputs
+
+    def __init__(self, steps: EagerSteps, layerwise: LayerwiseModel) -> None:
+        self.steps, self.layerwise = steps, layerwise
+        self.logits = layerwise.logits
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Return the inputs of the first layer."""
+        options = self.steps.positions.options(self.steps.cursor.length, tokens.shape[1])
+        self.inputs = self.layerwise.enter(tokens, self.steps.cache, **options)
+        return self.inputs.hidden
+
+    def layer(self, index: int, states: Tensor) -> Tensor:
+        """Run a layer."""
+        return self.layerwise.layer(index, states, self.inputs)
+
+
+class NativeParts:
+    """The parts of a step in the kernels."""
+
+    def __init__(self, steps: NativeSteps) -> None:
+        self.steps, self.model = steps, steps.model
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Return the inputs of the first layer."""
+        states = self.model.empty_states(*tokens.shape)
+        self.model.run(None, self.steps.batch(tokens), tokens.contiguous(), states)
+        return states
+
+    def layer(self, index: int, states: Tensor) -> Tensor:
+        """Run a layer in place."""
+        self.model.run(
+            self.steps.layers, self.steps.batch(states), states=states, part=range(index, index + 1)
+        )
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of states."""
+        states = states.contiguous()
+        logits = torch.empty(*states.shape[:2], self.model.vocab_size)
+        self.model.run(None, self.steps.batch(states), states=states, logits=logits)
+        return logits
+
+
+class ExitSteps(DecodeSteps):
+    """Decode steps; the exit rule chooses the depth at which a step ends."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        layerwise: LayerwiseModel,
-        cache: DynamicCache,
-        request: BatchRequest,
-        rule: ExitRule,
+        self, steps: DecodeSteps, parts: Parts, request: BatchRequest, rule: ExitRule
     ) -> None:
-        """Take over a cache with the prompt in every layer; `layerwise` is the split model or its
-        packed copy.
-        """
-        mask = request.attention_mask
-        super().__init__(model, cache, mask, request.length, several=True)
-        self.layerwise, self.rule = layerwise, rule
+        """Take over the steps of the full model, whose cache has the prompt in every layer."""
+        self.steps, self.parts, self.rule = steps, parts, rule
+        self.model, self.cache, self.cursor = steps.model, steps.cache, steps.cursor
         self.ids = request.input_ids
-        self.eos_token_ids = torch.tensor(
-            request.stop_token_ids, dtype=torch.long, device=mask.device
-        )
-        self.done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        self.prompt_len = self.ids.shape[1]
+        self.eos_token_ids = self.ids.new_tensor(request.stop_token_ids)
+        self.done = torch.zeros_like(self.ids[:, 0], dtype=torch.bool)
         self._checks = frozenset(rule.checks)
         # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there.
         # These tokens directly precede the next token that reaches this depth, because they have no
@@ -87,57 +145,54 @@ class ExitSteps(EagerSteps):
         """The exit depths so far."""
         return ExitStats(+self._counts, self._check_seconds)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Run layers until a check is confident enough; return the logits [batch, vocab_size] after
-        `tokens` [batch, 1]. Where earlier tokens exited, they join the tokens for deeper layers.
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Run layers until a check is confident enough; return the logits [batch, 1, vocab_size]
+        after `tokens` [batch, 1]. Where earlier tokens exited, they join the tokens for deeper
+        layers.
         """
         self.ids = torch.cat([self.ids, tokens], dim=1)
         self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
         length = self.ids.shape[1]
-        threshold = self.rule.threshold_at(length - 1 - self.positions.prompt_len)
-        inputs = self._enter(length - 1)
-        hidden = inputs.hidden
+        threshold = self.rule.threshold_at(length - 1 - self.prompt_len)
+        states = self._enter(length - 1)
         for index in range(self.rule.num_layers):
             if self._pending[index]:
-                hidden = torch.cat([*self._pending[index], hidden], dim=1)
+                states = torch.cat([*self._pending[index], states], dim=1)
                 self._pending[index] = []
-                inputs = self._enter(length - hidden.shape[1])
-            hidden = self.layerwise.layer(index, hidden, inputs)
+                self._enter(length - states.shape[1])
+            states = self.parts.layer(index, states)
             if index + 1 in self._checks:
-                logits = self._confident_logits(hidden[:, -1:], threshold)
+                logits = self._confident_logits(states[:, -1:], threshold)
                 if logits is not None:
-                    self._pending[index + 1].append(hidden)
+                    self._pending[index + 1].append(states)
                     return self._finish(index + 1, length, logits)
-        return self._finish(self.rule.num_layers, length, self.layerwise.logits(hidden[:, -1:]))
+        return self._finish(self.rule.num_layers, length, self.parts.logits(states[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
-        super().drop_finished(alive)
+        self.steps.drop_finished(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
-        self._pending = [[hidden[alive] for hidden in states] for states in self._pending]
+        self._pending = [[states[alive] for states in behind] for behind in self._pending]
 
-    def _enter(self, start: int) -> LayerInputs:
+    def _enter(self, start: int) -> Tensor:
         self.cursor.length = start
-        count = self.ids.shape[1] - start
-        return self.layerwise.enter(
-            self.ids[:, start:], self.cache, **self.positions.options(start, count)
-        )
+        return self.parts.enter(self.ids[:, start:])
 
-    def _confident_logits(self, hidden: Tensor, threshold: float) -> Tensor | None:
+    def _confident_logits(self, states: Tensor, threshold: float) -> Tensor | None:
         """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences
         reaches the threshold.
         """
-        began = now(hidden.device)
-        logits = self.layerwise.logits(hidden)
+        began = now(states.device)
+        logits = self.parts.logits(states)
         confidence = confidence_of(logits)[:, 0]
         exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
-        self._check_seconds += now(hidden.device) - began
+        self._check_seconds += now(states.device) - began
         return logits if exits else None
 
     def _finish(self, depth: int, length: int, logits: Tensor) -> Tensor:
         self.cursor.length = length
         self._counts[depth] += len(self.done) - int(self.done.sum())
-        return logits[:, -1]
+        return logits
 
 
 def confidence_of(logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Generation
-from ulskip_cli.engines.sampling import TokenSampler
+from ulskip_cli.engines.sampling import TokenSampler, checked, most_likely
 
 if TYPE_CHECKING:
     from ulskip_cli.engines.speculative import Drafting
@@ -55,11 +55,7 @@ class SteppingSession(EngineSession, ABC):
     # of the last prompts: in the layers that encoded them, and in those that decode
     kv_bytes = (0, 0)
     drafting: "Drafting | None" = None  # decodes requests with drafts
-
-    @property
-    def can_shrink(self) -> bool:
-        """True if `keep` is supported in this batch."""
-        return True
+    can_shrink = True  # False if `keep` is not supported
 
     @abstractmethod
     def encode(self, request: BatchRequest) -> Tensor:
@@ -74,6 +70,13 @@ class SteppingSession(EngineSession, ABC):
         Drafts require this method and `remove`; an engine without drafts may define `step` instead.
         """
         raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `check`")
+
+    def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
+        """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
+        where no logit is finite; tokens in `banned` are not chosen.
+        """
+        logits = self.step(tokens)[:, None] if tokens.shape[1] == 1 else self.check(tokens)
+        return most_likely(logits, banned)
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
@@ -104,10 +107,8 @@ class SteppingSession(EngineSession, ABC):
         try:
             logits = self.encode(request)
             prefilled = now(device)
-            forced = length if request.forced else 0
-            sampler = TokenSampler(
-                request.decoding, prompt_len, request.eos_token_ids, forced, device
-            )
+            suppressed = request.eos_token_ids if request.forced else ()
+            sampler = TokenSampler(request.decoding, suppressed, device)
             ids = torch.full(
                 (batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device
             )
@@ -162,9 +163,12 @@ class SteppingSession(EngineSession, ABC):
                     current, done = ids[rows], done[alive]
                     self.keep(alive)
             end = prompt_len + step
-            chosen = sampler(
-                current[:, :end], self._step(step - 1, current[:, end - 1 : end], request)
-            )
+            tokens = current[:, end - 1 : end]
+            self._switch_at(step - 1, request)
+            if sampler.is_greedy:
+                chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
+            else:
+                chosen = sampler(current[:, :end], self.step(tokens))
             if has_eos:
                 chosen = chosen.masked_fill(done, request.pad_token_id)
                 done |= torch.isin(chosen, stops)
@@ -181,7 +185,8 @@ class SteppingSession(EngineSession, ABC):
             logits, losses = self.encode(request), list[Tensor]()
             for index in range(response_ids.shape[1]):
                 if index:
-                    logits = self._step(index - 1, response_ids[:, index - 1 : index], request)
+                    self._switch_at(index - 1, request)
+                    logits = self.step(response_ids[:, index - 1 : index])
                 losses.append(
                     functional.cross_entropy(
                         logits.float(), response_ids[:, index], reduction="none"
@@ -191,9 +196,8 @@ class SteppingSession(EngineSession, ABC):
         finally:
             self.finish()
 
-    def _step(self, index: int, tokens: Tensor, request: BatchRequest) -> Tensor:
-        """Run one decode step with the view of its stage."""
+    def _switch_at(self, step: int, request: BatchRequest) -> None:
+        """Switch to the view whose stage begins with a decode step."""
         for number, stage in enumerate(request.stages[1:], 1):
-            if stage.first_step == index:
+            if stage.first_step == step:
                 self.switch(number)
-        return self.step(tokens)

@@ -5,14 +5,12 @@ vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -21,7 +19,6 @@ from transformers import (
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.inference import shallow_view
 
 
 class InvalidLogitsError(RunError):
@@ -35,24 +32,18 @@ class InvalidLogitsError(RunError):
 
 
 class TokenSampler:
-    """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS
-    before `min_new_tokens`.
+    """Chooses tokens greedily or by sampling, with transformers' logits processors; never chooses
+    `suppressed` tokens.
 
     EOS is suppressed here because transformers' processor compares the whole vocabulary in each
     step, which takes longer than the choice.
     """
 
     def __init__(
-        self,
-        decoding: DecodingConfig,
-        prompt_len: int,
-        eos_token_ids: Sequence[int],
-        min_new_tokens: int,
-        device: torch.device,
+        self, decoding: DecodingConfig, suppressed: Sequence[int], device: torch.device
     ) -> None:
         self.sample = decoding.do_sample
-        self._suppressed = torch.tensor(list(eos_token_ids), dtype=torch.long, device=device)
-        self._min_length = prompt_len + min_new_tokens if eos_token_ids else 0
+        self.suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
         self.processors = processors = LogitsProcessorList()
         if decoding.repetition_penalty != 1:
             processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
@@ -66,40 +57,51 @@ class TokenSampler:
             if decoding.top_p < 1:
                 processors.append(TopPLogitsWarper(decoding.top_p))
 
+    @property
+    def is_greedy(self) -> bool:
+        """True if each token is the most likely one, whatever tokens are before it."""
+        return not self.sample and not self.processors
+
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch,
-        vocab_size].
+        vocab_size]; raise InvalidLogitsError if none is finite.
         """
-        return self.pick(self.scores(ids, logits))
+        return checked(self.pick(self.scores(ids, logits)))
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len], partly in
-        place; return float32.
+        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len] in
+        float32.
         """
-        scores = logits.float()
-        if ids.shape[1] < self._min_length:
-            scores.index_fill_(-1, self._suppressed, float("-inf"))
+        scores = logits.float().index_fill(-1, self.suppressed, float("-inf"))
         processed: Tensor = self.processors(ids, scores)
         return processed
 
-    def pick(self, scores: Tensor, check: bool = True) -> Tensor:
-        """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size].
+    def pick(self, scores: Tensor) -> Tensor:
+        """Return a token [batch] of processed scores [batch, vocab_size], -1 if none is finite."""
+        best = most_likely(scores[:, None], self.suppressed[:0])[:, 0]
+        if not self.sample or bool((best < 0).any()):
+            return best
+        return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 
-        On a CPU, raises InvalidLogitsError if the highest score is not finite, unless `check` is
-        False, as it is for drafts, which may not be used.
-        """
-        if self.sample:
-            if check and scores.device.type == "cpu" and not scores.amax(-1).isfinite().all():
-                raise InvalidLogitsError("NaN or infinity in a decode step")
-            return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
-        # numpy is several times as fast and also returns the first maximum
-        if scores.device.type == "cpu":
-            values = scores.numpy()
-            best = values.argmax(axis=-1)
-            if check and not numpy.isfinite(values[numpy.arange(len(best)), best]).all():
-                raise InvalidLogitsError("NaN or infinity in a decode step")
-            return torch.from_numpy(best)
-        return scores.argmax(dim=-1)
+
+def most_likely(logits: Tensor, banned: Tensor) -> Tensor:
+    """Return the token [batch, count] with the highest of logits [batch, count, vocab_size], the
+    first one of equals; -1 if that is not finite. Tokens in `banned` are not chosen.
+    """
+    scores = logits.float().index_fill(-1, banned, float("-inf"))
+    if scores.device.type != "cpu":
+        highest, best = scores.max(dim=-1)
+    else:  # numpy is several times as fast and also returns the first maximum
+        best = torch.from_numpy(scores.numpy().argmax(axis=-1))
+        highest = scores.gather(-1, best[..., None])[..., 0]
+    return best.masked_fill(~highest.isfinite(), -1)
+
+
+def checked(tokens: Tensor) -> Tensor:
+    """Return chosen tokens; raise InvalidLogitsError if one is -1."""
+    if bool((tokens < 0).any()):
+        raise InvalidLogitsError("NaN or infinity in a decode step")
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -142,43 +144,3 @@ def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
 def prefix_length(flags: Tensor) -> Tensor:
     """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
     return flags.long().cumprod(dim=1).sum(dim=1)
-
-
-class DraftHead(nn.Module):
-    """The logits of the first tokens of the vocabulary and of a batch's prompts; all other tokens
-    get -inf.
-
-    A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies,
-    and answers repeat tokens of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by
-    counted frequencies.
-    """
-
-    def __init__(self, head: nn.Linear, size: int) -> None:
-        super().__init__()
-        self.weight, self.size = head.weight, size
-        self.first = nn.Linear(head.in_features, size, bias=False, device="meta")
-        self.first.weight = nn.Parameter(head.weight.detach()[:size], requires_grad=False)
-        self.begin(torch.empty(0, dtype=torch.long, device=head.weight.device))
-
-    def begin(self, ids: Tensor) -> None:
-        """Score the tokens `ids` [any shape] too."""
-        self._more_ids = torch.unique(ids[ids >= self.size])
-        self._more_weight = self.weight.detach()[self._more_ids]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the logits [..., vocab_size] of `hidden` [..., hidden_size]."""
-        logits = hidden.new_full((*hidden.shape[:-1], len(self.weight)), -torch.inf)
-        logits[..., : self.size] = self.first(hidden)
-        logits[..., self._more_ids] = functional.linear(hidden, self._more_weight)
-        return logits
-
-
-def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
-    """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if
-    its head is no plain layer on the view's device, or has a bias.
-    """
-    head = view.get_output_embeddings()
-    is_plain = type(head) is nn.Linear and head.bias is None
-    if not is_plain or size >= head.out_features:
-        return view
-    return shallow_view.substituted(view, {head: DraftHead(head, size)})

@@ -9,26 +9,23 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchRequest, DraftStats
 from ulskip_cli.engines.loop import SteppingSession, now
 from ulskip_cli.engines.sampling import (
-    DraftHead,
     Drafts,
     TokenSampler,
+    checked,
     prefix_length,
     verify_sampled,
-    with_draft_head,
 )
-from ulskip_cli.engines.torch.decode_steps import EagerSteps
-from ulskip_cli.engines.torch.packed_linear import packed
+from ulskip_cli.engines.torch.decode_steps import DecodeSteps
+from ulskip_cli.engines.torch.native_model import NativeModel
 from ulskip_cli.engines.torch.session import TorchSession
-from ulskip_cli.strategies.plan import DRAFT_VOCAB
 
 MAX_CHECK = 8  # tokens in a check whose cost is measured, the last accepted token included
 MEASUREMENTS = 7  # of each cost; the shortest time counts
@@ -67,21 +64,17 @@ class LayerDrafter:
 
     most = UNLIMITED
 
-    def __init__(
-        self, view: PreTrainedModel, kept: Layers, steps: EagerSteps, sampler: TokenSampler
-    ) -> None:
-        self.view, self.steps, self.sampler = view, steps, sampler
-        self.cache = DynamicCache()  # verification overwrites what drafting wrote
-        self.cache.layers = [steps.cache.layers[i] for i in kept]
+    def __init__(self, steps: DecodeSteps, sampler: TokenSampler) -> None:
+        """Draft with steps beside those of the full model; a check overwrites what they wrote."""
+        self.steps, self.sampler = steps, sampler
 
     def propose(self, ids: Tensor, count: int) -> Drafts:
         """Draft after `ids` [1, len] until `count` tokens are drafted or one is improbable."""
         length, drafted, seen = ids.shape[1], list[Tensor](), self.steps.cursor.length
         self.steps.cursor.length = length - 1
         while len(drafted) < count:
-            logits = self.steps.forward(ids[:, -1:], self.view, self.cache)[:, -1]
-            scores = self.sampler.scores(ids, logits)
-            tokens = self.sampler.pick(scores, check=False)[:, None]
+            scores = self.sampler.scores(ids, self.steps.logits(ids[:, -1:])[:, -1])
+            tokens = self.sampler.pick(scores)[:, None]
             drafted.append(scores)
             ids = torch.cat([ids, tokens], dim=1)
             if len(drafted) < count:
@@ -155,7 +148,7 @@ class Drafting:
 
     def __init__(self) -> None:
         self._costs: dict[tuple[int, DecodingConfig], DraftCosts] = {}
-        self._view: PreTrainedModel | None = None  # drafts
+        self._model: NativeModel | PreTrainedModel | None = None  # drafts
         self.details: Table = {}  # of the last batch, for its `BatchOutput`
 
     def drafters(
@@ -167,14 +160,9 @@ class Drafting:
             return ngrams
         assert isinstance(session, TorchSession)  # engines without LAYER_DRAFTS refuse earlier
         stage = request.stages[0]
-        if self._view is None:  # its head scores a part of the vocabulary
-            view = with_draft_head(stage.view, DRAFT_VOCAB)
-            self._view = packed(view, session.views.linear_backend)
-        head = self._view.get_output_embeddings()
-        if isinstance(head, DraftHead):
-            eos = request.input_ids.new_tensor(request.eos_token_ids)
-            head.begin(torch.cat([request.input_ids.flatten(), eos]))
-        layers = LayerDrafter(self._view, stage.kept, session.steps, sampler)
+        if self._model is None:
+            self._model = session.step_model(stage.view)
+        layers = LayerDrafter(session.steps.beside(self._model, stage.kept), sampler)
         return [layers] if request.decoding.draft == "layers" else [*ngrams, layers]
 
     def prepare(self, session: SteppingSession, request: BatchRequest) -> float:
@@ -186,7 +174,7 @@ class Drafting:
         began = now(device)
         session.encode(replace(request, length=largest + 1))
         ids = torch.cat([request.input_ids, request.input_ids[:, -1:]], dim=1)
-        sampler = TokenSampler(decoding, ids.shape[1], (), 0, device)
+        sampler = TokenSampler(decoding, (), device)
         drafters = self.drafters(session, request, sampler)
         drafts, checks = [], []
         for _ in range(MEASUREMENTS):  # in turns, because the machine's speed changes
@@ -260,7 +248,8 @@ class Drafting:
         if sampler.sample:
             tokens, accepted = verify_sampled(drafts, torch.stack(scores, dim=1))
         else:
-            picked = [sampler.pick(score, check=i == 0) for i, score in enumerate(scores)]
+            picked = [sampler.pick(score) for score in scores]
+            checked(picked[0])
             tokens = torch.stack(picked, dim=1)
             accepted = prefix_length(drafts.tokens == tokens[:, :-1])
         if rejected := drafts.tokens.shape[1] - int(accepted):

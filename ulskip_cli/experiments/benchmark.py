@@ -9,13 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError, StorageError
+from ulskip_cli.core.errors import StorageError
 from ulskip_cli.core.schedule import step_counts
-from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.describe import measure_throughput
 from ulskip_cli.experiments.paired_timing import (
     Opened,
@@ -27,7 +23,6 @@ from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Row
 from ulskip_cli.experiments.runner import PreparedRun, Session, prepare_run, store_record
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan
 
 
@@ -79,21 +74,8 @@ class _Ready(NamedTuple):
 
 
 def _warm_up(point: ResolvedPoint, session: Session) -> _Ready:
-    """Prepare a point and run both sides, with compiled layers if decoding.compile=auto can use
-    them and the model supports them.
-    """
-    loaded = session.load(point.config.model, point.config.seed)
-    config = with_compilation(point.config, loaded)
-    try:
-        return _run_once(point, session, config)
-    except RunError:  # perhaps the model does not support compiled layers
-        if config is point.config:
-            raise
-    return _run_once(point, session, point.config)
-
-
-def _run_once(point: ResolvedPoint, session: Session, config: Config) -> _Ready:
-    run = prepare_run(point, session, config)
+    """Prepare a point and run both sides."""
+    config, run = point.config, prepare_run(point, session)
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
     opened = run_with_oom_retry(
@@ -116,7 +98,6 @@ def _describe(run: PreparedRun, pairs: TimedPairs) -> Benchmark:
     return Benchmark(
         timed_prompt_tokens=run.timed.speed.prompt_tokens,
         timed_new_tokens=run.timed.speed.new_tokens,
-        compiled=pairs.strategy[0].compiled,
         machine_limits=Limits(bytes_per_second=median(_read_rates(pairs))),
         reference_engine=pairs.reference[0].engine if pairs.reference else None,
         full=full,
@@ -127,20 +108,6 @@ def _describe(run: PreparedRun, pairs: TimedPairs) -> Benchmark:
 def _read_rates(pairs: TimedPairs) -> list[float]:
     """Return the read rate of memory in the unit of each pair."""
     return [unit.bytes_per_second or 0.0 for unit in pairs.units for _ in range(unit.pairs)]
-
-
-def with_compilation(config: Config, loaded: LoadedModel) -> Config:
-    """Return the configuration with compiled layers if decoding.compile=auto can use them, which
-    requires the compiler of the CPU kernels.
-
-    A benchmark measures the speed of long runs, which gain more than compilation costs; `ulskip
-    run` does not compile on a CPU.
-    """
-    engine, _ = config.engine.engine_for(config.needs(), loaded.model)
-    has_kernels = choose_linear_backend(loaded.model).name == PANELS
-    if config.decoding.compile == AUTO and Need.COMPILATION in engine.supports and has_kernels:
-        return config.replace(decoding=config.decoding.replace(compile="on"))
-    return config
 
 
 def _describe_side(

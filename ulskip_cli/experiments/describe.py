@@ -10,7 +10,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.files import digest, timestamp
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.engines.torch import kernels
 from ulskip_cli.experiments.record import (
     DEPTH_TOLERANCE,
     Environment,
@@ -167,7 +167,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
                 f" {what} used batches of {size}; speed depends on the batch size, so set"
                 f" batch_size={size} to compare runs"
             )
-    failure = cpu_kernels.build_failure()
+    failure = kernels.build_failure()
     if failure and failure == record.linear_backend_reason:
         yield (
             f"the CPU kernel for decoding was not built ({failure}), so decoding used"

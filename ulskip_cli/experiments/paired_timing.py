@@ -29,7 +29,7 @@ from ulskip_cli.experiments.workload import Batch, Workload, decode_context, tim
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
-SIDE_KEYS = ("engine", "linear_backend", "compiled")
+SIDE_KEYS = ("engine", "linear_backend")
 # Decode time of the slower side before the other continues; much shorter turns would measure the
 # loading of weights into the processor's cache.
 TURN_SECONDS = 0.2
@@ -120,7 +120,7 @@ class Pair(NamedTuple):
         exit they stop at EOS, because acceptance and confidence mean nothing past the end. The
         side that starts alternates between rounds; the full model decodes without drafts. Raises
         RunError if the sides used different linear backends or, without drafts and early exit, if
-        they differ in engine or compilation; decoders that were asked for different engines may
+        they differ in engine; decoders that were asked for different engines may
         differ.
         """
         decoding = self.context.decoding.replace(max_new_tokens=new_tokens)
@@ -128,10 +128,7 @@ class Pair(NamedTuple):
         batch = self.batches[number % len(self.batches)]
         sides = [(self.strategy, decoding)]
         if self.full:
-            plain = decoding.without_drafts()
-            if forced is None and plain.compile == "auto":
-                plain = plain.replace(compile="off")  # steps of drafts and exits are not compiled
-            sides.append((self.full, plain))
+            sides.append((self.full, decoding.without_drafts()))
         order = 1 if number % 2 else -1
 
         def generate() -> list[BatchOutput]:
@@ -160,7 +157,7 @@ class Pair(NamedTuple):
                     raise RunError(
                         f"expected the same {key} for both runs of a timed pair, got {values[0]}"
                         f" for the full model and {values[1]} for the schedule; use"
-                        f" {'decoding.compile=off' if key == 'compiled' else 'engine=transformers'}"
+                        " engine=transformers"
                     )
         return full, strategy, seconds
 

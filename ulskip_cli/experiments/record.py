@@ -175,7 +175,6 @@ class Side(Section):
     draft_lengths: tuple[KnownNumber, ...] | None = None
     engine: Text = None
     linear_backend: Text = None
-    compiled: Flag = None
 
     def costs(self, with_prompt: bool = False) -> list[float]:
         """Return the decode seconds per token of each pair, or those `with_prompt`."""
@@ -599,7 +598,6 @@ class Benchmark(OverReference):
 
     timed_prompt_tokens: Count = value("length of every prompt and answer", detected=True)
     timed_new_tokens: Count = value("length of every prompt and answer", detected=True)
-    compiled: Flag = value("true if the strategy's steps were compiled")
     machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
     reference_engine: Text = value("first engine of the grid, whose full model is the reference")
     step_bytes: Count = value("bytes that a step reads: head, kept layers, KV cache halfway")
@@ -633,8 +631,10 @@ class Provenance(Section):
     engine_reason: Text = value("why `torch` or `panels` was not used")
     engine_weights: Text = value("format of the weights in another library", detected=True)
     engine_build: Row | None = value("package, version, instruction sets, threads of that library")
-    linear_backend: Text = value("`panels` (ours), `onednn` or `torch`")
-    linear_backend_reason: Text = value("why `torch` or `panels` was not used")
+    linear_backend: Text = value(
+        "`native` (a step is one call), `panels` (our products), `onednn` or `torch`"
+    )
+    linear_backend_reason: Text = value("why it is not `native`")
     device: Text = value("of the weights", detected=True)
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
@@ -885,7 +885,7 @@ _NEEDS = {  # keys without which the value of another key means nothing
     "kept_layers": "num_layers layer_ratio",
     "measured_speedup": "measured_speedup_low measured_speedup_high",
     "machine_limits": """model dtype device engine environment prompt_layers timed_prompt_tokens
-    timed_new_tokens compiled kept_layers decode_tokens_per_second total_tokens_per_second
+    timed_new_tokens kept_layers decode_tokens_per_second total_tokens_per_second
     end_to_end_speedup full""",
 }
 

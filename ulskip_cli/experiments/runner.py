@@ -20,7 +20,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss
-from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
+from ulskip_cli.engines.torch.backend import choose_backend
 from ulskip_cli.experiments.calibration import (
     LOSS_BATCH,
     calibrate_patches,
@@ -97,8 +97,8 @@ class Session:
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self.progress)
             # The first choice for a model may compile, so it is made here; later calls return it.
-            compiling = "compile the CPU kernel, once per machine"
-            choose_linear_backend(loaded.model, lambda: self.progress.phase(compiling))
+            compiling = "compile the CPU kernels, once per machine"
+            choose_backend(loaded.model, lambda: self.progress.phase(compiling))
             self._model = key, loaded
         return self._model[1]
 
@@ -126,7 +126,7 @@ class PreparedRun:
     """A resolved point with its weights loaded, its examples encoded and its schedule decided."""
 
     point: ResolvedPoint
-    timed: Config  # as it is timed: the tokens of the plan; a benchmark may compile layers
+    timed: Config  # as it is timed: the tokens of the plan
     loaded: LoadedModel
     workload: Workload | None  # None: random prompts
     plan: Plan

@@ -56,7 +56,7 @@ def decoded_by(record: Record) -> str:
     were compiled.
     """
     name = " ".join(filter(None, [record.engine, record.engine_weights]))
-    return f"{name}, compiled" if record.compiled else name
+    return name
 
 
 def section(records: Sequence[Record]) -> TableSection:

@@ -1,100 +1,116 @@
+"""Steps in the kernels give what forward passes of the views give."""
+
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, build_model, decoder_for, random_ids
-from torch._dynamo.utils import counters
-from transformers import BartConfig, BartForCausalLM
+from reference import NATIVE_ARCHITECTURES, NUM_LAYERS, batch, build_model, random_adapter
 
-from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import RunError
-from ulskip_cli.engines.decoder import DecodeContext
-from ulskip_cli.engines.torch.decode_steps import EagerSteps
+from ulskip_cli.engines.torch.backend import NATIVE, choose_backend
+from ulskip_cli.engines.torch.decode_steps import EagerSteps, NativeSteps
+from ulskip_cli.engines.torch.native_model import NativeModel
+from ulskip_cli.inference import kv_cache
+from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
-ENDS = [7, 20, 33, 40, 50]
-COMPILED = DecodingConfig(name="g", max_new_tokens=10, compile="on")
+KEPT, LATER = (0, 2, 3, 5), (0, 3, 5)
+CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.1, "atol": 0.5}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _kernels():
+    backend = choose_backend(build_model("llama"))
+    if backend.name != NATIVE:
+        pytest.skip(f"no kernels: {backend.reason}")
+
+
+@pytest.fixture(params=NATIVE_ARCHITECTURES)
+def native(request):
+    """A model that the kernels have a step for."""
+    model = build_model(request.param)
+    assert choose_backend(model).name == NATIVE
+    return model
+
+
+def both(model, view, length=20):
+    """Return eager and native steps of a view after the same prompts, some of them padded."""
+    ids, mask = batch(padded=True)
+    made = []
+    for steps, step_model in ((EagerSteps, view), (NativeSteps, NativeModel(view))):
+        cache = encode_prompt(model, ids, mask).cache
+        kv_cache.prune_cache(cache, KEPT)
+        made.append(steps(step_model, cache, mask, length))
+    return made
+
+
+def tokens(count):
+    return torch.arange(2, 2 + 5 * count).view(5, count)
+
+
+@torch.inference_mode()
 def test_steps_write_into_the_same_buffers(llama):
-    ids = random_ids(2, 5)
-    with torch.no_grad():
-        cache = encode_prompt(llama, ids, torch.ones_like(ids)).cache
-        steps = EagerSteps(llama, cache, torch.ones_like(ids), 5)
-        addresses = [layer.keys.data_ptr() for layer in cache.layers]
+    for steps in both(llama, shallow_view(llama, KEPT)):
+        addresses = [layer.keys.data_ptr() for layer in steps.cache.layers]
         for _ in range(4):
-            steps(ids[:, :1])
-    assert {layer.keys.shape[2] for layer in cache.layers} == {9}
-    assert [layer.keys.data_ptr() for layer in cache.layers] == addresses
+            steps.logits(tokens(1))
+        assert {layer.keys.shape[2] for layer in steps.cache.layers} == {28}
+        assert [layer.keys.data_ptr() for layer in steps.cache.layers] == addresses
 
 
-@pytest.fixture
-def compiler():
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        pytest.skip(f"no C++ compiler: {error}")
-
-
-@pytest.mark.slow
-def test_compiled_steps_give_the_same_tokens_and_are_made_once(model, compiler):
-    context = DecodeContext(COMPILED, 0)
-    decoder = decoder_for(model, "ratio=2")
-    spent = []
-    for length, padded, ends in ((9, True, None), (20, False, None), (9, True, ENDS)):
-        model.generation_config.eos_token_id = ends
-        ids = random_ids(3, length, seed=length)
-        mask = torch.ones_like(ids)
-        mask[1, : 3 * padded] = 0
-        fast = decoder.generate(ids * mask, mask, context)
-        slow = decoder.with_engine("transformers").generate(ids * mask, mask, context)
-        assert fast.token_ids == slow.token_ids
-        spent.append(fast.compile_seconds)
-    assert spent[0] > 0
-    assert spent[1:] == [0, 0]  # longer prompts fit into the same buffers
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@torch.inference_mode()
+def test_steps_of_any_length(native, dtype):
+    model = native.to(dtype)
+    eager, fast = both(model, shallow_view(model, KEPT))
+    for count in (1, 3, 1, 8):  # also behind the sliding window of 4
+        wanted, got = (steps.logits(tokens(count)).float() for steps in (eager, fast))
+        torch.testing.assert_close(got, wanted, **CLOSE[dtype])
 
 
-@pytest.mark.slow
-# GPT-2 scales scores by the layer's index
-@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)])
-def test_layers_of_all_schedules_share_their_code(name, kinds, compiler, request):
-    model, ids = build_model(name), random_ids(5, 9)
-    context = DecodeContext(COMPILED, 0)
-    graphs = []
-    for ratio in (1, 2):
-        before = counters["stats"]["unique_graphs"]
-        decoder = decoder_for(model, f"ratio={ratio}")
-        decoder.generate(ids, torch.ones_like(ids), context)
-        graphs.append(counters["stats"]["unique_graphs"] - before)
-    assert graphs == [kinds, 0]
-    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
-    # a condition of torch.compile; code that checks it is compiled again
-    torch.use_deterministic_algorithms(True)
-    before = counters["stats"]["unique_graphs"]
-    decoder.generate(ids, torch.ones_like(ids), context)
-    assert counters["stats"]["unique_graphs"] == before
+@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
+@torch.inference_mode()
+def test_corrected_steps(native, kind):
+    adapter, _ = random_adapter(native, KEPT, kind)
+    eager, fast = both(native, adapter.view(native, KEPT))
+    for count in (1, 4):
+        wanted, got = (steps.logits(tokens(count)) for steps in (eager, fast))
+        torch.testing.assert_close(got, wanted, **CLOSE[torch.float32])
 
 
-@pytest.mark.slow
-def test_code_that_gives_other_logits_is_not_used(compiler):
-    torch.manual_seed(0)
-    depths = {"decoder_layers": NUM_LAYERS, "encoder_layers": NUM_LAYERS}
-    sizes = {"d_model": 32, "decoder_ffn_dim": 48, "decoder_attention_heads": 4, "vocab_size": 101}
-    decodes = {"is_decoder": True, "is_encoder_decoder": False, "eos_token_id": None}
-    config = BartConfig(init_std=0.3, **depths, **sizes, **decodes)
-    decoder = decoder_for(BartForCausalLM(config).eval(), "ratio=2")
-    ids = random_ids(2, 9)
-    # Bart derives positions from the cache's length
-    with pytest.raises(RunError, match=r"logits.*decoding\.compile=off"):
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED, 0))
+@torch.inference_mode()
+def test_stages_removed_tokens_and_ended_sequences(native):
+    later = shallow_view(native, LATER)
+    eager, fast = both(native, shallow_view(native, KEPT))
+    alive = torch.tensor([3, 1])
+    got = []
+    for steps, model in ((eager, later), (fast, NativeModel(later))):
+        steps.logits(tokens(4))
+        steps.remove(3)
+        steps.switch(model, LATER)
+        first = steps.logits(tokens(2))
+        steps.drop_finished(alive)
+        got.append([first[alive], steps.logits(tokens(1)[alive])])
+    for wanted, fast_logits in zip(*got, strict=True):
+        torch.testing.assert_close(fast_logits, wanted, **CLOSE[torch.float32])
 
 
-@pytest.mark.slow
-def test_compiled_steps_run_stages(llama, compiler):
-    staged = ("ratio=2", "strategy=skip_decode", "strategy.horizon=8")
-    decoder, (ids, mask) = decoder_for(llama, *staged), batch(True)
-    eager, compiled = (
-        decoder.generate(ids, mask, DecodeContext(COMPILED.replace(compile=how), 0))
-        for how in ("off", "on")
-    )
-    assert compiled.compiled and compiled.token_ids == eager.token_ids
+@torch.inference_mode()
+def test_steps_beside_others_read_and_write_the_same_cache(native):
+    later = shallow_view(native, LATER)
+    got = []
+    for steps in both(native, shallow_view(native, KEPT)):
+        is_native = isinstance(steps, NativeSteps)
+        beside = steps.beside(NativeModel(later) if is_native else later, LATER)
+        drafted = beside.logits(tokens(2))
+        steps.remove(2)
+        got.append([drafted, steps.logits(tokens(3))])
+    for wanted, fast_logits in zip(*got, strict=True):
+        torch.testing.assert_close(fast_logits, wanted, **CLOSE[torch.float32])
+
+
+@torch.inference_mode()
+def test_choices_are_the_most_likely_tokens_that_are_not_banned(native):
+    view, banned = shallow_view(native, tuple(range(NUM_LAYERS))[:4]), torch.tensor([7, 3])
+    plain, chosen = (both(native, view)[1] for _ in range(2))
+    for count in (1, 3):
+        logits = plain.logits(tokens(count))
+        logits[..., banned] = -torch.inf
+        assert torch.equal(chosen.choose(tokens(count), banned), logits.argmax(-1))

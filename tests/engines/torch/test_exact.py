@@ -6,16 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ARCHITECTURES, build_model, random_ids
+from reference import NATIVE_ARCHITECTURES, build_model, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ulskip_cli.engines.torch.decode_steps import EagerSteps
-from ulskip_cli.engines.torch.packed_linear import (
-    PANELS,
-    choose_linear_backend,
-    exact_tokens,
-    packed,
-)
+from ulskip_cli.engines.torch.backend import NATIVE, choose_backend
+from ulskip_cli.engines.torch.decode_steps import NativeSteps
+from ulskip_cli.engines.torch.native_model import NativeModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 PROMPT_LEN = 11
@@ -24,16 +20,16 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernels():
-    backend = choose_linear_backend(build_model("llama"))
-    if backend.name != PANELS:
-        pytest.skip(f"no kernel: {backend.reason}")
+    backend = choose_backend(build_model("llama"))
+    if backend.name != NATIVE:
+        pytest.skip(f"no kernels: {backend.reason}")
 
 
 def steps_after(model, ids, mask, rows=slice(None), length=64):
     """Return the decode steps of some rows after a prompt that is encoded as one batch."""
     cache = encode_prompt(model, ids, mask).cache
     cache.layers = [_of_rows(layer, rows) for layer in cache.layers]
-    return EagerSteps(packed(model, PANELS), cache, mask[rows], length, several=True)
+    return NativeSteps(NativeModel(model), cache, mask[rows], length)
 
 
 def _of_rows(layer, rows):
@@ -41,31 +37,20 @@ def _of_rows(layer, rows):
     return layer
 
 
-def logits_of(steps, tokens):
-    return steps.forward(tokens, steps.view, steps.cache)
-
-
 def one_by_one(steps, tokens):
-    return torch.cat([logits_of(steps, token) for token in tokens.split(1, dim=1)], dim=1)
+    return torch.cat([steps.logits(token) for token in tokens.split(1, dim=1)], dim=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NATIVE_ARCHITECTURES)
 @torch.inference_mode()
 def test_a_check_gives_the_logits_of_steps(name, dtype):
     model, mask = build_model(name).to(dtype), torch.ones(1, PROMPT_LEN, dtype=torch.long)
     ids, tokens = random_ids(1, PROMPT_LEN), random_ids(1, 16, seed=1)
     expected = one_by_one(steps_after(model, ids, mask), tokens)
-    for count in range(2, 17):  # larger ones than 8 are divided
-        got = logits_of(steps_after(model, ids, mask), tokens[:, :count])
+    for count in range(2, 17):
+        got = steps_after(model, ids, mask).logits(tokens[:, :count])
         assert torch.equal(got, expected[:, :count]), count
-
-
-def test_models_that_multiply_elsewhere_check_single_tokens():
-    limits = {name: exact_tokens(packed(build_model(name), PANELS)) for name in ARCHITECTURES}
-    assert {name for name, limit in limits.items() if limit == 1} == {"bloom", "gemma2", "mixtral"}
-    assert set(limits.values()) == {1, 8}
-    assert exact_tokens(build_model("llama")) is None
 
 
 @settings(max_examples=20, deadline=None)
@@ -83,7 +68,7 @@ def test_logits_after_any_accepted_lengths(data, seed, batch, dtype):
         tokens = random_ids(batch, count, seed + done)  # wrong drafts behind the accepted ones
         tokens[:, :accepted] = known[:, done : done + accepted]
         steps.cursor.length = PROMPT_LEN + done
-        got = logits_of(steps, tokens)[:, :accepted]
+        got = steps.logits(tokens)[:, :accepted]
         assert torch.equal(got, expected[:, done : done + accepted])
         done += accepted
 
@@ -106,7 +91,7 @@ def test_a_sequence_decodes_alike_alone_and_in_a_batch(data, seed, dtype):
         layer.keys, layer.values = (
             held[row : row + 1, :, padding:] for held in (layer.keys, layer.values)
         )
-    unpadded = EagerSteps(packed(model, PANELS), cache, mask[row : row + 1, padding:], 64, True)
+    unpadded = NativeSteps(NativeModel(model), cache, mask[row : row + 1, padding:], 64)
     assert torch.equal(one_by_one(unpadded, tokens[row : row + 1]), together[row : row + 1])
 
 
@@ -118,12 +103,11 @@ def random_llama(data, seed):
         num_hidden_layers=2,
         vocab_size=101,
         hidden_size=data.draw(st.sampled_from([36, 144])),
-        intermediate_size=data.draw(st.sampled_from([20, 64, 70, 11000])),
+        intermediate_size=data.draw(st.sampled_from([20, 64, 70, 300])),
         num_key_value_heads=kv_heads,
         num_attention_heads=kv_heads * data.draw(st.integers(1, 3)),
         head_dim=data.draw(st.sampled_from([8, 16, 20, 64])),
         initializer_range=0.3,
-        hidden_act=data.draw(st.sampled_from(["silu", "gelu", "gelu_pytorch_tanh", "sigmoid"])),
     )
     return LlamaForCausalLM(config).eval()
 

@@ -12,11 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines.decoder import DecodeContext
-from ulskip_cli.engines.torch import packed_linear as packing
+from ulskip_cli.engines.torch import backend
+from ulskip_cli.engines.torch.backend import NATIVE, choose_backend
 from ulskip_cli.engines.torch.packed_linear import (
     HugePages,
     PackedLinear,
-    choose_linear_backend,
     packed,
 )
 from ulskip_cli.inference import shallow_view
@@ -28,14 +28,15 @@ EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 
 def packing_of(model):
-    """The model over packed weights."""
-    return packed(model, choose_linear_backend(model).name)
+    """The model over packed weights, also where the kernels have a step for it."""
+    name = choose_backend(model).name
+    return packed(model, "panels" if name == NATIVE else name)
 
 
 def set_free_memory(monkeypatch, count):
     """Set the free memory to `count` bytes."""
     memory = SimpleNamespace(available=count)
-    monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(backend.psutil, "virtual_memory", lambda: memory)
 
 
 @pytest.fixture(params=["panels", "onednn"])
@@ -43,7 +44,7 @@ def by(request, monkeypatch):
     """Each packing backend that this machine supports."""
     if request.param == "onednn":
         monkeypatch.setenv("ULSKIP_KERNEL", "off")
-    if choose_linear_backend(build_model("llama").to(torch.bfloat16)).name != request.param:
+    if choose_backend(build_model("bloom").to(torch.bfloat16)).name != request.param:
         pytest.skip(f"no packing by {request.param} on this machine")
     return request.param
 
@@ -63,7 +64,7 @@ def test_packed_layers_compute_the_plain_product(name, dtype, by):
 
 
 def test_views_of_one_model_share_the_copies(llama):
-    if choose_linear_backend(llama).name == "torch":
+    if choose_backend(llama).name == "torch":
         pytest.skip("no packing on this machine")
     deep, shallow = (
         {id(module) for module in packing_of(view).modules() if type(module) is PackedLinear}
@@ -82,8 +83,8 @@ def test_changed_weights_are_packed_again(llama):
 
 def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
     set_free_memory(monkeypatch, 0)
-    assert choose_linear_backend(llama).name == "torch"
-    assert choose_linear_backend(llama).reason
+    assert choose_backend(llama).name == "torch"
+    assert choose_backend(llama).reason
     assert packing_of(llama) is llama
     monkeypatch.undo()
     assert packing_of(llama.to(torch.float16)) is llama

@@ -1,5 +1,5 @@
-"""The engines on torch: our own loop with preallocated KV caches, packed weights, CPU kernels and
-compiled steps; early exit and drafts in this loop.
+"""The engines on torch: our own loop with preallocated KV caches and, on CPUs, steps in our
+kernels; early exit and drafts in this loop.
 """
 
 from collections.abc import Set
@@ -30,8 +30,6 @@ class Torch(Engine):
             engine, remedy = EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
         elif Need.DRAFTS in needs:
             engine, remedy = Speculative(name="speculative"), Need.DRAFTS.remedy
-        elif Need.COMPILATION in needs:
-            remedy = Need.COMPILATION.remedy
         if problem := _problem(model, needs):
             raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
         return engine, None
@@ -64,8 +62,7 @@ class Auto(Torch):
         """Return the engine of our loop, or transformers and the reason."""
         missing = texts(needs - Torch.supports)
         reason = missing or _problem(model, needs)
-        ours = {Need.EARLY_EXIT, Need.DRAFTS} | ({Need.COMPILATION} if not missing else set())
-        if reason and not needs & ours:
+        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
             return Transformers(name="transformers"), reason
         return super().engine_for(needs, model)
 

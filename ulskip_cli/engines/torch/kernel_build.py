@@ -10,8 +10,6 @@ import shlex
 import shutil
 import subprocess
 import threading
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 from ulskip_cli.core.environment import cpu_flags, runs_on_cpu
@@ -29,10 +27,9 @@ def compiler() -> list[str]:
 
 
 def library(command: list[str]) -> Path:
-    """Return the path of the library that a compiler builds for this processor and torch."""
+    """Return the path of the library that a compiler builds for this processor."""
     parts = (
         SOURCE.read_text("utf-8"),
-        version("torch"),
         " ".join([*command, *_FLAGS]),
         cpu_flags() or platform.machine() + platform.processor(),
     )
@@ -47,15 +44,8 @@ def build(command: list[str]) -> Path:
     with _lock:
         path = library(command)
         if not path.is_file():
-            spec = find_spec("torch")
-            assert spec and spec.submodule_search_locations
-            torch = Path(spec.submodule_search_locations[0])
-            headers = torch / "include"
-            paths = [f"-I{headers}", f"-I{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
-            paths.append(f"-L{torch / 'lib'}")
             with replacing(path) as made:
-                files = [str(SOURCE), "-o", str(made)]
-                words = [*command, *_FLAGS, *paths, *files, "-ltorch_cpu", "-lc10"]
+                words = [*command, *_FLAGS, str(SOURCE), "-o", str(made)]
                 subprocess.run(words, check=True, capture_output=True, text=True)
         return path
 

@@ -1,17 +1,24 @@
-// The CPU kernels of decode steps: matrix products for few rows, and attention of few tokens.
-
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
+// Decode steps of Llama and models built like it: one call runs embedding, layers, norm and head for a few tokens of every
+// sequence, in one parallel region. Also the products of single linear layers for all other models.
+//
+// All sums of a row run in one order, whatever other rows, threads or padded positions are around it, so that a check of
+// several tokens gives the bits of single steps. Values are rounded to the type of the model where transformers rounds them.
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <numeric>
+#include <type_traits>
 #include <utility>
 #include <vector>
-#ifdef __FMA__
+
+#include <omp.h>
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -22,11 +29,17 @@ constexpr int kLanes = 16, kBlock = 8;  // rows that are multiplied at once, so 
 #else
 constexpr int kLanes = 8, kBlock = 3;
 #endif
+constexpr int kPanel = 32, kVectors = kPanel / kLanes;  // outputs that are stored together
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Pairs __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef float Floats4 __attribute__((vector_size(16)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
 
 template <class Vector>
 inline Vector load(const void* from) {
@@ -48,152 +61,50 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// y = x W^T + b for the few rows of x in a decode step. Most of the time is spent reading W.
-//
-// W is stored in panels of 32 outputs: [panels, units, 32]. A unit is one float32, or two adjacent bfloat16 values of one
-// output's row. Each thread therefore reads contiguous memory, and multiplies up to 8 rows of x with each value that it reads.
-
-constexpr int kPanel = 32, kPanelVectors = kPanel / kLanes, kRows = 8;
-constexpr int kPair = 2;  // panels at once for one row, so that more additions are in flight
-constexpr int kChunk = 64;  // units that stay in the cache between two blocks of rows
-constexpr int kAhead = 1024;  // units between a read and its prefetch
-constexpr int64_t kPanelGrain = 1 << 14;  // smallest number of units for which a second thread saves time
-
-inline void add_product(Floats& sum, const float* weights, float x) { sum = fused(load<Floats>(weights), all(x), sum); }
-
-inline void add_product(Floats& sum, const uint32_t* weights, uint32_t x) {
-#ifdef __AVX512BF16__
-  sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<__m512i>(weights), (__m512bh)_mm512_set1_epi32(x));
-#else
-  const Pairs pairs = load<Pairs>(weights), factors = x | Pairs{};
-  sum = fused((Floats)(pairs << 16), (Floats)(factors << 16), sum);
-  sum = fused((Floats)(pairs & 0xffff0000u), (Floats)(factors & 0xffff0000u), sum);
-#endif
+// Rounds to the type of the model: to the nearest, ties to even.
+template <class Number>
+inline Floats rounded(Floats x) {
+  if constexpr (std::is_same_v<Number, float>) return x;
+  const Bits bits = (Bits)x;
+  return (Floats)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
 }
-
-// Adds the products of `count` units. Each output is one sum in the order of the units, so that its bits do not depend on
-// the other rows. x: [M, units]; weights: [P, units, kPanel]; sums: [M, P, kPanel].
-template <class Unit, int M, int P>
-void add_products(const Unit* x, const Unit* weights, int64_t units, int64_t count, float* sums) {
-  Floats partial[M][P][kPanelVectors];
-  std::memcpy(partial, sums, sizeof partial);
-  for (int64_t k = 0; k < count; k++)
-    for (int p = 0; p < P; p++)
-      for (int v = 0; v < kPanelVectors; v++) {
-        const Unit* read = weights + (p * units + k) * kPanel + v * kLanes;
-        if (M > 4) __builtin_prefetch(read + kAhead);  // fewer reads are in flight between so many products
-        for (int m = 0; m < M; m++) add_product(partial[m][p][v], read, x[m * units + k]);
-      }
-  std::memcpy(sums, partial, sizeof partial);
-}
-
-template <class Unit, int... M>
-constexpr auto by_rows(std::integer_sequence<int, M...>) {
-  return std::array{add_products<Unit, M + 1, 1>...};
-}
-
-// The sums [rows, panels, kPanel] of 1 to 8 rows and 1 panel, or of 1 row and kPair panels.
-template <class Unit>
-void multiply_panels(const Unit* x, int64_t rows, const Unit* weights, int64_t panels, int64_t units, float* sums) {
-  static constexpr auto kByRows = by_rows<Unit>(std::make_integer_sequence<int, kBlock>());
-  std::fill(sums, sums + rows * panels * kPanel, 0.f);
-  if (panels == kPair) return add_products<Unit, 1, kPair>(x, weights, units, units, sums);
-  const int64_t chunk = rows > kBlock ? kChunk : units;
-  for (int64_t k = 0; k < units; k += chunk)
-    for (int64_t m = 0; m < rows; m += kBlock)
-      kByRows[std::min<int64_t>(kBlock, rows - m) - 1](x + m * units + k, weights + k * kPanel, units,
-                                                       std::min(chunk, units - k), sums + m * kPanel);
-}
-
-template <class Number, class Unit>
-struct Layer {
-  const Unit* weights;   // [panels, units, kPanel]
-  const Number* bias;    // [N] or null
-  Number* out;           // [M, N]
-  int64_t N, end;        // end: of its panels, behind those of the layers before it
-};
-
-// x: [M, units]
-template <class Number, class Unit>
-void multiply(const Unit* x, int64_t M, int64_t units, const std::vector<Layer<Number, Unit>>& layers) {
-  at::parallel_for(0, layers.back().end, std::max<int64_t>(1, kPanelGrain / (kPanel * units)), [&](int64_t begin, int64_t end) {
-    alignas(64) float sums[kRows * kPanel];
-    auto layer = layers.begin();
-    for (int64_t p = begin, count; p < end; p += count) {
-      while (p >= layer->end) layer++;
-      count = M == 1 && p + kPair <= std::min(end, layer->end) ? kPair : 1;
-      const int64_t N = layer->N, first = (p - layer->end) * kPanel + (N + kPanel - 1) / kPanel * kPanel;
-      const int64_t width = std::min<int64_t>(count * kPanel, N - first);
-      for (int64_t m = 0; m < M; m += kRows) {
-        const int64_t rows = std::min<int64_t>(kRows, M - m);
-        multiply_panels(x + m * units, rows, layer->weights + first * units, count, units, sums);
-        for (int64_t r = 0; r < rows; r++)
-          for (int64_t n = 0; n < width; n++) {
-            const float sum = sums[r * kPanel + n];
-            layer->out[(m + r) * N + first + n] = Number(layer->bias ? sum + float(layer->bias[first + n]) : sum);
-          }
-      }
-    }
-  });
-}
-
-template <class Number, class Unit>
-std::vector<at::Tensor> products(const at::Tensor& x, at::ArrayRef<at::Tensor> weights,
-                                 const c10::List<std::optional<at::Tensor>>& biases, at::IntArrayRef out_features) {
-  const at::Tensor rows = x.contiguous();
-  const int64_t units = weights[0].size(1);
-  std::vector<at::Tensor> outs;
-  std::vector<Layer<Number, Unit>> layers;
-  auto sizes = x.sizes().vec();
-  for (size_t i = 0; i < weights.size(); i++) {
-    const std::optional<at::Tensor> bias = biases[i];
-    sizes.back() = out_features[i];
-    outs.push_back(at::empty(sizes, x.options()));
-    layers.push_back({static_cast<const Unit*>(weights[i].const_data_ptr()), bias ? bias->const_data_ptr<Number>() : nullptr,
-                      outs[i].mutable_data_ptr<Number>(), out_features[i],
-                      weights[i].size(0) + (i ? layers[i - 1].end : 0)});
-  }
-  multiply<Number, Unit>(static_cast<const Unit*>(rows.const_data_ptr()), outs[0].numel() / out_features[0], units, layers);
-  return outs;
-}
-
-// The products of x with several weights, in one parallel region.
-std::vector<at::Tensor> linears(const at::Tensor& x, at::TensorList weights, const c10::List<std::optional<at::Tensor>>& biases,
-                                at::IntArrayRef out_features) {
-  return x.scalar_type() == at::kFloat ? products<float, float>(x, weights, biases, out_features)
-                                       : products<at::BFloat16, uint32_t>(x, weights, biases, out_features);
-}
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weights, const std::optional<at::Tensor>& bias, int64_t N) {
-  return linears(x, weights, c10::List<std::optional<at::Tensor>>({bias}), N)[0];
-}
-
-// Attention of the few new tokens of every sequence to the keys and values in its cache, in float32.
-//
-// Torch's kernel packs the keys of every query head before it multiplies, which costs more than the product of a few queries.
-// Here up to 4 queries that share a key-value head read its keys and values once, where they are.
-
-constexpr int kQueries = 4, kVectors = 4;
-constexpr int64_t kGrain = 1 << 14;  // smallest number of key elements for which a second thread saves time
 
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 
-inline Floats load_floats(const at::BFloat16* from) {
+inline Floats load_floats(const BFloat16* from) {
 #ifdef __AVX512F__  // GCC converts the halves of the vector one after the other
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(from)), 16);
 #endif
-  return (Floats)(__builtin_convertvector(load<Halves>(from), Pairs) << 16);
+  return (Floats)(__builtin_convertvector(load<Halves>(from), Bits) << 16);
 }
 
-// The first `count` numbers, and zeros behind them.
+inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+// Stores values that are rounded already.
+inline void store(BFloat16* to, Floats x) {
+#ifdef __AVX512F__
+  const __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16));
+#else
+  const Halves halves = __builtin_convertvector((Bits)x >> 16, Halves);
+#endif
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 template <class Number>
-inline Floats load_part(const Number* from, int64_t count) {
+inline Floats load_part(const Number* from, int64_t count) {  // zeros behind the first `count` numbers
+  if (count >= kLanes) return load_floats(from);
   Number part[kLanes] = {};
   std::memcpy(part, from, count * sizeof(Number));
   return load_floats(part);
 }
 
-typedef float Floats4 __attribute__((vector_size(16)));
+template <class Number>
+inline void store_part(Number* to, Floats x, int64_t count) {
+  if (count >= kLanes) return store(to, x);
+  Number part[kLanes];
+  store(part, x);
+  std::memcpy(to, part, count * sizeof(Number));
+}
 
 inline float sum_of(const Floats& vector) {  // added in halves
   Floats4 parts[kLanes / 4];
@@ -217,138 +128,745 @@ inline Floats exp_of(Floats x) {
   return x < kLeast ? Floats{} : power;
 }
 
-template <class Number>
-struct Rows {  // of one head: [length, width] with a stride between rows
-  const Number* data;
-  int64_t stride;
+inline Floats sigmoid(Floats x) {
+  const Floats power = exp_of(x < 0 ? x : -x);
+  return (x < 0 ? power : all(1.f)) / (1.f + power);
+}
+
+// ---- Threads ----
+
+// Threads of one parallel region that wait for one another.
+class Team {
+ public:
+  explicit Team(int most) : size_(most) {}
+  int size() const { return size_; }
+  void begin() { size_ = omp_get_num_threads(); }  // by one thread
+
+  void wait() {
+    if (size_ == 1) return;
+    const uint32_t turn = turn_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      turn_.notify_all();
+      return;
+    }
+    for (int spins = 0; spins < kSpins; spins++) {
+      if (turn_.load(std::memory_order_acquire) != turn) return;
+      pause();
+    }
+    turn_.wait(turn, std::memory_order_acquire);  // a busy machine needs the core to run the others
+  }
+
+ private:
+  static constexpr int kSpins = 1 << 12;
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  int size_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> turn_{0};
 };
 
-// Writes the weighted sums of the first V * kLanes columns of `values`, or of `count` columns if they are fewer, for M queries.
-// weights: [M, padded]; out: [M, wide].
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range share(int64_t count, int thread, int threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
+
+// ---- Products ----
+//
+// y = x W^T + b for few rows of x. Most of the time is spent reading W, stored in panels of 32 outputs: [panels, units, 32].
+// A unit is one float32, or two adjacent bfloat16 values of one output's row.
+
+enum Kind : int32_t { kFloat = 0, kBFloat16 = 1, kExactPairs = 2 };  // kExactPairs: float32 weights that bfloat16 represents
+
+constexpr int kChunk = 64;  // units that stay in the cache between two blocks of rows
+constexpr int kAhead = 1024;  // units between a read and its prefetch
+
+#ifdef __AVX512BF16__
+using Input = BFloat16;  // of products of a bfloat16 model
+#else
+using Input = float;
+#endif
+
+template <class Number>
+using InputOf = std::conditional_t<std::is_same_v<Number, float>, float, Input>;
+
+struct FloatWeights {
+  using X = float;
+  static constexpr int kInputs = 1;
+  static inline void add(Floats& sum, const uint32_t* weights, const X* x) { sum = fused(load<Floats>(weights), all(*x), sum); }
+};
+
+struct PairWeights {  // bfloat16 weights, float32 inputs
+  using X = float;
+  static constexpr int kInputs = 2;
+  static inline void add(Floats& sum, const uint32_t* weights, const X* x) {
+    const Bits pairs = load<Bits>(weights);
+    sum = fused((Floats)(pairs << 16), all(x[0]), sum);
+    sum = fused((Floats)(pairs & 0xffff0000u), all(x[1]), sum);
+  }
+};
+
+#ifdef __AVX512BF16__
+struct DotWeights {  // bfloat16 weights and inputs
+  using X = BFloat16;
+  static constexpr int kInputs = 2;
+  static inline void add(Floats& sum, const uint32_t* weights, const X* x) {
+    uint32_t pair;
+    std::memcpy(&pair, x, 4);
+    sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<__m512i>(weights), (__m512bh)_mm512_set1_epi32(pair));
+  }
+};
+#else
+using DotWeights = PairWeights;
+#endif
+
+// Four adjacent 8-bit values of an output's row, 128 added to each; inputs have 7 bits and a sign, in two parts.
+inline void add_quads(Ints& sum, const uint32_t* weights, const int8_t* x) {
+  uint32_t quad;
+  std::memcpy(&quad, x, 4);
+#if defined(__AVX512VNNI__)
+  sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, load<__m512i>(weights), _mm512_set1_epi32(quad));
+#elif defined(__AVX512BW__)
+  const __m512i pairs = _mm512_maddubs_epi16(load<__m512i>(weights), _mm512_set1_epi32(quad));
+  sum += (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i pairs = _mm256_maddubs_epi16(load<__m256i>(weights), _mm256_set1_epi32(quad));
+  sum += (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+}
+
+// Adds the products of `count` units for M rows and P panels. x: rows `stride` apart; panels `units` apart.
+template <class W, int M, int P>
+inline void add_products(const typename W::X* x, int64_t stride, const uint32_t* weights, int64_t units, int64_t count, float* sums) {
+  Floats partial[M][P][kVectors];
+  std::memcpy(partial, sums, sizeof partial);
+  for (int64_t k = 0; k < count; k++)
+    for (int p = 0; p < P; p++)
+      for (int v = 0; v < kVectors; v++) {
+        const uint32_t* read = weights + (p * units + k) * kPanel + v * kLanes;
+        if (M > 4) __builtin_prefetch(read + kAhead);  // fewer reads are in flight between so many products
+        for (int m = 0; m < M; m++) W::add(partial[m][p][v], read, x + m * stride + k * W::kInputs);
+      }
+  std::memcpy(sums, partial, sizeof partial);
+}
+
+template <class W, int... M>
+constexpr auto by_rows(std::integer_sequence<int, M...>) {
+  return std::array<decltype(&add_products<W, 1, 1>), sizeof...(M)>{add_products<W, M + 1, 1>...};
+}
+
+template <class W>
+void multiply_rows(const typename W::X* x, int64_t rows, int64_t stride, const uint32_t* weights, int64_t units, float* sums) {
+  static constexpr auto kByRows = by_rows<W>(std::make_integer_sequence<int, kBlock>());
+  std::fill(sums, sums + rows * kPanel, 0.f);
+  const int64_t chunk = rows > kBlock ? kChunk : units;
+  for (int64_t k = 0; k < units; k += chunk)
+    for (int64_t m = 0; m < rows; m += kBlock)
+      kByRows[std::min<int64_t>(kBlock, rows - m) - 1](x + m * stride + k * W::kInputs, stride, weights + k * kPanel, units,
+                                                       std::min(chunk, units - k), sums + m * kPanel);
+}
+
+constexpr int kScreened = 4;  // rows
+
+// The sums of both parts of M rows of inputs with a panel of 8-bit values. x: [2, M rows `stride` apart].
+template <int M>
+void add_panel(const int8_t* high, const int8_t* low, int64_t stride, const uint32_t* weights, int64_t quads, Ints (*sums)[2][kVectors]) {
+  Ints partial[M][2][kVectors] = {};
+  for (int64_t k = 0; k < quads; k++)
+    for (int v = 0; v < kVectors; v++) {
+      const uint32_t* read = weights + k * kPanel + v * kLanes;
+      __builtin_prefetch(read + kAhead);
+      for (int m = 0; m < M; m++) {
+        add_quads(partial[m][0][v], read, high + m * stride + 4 * k);
+        add_quads(partial[m][1][v], read, low + m * stride + 4 * k);
+      }
+    }
+  std::memcpy(sums, partial, sizeof partial);
+}
+
+struct Linear {
+  const uint32_t* weights;  // [panels, units, kPanel], or null
+  const void* bias;         // [outputs] in the model's type, or null
+  int64_t outputs, units;
+  int32_t kind;
+  int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+};
+
+// Calls `each(row, vector, sums)` for every vector of the outputs of panels, with the bias added; sums of one panel are rounded.
+template <class Number, class Each>
+void multiply(const Linear& linear, const InputOf<Number>* x, int64_t rows, int64_t stride, Range panels, std::vector<float>& room,
+              Each&& each) {
+  room.resize(std::max<int64_t>(2, rows) * kPanel);
+  float* sums = room.data();
+  const Number* bias = static_cast<const Number*>(linear.bias);
+  for (int64_t p = panels.begin, count; p < panels.end; p += count) {
+    const uint32_t* weights = linear.weights + p * linear.units * kPanel;
+    count = rows == 1 && p + 2 <= panels.end ? 2 : 1;
+    const auto run = [&](auto kind) {
+      using W = decltype(kind);
+      if constexpr (std::is_same_v<typename W::X, InputOf<Number>>) {
+        if (count == 2) {
+          std::fill(sums, sums + 2 * kPanel, 0.f);
+          add_products<W, 1, 2>(x, stride, weights, linear.units, linear.units, sums);
+        } else {
+          multiply_rows<W>(x, rows, stride, weights, linear.units, sums);
+        }
+      }
+    };
+    if constexpr (std::is_same_v<Number, float>) {
+      if (linear.kind == kFloat) run(FloatWeights{}); else run(PairWeights{});
+    } else {
+      run(DotWeights{});
+    }
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t v = 0; v < count * kVectors; v++) {
+        const int64_t n = p * kPanel + v * kLanes;
+        if (n >= linear.outputs) break;
+        Floats sum = load<Floats>(sums + r * kPanel + v * kLanes);
+        if (bias) sum += load_part(bias + n, linear.outputs - n);
+        each(r, n, rounded<Number>(sum));
+      }
+  }
+}
+
+// ---- Attention ----
+
+constexpr int kQueries = 4;  // that read the keys and values of their head once
+
+template <class Number>
+struct Rows {  // of one head: [length, width]
+  const Number* data;
+  int64_t width;
+};
+
 template <class Number, int M, int V>
-void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t wide, int64_t count) {
+void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t begin, int64_t end, float* out, int64_t wide,
+           int64_t count) {
   Floats sums[M][V] = {};
-  for (int64_t i = 0; i < length; i++)
+  for (int64_t i = begin; i < end; i++)
     for (int v = 0; v < V; v++) {
-      const Number* read = values.data + i * values.stride + v * kLanes;
-      const Floats value = count < V * kLanes ? load_part(read, count) : load_floats(read);
+      const Floats value = load_part(values.data + i * values.width + v * kLanes, count - v * kLanes);
       for (int m = 0; m < M; m++) sums[m][v] = fused(value, all(weights[m * padded + i]), sums[m][v]);
     }
   for (int m = 0; m < M; m++) std::memcpy(out + m * wide, sums[m], sizeof sums[m]);
 }
 
-// Turns the scores [length] of one query into weights. `row` has room for kLanes more.
-void softmax(float* row, int64_t length) {
-  std::fill(row + length, row + length + kLanes, -std::numeric_limits<float>::infinity());
-  Floats most = load<Floats>(row);
-  for (int64_t i = kLanes; i < length; i += kLanes) {
+// Turns the scores of positions begin to end into weights. `row` has room for kLanes more.
+void softmax(float* row, int64_t begin, int64_t end) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  std::fill(row + end, row + end + kLanes, kNever);
+  Floats most = load<Floats>(row + begin);
+  for (int64_t i = begin + kLanes; i < end; i += kLanes) {
     const Floats scored = load<Floats>(row + i);
     most = scored > most ? scored : most;
   }
   float largest = most[0];
   for (int i = 1; i < kLanes; i++) largest = std::max(largest, most[i]);
-  int64_t first = 0;  // with a weight, so that sums are the same in any number of padded positions
-  while (row[first] - largest < kLeast) row[first++] = 0;
   Floats total = {};
-  for (int64_t i = first; i < length; i += kLanes) {
+  for (int64_t i = begin; i < end; i += kLanes) {
     const Floats power = exp_of(load<Floats>(row + i) - largest);
-    std::memcpy(row + i, &power, sizeof power);
+    store(row + i, power);
     total += power;
   }
-  const float share = 1 / sum_of(total);
-  for (int64_t i = first; i < length; i++) row[i] *= share;
+  const Floats share = all(1 / sum_of(total));
+  for (int64_t i = begin; i < end; i += kLanes) store(row + i, load<Floats>(row + i) * share);
 }
 
-// Each query's result has the same bits for any M, and with any masked positions around the others.
-// query: [M, wide], scaled; masks: M rows or null; scores: [M, padded]; out: [M, wide].
+struct Seen {  // the positions that a query attends to
+  int64_t begin, end;
+};
+
+// query: [M, wide], scaled; scores: [M, padded]; out: [M, wide]. The bits of a query do not depend on M.
 template <class Number, int M>
-void attend(const float* query, Rows<Number> keys, Rows<Number> values, const Rows<Number>* masks, int64_t length,
-            int64_t width, int64_t wide, int64_t padded, float* scores, float* out) {
-  const int64_t whole = width / kLanes * kLanes;
-  for (int64_t i = 0; i < length; i++) {
-    const Number* key = keys.data + i * keys.stride;
+void attend(const float* query, Rows<Number> keys, Rows<Number> values, const Seen* seen, int64_t wide, int64_t padded,
+            float* scores, float* out) {
+  Seen any = seen[0];
+  for (int m = 1; m < M; m++) any = {std::min(any.begin, seen[m].begin), std::max(any.end, seen[m].end)};
+  for (int64_t i = any.begin; i < any.end; i++) {
+    const Number* key = keys.data + i * keys.width;
     Floats sums[M] = {};
-    const auto add = [&](Floats part, int64_t d) {
+    for (int64_t d = 0; d < keys.width; d += kLanes) {
+      const Floats part = load_part(key + d, keys.width - d);
       for (int m = 0; m < M; m++) sums[m] = fused(part, load<Floats>(query + m * wide + d), sums[m]);
-    };
-    for (int64_t d = 0; d < whole; d += kLanes) add(load_floats(key + d), d);
-    if (whole < width) add(load_part(key + whole, width - whole), whole);
-    for (int m = 0; m < M; m++) {
-      const float score = sum_of(sums[m]);
-      scores[m * padded + i] = masks ? score + float(masks[m].data[i * masks[m].stride]) : score;
+    }
+    for (int m = 0; m < M; m++) scores[m * padded + i] = sum_of(sums[m]);
+  }
+  for (int m = 0; m < M; m++) {
+    float* row = scores + m * padded;
+    softmax(row, seen[m].begin, seen[m].end);
+    std::fill(row + any.begin, row + seen[m].begin, 0.f);
+    std::fill(row + seen[m].end, row + any.end, 0.f);
+  }
+  constexpr int kWide = 4;
+  int64_t d = 0;
+  for (; d + kWide * kLanes <= values.width; d += kWide * kLanes)
+    weigh<Number, M, kWide>({values.data + d, values.width}, scores, padded, any.begin, any.end, out + d, wide, values.width - d);
+  for (; d < values.width; d += kLanes)
+    weigh<Number, M, 1>({values.data + d, values.width}, scores, padded, any.begin, any.end, out + d, wide, values.width - d);
+}
+
+// ---- The step ----
+
+struct Norm {
+  const void* weight;  // or null
+  float eps;
+};
+
+struct Layer {
+  Norm input, output, query_norm, key_norm;
+  Linear query, key, value, out, gate, up, down;
+  Linear before, after;  // patches
+  const void *cos, *sin;  // [positions, head_dim], or null without rotary positions
+  void *keys, *values;    // [batch, key-value heads, capacity, head_dim]
+  int64_t head_dim, window;  // window: the latest positions that a token attends to
+  float scale;
+};
+
+struct Model {
+  int64_t hidden, vocab;
+  const void* embedding;  // [vocab, hidden]
+  Norm norm;
+  Linear head;
+  const uint32_t* screen;  // the head in 8 bits, q = scale * (bits - 128): [panels, quads, kPanel]; or null
+  const float *scale, *error, *size;  // of each row, [panels * kPanel]: error |w - q| and size |q|
+  int64_t quads;
+};
+
+// Greedy choices: the most likely token of each row. Tokens in `banned` are never chosen.
+struct Choice {
+  int64_t* tokens;  // [rows]; -1 if no logit is finite
+  const int64_t* banned;
+  int64_t num_banned;
+  std::atomic<int64_t>* left;  // counts the rows of the head that the screen leaves; or null
+};
+
+struct Batch {
+  int64_t size, count;        // sequences, and new tokens of each
+  int64_t length, capacity;   // positions before these tokens, and of the buffers
+  const int32_t* padding;     // [size]: positions of each sequence that are padding
+};
+
+inline int64_t up_to(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+template <class Number, class Out>
+void normalize(const float* x, const Norm& norm, int64_t width, Out* out) {
+  Floats squares = {};
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const Floats part = load_part(x + i, width - i);
+    squares = fused(part, part, squares);
+  }
+  const Floats scale = all(1.f / std::sqrt(sum_of(squares) / width + norm.eps));
+  const Number* weight = static_cast<const Number*>(norm.weight);
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const Floats part = rounded<Number>(load_part(x + i, width - i) * scale);
+    store_part(out + i, rounded<Number>(load_part(weight + i, width - i) * part), width - i);
+  }
+}
+
+// Rotates a head in place, by halves.
+template <class Number>
+void rotate(float* x, const Number* cos, const Number* sin, int64_t width) {
+  const int64_t half = width / 2;
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t count = half - i;
+    const Floats a = load_part(x + i, count), b = load_part(x + half + i, count);
+    const auto sum = [](Floats left, Floats right) { return rounded<Number>(rounded<Number>(left) + rounded<Number>(right)); };
+    store_part(x + i, sum(a * load_part(cos + i, count), -b * load_part(sin + i, count)), count);
+    store_part(x + half + i, sum(b * load_part(cos + half + i, count), a * load_part(sin + half + i, count)), count);
+  }
+}
+
+template <class Number>
+class Step {
+ public:
+  using X = InputOf<Number>;
+
+  Step(const Model& model, const Layer* layers, int64_t num_layers, const Batch& batch, int threads)
+      : model_(model), layers_(layers), num_layers_(num_layers), batch_(batch), rows_(batch.size * batch.count),
+        width_(up_to(model.hidden, kPanel)), team_(threads) {
+    for (int64_t l = 0; l < num_layers; l++) {
+      heads_ = std::max(heads_, up_to(layers[l].query.outputs, kPanel));
+      inner_ = std::max(inner_, up_to(layers[l].gate.outputs, kPanel));
+    }
+    hidden_.resize(rows_ * width_);
+    other_.resize(rows_ * width_);
+    query_.resize(rows_ * heads_);
+    attended_.resize(rows_ * heads_);
+    gated_.resize(rows_ * inner_);
+  }
+
+  void run(const int64_t* tokens, Number* states, float* logits, const Choice* choice);
+
+ private:
+  struct Own {  // of a thread
+    int thread;
+    std::vector<X> normed;
+    std::vector<float> sums, scaled, scores, weighed;
+  };
+
+  void enter(const int64_t* tokens, const Number* states, Own& own) {
+    const Range rows = share(rows_, own.thread, team_.size());
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      const Number* from = tokens ? static_cast<const Number*>(model_.embedding) + tokens[r] * model_.hidden : states + r * model_.hidden;
+      for (int64_t i = 0; i < model_.hidden; i += kLanes)
+        store_part(hidden_.data() + r * width_ + i, load_part(from + i, model_.hidden - i), model_.hidden - i);
     }
   }
-  for (int m = 0; m < M; m++) softmax(scores + m * padded, length);
-  int64_t d = 0;
-  for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
-    weigh<Number, M, kVectors>({values.data + d, values.stride}, scores, padded, length, out + d, wide, width - d);
-  for (; d < width; d += kLanes)
-    weigh<Number, M, 1>({values.data + d, values.stride}, scores, padded, length, out + d, wide, width - d);
-}
 
-// query: [batch, heads, queries, width]; keys, values: [batch, key-value heads, length, width]; mask: [batch, heads, queries,
-// length] or null; out: [batch, queries, heads, width].
-template <class Number>
-void attend_all(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values, const at::Tensor* mask, float scale,
-                at::Tensor& out) {
-  static constexpr decltype(&attend<Number, 1>) kByQueries[kQueries] = {
-      attend<Number, 1>, attend<Number, 2>, attend<Number, 3>, attend<Number, 4>};
-  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
-  const int64_t length = keys.size(2), padded = length + kLanes, wide = (width + kLanes - 1) / kLanes * kLanes;
-  const int64_t per_group = heads / keys.size(1) * queries;  // queries that share a key-value head
-  const auto rows = [](const at::Tensor& tensor, int64_t b, int64_t h, int64_t row) {
-    return Rows<Number>{tensor.const_data_ptr<Number>() + b * tensor.stride(0) + h * tensor.stride(1), tensor.stride(row)};
-  };
-  auto* out_data = out.mutable_data_ptr<Number>();
-  const int64_t grain = std::max<int64_t>(1, kGrain / (length * width));
-  at::parallel_for(0, batch * heads * queries, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scaled(kQueries * wide), scores(kQueries * padded), sums(kQueries * wide);
-    for (int64_t first = begin, count; first < end; first += count) {
-      const int64_t group = first / per_group, b = group / keys.size(1), shared = group % keys.size(1);
-      count = std::min({int64_t{kQueries}, end - first, (group + 1) * per_group - first});
-      Rows<Number> masks[kQueries];
+  const X* normed(const Norm& norm, Own& own) {  // by every thread, which costs less than to wait
+    own.normed.resize(rows_ * width_);
+    for (int64_t r = 0; r < rows_; r++) normalize<Number>(hidden_.data() + r * width_, norm, model_.hidden, own.normed.data() + r * width_);
+    return own.normed.data();
+  }
+
+  void layer(const Layer& layer, Own& own) {
+    if (layer.before.weights) patch(layer.before, own);
+    project(layer, own);
+    team_.wait();
+    attention(layer, own);
+    team_.wait();
+    add_to_hidden(layer.out, attended_.data(), heads_, own);
+    team_.wait();
+    gate(layer, own);
+    team_.wait();
+    add_to_hidden(layer.down, gated_.data(), inner_, own);
+    team_.wait();
+    if (layer.after.weights) patch(layer.after, own);
+  }
+
+  void patch(const Linear& linear, Own& own) {
+    own.normed.resize(rows_ * width_);
+    for (int64_t i = 0; i < rows_ * width_; i += kLanes) store(own.normed.data() + i, load<Floats>(hidden_.data() + i));
+    multiply<Number>(linear, own.normed.data(), rows_, width_, share(linear.panels(), own.thread, team_.size()), own.sums,
+                     [&](int64_t r, int64_t n, Floats sum) {
+                       store(other_.data() + r * width_ + n, rounded<Number>(load<Floats>(hidden_.data() + r * width_ + n) + sum));
+                     });
+    team_.wait();
+    if (own.thread == 0) hidden_.swap(other_);
+    team_.wait();
+  }
+
+  // Writes queries, keys and values. A thread multiplies whole heads, so that it can rotate them.
+  void project(const Layer& layer, Own& own) {
+    const X* x = normed(layer.input, own);
+    const int64_t part = std::lcm(layer.head_dim, int64_t{kPanel});  // outputs
+    const auto parts = [&](const Linear& linear) { return (linear.outputs + part - 1) / part; };
+    const int64_t queries = parts(layer.query), keys = parts(layer.key), values = parts(layer.value);
+    const Range range = share(queries + keys + values, own.thread, team_.size());
+    const auto work = [&](const Linear& linear, int64_t before, int64_t count, auto&& finish) {
+      const int64_t begin = std::max(range.begin - before, int64_t{0}), end = std::min(range.end - before, count);
+      if (begin >= end) return;
+      const Range outputs{begin * part, std::min(end * part, linear.outputs)};
+      own.scaled.resize(rows_ * up_to(linear.outputs, kPanel));
+      const int64_t stride = up_to(linear.outputs, kPanel);
+      multiply<Number>(linear, x, rows_, width_, {outputs.begin / kPanel, up_to(outputs.end, kPanel) / kPanel}, own.sums,
+                       [&](int64_t r, int64_t n, Floats sum) { store(own.scaled.data() + r * stride + n, sum); });
+      for (int64_t r = 0; r < rows_; r++)
+        for (int64_t h = outputs.begin / layer.head_dim; h * layer.head_dim < outputs.end; h++)
+          finish(r, h, own.scaled.data() + r * stride + h * layer.head_dim);
+    };
+    const auto place = [&](const Norm& norm, int64_t r, float* head) {
+      if (norm.weight) normalize<Number>(head, norm, layer.head_dim, head);
+      if (!layer.cos) return;
+      const int64_t at = (position(r) - batch_.padding[r / batch_.count]) * layer.head_dim;
+      rotate(head, static_cast<const Number*>(layer.cos) + at, static_cast<const Number*>(layer.sin) + at, layer.head_dim);
+    };
+    const auto append = [&](void* buffer, const Linear& linear, int64_t r, int64_t h, const float* head) {
+      const int64_t heads = linear.outputs / layer.head_dim, b = r / batch_.count;
+      Number* to = static_cast<Number*>(buffer) + ((b * heads + h) * batch_.capacity + position(r)) * layer.head_dim;
+      for (int64_t d = 0; d < layer.head_dim; d += kLanes)
+        store_part(to + d, load_part(head + d, layer.head_dim - d), layer.head_dim - d);
+    };
+    work(layer.query, 0, queries, [&](int64_t r, int64_t h, float* head) {
+      place(layer.query_norm, r, head);
+      float* to = query_.data() + r * heads_ + h * layer.head_dim;
+      for (int64_t d = 0; d < layer.head_dim; d++) to[d] = head[d] * layer.scale;
+    });
+    work(layer.key, queries, keys, [&](int64_t r, int64_t h, float* head) {
+      place(layer.key_norm, r, head);
+      append(layer.keys, layer.key, r, h, head);
+    });
+    work(layer.value, queries + keys, values, [&](int64_t r, int64_t h, float* head) { append(layer.values, layer.value, r, h, head); });
+  }
+
+  int64_t position(int64_t row) const { return batch_.length + row % batch_.count; }
+
+  void attention(const Layer& layer, Own& own) {
+    static constexpr decltype(&attend<Number, 1>) kByQueries[kQueries] = {
+        attend<Number, 1>, attend<Number, 2>, attend<Number, 3>, attend<Number, 4>};
+    const int64_t width = layer.head_dim, heads = layer.query.outputs / width, shared = layer.key.outputs / width;
+    const int64_t per_head = heads / shared, per_group = per_head * batch_.count;  // queries of a key-value head
+    const int64_t padded = batch_.length + batch_.count + kLanes, wide = up_to(width, kLanes);
+    own.scaled.assign(kQueries * wide, 0.f);
+    own.scores.resize(kQueries * padded);
+    own.weighed.resize(kQueries * wide);
+    const Range range = share(rows_ * heads, own.thread, team_.size());
+    for (int64_t first = range.begin, count; first < range.end; first += count) {
+      const int64_t group = first / per_group, b = group / shared, head = group % shared;
+      count = std::min({int64_t{kQueries}, range.end - first, (group + 1) * per_group - first});
+      Seen seen[kQueries];
+      const auto place = [&](int64_t m) {  // row and head of a query; the queries of a token are neighbours
+        const int64_t in_group = (first + m) % per_group;
+        return std::pair{b * batch_.count + in_group / per_head, head * per_head + in_group % per_head};
+      };
       for (int64_t m = 0; m < count; m++) {
-        const int64_t h = (first + m) / queries % heads, q = (first + m) % queries;
-        const Number* from = rows(query, b, h, 2).data + q * query.stride(2);
-        for (int64_t d = 0; d < width; d++) scaled[m * wide + d] = float(from[d]) * scale;
-        if (mask) {
-          masks[m] = rows(*mask, b, h, 3);
-          masks[m].data += q * mask->stride(2);
-        }
+        const auto [r, h] = place(m);
+        std::memcpy(own.scaled.data() + m * wide, query_.data() + r * heads_ + h * width, width * sizeof(float));
+        const int64_t end = position(r) + 1;
+        seen[m] = {std::max<int64_t>(batch_.padding[b], end - layer.window), end};
       }
-      kByQueries[count - 1](scaled.data(), rows(keys, b, shared, 2), rows(values, b, shared, 2), mask ? masks : nullptr, length,
-                            width, wide, padded, scores.data(), sums.data());
+      const auto rows = [&](const void* buffer) {
+        return Rows<Number>{static_cast<const Number*>(buffer) + (b * shared + head) * batch_.capacity * width, width};
+      };
+      kByQueries[count - 1](own.scaled.data(), rows(layer.keys), rows(layer.values), seen, wide, padded, own.scores.data(), own.weighed.data());
       for (int64_t m = 0; m < count; m++) {
-        const int64_t h = (first + m) / queries % heads, q = (first + m) % queries;
-        for (int64_t d = 0; d < width; d++) out_data[((b * queries + q) * heads + h) * width + d] = Number(sums[m * wide + d]);
+        const auto [r, h] = place(m);
+        for (int64_t d = 0; d < width; d += kLanes)
+          store_part(attended_.data() + r * heads_ + h * width + d, rounded<Number>(load<Floats>(own.weighed.data() + m * wide + d)), width - d);
       }
     }
-  });
+  }
+
+  void gate(const Layer& layer, Own& own) {
+    const X* x = normed(layer.output, own);
+    const Range panels = share(layer.gate.panels(), own.thread, team_.size());
+    own.scaled.resize(rows_ * inner_);
+    multiply<Number>(layer.gate, x, rows_, width_, panels, own.sums, [&](int64_t r, int64_t n, Floats sum) {
+      store(own.scaled.data() + r * inner_ + n, rounded<Number>(sum * sigmoid(sum)));
+    });
+    multiply<Number>(layer.up, x, rows_, width_, panels, own.sums, [&](int64_t r, int64_t n, Floats sum) {
+      store(gated_.data() + r * inner_ + n, rounded<Number>(load<Floats>(own.scaled.data() + r * inner_ + n) * sum));
+    });
+  }
+
+  void add_to_hidden(const Linear& linear, const X* x, int64_t stride, Own& own) {
+    multiply<Number>(linear, x, rows_, stride, share(linear.panels(), own.thread, team_.size()), own.sums,
+                     [&](int64_t r, int64_t n, Floats sum) {
+                       float* to = hidden_.data() + r * width_ + n;
+                       store(to, rounded<Number>(load<Floats>(to) + sum));
+                     });
+  }
+
+  // The best token so far in each lane.
+  struct Best {
+    Floats logit = all(-std::numeric_limits<float>::infinity());
+    Ints token = Ints{} - 1;
+
+    void take(Floats logits, Ints tokens) {
+      const auto better = logits > logit;  // the first of equal logits stays
+      logit = better ? logits : logit;
+      token = better ? tokens : token;
+    }
+  };
+
+  // Removes what cannot be chosen from the values of outputs n to n + kLanes.
+  Floats possible(Floats values, int64_t n, const Choice& choice) const {
+    const auto drop = [&](int64_t lane) {
+      if (lane >= 0 && lane < kLanes) values[lane] = -std::numeric_limits<float>::infinity();
+    };
+    for (int64_t i = 0; i < choice.num_banned; i++) drop(choice.banned[i] - n);
+    for (int64_t lane = model_.vocab - n; lane < kLanes; lane++) drop(lane);
+    return values;
+  }
+
+  void take(const X* x, int64_t rows, Range panels, const Choice& choice, Best* best, Own& own) {
+    multiply<Number>(model_.head, x, rows, width_, panels, own.sums, [&](int64_t r, int64_t n, Floats sum) {
+      Ints tokens;
+      for (int lane = 0; lane < kLanes; lane++) tokens[lane] = int32_t(n) + lane;
+      best[r].take(possible(sum, n, choice), tokens);
+    });
+  }
+
+  // The most likely tokens, from all rows of the head or from those that the screen leaves.
+  void choose(const Choice& choice, Own& own) {
+    const X* x = normed(model_.norm, own);
+    const Range panels = share(model_.head.panels(), own.thread, team_.size());
+    Best* best = best_.data() + own.thread * rows_;
+    if (model_.screen) screen(x, panels, choice, best, own); else take(x, rows_, panels, choice, best, own);
+    team_.wait();
+    const Range rows = share(rows_, own.thread, team_.size());
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      float most = -std::numeric_limits<float>::infinity();
+      int64_t token = -1;
+      for (int t = 0; t < team_.size(); t++)
+        for (int lane = 0; lane < kLanes; lane++) {
+          const Best& found = best_[t * rows_ + r];
+          const bool wins = found.logit[lane] > most || (found.logit[lane] == most && found.token[lane] < token);
+          if (found.token[lane] >= 0 && wins) most = found.logit[lane], token = found.token[lane];
+        }
+      choice.tokens[r] = std::isfinite(most) ? token : -1;
+    }
+  }
+
+  // |w.h - q.h'| <= |w - q| |h| + |q| |h - h'|, with the rounding of the sums: only rows whose upper bound reaches the
+  // largest lower bound can have the largest logit, and only their exact logits are computed.
+  void screen(const X* x, Range panels, const Choice& choice, Best* best, Own& own) {
+    constexpr float kMost = 8191, kPart = 128;  // of a state: 14 bits, in two parts
+    const int64_t wide = model_.quads * 4;
+    std::vector<int8_t> high(rows_ * wide), low(rows_ * wide);
+    std::vector<float> step(rows_), sum(rows_), length(rows_), off(rows_);
+    for (int64_t r = 0; r < rows_; r++) {
+      float most = 0;
+      const auto value = [&](int64_t i) { return load_part(x + r * width_ + i, 1)[0]; };
+      for (int64_t i = 0; i < model_.hidden; i++) most = std::max(most, std::abs(value(i)));
+      step[r] = most > 0 && std::isfinite(most) ? most / kMost : 1;
+      double squares = 0, errors = 0, total = 0;
+      for (int64_t i = 0; i < model_.hidden; i++) {
+        const float state = value(i), whole = std::nearbyint(std::clamp(state / step[r], -kMost, kMost));
+        high[r * wide + i] = int8_t(std::nearbyint(whole / kPart));
+        low[r * wide + i] = int8_t(whole - kPart * high[r * wide + i]);
+        total += whole;
+        squares += double(state) * state;
+        errors += (double(state) - double(whole) * step[r]) * (double(state) - double(whole) * step[r]);
+      }
+      sum[r] = float(128 * total);
+      length[r] = float(std::sqrt(squares)) * 1.0001f;
+      off[r] = float(std::sqrt(errors)) * 1.0001f + length[r] * (model_.hidden + 64) * 0x1p-23f;
+    }
+    // An estimate of the logits of a vector of outputs, and the bound of its error.
+    const auto bound = [&](int64_t r, int64_t n) {
+      return load<Floats>(model_.error + n) * length[r] + load<Floats>(model_.size + n) * off[r];
+    };
+    const int64_t begin = panels.begin * kPanel, end = panels.end * kPanel;
+    std::vector<Floats> lower(rows_, all(-std::numeric_limits<float>::infinity()));
+    static constexpr decltype(&add_panel<1>) kByRows[kScreened] = {add_panel<1>, add_panel<2>, add_panel<3>, add_panel<4>};
+    Ints sums[kScreened][2][kVectors];
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      for (int64_t first = 0, count; first < rows_; first += count) {
+        count = std::min<int64_t>(kScreened, rows_ - first);
+        kByRows[count - 1](high.data() + first * wide, low.data() + first * wide, wide, model_.screen + p * model_.quads * kPanel,
+                           model_.quads, sums);
+        for (int64_t r = first; r < first + count; r++)
+          for (int v = 0; v < kVectors; v++) {
+            const int64_t n = p * kPanel + v * kLanes;
+            const auto [highs, lows] = std::pair{sums[r - first][0][v], sums[r - first][1][v]};
+            const Floats product = __builtin_convertvector(highs, Floats) * kPart + __builtin_convertvector(lows, Floats) - sum[r];
+            const Floats estimate = possible(product * load<Floats>(model_.scale + n) * step[r], n, choice);
+            store(estimates_.data() + r * model_.head.panels() * kPanel + n, estimate);
+            const Floats least = estimate - bound(r, n);
+            lower[r] = least > lower[r] ? least : lower[r];
+          }
+      }
+    for (int64_t r = 0; r < rows_; r++) {
+      float most = lower[r][0];
+      for (int lane = 1; lane < kLanes; lane++) most = std::max(most, lower[r][lane]);
+      lower_[own.thread * rows_ + r] = most;
+    }
+    team_.wait();
+    int64_t left = 0;
+    for (int64_t r = 0; r < rows_; r++) {
+      float most = lower_[r];
+      for (int t = 1; t < team_.size(); t++) most = std::max(most, lower_[t * rows_ + r]);
+      // Logits that the model's type rounds to the same number tie.
+      const float least = most - (std::is_same_v<Number, float> ? 0 : std::abs(most) * 0x1p-7f);
+      for (int64_t n = begin; n < end; n += kPanel) {
+        int count = 0;
+        for (int v = 0; v < kVectors; v++) {
+          const Floats upper = load<Floats>(estimates_.data() + r * model_.head.panels() * kPanel + n + v * kLanes) + bound(r, n + v * kLanes);
+          const Ints reaches = upper >= least;
+          for (int lane = 0; lane < kLanes; lane++) count -= reaches[lane];
+        }
+        if (!count) continue;
+        left += count;
+        take(x + r * width_, 1, {n / kPanel, n / kPanel + 1}, choice, best + r, own);
+      }
+    }
+    if (choice.left) choice.left->fetch_add(left);
+  }
+
+  const Model& model_;
+  const Layer* layers_;
+  const int64_t num_layers_;
+  const Batch& batch_;
+  const int64_t rows_, width_;
+  int64_t heads_ = 0, inner_ = 0;
+  Team team_;
+  std::vector<float> hidden_, other_, query_;
+  std::vector<X> attended_, gated_;
+  std::vector<float> estimates_, lower_;  // of the screen, [rows, outputs] and [threads, rows]
+  std::vector<Best> best_;                // [threads, rows]
+};
+
+template <class Number>
+void Step<Number>::run(const int64_t* tokens, Number* states, float* logits, const Choice* choice) {
+  if (choice) {
+    best_.resize(team_.size() * rows_);
+    lower_.resize(team_.size() * rows_);
+    if (model_.screen) estimates_.resize(rows_ * model_.head.panels() * kPanel);
+  }
+#pragma omp parallel num_threads(team_.size())
+  {
+#pragma omp single
+    team_.begin();
+    Own own{omp_get_thread_num()};
+    enter(tokens, states, own);
+    team_.wait();
+    for (int64_t l = 0; l < num_layers_; l++) layer(layers_[l], own);
+    const Range rows = states ? share(rows_, own.thread, team_.size()) : Range{0, 0};
+    for (int64_t r = rows.begin; r < rows.end; r++)
+      for (int64_t i = 0; i < model_.hidden; i += kLanes)
+        store_part(states + r * model_.hidden + i, load<Floats>(hidden_.data() + r * width_ + i), model_.hidden - i);
+    if (logits) {
+      const X* x = normed(model_.norm, own);
+      multiply<Number>(model_.head, x, rows_, width_, share(model_.head.panels(), own.thread, team_.size()), own.sums,
+                       [&](int64_t r, int64_t n, Floats sum) { store_part(logits + r * model_.vocab + n, sum, model_.vocab - n); });
+    }
+    if (choice) choose(*choice, own);
+  }
 }
 
-at::Tensor with_adjacent_elements(const at::Tensor& tensor) { return tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
-
-at::Tensor attention(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
-                     const std::optional<at::Tensor>& mask, double scale) {
-  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
-  at::Tensor out = at::empty({batch, queries, heads, width}, query.options());
-  const at::Tensor q = with_adjacent_elements(query), k = with_adjacent_elements(keys), v = with_adjacent_elements(values);
-  const at::Tensor expanded = mask ? mask->expand({batch, heads, queries, keys.size(2)}) : at::Tensor();
-  const at::Tensor* added = mask ? &expanded : nullptr;
-  if (query.scalar_type() == at::kFloat)
-    attend_all<float>(q, k, v, added, float(scale), out);
-  else
-    attend_all<at::BFloat16>(q, k, v, added, float(scale), out);
-  return out;
+// The product of a single linear layer.
+template <class Number>
+void product(const Linear& linear, const Number* x, Number* out, int64_t rows, int64_t inputs, int threads) {
+  std::vector<InputOf<Number>> converted;
+  const InputOf<Number>* from;
+  if constexpr (std::is_same_v<Number, InputOf<Number>>) {
+    from = x;
+  } else {
+    converted.resize(rows * inputs);
+    for (int64_t i = 0; i < rows * inputs; i += kLanes)
+      store_part(converted.data() + i, load_part(x + i, rows * inputs - i), rows * inputs - i);
+    from = converted.data();
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> sums;
+    multiply<Number>(linear, from, rows, inputs, share(linear.panels(), omp_get_thread_num(), omp_get_num_threads()), sums,
+                     [&](int64_t r, int64_t n, Floats sum) { store_part(out + r * linear.outputs + n, sum, linear.outputs - n); });
+  }
 }
 
 }  // namespace
 
-TORCH_LIBRARY(ulskip, library) {
-  library.def("linear(Tensor x, Tensor weights, Tensor? bias, int out_features) -> Tensor");
-  library.def("linears(Tensor x, Tensor[] weights, Tensor?[] biases, int[] out_features) -> Tensor[]");
-  library.impl("linear", c10::DispatchKey::CPU, &linear);
-  library.impl("linears", c10::DispatchKey::CPU, &linears);
-  library.def("attention(Tensor query, Tensor keys, Tensor values, Tensor? mask, float scale) -> Tensor");
-  library.impl("attention", c10::DispatchKey::CPU, &attention);
+extern "C" {
+
+// True if products with 8-bit values are implemented for this processor.
+bool ulskip_screens() {
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+  return true;
+#else
+  return false;
+#endif
+}
+
+void ulskip_step(const Model* model, const Layer* layers, int64_t num_layers, const Batch* batch, const int64_t* tokens,
+                 void* states, float* logits, const Choice* choice, bool is_float, int32_t threads) {
+  if (is_float)
+    Step<float>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<float*>(states), logits, choice);
+  else
+    Step<BFloat16>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<BFloat16*>(states), logits, choice);
+}
+
+// x: [rows, inputs]; out: [rows, outputs]
+void ulskip_linear(const Linear* linear, const void* x, void* out, int64_t rows, int64_t inputs, bool is_float, int32_t threads) {
+  if (is_float)
+    product<float>(*linear, static_cast<const float*>(x), static_cast<float*>(out), rows, inputs, threads);
+  else
+    product<BFloat16>(*linear, static_cast<const BFloat16*>(x), static_cast<BFloat16*>(out), rows, inputs, threads);
+}
 }

@@ -1,30 +1,20 @@
-"""Sessions on torch: the prompt's forward pass, and decode steps with a preallocated KV cache,
-eager or compiled.
-"""
+"""The decode loop of engines on torch: preallocated KV caches, packed weights and decode steps."""
 
 import functools
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ulskip_cli.core.errors import RunError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.engines.torch.decode_steps import (
-    CHECKED_STEPS,
-    CompiledSteps,
-    EagerSteps,
-    check_compiled,
-)
+from ulskip_cli.engines.torch.backend import NATIVE
+from ulskip_cli.engines.torch.decode_steps import DecodeSteps, EagerSteps, NativeSteps
+from ulskip_cli.engines.torch.native_model import NativeModel
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.inference import kv_cache, shallow_view
-from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-
-CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 
 
 def unsupported_by_loop(model: PreTrainedModel) -> str | None:
@@ -43,56 +33,26 @@ class TorchSession(SteppingSession):
     batch, and the decode steps extend the KV cache of its prompts.
     """
 
-    steps: EagerSteps  # of the batch
+    steps: DecodeSteps  # of the batch
 
     def __init__(self, views: Views, *settings: object) -> None:
         """Open a session; it needs no room and no format of weights."""
         self.views = views
-        # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
-        self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
-        self._by_stage: list[CompiledSteps] = []  # of the batch; empty: not compiled
+
+    def step_model(self, view: PreTrainedModel) -> NativeModel | PreTrainedModel:
+        """Return what runs the steps of a view: the kernels, or the view with packed weights."""
+        backend = self.views.linear_backend
+        return NativeModel(view) if backend == NATIVE else packed(view, backend)
 
     @functools.cached_property
-    def decode_models(self) -> list[PreTrainedModel]:
-        """The views of the stages, with the weights of the linear backend."""
-        return [packed(stage.view, self.views.linear_backend) for stage in self.views.stages]
-
-    @property
-    def can_shrink(self) -> bool:
-        """True if the steps are eager."""
-        return not self._by_stage
+    def step_models(self) -> list[NativeModel | PreTrainedModel]:
+        """What runs the steps of each stage."""
+        return [self.step_model(stage.view) for stage in self.views.stages]
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; compile the steps for this shape if compilation is on; return the
-        seconds of compilation.
-
-        Raises RunError if they cannot be compiled; with decoding.compile=auto they stay uncompiled.
-        """
-        decode_models, key = self.decode_models, _shape(request)
-        if not _compiles(request) or key in self._compiled or request.length < 2:
-            return 0.0
-        mask, made = request.attention_mask, list[CompiledSteps]()
-        cache = encode_prompt(self.views.prompt_model, request.input_ids, mask).cache
-        # fails without a C++ compiler, and for models that torch.compile or our buffers do not
-        # support
-        try:
-            for stage, model in zip(self.views.stages, decode_models, strict=True):
-                kv_cache.prune_cache(cache, stage.kept)
-                made.append(CompiledSteps(model, cache, key[1]))
-                check_compiled(made[-1], kv_cache.fork_cache(cache, stage.kept), mask)
-        except (RuntimeError, IndexError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            if is_out_of_memory(error):
-                self._compiled.clear()  # which frees their buffers
-                self._by_stage = []
-                raise
-            if request.decoding.compile == "on":
-                raise RunError(
-                    f"torch.compile failed on the decode step ({reason(error)}); use"
-                    " decoding.compile=off"
-                ) from None
-            made = []
-        self._compiled[key] = made
-        return sum(steps.compile_seconds for steps in made)
+        """Pack the weights; return no seconds, because the first batch of a process does it."""
+        _ = self.step_models
+        return 0.0
 
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
@@ -103,28 +63,28 @@ class TorchSession(SteppingSession):
         self.steps = self.make_steps(request, cache)
         return prompt.first_logits[:, -1]
 
-    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
-        """Return the decode steps after a prompt, which take over its pruned cache: those of the
-        first stage, compiled ones if `prepare` made some.
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> DecodeSteps:
+        """Return the decode steps of the first stage after a prompt, whose pruned cache they take
+        over.
         """
-        self._by_stage = self._compiled.get(_shape(request), []) if _compiles(request) else []
-        mask, several = request.attention_mask, bool(request.decoding.draft_tokens)
-        if not self._by_stage:
-            return EagerSteps(self.decode_models[0], cache, mask, request.length, several)
-        self._by_stage[0].begin(cache, mask, request.length)
-        return self._by_stage[0]
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return self.steps(tokens)
+        model, mask = self.step_models[0], request.attention_mask
+        if isinstance(model, NativeModel):
+            return NativeSteps(model, cache, mask, request.length)
+        return EagerSteps(model, cache, mask, request.length)
 
     def check(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
-        return self.steps.forward(tokens, self.steps.view, self.steps.cache)
+        return self.steps.logits(tokens)
+
+    def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
+        """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
+        where no logit is finite; tokens in `banned` are not chosen.
+        """
+        return self.steps.choose(tokens, banned)
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
-        self.steps.cursor.length -= count
+        self.steps.remove(count)
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
@@ -134,30 +94,14 @@ class TorchSession(SteppingSession):
         """Continue with the view of a later stage, which takes over the keys and values of its
         layers.
         """
-        kept = self.views.stages[stage].kept
-        if self._by_stage:
-            self._by_stage[stage].continue_from(self.steps, kept)
-            self.steps = self._by_stage[stage]
-        else:
-            kv_cache.prune_cache(self.steps.cache, kept)
-            self.steps.view = self.decode_models[stage]
+        self.steps.switch(self.step_models[stage], self.views.stages[stage].kept)
 
     def details(self) -> Table:
-        """Return the linear backend of the steps, and True as `compiled` if they are."""
-        return {"linear_backend": self.views.linear_backend, "compiled": bool(self._by_stage)}
+        """Return the backend of the steps, and the exact rows of a head that was screened."""
+        model = self.steps.model
+        head_rows = model.head_rows if isinstance(model, NativeModel) else None
+        return {"linear_backend": self.views.linear_backend, "head_rows": head_rows}
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""
         vars(self).pop("steps", None)
-
-
-def _compiles(request: BatchRequest) -> bool:
-    decoding, is_on_gpu = request.decoding, request.input_ids.device.type == "cuda"
-    is_chosen = decoding.compile == "auto" and is_on_gpu and not decoding.draft_tokens
-    return decoding.compile == "on" or is_chosen
-
-
-def _shape(request: BatchRequest) -> tuple[int, int]:
-    batch, prompt_len = request.input_ids.shape
-    needed = prompt_len + max(request.length - 1, CHECKED_STEPS)
-    return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP

@@ -3,7 +3,7 @@ internals of transformers.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,10 +24,6 @@ class Cursor:
     """The number of filled positions in the buffers, shared by all layers."""
 
     length: int
-    # `length` as a tensor [1], for compiled steps
-    index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
-    # a tensor whose size is the number of positions that a compiled step reads
-    seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class FixedLayer(DynamicLayer):  # type: ignore[misc]
@@ -36,23 +32,19 @@ class FixedLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def __init__(self, source: DynamicLayer, capacity: int, cursor: Cursor) -> None:
-        super().__init__()
-        self.cursor = cursor
-        self.keys, self.values = (
-            held.new_empty(*held.shape[:2], capacity, held.shape[3])
-            for held in (source.keys, source.values)
-        )
-        self.begin(source)
-        self.is_initialized = True  # transformers leaves other layers out of its counts
-
-    def begin(self, source: DynamicLayer) -> None:
         """Copy the keys and values before the cursor, which may be those of a sliding window."""
-        end = self.cursor.length
+        super().__init__()
+        self.cursor, end = cursor, cursor.length
+        self.keys, self.values = (
+            states.new_empty(*states.shape[:2], capacity, states.shape[3])
+            for states in (source.keys, source.values)
+        )
         for buffer, states in ((self.keys, source.keys), (self.values, source.values)):
             held = states[:, :, :end]
             start = end - held.shape[2]
             buffer[:, :, :start] = 0  # masked, but must not be NaN
             buffer[:, :, start:end] = held
+        self.is_initialized = True  # transformers leaves other layers out of its counts
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -65,41 +57,6 @@ class FixedLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         """Return the number of filled positions."""
         return self.cursor.length
-
-
-class StaticLayer(FixedLayer):
-    """A `FixedLayer` for compiled steps: write position and read length are tensors, and a mask
-    hides empty positions.
-    """
-
-    def begin(self, source: DynamicLayer) -> None:
-        """Copy the keys and values before the cursor; the positions behind it are read too."""
-        super().begin(source)
-        for buffer in (self.keys, self.values):
-            buffer[:, :, self.cursor.length :] = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of one step at the cursor's index."""
-        self.keys.index_copy_(2, self.cursor.index, key_states)
-        self.values.index_copy_(2, self.cursor.index, value_states)
-        end = self.cursor.seen.shape[0]
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
-class UnplacedLayer(StaticLayer):
-    """A `StaticLayer` for models without position ids; these models derive attention masks from the
-    padding mask.
-    """
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number and the offset of the keys that a step reads."""
-        return self.cursor.seen.shape[0], 0
-
-    def get_seq_length(self) -> int:
-        """Return the last position, so that the causal mask hides no key."""
-        return int(self.keys.shape[2]) - 1
 
 
 def step_masks(

@@ -7,6 +7,6 @@ from ulskip_cli.core.engines import Engine
 class Transformers(Engine):
     """The `generate` method of transformers."""
 
-    supports = ALL - {Need.LAYER_DRAFTS, Need.EARLY_EXIT, Need.COMPILATION}
+    supports = ALL - {Need.LAYER_DRAFTS, Need.EARLY_EXIT}
     is_runtime = False
     session = "ulskip_cli.engines.transformers.session:TransformersSession"

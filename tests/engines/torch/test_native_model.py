@@ -1,0 +1,172 @@
+"""Models are recognized by what they compute, and the screened head chooses as the whole one."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import ARCHITECTURES, NATIVE_ARCHITECTURES, build_model, decoder_for, random_ids
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.sampling import InvalidLogitsError
+from ulskip_cli.engines.torch import kernels
+from ulskip_cli.engines.torch.native_model import NativeModel, unrecognized_reason
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels():
+    if reason := kernels.load_kernels():
+        pytest.skip(f"no kernels: {reason}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_recognized_architectures(dtype):
+    recognized = [
+        name for name in ARCHITECTURES if not unrecognized_reason(build_model(name).to(dtype))
+    ]
+    assert sorted(recognized) == NATIVE_ARCHITECTURES
+
+
+def scaled_residual(model):
+    layer = model.model.layers[3]
+    plain = layer.mlp.forward
+    layer.mlp.forward = lambda hidden: 0.9 * plain(hidden)
+
+
+def larger_norm(model):
+    class Larger(type(model.model.norm)):
+        def forward(self, hidden):
+            return 1.1 * super().forward(hidden)
+
+    model.model.norm.__class__ = Larger
+
+
+def scaled_embedding(model):
+    class Scaled(type(model.model)):
+        def forward(self, input_ids, inputs_embeds=None, **options):
+            embeds = 2 * self.embed_tokens(input_ids)
+            return super().forward(inputs_embeds=embeds, **options)
+
+    model.model.__class__ = Scaled
+
+
+def other_activation(model):
+    model.model.layers[0].mlp.act_fn = nn.GELU()
+
+
+def sinks(model):
+    model.model.layers[0].self_attn.sinks = nn.Parameter(torch.zeros(4))
+
+
+def another_part(model):
+    model.model.layers[0].extra = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [scaled_residual, larger_norm, scaled_embedding, other_activation, sinks, another_part],
+)
+def test_a_model_that_computes_something_else_is_not_recognized(llama, change):
+    change(llama)
+    assert unrecognized_reason(llama)
+
+
+def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why():
+    decoder, ids = decoder_for(build_model("bloom"), "ratio=2"), random_ids(2, 5)
+    decoding = DecodingConfig(max_new_tokens=4)
+    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0))
+    assert output.linear_backend != "native"
+    assert "Bloom" in decoder.linear_backend(decoding).reason
+
+
+# ---- The head ----
+
+
+def model_with_head(rows):
+    """Return the native model of a Llama with this head [vocab_size, hidden_size]."""
+    vocab_size, hidden = rows.shape
+    config = LlamaConfig(
+        num_hidden_layers=1,
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=8,
+        num_attention_heads=1,
+        head_dim=8,
+    )
+    model = LlamaForCausalLM(config).eval().to(rows.dtype)
+    model.lm_head.weight = nn.Parameter(rows, requires_grad=False)
+    return NativeModel(model)
+
+
+def chosen_and_logits(native, states, banned=()):
+    """Return the choices for states [rows, hidden_size], their logits [rows, vocab_size], and the
+    number of exact rows.
+    """
+    logits = torch.empty(1, len(states), native.vocab_size)
+    padding = torch.zeros(1, dtype=torch.int32)
+    batch = kernels.Batch(1, len(states), 0, len(states), padding.data_ptr())
+    native.run(None, batch, states=states[None].clone(), logits=logits)
+    chosen, left = torch.empty(1, len(states), dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    ids = torch.tensor(banned, dtype=torch.long)
+    choice = kernels.Choice(chosen.data_ptr(), ids.data_ptr(), len(ids), left.data_ptr())
+    native.run(None, batch, states=states[None].clone(), choice=choice)
+    logits[..., ids] = -torch.inf
+    return chosen[0], logits[0], int(left)
+
+
+NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, 3.0, -7.0, 127.0, 1 / 127])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+@settings(max_examples=200)
+@given(data=st.data(), dtype=DTYPES, seed=st.integers(0, 999))
+def test_the_screen_leaves_the_choice_of_the_whole_head(data, dtype, seed):
+    torch.manual_seed(seed)
+    vocab, hidden = data.draw(st.integers(1, 100)), data.draw(st.sampled_from([8, 30, 64]))
+    rows = torch.randn(vocab, hidden) * data.draw(NUMBERS)
+    states = torch.randn(data.draw(st.integers(1, 6)), hidden) * data.draw(NUMBERS)
+    for _ in range(data.draw(st.integers(0, 5))):  # equal, opposite and nearly equal rows
+        a, b = data.draw(st.integers(0, vocab - 1)), data.draw(st.integers(0, vocab - 1))
+        rows[a] = rows[b] * data.draw(st.sampled_from([1.0, -1.0, 1 + 2**-7, 1 - 2**-20]))
+    if data.draw(st.booleans()):  # one huge number among others
+        rows[:, 0] = data.draw(NUMBERS)
+        states[:, data.draw(st.integers(0, hidden - 1))] = data.draw(NUMBERS)
+    banned = data.draw(st.lists(st.integers(0, vocab - 1), max_size=3))
+    native = model_with_head(rows.to(dtype))
+    chosen, logits, _ = chosen_and_logits(native, states.to(dtype), banned)
+    best = logits.max(dim=-1)
+    wanted = logits.argmax(-1).masked_fill(~best.values.isfinite(), -1)
+    assert torch.equal(chosen, wanted)
+
+
+def test_a_screen_of_a_large_head_leaves_few_rows():
+    torch.manual_seed(0)
+    native = model_with_head(torch.randn(20_000, 256))
+    chosen, logits, left = chosen_and_logits(native, torch.randn(50, 256))
+    assert torch.equal(chosen, logits.argmax(-1))
+    assert left < 50 * 20
+
+
+def test_a_screen_that_leaves_many_rows_is_given_up(llama):
+    with torch.no_grad():
+        llama.lm_head.weight[:] = llama.lm_head.weight[0]  # all logits are equal
+    decoder, ids = decoder_for(llama, "strategy=full"), random_ids(8, 5)
+    mask = torch.ones_like(ids)
+    few, many = (
+        decoder.generate(ids, mask, DecodeContext(DecodingConfig(max_new_tokens=count), 0))
+        for count in (2, 20)
+    )
+    assert {token for row in many.token_ids for token in row} == {0}
+    assert few.head_rows == llama.config.vocab_size
+    assert many.head_rows is None
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_states_that_are_not_finite_are_noticed(llama, wrong):
+    with torch.no_grad():
+        llama.model.layers[2].mlp.down_proj.weight[0, 0] = wrong
+    decoder, ids = decoder_for(llama, "strategy=full", "prompt_layers=all"), random_ids(1, 5)
+    with pytest.raises(InvalidLogitsError, match="finite"):
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(DecodingConfig(), 0))

@@ -1,0 +1,360 @@
+"""Models whose decode steps are one call of the CPU kernels: Llama, and what is built like it.
+
+A model is recognized by its modules, not by its name: RMS norms, attention with rotary positions,
+and a gated MLP with SiLU, with optional biases, norms of queries and keys, and sliding windows. Its
+layers, norm and head are then compared with their own forward passes.
+"""
+
+from ctypes import Array, byref, sizeof
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.activations import ACT2CLS
+from transformers.cache_utils import DynamicLayer
+
+from ulskip_cli.engines.torch import kernels
+from ulskip_cli.engines.torch.packed_linear import HUGE_PAGES, is_linear, packed_weight
+from ulskip_cli.engines.torch.static_cache import Cursor, FixedLayer, PositionsAndMasks, step_masks
+from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.skip_adapter import GapPatch
+
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_PATCHES = {"patch_before", "patch_after"}
+UNLIMITED = 2**40  # positions
+_COMPARED_PROMPT, _COMPARED_TOKENS = 6, 2
+# The largest difference of a layer from its own forward pass: shares of what it changes, and of its
+# output, which is rounded.
+_TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 2**-7)}
+# Head rows that may be left to compute exactly, as a share of all; then the whole head costs less.
+_MOST_LEFT = 0.02
+_COUNTED = 64  # positions before the share counts
+
+
+class UnrecognizedError(Exception):
+    """The message is the property of a model for which the kernels have no step."""
+
+
+class NativeModel:
+    """A model or view whose layers, norm and head run in the kernels."""
+
+    def __init__(self, view: PreTrainedModel) -> None:
+        """Pack the weights, of which all views share one copy; raise UnrecognizedError if a module
+        is of another kind.
+        """
+        path, stack = shallow_view.layer_stack(view)
+        base = view.get_submodule(path.rpartition(".")[0])
+        head, embedding = view.get_output_embeddings(), view.get_input_embeddings()
+        _require(_names(base) == {"embed_tokens", "layers", "norm", "rotary_emb"}, base)
+        _require(_names(view) == {"model", "lm_head"}, view)
+        _require(type(embedding) is nn.Embedding and is_linear(head) and head.bias is None, view)
+        self.dtype, self._rotary = view.dtype, base.rotary_emb
+        self._tensors = list[Tensor]()  # those that structures point to
+        self._layers = [self._layer(layer) for layer in stack]
+        hidden = embedding.weight.shape[1]
+        self._model = kernels.Model(
+            hidden=hidden,
+            vocab=head.weight.shape[0],
+            embedding=self._at(embedding.weight),
+            norm=self._norm(base.norm, hidden),
+            head=self._linear(head),
+        )
+        self._positions = torch.empty(0)
+        # The rows of the head that screens left, and the positions of these screens.
+        self._left, self._screened = torch.zeros(1, dtype=torch.long), 0
+        if kernels.library().ulskip_screens():
+            self._screen(head)
+
+    @property
+    def head_rows(self) -> float | None:
+        """The mean number of rows of the head whose exact logits a choice computes; None if it
+        computes all.
+        """
+        if self._model.screen is None or not self._screened:
+            return None
+        return int(self._left) / self._screened
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of logits."""
+        return int(self._model.vocab)
+
+    def bind(self, cache: DynamicCache) -> "Array[kernels.Layer]":
+        """Return the layers with the keys and values of a batch, whose cache has preallocated
+        buffers [batch, heads, capacity, head_dim].
+        """
+        self._reach(cache.layers[0].keys.shape[2])
+        bound = (kernels.Layer * len(self._layers))(*self._layers)
+        for layer, held in zip(bound, cache.layers, strict=True):
+            layer.keys, layer.values = held.keys.data_ptr(), held.values.data_ptr()
+            if layer.cos is not None:
+                layer.cos, layer.sin = (part.data_ptr() for part in self._positions)
+        return bound
+
+    def run(
+        self,
+        layers: "Array[kernels.Layer] | None",
+        batch: kernels.Batch,
+        tokens: Tensor | None = None,
+        states: Tensor | None = None,
+        logits: Tensor | None = None,
+        choice: kernels.Choice | None = None,
+        part: range | None = None,
+    ) -> None:
+        """Run layers, or the `part` of them, for the new tokens of a batch.
+
+        `tokens` [batch, count] are embedded; without them, `states` [batch, count, hidden_size] are
+        the inputs of the first layer. If `states` are given, the outputs of the last layer are
+        written to them; `logits` [batch, count, vocab_size] in float32 and a choice are written.
+        """
+        part = part or range(len(layers or ()))
+        kernels.library().ulskip_step(
+            byref(self._model),
+            byref(layers, part.start * sizeof(kernels.Layer)) if layers else None,
+            len(part),
+            byref(batch),
+            *(None if held is None else held.data_ptr() for held in (tokens, states, logits)),
+            None if choice is None else byref(choice),
+            self.dtype == torch.float32,
+            torch.get_num_threads(),
+        )
+
+    def empty_states(self, batch: int, count: int) -> Tensor:
+        """Return memory for states [batch, count, hidden_size]."""
+        return torch.empty(batch, count, self._model.hidden, dtype=self.dtype)
+
+    def choose(
+        self, layers: "Array[kernels.Layer]", batch: kernels.Batch, tokens: Tensor, banned: Tensor
+    ) -> Tensor:
+        """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
+        where no logit is finite; tokens in `banned` are not chosen.
+        """
+        chosen = torch.empty_like(tokens)
+        choice = kernels.Choice(
+            chosen.data_ptr(), banned.data_ptr(), len(banned), self._left.data_ptr()
+        )
+        self.run(layers, batch, tokens, choice=choice)
+        if self._model.screen is not None:
+            self._screened += tokens.numel()
+            most = _MOST_LEFT * self.vocab_size * self._screened
+            if self._screened >= _COUNTED and int(self._left) > most:
+                self._model.screen = None
+        return chosen
+
+    def _at(self, tensor: Tensor) -> int:
+        """Keep a tensor alive and return its address."""
+        _require(tensor.is_contiguous() and tensor.dtype == self.dtype, tensor)
+        self._tensors.append(tensor)
+        return tensor.data_ptr()
+
+    def _norm(self, norm: nn.Module, width: int) -> kernels.Norm:
+        eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        _require([*dict(norm.named_parameters())] == ["weight"] and eps is not None, norm)
+        weight: Any = norm.weight
+        _require(weight.shape == (width,), norm)
+        return kernels.Norm(self._at(weight.detach()), eps)
+
+    def _linear(self, module: nn.Module) -> kernels.Linear:
+        _require(is_linear(module), module)
+        linear: Any = module
+        weight = packed_weight(module)
+        self._tensors.append(weight.panels)
+        bias = None if linear.bias is None else linear.bias.detach()
+        if bias is not None:
+            self._at(bias)
+        outputs = linear.weight.shape[0 if type(linear) is nn.Linear else 1]
+        return weight.linear(bias, outputs)
+
+    def _patch(self, patch: nn.Module | None) -> kernels.Linear:
+        if patch is None:
+            return kernels.Linear()
+        _require(isinstance(patch, GapPatch), patch)
+        return self._linear(patch.linear)  # type: ignore[arg-type]
+
+    def _layer(self, layer: nn.Module) -> kernels.Layer:
+        modules: Any = layer
+        _require(_names(layer) - _PATCHES == _LAYER, layer)
+        attention, mlp = modules.self_attn, modules.mlp
+        _require(_names(attention) - _HEAD_NORMS == _ATTENTION, attention)
+        _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
+        _require(type(mlp.act_fn) in (nn.SiLU, ACT2CLS["silu"]), mlp.act_fn)
+        for module in (layer, attention, mlp):
+            _require(not [*module.parameters(recurse=False)], module)
+        width, hidden = attention.head_dim, mlp.up_proj.weight.shape[1]
+        norms = [
+            self._norm(getattr(attention, name), width)
+            if hasattr(attention, name)
+            else kernels.Norm()
+            for name in ("q_norm", "k_norm")
+        ]
+        rotates = getattr(attention, "use_rope", True)
+        return kernels.Layer(
+            self._norm(modules.input_layernorm, hidden),
+            self._norm(modules.post_attention_layernorm, hidden),
+            *norms,
+            *(self._linear(getattr(attention, f"{name}_proj")) for name in "qkvo"),
+            *(self._linear(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
+            *(self._patch(getattr(layer, name, None)) for name in ("patch_before", "patch_after")),
+            cos=1 if rotates else None,
+            head_dim=width,
+            window=_windows.get(modules.input_layernorm, UNLIMITED),
+            scale=attention.scaling,
+        )
+
+    def _reach(self, capacity: int) -> None:
+        """Make the rotary positions of `capacity` tokens."""
+        if self._positions.numel() and self._positions.shape[1] >= capacity:
+            return
+        places = torch.arange(capacity)[None]
+        parts = self._rotary(torch.zeros(1, 1, 1, dtype=self.dtype), places)
+        self._positions = torch.stack([part[0].to(self.dtype) for part in parts])
+        widths = {layer.head_dim for layer in self._layers if layer.cos is not None}
+        _require(widths <= {self._positions.shape[2]}, self._rotary)
+
+    def _screen(self, head: nn.Module) -> None:
+        """Make the copy of the head in 8 bits, which screens decide with (`kernels.cpp`)."""
+        if head not in _screens:
+            _screens[head] = screen_tensors(head.weight)  # type: ignore[arg-type]
+        bits, *floats = _screens[head]
+        self._tensors += [bits, *floats]
+        self._model.screen, self._model.quads = bits.data_ptr(), bits.shape[1]
+        for name, values in zip(("scale", "error", "size"), floats, strict=True):
+            setattr(self._model, name, values.data_ptr())
+
+
+def screen_tensors(weight: Tensor) -> list[Tensor]:
+    """Return the 8-bit copy of a head [vocab_size, hidden_size] in panels, 128 added, and of each
+    row its scale, a bound of the norm of its error, and a bound of its norm.
+    """
+    rows = weight.detach()
+    peak = rows.abs().amax(dim=1).float()
+    scale = torch.where(peak > 0, peak, 1) / 127
+    bits = torch.empty(rows.shape, dtype=torch.uint8)
+    error, size = torch.empty_like(scale), torch.empty_like(scale)
+    for begin in range(0, len(rows), 8192):  # in double precision
+        part = slice(begin, begin + 8192)
+        exact, unit = rows[part].double(), scale[part][:, None].double()
+        whole = (exact / unit).round().clamp(-127, 127)
+        bits[part] = (whole + 128).to(torch.uint8)
+        error[part] = ((exact - whole * unit).norm(dim=1) * 1.0001).float()
+        size[part] = ((whole * unit).norm(dim=1) * 1.0001).float()
+    packed = HUGE_PAGES.copy(kernels.panels(bits, 4))
+    missing = packed.shape[0] * kernels.PANEL - len(rows)
+    return [packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size))]
+
+
+def unrecognized_reason(model: PreTrainedModel) -> str | None:
+    """Return the reason why the kernels have no step for a model and its views, or None.
+
+    The first call for a model compares its layers, norm and head with their own forward passes.
+    """
+    if model not in _reasons:
+        try:
+            _compare(model)
+            _reasons[model] = None
+        except UnrecognizedError as error:
+            _reasons[model] = str(error)
+    return _reasons[model]
+
+
+_reasons: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+_windows: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by the first norm of a layer
+_screens: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+
+
+def _require(is_known: object, part: object) -> None:
+    if not is_known:
+        raise UnrecognizedError(f"the kernels have no step for {type(part).__name__}")
+
+
+def _names(module: object) -> set[str]:
+    return set(module._modules) if isinstance(module, nn.Module) else set()
+
+
+@torch.inference_mode()
+def _compare(model: PreTrainedModel) -> None:
+    """Raise UnrecognizedError unless each layer of a model, its embedding, and its norm and head
+    give the same in the kernels as in their own forward passes.
+    """
+    NativeModel(model)  # refuses other modules before anything runs
+    if shallow_view.depends_on_length(model):
+        raise UnrecognizedError(shallow_view.LENGTH_DEPENDENT)
+    layerwise = LayerwiseModel(model)
+    for layer, window in zip(layerwise.layers, _measured_windows(model, layerwise), strict=True):
+        _windows[layer.input_layernorm] = window  # type: ignore[index]
+    native, count = NativeModel(model), _COMPARED_TOKENS
+    ids = torch.arange(1, _COMPARED_PROMPT + count + 1).repeat(2, 1) % native.vocab_size
+    mask = torch.ones_like(ids[:, :_COMPARED_PROMPT])
+    mask[0, :2] = 0  # padding
+    cache = kv_cache.new_cache(model)
+    shallow_view.forward_with_cache(model, ids[:, :_COMPARED_PROMPT], mask, cache, last_only=True)
+    cursor = Cursor(_COMPARED_PROMPT)
+    cache.layers = [FixedLayer(layer, ids.shape[1], cursor) for layer in cache.layers]
+    positions = PositionsAndMasks(model, cache, mask, count)
+    tokens = ids[:, _COMPARED_PROMPT:]
+    inputs = layerwise.enter(tokens, cache, **positions.options(_COMPARED_PROMPT, count))
+    padding = (mask == 0).sum(1).int()
+    batch = kernels.Batch(2, count, _COMPARED_PROMPT, ids.shape[1], padding.data_ptr())
+    before, states = inputs.hidden, torch.empty_like(inputs.hidden)
+    native.run(None, batch, tokens.contiguous(), states)
+    if not torch.equal(states, before):
+        raise UnrecognizedError("the embedding is scaled")
+    layers = native.bind(cache)
+    for index in range(len(layers)):
+        after, states = layerwise.layer(index, before, inputs), before.clone()
+        native.run(layers, batch, states=states, part=range(index, index + 1))
+        _check_close(f"layer {index}", states, after, (after - before).float())
+        before = after
+    wanted = layerwise.logits(before)
+    logits = torch.empty(wanted.shape)
+    native.run(None, batch, states=before.clone(), logits=logits)
+    _check_close("norm and head", logits, wanted, wanted.float())
+
+
+def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> None:
+    of_change, of_value = _TOLERANCE[wanted.dtype]
+    error = (got.float() - wanted.float()).norm()
+    if not error <= of_change * changed.norm() + of_value * wanted.float().norm():
+        raise UnrecognizedError(f"{name} computes something else than a Llama")
+
+
+class _LongLayer(DynamicLayer):  # type: ignore[misc]
+    """The length of a KV cache without its keys and values."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length, self.is_initialized = length, True
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list[int]:
+    """Return the number of latest positions that each layer attends to, as the model's own masks
+    show in its whole context.
+    """
+    context = getattr(shallow_view.text_config(model), "max_position_embeddings", 4096)
+    seen = max(2, context) - 2
+    cache = DynamicCache()
+    cache.layers = [_LongLayer(seen) for _ in layerwise.layers]
+    masks = step_masks(model, cache, torch.ones(1, seen, dtype=torch.long), 2)
+    mask = masks.get("", masks)
+    places = torch.arange(seen, seen + 2)[None]
+    inputs = layerwise.enter(places * 0, cache, attention_mask=mask, position_ids=places)
+    windows = list[int]()
+    for _, options in inputs.calls:
+        hidden: Any = options.get("attention_mask")
+        if not isinstance(hidden, Tensor) or "position_embeddings" not in options:
+            raise UnrecognizedError("its layers are called in another way than those of a Llama")
+        first, last = hidden[0, 0] == 0
+        window = int(last.sum())
+        is_full = window == seen + 2
+        if not last[-window:].all() or int(first.sum()) != (seen + 1 if is_full else window):
+            raise UnrecognizedError("its masks are not those of a sliding window")
+        windows.append(UNLIMITED if is_full else window)
+    return windows
