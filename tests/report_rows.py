@@ -117,8 +117,8 @@ def sweep_row(
     return made({**row, **more}, {**chosen, **(config or {})})
 
 
-def bench_row(target=2.0, batch=1, engine="torch", compiled=False, rate=100, config=None, **more):
-    """Make a record of a benchmark in which the full model decoded `rate` tokens a second."""
+def bench_row(target=2.0, batch=1, engine="torch", config=None, **more):
+    """Make a record of a benchmark."""
     kept = list(range(round(12 / target)))
     speeds = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
     pairs = {
@@ -127,12 +127,11 @@ def bench_row(target=2.0, batch=1, engine="torch", compiled=False, rate=100, con
     }
     row = {
         **COMMON,
-        "id": f"{target} {batch} {engine} {compiled}",
+        "id": f"{target} {batch} {engine}",
         "command": "bench",
         "timed_prompt_tokens": 64,
         "timed_new_tokens": 32,
         "engine": engine,
-        "compiled": compiled,
         "training": "x",
         "num_examples": 0,
         "throughput_from": "timed pairs",

@@ -22,7 +22,7 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
 
 def for_bench(overrides):
     read = [text for text in overrides if "bench" in Config.readers(text.partition("=")[0])]
-    return [*read, "decoding.compile=off"]
+    return read
 
 
 def test_bench_requires_no_tokenizer(ulskip, model_folder, overrides, tmp_path):

@@ -22,7 +22,6 @@ def installed(monkeypatch):
         (["engine=lama_cpp"], "lama_cpp.*llama_cpp"),
         ([LLAMA, "engine.weights=q5"], r"engine\.weights.*q5.*q8_0"),
         (["engine.weights=q4_0"], r"engine\.weights=q4_0.*model\.dtype"),
-        ([LLAMA, "decoding.compile=on"], r"decoding\.compile=auto"),
     ],
     ids=" ".join,
 )

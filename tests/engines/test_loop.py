@@ -10,6 +10,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
+from ulskip_cli.engines.torch.session import TorchSession
 
 LENGTH, CPU = 14, torch.device("cpu")
 FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
@@ -57,38 +58,41 @@ def test_sampling_and_penalties_are_transformers_own(llama, decoding):
     assert compared(decoder_for(llama, "ratio=2"), decoding) == 0
 
 
-def test_finished_sequences_are_dropped_from_the_batch(llama):
+def test_finished_sequences_are_dropped_from_the_batch(llama, monkeypatch):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
     context = DecodeContext(FAST, 0)
     free = decoder.generate(ids, mask, context).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     sizes = []
-    hook = decoder.view.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    choose = TorchSession.choose
+    monkeypatch.setattr(
+        TorchSession,
+        "choose",
+        lambda self, tokens, banned: sizes.append(len(tokens)) or choose(self, tokens, banned),
     )
     decoder.generate(ids, mask, context)
-    hook.remove()
     assert sizes[0] == 5
     assert sizes[-1] <= 2
     forced = decoder.generate(ids, mask, context, forced_length=6)
     assert {len(row) for row in forced.token_ids} == {6}
 
 
-@pytest.mark.parametrize("length", [4, 5, 6, 7])
 @pytest.mark.parametrize("ends", [[], [3], [0, 8]])
-def test_eos_is_suppressed_as_by_transformers(length, ends):
+def test_eos_is_suppressed_as_by_transformers(ends):
     logits, ids = (
         torch.randn(2, 9, generator=torch.Generator().manual_seed(0)),
-        torch.ones(2, length, dtype=torch.long),
+        torch.ones(2, 5, dtype=torch.long),
     )
     wanted = MinNewTokensLengthLogitsProcessor(4, 2, ends)(ids, logits) if ends else logits.clone()
-    assert torch.equal(TokenSampler(DecodingConfig(), 4, ends, 2, CPU).scores(ids, logits), wanted)
+    assert torch.equal(TokenSampler(DecodingConfig(), ends, CPU).scores(ids, logits), wanted)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_choose_no_token(wrong):
-    with pytest.raises(InvalidLogitsError, match="finite"):
-        TokenSampler(DecodingConfig(), 1, [], 0, CPU).pick(torch.tensor([[1.0, 2.0], [0.0, wrong]]))
+    logits, ids = torch.tensor([[1.0, 2.0], [0.0, wrong]]), torch.ones(2, 3, dtype=torch.long)
+    for decoding in (DecodingConfig(), DecodingConfig(do_sample=True)):
+        with pytest.raises(InvalidLogitsError, match="finite"):
+            TokenSampler(decoding, [], CPU)(ids, logits)
 
 
 def test_a_peak_is_that_since_the_reset_and_counts_what_was_freed():

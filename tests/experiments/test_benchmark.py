@@ -9,14 +9,13 @@ from reference import NEW_STYLE
 from ulskip_cli.core.config import compose, compose_unvalidated
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import Stage, step_counts
-from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark, paired_timing, preflight, runner
 from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.sweep import jobs
 from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 
 QUICK = ["speed.seconds=0", "speed.new_tokens=3", "speed.prompt_tokens=5"]
-QUICK += ["batch_size=2", "decoding.compile=off"]  # compiling takes seconds
+QUICK += ["batch_size=2"]
 SHAPE = {**NEW_STYLE, "model_type": "llama", "tie_word_embeddings": True, "dtype": "float32"}
 NORM, HEAD = 32, 101 * 32
 LAYER = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 32 + 2 * NORM
@@ -86,7 +85,7 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, tmp_path):
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
     positive = "prefill_seconds time_per_output_token_seconds total_tokens_per_second"
     assert all(row[key] > 0 for key in [*positive.split(), "prompt_kv_bytes"])
-    assert (row["engine"], row["compiled"]) == ("torch", False)
+    assert row["engine"] == "torch"
     assert not {"task", "baseline_id", "bleu", "decode_loss"} & row.keys()
     timed = [row[f"timed_{key}"] for key in ("batch_size", "prompt_tokens", "new_tokens")]
     assert timed == [2, 5, 3]
@@ -229,25 +228,6 @@ def test_a_share_above_the_measured_bandwidth_is_left_out(bench, monkeypatch):
     monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1.0)
     row = bench("ratio=2")
     assert "bandwidth_share" not in row and row["step_bytes"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    cpu_kernels.build_failure() is not None, reason="the CPU kernels do not run here"
-)
-def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, monkeypatch):
-    row = bench("ratio=2", "decoding.compile=auto")
-    assert row["compiled"] is True
-    assert row["compile_seconds"] > 0
-
-    def unsupported(*args, **options):
-        raise torch._dynamo.exc.Unsupported("graph break")
-
-    monkeypatch.setattr("ulskip_cli.engines.torch.session.CompiledSteps", unsupported)
-    row = bench("ratio=3", "decoding.compile=auto")
-    assert (row["compiled"], row["engine"]) == (False, "torch")
-    with pytest.raises(RunError, match=r"decoding\.compile=off"):
-        bench("ratio=3", "decoding.compile=on", "seed=1")
 
 
 def test_a_batch_that_does_not_fit_is_halved(bench, limit_memory):

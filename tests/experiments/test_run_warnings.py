@@ -6,7 +6,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.engines.torch import kernels
 from ulskip_cli.experiments.describe import run_warnings
 from ulskip_cli.experiments.record import (
     CorrectionUsed,
@@ -24,7 +24,7 @@ from ulskip_cli.strategies.plan import make_plan
 def warned(monkeypatch):
     """Return a function that gives the warnings of a record on a machine with two CPUs."""
     monkeypatch.setattr(environment, "cpus", lambda: {0, 1})
-    monkeypatch.setattr(cpu_kernels, "build_failure", lambda: "no compiler")
+    monkeypatch.setattr(kernels, "build_failure", lambda: "no compiler")
 
     def call(*overrides, threads=2, **values):
         config = compose(["batch_size=4", *overrides])

@@ -78,6 +78,7 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
         mean_draft_length=drafts.mean_length,
         check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
+        head_rows=outputs[-1].head_rows,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
         exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
     )

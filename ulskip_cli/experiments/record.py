@@ -578,6 +578,10 @@ class Throughput(Section):
     check_costs: tuple[KnownNumber, ...] | None = value(
         "measured times of checks of 1, 2, ... tokens, in steps of one token"
     )
+    head_rows: Number = value(
+        "mean rows of the output head whose logits a greedy choice computes exactly, after 8 bits"
+        " of each excluded the others; missing: all rows"
+    )
     exit_depths: dict[Depth, KnownCount] | None = value("tokens by exit depth")
     exit_check_fraction: Number = value("share of decode time in exit checks")
 

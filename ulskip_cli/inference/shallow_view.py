@@ -56,6 +56,8 @@ LENGTH_DEPENDENT = "rotary positions that depend on the length"
 LINEARS = (nn.Linear, Conv1D)  # modules with a weight that is not quantized
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
+# compiled code of the source only
+_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,9 @@ def copied(
             " code has replaced; restore the method with: del module.forward"
         )
     shell = copy.copy(module)
-    shell.__dict__ = dict(module.__dict__)
+    shell.__dict__ = {
+        name: value for name, value in module.__dict__.items() if name not in _COMPILED
+    }
     shell._modules = {**module._modules, **children}
     if kind is not None:
         shell.__class__ = kind

@@ -282,6 +282,9 @@ def _compare(model: PreTrainedModel) -> None:
     give the same in the kernels as in their own forward passes.
     """
     NativeModel(model)  # refuses other modules before anything runs
+    implementation = shallow_view.text_config(model)._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise UnrecognizedError(f"the attention implementation {implementation}")
     if shallow_view.depends_on_length(model):
         raise UnrecognizedError(shallow_view.LENGTH_DEPENDENT)
     layerwise = LayerwiseModel(model)
