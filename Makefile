@@ -143,13 +143,11 @@ NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.
 CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --drafts auto --engines ''
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
-PATCHED = ratio=1.111,1.25,1.5,2 batch_size=1,8 results_dir=results/skip_adapters name=speed
 
 results: setup ## Make every folder of results/ but serving and multi30k: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; a day, resumable, on an idle machine
 	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/ and wmt22/"; exit 2; }
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
-	$(BIN)/ulskip bench model=smollm2-135m engine=torch correction=none,patch $(PATCHED)
 	$(BIN)/python recipes/multi30k/report.py
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(REAL_MODEL) --problems 32 --only humaneval

@@ -117,8 +117,8 @@ def sweep_row(
     return made({**row, **more}, {**chosen, **(config or {})})
 
 
-def bench_row(target=2.0, batch=1, engine="torch", config=None, **more):
-    """Make a record of a benchmark."""
+def bench_row(target=2.0, batch=1, engine="torch", rate=100, config=None, **more):
+    """Make a record of a benchmark in which the full model decoded `rate` tokens a second."""
     kept = list(range(round(12 / target)))
     speeds = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
     pairs = {
