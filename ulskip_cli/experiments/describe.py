@@ -4,6 +4,7 @@ weights and machine, and its warnings.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from statistics import fmean
 
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
@@ -68,6 +69,7 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     decoded_tokens = sum(output.decoded_tokens for output in outputs)
     all_tokens = total["prompt_tokens"] + total["generated_tokens"]
     drafts, exits = sum_drafts(outputs), sum_exits(outputs)
+    head_rows = [output.head_rows for output in outputs if output.head_rows is not None]
     decode_seconds = max(1e-9, total["decode_seconds"])  # 0 if every answer has one token
     return Throughput(
         **total,
@@ -78,7 +80,7 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
         mean_draft_length=drafts.mean_length,
         check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
-        head_rows=outputs[-1].head_rows,
+        head_rows=fmean(head_rows) if head_rows else None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
         exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
     )

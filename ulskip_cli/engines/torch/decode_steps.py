@@ -41,6 +41,13 @@ class DecodeSteps(ABC):
         """
         return most_likely(self.logits(tokens), banned)
 
+    @property
+    def head_rows(self) -> float | None:
+        """The mean number of rows of the head that screens left to compute exactly; None without
+        screens.
+        """
+        return None
+
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
         self.cursor.length -= count
@@ -100,6 +107,7 @@ class NativeSteps(DecodeSteps):
         super().__init__(model, cache, mask, length)
         self.padding = (mask == 0).sum(dim=1).int()
         self.layers = model.bind(cache)
+        self._screens_before = model.screens
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
@@ -116,6 +124,17 @@ class NativeSteps(DecodeSteps):
         self.cursor.length += tokens.shape[1]
         return chosen
 
+    @property
+    def head_rows(self) -> float | None:
+        """The mean number of rows of the head that screens left to compute exactly; None if all
+        are computed.
+        """
+        choices, rows = (
+            now - before
+            for now, before in zip(self.model.screens, self._screens_before, strict=True)
+        )
+        return rows / choices if choices else None
+
     def batch(self, tokens: Tensor) -> kernels.Batch:
         """Return the place of `tokens` [batch, count, ...] behind the filled positions."""
         return kernels.Batch(
@@ -131,4 +150,4 @@ class NativeSteps(DecodeSteps):
     def switch(self, model: NativeModel, kept: Sequence[int]) -> None:
         """Continue with another model, whose layers have the places `kept` in the prompt's."""
         super().switch(model, kept)
-        self.layers = model.bind(self.cache)
+        self.layers, self._screens_before = model.bind(self.cache), model.screens

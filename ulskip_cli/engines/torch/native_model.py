@@ -71,13 +71,9 @@ class NativeModel:
             self._screen(head)
 
     @property
-    def head_rows(self) -> float | None:
-        """The mean number of rows of the head whose exact logits a choice computes; None if it
-        computes all.
-        """
-        if self._model.screen is None or not self._screened:
-            return None
-        return int(self._left) / self._screened
+    def screens(self) -> tuple[int, int]:
+        """The number of choices by screens so far, and of the rows of the head that they left."""
+        return self._screened, int(self._left)
 
     @property
     def vocab_size(self) -> int:

@@ -98,9 +98,10 @@ class TorchSession(SteppingSession):
 
     def details(self) -> Table:
         """Return the backend of the steps, and the exact rows of a head that was screened."""
-        model = self.steps.model
-        head_rows = model.head_rows if isinstance(model, NativeModel) else None
-        return {"linear_backend": self.views.linear_backend, "head_rows": head_rows}
+        return {
+            "linear_backend": self.views.linear_backend,
+            "head_rows": self.steps.head_rows,
+        }
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""
