@@ -1,26 +1,29 @@
 """Time decode steps of engine=torch against transformers' own `generate`.
 
-    python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64] [--compile]
+    python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64]
 
-The table has decode tokens/s, relative to the view's own `generate` with a dynamic cache and the
-same layers, and the share of this machine's memory bandwidth at which weights were read. All ratios
-are medians of pairs within one run: the sides take turns on the same prompts with the same number
-of new tokens. The results go to benchmarks/results/decode-MODEL.json and .md. `ulskip bench`
-compares the other engines, and measured with predicted speedups.
+The table has decode tokens/s, relative to the view's own `generate` with the same layers, and the
+share of this machine's memory bandwidth at which weights were read. `layer by layer` are the steps
+of models that the kernels have no step for. All ratios are medians of pairs within one run: the
+sides take turns on the same prompts with the same number of new tokens. The results go to
+benchmarks/results/decode-MODEL.json and .md. `ulskip bench` compares the other engines, and
+measured with predicted speedups.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
-from transformers import CompileConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.torch.packed_linear import PANELS
 from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.intervals import ratio_interval
 from ulskip_cli.experiments.paired_timing import bandwidth_meter
@@ -33,10 +36,9 @@ from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (1, 2), (1, 8)
 WARMUP = 2
-STATIC = {"cache_implementation": "static"}
 
 
-def plain_generate(view, ids, mask, tokens, pad, **options):
+def plain_generate(view, ids, mask, tokens, pad):
     """Measure the decode seconds of a model's own `generate`."""
     settings = GenerationConfig(
         do_sample=False,
@@ -44,7 +46,6 @@ def plain_generate(view, ids, mask, tokens, pad, **options):
         min_new_tokens=tokens,
         pad_token_id=pad,
         eos_token_id=view.generation_config.eos_token_id,
-        **options,
     )
     watch = StepObserver(view.device, ids.shape, lambda count: None)
     with torch.inference_mode():
@@ -57,37 +58,26 @@ def plain_generate(view, ids, mask, tokens, pad, **options):
     return now(view.device) - watch.first_at
 
 
-def make_sides(decoder, decoding, tokens, pad, with_compiled):
+def make_sides(decoder, decoding, tokens, pad):
     """Make the sides by name: functions that return the decode seconds of a batch."""
+    context = DecodeContext(decoding, pad)
+    views = replace(decoder._views, linear_backend=PANELS)
 
-    def engine(**changes):
-        context, fast = (
-            DecodeContext(decoding.replace(**changes), pad),
-            decoder.with_engine("torch"),
-        )
+    def own(decoder):
         return lambda ids, mask: (
-            fast.generate(ids, mask, context, forced_length=tokens).decode_seconds
+            decoder.generate(ids, mask, context, forced_length=tokens).decode_seconds
         )
 
-    def own(**options):
-        return lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad, **options)
-
-    found = {
-        "generate": own(),
-        "generate, static cache": own(**STATIC, disable_compile=True),
-        "torch": engine(compile="off"),
+    return {
+        "generate": lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad),
+        "layer by layer": own(decoder.changed(_views=views, _sessions={})),
+        "torch": own(decoder.with_engine("torch")),
     }
-    if with_compiled:
-        everywhere = CompileConfig(mode="default")
-        everywhere._compile_all_devices = True
-        found["generate, compiled"] = own(**STATIC, compile_config=everywhere)
-        found["torch, compiled"] = engine(compile="on")
-    return found
 
 
 def compare_engines(decoder, decoding, prompts, args, pad):
     """Time all sides in turns; returns tokens/s, steps/s and the ratio to `generate` of each."""
-    sides = make_sides(decoder, decoding, args.tokens, pad, args.compile)
+    sides = make_sides(decoder, decoding, args.tokens, pad)
     seconds = {name: [] for name in sides}
     for i, (ids, mask) in enumerate(prompts):
         names = list(sides)
@@ -164,9 +154,6 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument(
-        "--compile", action="store_true", help="time compiled steps too, at half the layers and all"
-    )
     args = parser.parse_args()
     config = compose([f"model={args.model}"])
     loaded = load(config.model)
