@@ -220,3 +220,25 @@ def test_values_of_a_row_that_are_not_known_are_kept_and_identify_it(values, com
 def test_a_known_key_of_a_row_with_a_wrong_value_is_named(values, key):
     with pytest.raises(UsageError, match=re.escape(key)):
         config.StoredConfig.read({**config.compose([]).recorded(), **values})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["~/x.jsonl", "data (1).jsonl", "ü.jsonl", "[x].jsonl", "a=b&c#d.jsonl", "it's; !.jsonl"],
+)
+def test_texts_that_the_grammar_refuses_are_values(name):
+    assert config.compose(["task=jsonl", f"task.file={name}"]).task.file == name
+
+
+def test_a_comma_in_the_name_of_an_existing_file_separates_no_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="one value"):
+        config.compose(["task=jsonl", "task.file=a,b.jsonl"])
+    (tmp_path / "a,b.jsonl").touch()
+    assert config.compose(["task=jsonl", "task.file=a,b.jsonl"]).task.file == "a,b.jsonl"
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_any_text_in_quotes_is_itself(text):
+    (override,) = config.parse_overrides([f"task.prompt={config.quoted(text)}"])
+    assert override.value() == text

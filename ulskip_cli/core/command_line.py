@@ -12,6 +12,7 @@ from ulskip_cli.core.config import (
     implied_choices,
     is_text,
     primary_of,
+    quoted,
     read_files,
 )
 from ulskip_cli.core.config_schema import Config, Shared
@@ -88,6 +89,4 @@ def _text(value: object) -> str:
     text = str(value)
     if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text.lower() not in _WORDS):
         return text
-    # In quotes, a backslash is itself unless it stands before a quote.
-    quoted = re.sub(r'(\\*)"', r'\1\1\\"', text)
-    return '"' + re.sub(r"(\\+)$", r"\1\1", quoted) + '"'
+    return quoted(text)

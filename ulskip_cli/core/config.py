@@ -6,6 +6,7 @@ its group, and may select files of other groups. Files state only what differs f
 the classes. The command line wins over an experiment, an experiment over other files.
 """
 
+import contextlib
 import functools
 import pkgutil
 import re
@@ -27,7 +28,7 @@ from ulskip_cli.core.config_schema import (
 from ulskip_cli.core.correction import Correction
 from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice
-from ulskip_cli.core.files import Table, change_texts
+from ulskip_cli.core.files import Table, change_texts, is_existing
 from ulskip_cli.core.options import (
     Choice,
     accepts_list,
@@ -464,25 +465,39 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 
 
 def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
-    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values."""
+    """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values.
+
+    A value that Hydra's grammar refuses, or that names an existing file, is a text.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     parser, parsed = OverridesParser.create(), []
     for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            override = None
-        if override is None or override.is_delete() or override.package:
+        key, equals, value = text.partition("=")
+        is_path = "," in value and is_existing(value)
+        override = None
+        for line in (text, *([f"{key}={quoted(value)}"] if equals else []))[is_path:]:
+            with contextlib.suppress(HydraException):
+                override = override or parser.parse_override(line)
+        if override is None or override.is_delete() or override.package or not key:
             advice = _spelled_as_key(text) or "an example is task=wmt"
-            if text.endswith(",") or text.startswith(","):
+            if text.startswith(",") or any(word.endswith(",") for word in overrides):
                 advice = "write no space beside a comma, e.g. ratio=2,3"
-            if "=[" in text or "={" in text:
-                advice = "put lists and mappings in quotes, e.g. 'key=[a,b]', and close brackets"
             raise UsageError(f"expected key=value, got '{text[:80]}'; {advice}")
         parsed.append(override)
     return parsed
+
+
+def quoted(text: str) -> str:
+    r"""Write a text in quotes in the grammar of overrides.
+
+    >>> print(quoted('say "a\\"'))
+    "say \"a\\\""
+    """
+    # A backslash is itself unless it stands before a quote.
+    inner = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", inner) + '"'
 
 
 def is_text(key: str) -> bool:

@@ -202,6 +202,14 @@ def user_path(given: str | Path, key: str) -> Path:
     return path
 
 
+def is_existing(text: str) -> bool:
+    """Return True if a text names an existing file or folder."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # no text of a path
+        return False
+
+
 def cache_dir() -> Path:
     """Return the folder of compiled code and converted models: $ULSKIP_CACHE, or a folder in the
     user's cache.
