@@ -16,7 +16,7 @@ from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, Example, check_references
 from ulskip_cli.corrections import Patch, read_record
-from ulskip_cli.experiments.preflight import Resolver, evaluated_examples
+from ulskip_cli.experiments.preflight import Resolver, evaluated_examples, find_held_out
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
@@ -58,13 +58,14 @@ class TuneRequest:
         scored = min(count, self.config.finalists)
         rounds = 1 if self.config.speedup else math.ceil(math.log2(layers - MIN_KEPT))
         runs = scored * rounds + beside + 1  # with the full model
-        seconds = runs * (self._seconds(choosing, True) + self.choice.speed.seconds)
-        seconds += 2 * self._seconds(last, True) + self.choice.speed.seconds
+        answers = 1 + PROMPT_TOKENS / self.choice.batch_size  # with their decode loss
+        seconds = runs * (self._seconds(choosing, answers) + self.choice.speed.seconds)
+        seconds += 2 * self._seconds(last, answers) + self.choice.speed.seconds
         seconds += OWN_STEPS * self.step_seconds
-        calibrating = choosing[:1] * self.choice.calibration.examples
+        calibrating = find_held_out(self.choice, choosing).examples
         for candidate in self.candidates:
             fits = getattr(candidate.strategy, "budget", 0) + FITS * candidate.correction.is_fitted
-            seconds += self._seconds(choosing) + fits * self._seconds(calibrating)
+            seconds += self._seconds(choosing, 1) + self._seconds(calibrating, fits)
         ways = [
             f"{count} candidates at {self.first} of {layers} layers by decode loss, the best"
             f" {scored} by their answers" * bool(count),
@@ -75,14 +76,10 @@ class TuneRequest:
             f" of all on {len(last)} others: {duration(seconds)}"
         )
 
-    def _seconds(self, examples: Sequence[Example], answers: bool = False) -> float:
-        """Estimate the seconds of reading examples, and of answers as long as the references."""
-        prompts, texts = (
-            sum(len(text) for text in side) / LETTERS
-            for side in zip(*((one.source, one.reference) for one in examples), strict=True)
-        )
-        steps = texts / self.choice.batch_size if answers else texts / PROMPT_TOKENS
-        return self.step_seconds * (prompts / PROMPT_TOKENS + steps)
+    def _seconds(self, examples: Sequence[Example], times: float) -> float:
+        """Estimate the seconds of reading prompts once, and references so many times."""
+        letters = sum(len(example.source) + times * len(example.reference) for example in examples)
+        return self.step_seconds * letters / LETTERS / PROMPT_TOKENS
 
 
 def resolve_tuning(config: TuneConfig) -> TuneRequest:
