@@ -30,7 +30,6 @@ NOT_HERE = [
     # the skip adapter here is made for other weights and for evenly spread layers
     {Need.ADAPTER, Need.STAGES},
     {Need.ADAPTER, Need.CALIBRATION},
-    {Need.COMPILATION, Need.OTHER_BASELINE},  # the baseline here is in an engine without it
 ]
 # Not tried with others: look-ups, which keep all layers.
 ALONE = NOT_ASKED | {Need.DRAFTS}
