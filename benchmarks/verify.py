@@ -64,7 +64,6 @@ SOURCES = [
     Source("README, 6 of 12 layers", "reproduce", {**OPENING, "target_speedup": 2.0}),
     Source("README, 4 of 12 layers", "reproduce", {**OPENING, "target_speedup": 3.0}),
     Source("README, 2 of 12 layers", "reproduce", {**OPENING, "target_speedup": 5.0}),
-    Source("speed.md, torch", "engines", {"engine": "torch"}),
     Source("speed.md, llama.cpp q8_0", "engines", {"engine_weights": "q8_0"}),
     Source(
         "results/frontier/README.md, q4_0 with 4 of 12 layers",

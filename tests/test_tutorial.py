@@ -38,7 +38,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     assert "6 of 12" in told
     assert "by 6 layers" in told
     assert names["record"].strategy == "unified"
-    assert "measured speedup" in (tmp_path / "exported" / "README.md").read_text()
+    assert "kept layers | 0, 2, 4, 7, 9, 11" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_the_strategy_of_a_user_runs(tmp_path, monkeypatch, ulskip):

@@ -55,7 +55,8 @@ def test_float32_weights_that_bfloat16_represents_take_half_of_the_bytes_for_the
     weight, hidden = torch.randn(70, 48).bfloat16().float(), torch.randn(9, 48)
     halves, other = (kernels.pack(part)[0] for part in (weight, weight + 2**-20))
     assert 2 * halves.nbytes == other.nbytes
-    exact = kernels.linear(kernels.panels(weight, 1), 0, None, 70)
+    panels = kernels.panels(weight, 1)
+    exact = kernels.linear(panels, 0, None, 70)  # points to the panels
     assert torch.equal(multiplied(hidden, weight), kernels.multiply(exact, hidden))
 
 
