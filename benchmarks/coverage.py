@@ -37,23 +37,26 @@ def measure(point, with_opened):
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
     from ulskip_cli.engines.torch import packed_linear
-    from ulskip_cli.experiments.paired_timing import measure_rounds, open_pair, time_pairs
+    from ulskip_cli.experiments.paired_timing import BATCHES, Pair, measure_pairs, time_pairs
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.runner import Session, prepare_run
+    from ulskip_cli.experiments.workload import decode_context, timed_prompts
 
     config = compose(POINTS[point])
     session = Session()
     run = prepare_run(resolve(config), session)
     full, decoder = session.decoders(run)
     timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
-    opened = []
+    opened, workload, new_tokens = [], run.workload, config.speed.new_tokens
+    batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
             packed_linear._copies.clear()
             sides = full.with_own_sessions(), decoder.with_own_sessions()
-            pair = open_pair(*sides, run.workload, config, config.batch_size).pair
-        warm_up = measure_rounds([pair], config.speed.new_tokens, 1)
-        (unit,) = measure_rounds([pair], config.speed.new_tokens, OPENED_PAIRS, warm_up)
+            pair = Pair(*sides, batches, decode_context(config, workload))
+            measure_pairs(pair, new_tokens, range(1))
+        warm_up = measure_pairs(pair, new_tokens, range(1))
+        unit = measure_pairs(pair, new_tokens, range(1, 1 + OPENED_PAIRS), warm_up)
         opened.append(median(unit.pairs.ratios()))
     return {
         "point": point,

@@ -15,7 +15,6 @@ from ulskip_cli.core.config_reference import ConfigKey
 from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.experiments.record import (
     REPEATED,
-    Benchmark,
     LmEval,
     Point,
     Quality,
@@ -29,7 +28,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 SECTIONS = Record.__bases__[::-1]
 SECTION_TITLES = (
     *("Request", "Schedule", "Timed pairs", "Quality", "Throughput"),
-    *("Rows of a bench", "Rows of lm-eval", "Provenance"),
+    *("Rows of lm-eval", "Provenance"),
 )
 HEADS = ("key", "meaning", "type", "default", "commands")
 
@@ -129,7 +128,7 @@ def row_keys() -> str:
     parts = lines(Record, {"folder", *(key for kind in SECTIONS for key in kind.model_fields)})
     for kind, title in zip(SECTIONS, SECTION_TITLES, strict=True):
         parts += [f"\n### {title}\n"]
-        if kind in (Benchmark, LmEval):
+        if kind is LmEval:
             parts += [f"{kind.__doc__}\n"]
         if kind is Quality:
             parts += ["- `bleu`, `rouge1`, ...: the task's [metrics](your-own.md#metrics)."]

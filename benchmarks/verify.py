@@ -58,13 +58,14 @@ class Figure(NamedTuple):
 
 
 OPENING = {"strategy": "unified", "batch_size": 8}
+HALF = {"strategy": "unified", "batch_size": 1}
 DRAFTS = {"batch_size": 1, "draft_tokens": "auto", "engine": "speculative"}
 SOURCES = [
     Source("README, make demo", "demo", {"strategy": "unified"}),
     Source("README, 6 of 12 layers", "reproduce", {**OPENING, "target_speedup": 2.0}),
     Source("README, 4 of 12 layers", "reproduce", {**OPENING, "target_speedup": 3.0}),
     Source("README, 2 of 12 layers", "reproduce", {**OPENING, "target_speedup": 5.0}),
-    Source("speed.md, llama.cpp q8_0", "engines", {"engine_weights": "q8_0"}),
+    Source("speed.md, llama.cpp q8_0", "engines", {**HALF, "engine_weights": "q8_0"}),
     Source(
         "results/frontier/README.md, q4_0 with 4 of 12 layers",
         "frontier",

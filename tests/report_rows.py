@@ -120,17 +120,16 @@ def sweep_row(
 def bench_row(target=2.0, batch=1, engine="torch", rate=100, config=None, **more):
     """Make a record of a benchmark in which the full model decoded `rate` tokens a second."""
     kept = list(range(round(12 / target)))
-    speeds = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0}
-    pairs = {
-        side: {"decode_seconds": [1.0] * 7, "decoded_tokens": [tokens] * 7}
-        for side, tokens in {"full": rate, "strategy": 100 * round(target)}.items()
+    own = round(0.95 * target * rate)
+    in_full = (config or {}).get("baseline_engine", engine)
+    sides = {
+        side: {"decode_seconds": [1.0] * 7, "decoded_tokens": [tokens] * 7, "engine": name}
+        for side, tokens, name in (("full", rate, in_full), ("strategy", own, engine))
     }
     row = {
         **COMMON,
         "id": f"{target} {batch} {engine}",
         "command": "bench",
-        "timed_prompt_tokens": 64,
-        "timed_new_tokens": 32,
         "engine": engine,
         "training": "x",
         "num_examples": 0,
@@ -143,11 +142,9 @@ def bench_row(target=2.0, batch=1, engine="torch", rate=100, config=None, **more
         "measured_speedup_low": 0.94 * target,
         "measured_speedup_high": 0.96 * target,
         "end_to_end_speedup": 0.8 * target,
-        "pairs": {**pairs, "units": [{"pairs": 1}] * 7},
-        "bandwidth_share": 0.25 * target,
-        "machine_limits": {"bytes_per_second": 1e10},
-        **{key: target * speed for key, speed in speeds.items()},
-        "full": {**speeds, "bandwidth_share": 0.2, "engine": engine},
+        "pairs": {**sides, "units": [{"pairs": 1, "bytes_per_second": 1e10}] * 7},
+        "time_per_output_token_seconds": batch / own,
+        "step_bytes": round(1e10 / 4 / (own / batch)),
     }
     chosen = {
         "model": {"name": "tiny", "source": "bundled", "path": "tiny"},

@@ -40,13 +40,14 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
         assert part in out
-    assert "[3/4] 2 engines in rounds: seconds of timing" in err
+    assert "[6/6] full over auto engine transformers batch 2: " in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
-    expected = "runs.jsonl configs table.md table.csv bench.md"
+    expected = "runs.jsonl configs table.md table.csv"
     assert files - {".locks"} == {*expected.split()}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     points = [(row["batch_size"], row["engine"]) for row in told["rows"]]
-    assert points == [(size, engine) for size in (1, 2) for engine in ("torch", "transformers")]
+    engines = ["torch", *["transformers"] * 2]  # and both full models
+    assert points == [(size, engine) for size in (1, 2) for engine in engines]
 
 
 def test_version_and_env(ulskip):

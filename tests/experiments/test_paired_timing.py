@@ -19,10 +19,9 @@ from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.paired_timing import (
     UNIT_SHARE,
     UNITS_TO_STOP,
-    Opened,
     Pair,
     TimedPairs,
-    measure_rounds,
+    measure_pairs,
     measure_units,
 )
 from ulskip_cli.experiments.record import Timing, Unit
@@ -33,10 +32,10 @@ PROMPTS = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
 ALONE = tuple(rows[:1] for rows in PROMPTS)
 
 
-def measure_pairs(full, strategy, context, new_tokens, count, prompts=PROMPTS):
+def pairs_of(full, strategy, context, new_tokens, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
     pair = Pair(full, strategy, [prompts], context)
-    (timed,) = measure_rounds([pair], new_tokens, count)
+    timed = measure_pairs(pair, new_tokens, range(count))
     return replace(timed, units=[Unit(pairs=count)])
 
 
@@ -72,13 +71,13 @@ def clock(monkeypatch):
     state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0), rounds=[])
     monkeypatch.setattr(paired_timing.time, "monotonic", lambda: state.now)
 
-    def measure(pairs, new_tokens, count, past=()):
+    def measure(pair, new_tokens, rounds, past=None):
         state.now += state.unit
-        first = len(past[0].strategy)
-        state.rounds += range(first, first + count)
-        return [TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))]
+        state.rounds += rounds
+        count = len(rounds)
+        return TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))
 
-    monkeypatch.setattr(paired_timing, "measure_rounds", measure)
+    monkeypatch.setattr(paired_timing, "measure_pairs", measure)
     return state
 
 
@@ -86,10 +85,8 @@ def clock(monkeypatch):
 def units_of(llama, clock, monkeypatch):
     def measured(**speed):
         pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
-        opened = Opened(pair, TimedPairs(outputs(2), outputs(1)))
         monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1e9)
-        (timed,) = measure_units([opened], SpeedConfig(**speed), "", ProgressCallback())
-        return timed
+        return measure_units(pair, SpeedConfig(**speed), "", ProgressCallback())
 
     return measured
 
@@ -111,7 +108,7 @@ def test_units_end_when_the_time_is_spent(units_of, clock):
 def test_units_go_on_with_the_rounds(units_of, clock):
     clock.unit = 1.0
     units_of(seconds=40)
-    assert clock.rounds == list(range(1, len(clock.rounds) + 1)) and len(clock.rounds) > UNITS
+    assert clock.rounds == list(range(len(clock.rounds))) and len(clock.rounds) > UNITS
 
 
 def test_a_short_step_gets_many_pairs(units_of):
@@ -140,7 +137,7 @@ def test_a_schedule_that_was_timed_alone_has_no_ratio():
 
 def test_both_sides_generate_the_same_number_of_tokens(llama):
     full, half = full_and_half(llama)
-    pairs = measure_pairs(full, half, GREEDY, 4, 3)
+    pairs = pairs_of(full, half, GREEDY, 4, 3)
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
     assert all(
         full.kept_kv_bytes == 2 * half.kept_kv_bytes
@@ -150,10 +147,10 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     full, half = full_and_half(llama)
-    plain = measure_pairs(full, full, GREEDY, 6, 1).full[0]
+    plain = pairs_of(full, full, GREEDY, 6, 1).full[0]
     drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
-    pairs = measure_pairs(full, half, drafting, 6, 2, prompts=ALONE)
+    pairs = pairs_of(full, half, drafting, 6, 2, prompts=ALONE)
     assert {output.engine for output in pairs.full} == {"torch"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
     assert all(
@@ -174,7 +171,7 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
         return replace(output, **(full if self is every else strategy))
 
     monkeypatch.setattr(Decoder, "run", changed)
-    return measure_pairs(every, half, GREEDY, 2, 1)
+    return pairs_of(every, half, GREEDY, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,7 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
         return replace(output, compile_seconds=5.0 * first, decode_seconds=seconds)
 
     monkeypatch.setattr(Decoder, "run", compiled_first)
-    pairs = measure_pairs(full, half, GREEDY, 2, 1)
+    pairs = pairs_of(full, half, GREEDY, 2, 1)
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0
 
@@ -231,7 +228,7 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
     full, other = decoder_for(llama), decoder_for(llama, *overrides)
     context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
     prompts = ALONE if decoding.draft_tokens else PROMPTS
-    pairs = measure_pairs(full, other, context, TOKENS, 2, prompts=prompts)
+    pairs = pairs_of(full, other, context, TOKENS, 2, prompts=prompts)
     forced = None if decoding.draft_tokens or other.exits else TOKENS
     alone = other.generate(*prompts, context, forced)
     assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2

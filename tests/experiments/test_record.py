@@ -111,7 +111,6 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
         ({"exit_depths": {"one": 1}}, "exit_depths"),
         ({"measured_speedup": 2.0}, "measured_speedup_low"),
         ({"kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
-        ({"machine_limits": {"bytes_per_second": 1.0}}, "dtype"),
     ],
     ids=str,
 )

@@ -174,7 +174,12 @@ CUT_OFF = {"degenerate": {"hit_limit": 15}}
         (sweep_row(speedup=1.08, margin=0.3), (": no measurable gain in speed: 1.08x (0.78 to",)),
         (sweep_row(speedup=0.8), (": slower than full: 0.80x",)),
         (
-            sweep_row("full").replace(baseline_id="a", engine="llama_cpp", engine_weights="q8_0"),
+            sweep_row(
+                "full",
+                engine="llama_cpp",
+                engine_weights="q8_0",
+                config={"baseline_engine": "torch", "engine": {"name": "llama_cpp"}},
+            ),
             ("m in llama_cpp q8_0 runs all 6 layers: no measurable gain in speed", "BLEU"),
         ),
         (sweep_row(end_to_end_speedup=1.5), ("1.50x including the prompt",)),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.benchmark import write_bench_report
 from ulskip_cli.report.tables import write_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -102,8 +101,6 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
         assert code == 0, err
         outputs.append(out)
     write_tables(ResultsFolder(tmp_path))
-    if folder == "engines":
-        write_bench_report(ResultsFolder(tmp_path))
     written = [file for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".csv", ".html")]
     unsafe = {char for char in UNSAFE if char != "\n" and not char.isprintable()}
     assert not unsafe & set("".join([*outputs, *(file.read_text() for file in written)]))

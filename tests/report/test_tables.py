@@ -2,17 +2,19 @@ import csv
 import io
 
 import pytest
-from report_rows import (
-    configured,
-    sweep_row,
-    two_depths,
-    write_folder,
-)
+from report_rows import bench_row, configured, sweep_row, two_depths, write_folder
+from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
 
 FULL, HALF = sweep_row("full", batch=8), sweep_row(batch=8, bleu=25.0, predicted_speedup=None)
+OVER = {"strategy": {"name": "full"}, "baseline_engine": "torch"}
+ENGINES = [
+    *(bench_row(ratio, size) for size in (8, 1) for ratio in (3.0, 2.0)),
+    *(bench_row(ratio, engine="transformers") for ratio in (3.0, 2.0)),
+    bench_row(1.0, engine="transformers", config=OVER),
+]
 
 
 def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
@@ -22,6 +24,30 @@ def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
     assert full == "6/6 1 1.00 1.00 1.00 0.98 to 1.02 7 30.0"
     assert half == "3/6 2 2.00 – 1.80 1.78 to 1.82 7 25.0*"
     assert tables.markdown(long).splitlines()[1].startswith("| --- | ---: |")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_a_benchmark_fits_a_terminal(width):
+    console = Console(width=width, record=True, file=io.StringIO(), markup=False)
+    console.print(tables.draw(tables.short_section(ENGINES), width, tables.FILE))
+    text = console.export_text()
+    assert "…" not in text and "1.88 to 1.92" in text
+    assert "tiny · greedy · random prompts of 64 tokens, 32 new ones" in " ".join(text.split())
+
+
+def test_a_benchmark_shows_engines_bandwidth_and_what_varies():
+    section = tables.short_section(ENGINES)
+    lines = section.frame.to_dict("records")
+    over = [line for line in lines if line["full in"] != "–"]
+    assert [(line["strategy"], line["engine"], line["full in"]) for line in over] == [
+        ("full", "transformers", "torch")
+    ]
+    assert {line["of bandwidth"] for line in lines} == {"25%"}
+    assert "10 GB/s" in section.note and "Full in" in section.note
+    assert {line["batch size"] for line in lines} == {"1", "8"}
+    longer = bench_row(3.0, config={"speed": {"prompt_tokens": 512}})
+    assert "speed prompt tokens" in tables.short_section([bench_row(), longer]).heads
+    assert "of bandwidth" not in tables.short_section([HALF.replace(step_bytes=1)]).heads
 
 
 def test_csv_has_every_plain_value_once_under_the_row_keys():

@@ -1,5 +1,5 @@
 import pytest
-from report_rows import not_applicable, small_sweep, sweep_row, two_depths
+from report_rows import bench_row, not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report.rows import Group
 from ulskip_cli.report.verdicts import caveats, lead, winners
@@ -109,3 +109,11 @@ def test_a_sweep_is_told_by_its_winners():
     assert first.startswith("fastest at batch 1: unified 3x, 2.70x (2.68 to 2.72")
     assert "batch 8" in second
     assert lead([sweep_row(vs_baseline={})])[0].startswith("unified keeps")
+
+
+def test_a_benchmark_is_led_by_the_most_tokens_with_a_gain_at_each_batch_size():
+    unsure = bench_row(3.0, engine="llama_cpp", measured_speedup_low=0.7)
+    assert "no measurable gain" in lead([unsure])[0]
+    first, second = lead([unsure, bench_row(), bench_row(batch=8, rate=50), bench_row(batch=8)])
+    assert first.startswith("fastest at batch 1: 190 tok/s in torch; unified keeps 6 of 12 layers")
+    assert second.startswith("fastest at batch 8: 190 tok/s") and "decodes 1.90x as fast" in second

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Job, SweepOutcome
-    from ulskip_cli.report.tables import TableSection
 
 
 def run(
@@ -76,7 +75,6 @@ def run(
     show_outcome(
         SweepOutcome(1, {record.id: record for record in records}),
         folder,
-        tables.short_section,
         lambda records: [sentence(records[-1])],
         as_json,
     )
@@ -105,14 +103,11 @@ def bench(
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Sweep
-    from ulskip_cli.report import benchmark
+    from ulskip_cli.report import verdicts
 
     with SweepDisplay(jobs) as display:
         outcome = Sweep(jobs, display, force=force, words=()).run()
-    folder = ResultsFolder.of(grid[-1])
-    if outcome.records:
-        benchmark.write_bench_report(folder)
-    show_outcome(outcome, folder, benchmark.section, benchmark.bench_lead, as_json, benchmark.FILE)
+    show_outcome(outcome, ResultsFolder.of(grid[0]), verdicts.lead, as_json)
 
 
 def sweep(
@@ -153,7 +148,7 @@ def sweep(
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Sweep
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
-    from ulskip_cli.report import tables, verdicts
+    from ulskip_cli.report import verdicts
 
     words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
@@ -170,7 +165,7 @@ def sweep(
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    show_outcome(outcome, folder, tables.short_section, verdicts.lead, as_json)
+    show_outcome(outcome, folder, verdicts.lead, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -206,18 +201,14 @@ def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
 def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
-    make_table: Callable[["Sequence[Record]"], "TableSection"],
     sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
     as_json: bool,
-    file: str = "table.md",
 ) -> None:
     """Print a JSON object, or else sentences, a table and warnings, and raise RunError if a point
     failed.
-
-    `file` has the columns that do not fit a terminal.
     """
+    from ulskip_cli.report import tables
     from ulskip_cli.report.rows import displayed, warnings
-    from ulskip_cli.report.tables import draw
 
     if as_json:
         print_json(outcome.as_json())
@@ -225,7 +216,8 @@ def show_outcome(
         console = make_console()
         for sentence in sentences(records):
             console.print(sentence, style="bold")
-        console.print(draw(make_table(records), console.width, file), soft_wrap=False)
+        table = tables.draw(tables.short_section(records), console.width, tables.FILE)
+        console.print(table, soft_wrap=False)
         for warning in warnings(records):
             console.print(f"warning: {warning}", style="yellow", soft_wrap=False)
         written = f"written to {folder.path}/"

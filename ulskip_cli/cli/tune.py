@@ -36,7 +36,6 @@ def tune(
     from ulskip_cli.core.command_line import command_line
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import SweepOutcome
-    from ulskip_cli.report import tables
     from ulskip_cli.tuning.search import Tuning
 
     result = Tuning(request, SweepDisplay).run()
@@ -48,7 +47,6 @@ def tune(
     show_outcome(
         outcome,
         ResultsFolder.of(chosen),
-        tables.short_section,
         lambda records: result.verdict,
         as_json=False,
     )

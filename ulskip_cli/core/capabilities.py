@@ -73,7 +73,7 @@ _CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {
 COMMANDS: Mapping[str, frozenset[Need]] = {
     "run": ALL,
     "sweep": ALL,
-    "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE},
+    "bench": ALL - {Need.EARLY_EXIT},
     "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
     "plan": ALL,
     # it tries look-ups itself

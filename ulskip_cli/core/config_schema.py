@@ -301,7 +301,7 @@ class Config(Shared):
     baseline_engine: str | None = option(
         None,
         "engine in which the full model runs as baseline, e.g. auto; null: the same engine",
-        used_by=_POINT,
+        used_by=f"{_POINT} bench",
         used_if=lambda config: config.crosses_engines,
     )
     sweep: Table = option(

@@ -86,6 +86,21 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     )
 
 
+def bytes_per_step(plan: Plan, output: BatchOutput) -> int | None:
+    """Return the bytes of weights, keys and values that a step reads halfway through an answer,
+    whose decoding gave `output`; None if they are not known, or differ with what is decoded.
+    """
+    weights = plan.sizes.weights
+    # A check of drafts reads more than a step.
+    if weights is None or plan.drafts or plan.exits:
+        return None
+    steps = schedule.step_counts(plan.stages, output.steps)
+    weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(steps)
+    positions = output.prompt_tokens + output.generated_tokens / 2
+    kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
+    return round(weight_bytes + kv_bytes * plan.cached_share(output.steps))
+
+
 def sum_drafts(outputs: Sequence[BatchOutput]) -> DraftStats:
     """Sum the draft statistics of all batches."""
     return sum((output.drafts for output in outputs if output.drafts), DraftStats())

@@ -1,5 +1,4 @@
-"""Measure speedups: time the full model and a schedule alternately on the same prompts, and several
-engines in the same rounds.
+"""Measure speedups: time the full model and a schedule alternately on the same prompts.
 
 A measurement consists of units of consecutive pairs. They go on until the interval is narrow enough
 or the time is spent.
@@ -55,7 +54,6 @@ class TimedPairs:
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
     other_cpus: float | None = None  # that other processes used meanwhile
-    reference: Sequence[BatchOutput] = ()  # the full model of the first engine, in each round
 
     def extended(self, more: "TimedPairs", unit: Unit) -> "TimedPairs":
         """Return the pairs with those of a further unit."""
@@ -73,13 +71,6 @@ class TimedPairs:
         full = _side(self.full) if self.full else None
         strategy, units = _side(self.strategy), tuple(self.units)
         return Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
-
-    def over_reference(self, side: Sequence[BatchOutput]) -> Row:
-        """Return the tokens/s of a side divided by the reference's in the same round, with its
-        interval, as a row stores them.
-        """
-        pairs = replace(self, full=list(self.reference), strategy=list(side)).pairs
-        return pairs.speedup().row("over_reference")
 
     def timing(self) -> Timing:
         """Summarize the pairs: speedups with intervals, raw seconds, times of prefill and decode,
@@ -171,56 +162,22 @@ class Pair(NamedTuple):
         return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
 
 
-def measure_rounds(
-    pairs: Sequence[Pair],
-    new_tokens: int,
-    count: int,
-    past: Sequence[TimedPairs] = (),
-) -> list[TimedPairs]:
-    """Time every pair once in each of `count` rounds, in alternating order, so that any two sides
-    can be compared within rounds; return the measurements of each pair.
-
-    On a CPU the sides of a pair decode some steps in turn, because its speed changes within
-    seconds. The rounds continue those of the `past` measurements, which also tell how long a turn
-    is.
+def measure_pairs(
+    pair: Pair, new_tokens: int, rounds: range, past: TimedPairs | None = None
+) -> TimedPairs:
+    """Time a pair once for each number of a round. On a CPU its sides decode some steps in turn,
+    because its speed changes within seconds; the `past` pairs tell how long the first turn is.
     """
-    timed = [TimedPairs() for _ in pairs]
-    turns: list[int | None] = [None for _ in pairs]
+    turn, timed = None, TimedPairs()
     if past:
-        turns = [
-            pair.turn(before.full[-1] if before.full else None, before.strategy[-1])
-            for pair, before in zip(pairs, past, strict=True)
-        ]
-    first = len(past[0].strategy) if past else 0
-    for number in range(first, first + count):
-        for i in range(len(pairs)) if number % 2 == 0 else reversed(range(len(pairs))):
-            full, strategy, seconds = pairs[i].run(number, new_tokens, turns[i])
-            turns[i] = pairs[i].turn(full, strategy)
-            timed[i] = replace(timed[i], compile_seconds=timed[i].compile_seconds + seconds)
-            timed[i].full.extend([full] if full else [])
-            timed[i].strategy.append(strategy)
+        turn = pair.turn(past.full[-1] if past.full else None, past.strategy[-1])
+    for number in rounds:
+        full, strategy, seconds = pair.run(number, new_tokens, turn)
+        turn = pair.turn(full, strategy)
+        timed.full.extend([full] if full else [])
+        timed.strategy.append(strategy)
+        timed = replace(timed, compile_seconds=timed.compile_seconds + seconds)
     return timed
-
-
-class Opened(NamedTuple):
-    """A pair whose batches fit into memory, and its first run, which is not counted."""
-
-    pair: Pair
-    first: TimedPairs
-
-
-def open_pair(
-    full: Decoder | None,
-    strategy: Decoder,
-    workload: Workload | None,
-    config: Config,
-    batch_size: int,
-) -> Opened:
-    """Run a pair once, with compilation if the decoders ask for it."""
-    batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
-    pair = Pair(full, strategy, batches, decode_context(config, workload))
-    (first,) = measure_rounds([pair], config.speed.new_tokens, 1)
-    return Opened(pair, replace(first, batch_size=batch_size))
 
 
 def bandwidth_meter(device: torch.device) -> Callable[[], float]:
@@ -250,44 +207,36 @@ def bandwidth_meter(device: torch.device) -> Callable[[], float]:
 
 
 def measure_units(
-    opened: Sequence[Opened], speed: SpeedConfig, label: str, progress: ProgressCallback
-) -> list[TimedPairs]:
-    """Time pairs in at least `UNITS` units until the interval of each speedup reaches at most
+    pair: Pair, speed: SpeedConfig, label: str, progress: ProgressCallback
+) -> TimedPairs:
+    """Time a pair in at least `UNITS` units until the interval of the speedup reaches at most
     `speed.precision` to each side, with `UNITS_TO_STOP` units, or `speed.seconds` are spent.
 
-    The phase `label` shows the elapsed seconds. The rate at which memory is read is measured once a
-    unit. The full model of the first pair is the reference of all.
+    The first run, which prepares the engines, is not counted. The phase `label` shows the elapsed
+    seconds. The rate at which memory is read is measured once a unit.
     """
+    last = measure_pairs(pair, speed.new_tokens, range(1))
+    pair_seconds = sum(output.total_seconds for output in (*last.full, *last.strategy))
+    timed = replace(last, full=[], strategy=[], precision=speed.precision)
     report = progress.phase(f"{label}: seconds of timing", max(1, round(speed.seconds)))
-    read_rate = bandwidth_meter(opened[0].pair.strategy.device)
+    read_rate = bandwidth_meter(pair.strategy.device)
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
-    pairs, past = [one.pair for one in opened], [one.first for one in opened]
-    outputs = [output for first in past for output in (*first.full, *first.strategy)]
-    round_seconds = sum(output.total_seconds for output in outputs)
-    timed = [replace(one, full=[], strategy=[], precision=speed.precision) for one in past]
-    num_units = 0
 
-    def is_precise(row: Pairs) -> bool:
-        return len(row.units) >= UNITS_TO_STOP and row.is_precise
+    def is_precise() -> bool:
+        return len(timed.units) >= UNITS_TO_STOP and timed.pairs.is_precise
 
-    while num_units < UNITS or not (
-        elapsed * (1 + 1 / num_units) > speed.seconds
-        or all(is_precise(pair.pairs) for pair in timed)
+    while (num_units := len(timed.units)) < UNITS or not (
+        elapsed * (1 + 1 / num_units) > speed.seconds or is_precise()
     ):
-        count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / round_seconds)))
+        count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / pair_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
-        rounds = measure_rounds(pairs, speed.new_tokens, count, past)
-        timed, past = (
-            [pair.extended(more, unit) for pair, more in zip(earlier, rounds, strict=True)]
-            for earlier in (timed, past)
-        )
-        num_units, before, elapsed = num_units + 1, elapsed, time.monotonic() - began
-        # Other processes may slow this one down.
-        round_seconds = max(1e-9, (elapsed - before) / count)
+        first = 1 + len(timed.strategy)
+        last = measure_pairs(pair, speed.new_tokens, range(first, first + count), last)
+        timed = timed.extended(last, unit)
+        before, elapsed = elapsed, time.monotonic() - began
+        pair_seconds = max(1e-9, (elapsed - before) / count)  # other processes may slow it down
         report(round(elapsed))
-    cpus = meter.other_cpus(MIN_LOAD_SECONDS)
-    reference = timed[0].full if len(pairs) > 1 else []
-    return [replace(pair, other_cpus=cpus, reference=reference) for pair in timed]
+    return replace(timed, other_cpus=meter.other_cpus(MIN_LOAD_SECONDS))
 
 
 def time_pairs(
@@ -302,8 +251,10 @@ def time_pairs(
     """
 
     def measure(batch_size: int) -> TimedPairs:
-        opened = open_pair(full, strategy, workload, config, batch_size)
-        return measure_units([opened], config.speed, config.strategy.name, progress)[0]
+        batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
+        pair = Pair(full, strategy, batches, decode_context(config, workload))
+        timed = measure_units(pair, config.speed, config.strategy.name, progress)
+        return replace(timed, batch_size=batch_size)
 
     return run_with_oom_retry(BatchSize(config.batch_size), measure)
 

@@ -9,8 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import psutil
-
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
@@ -134,16 +132,6 @@ class Resolver:
 def resolve(config: Config) -> ResolvedPoint:
     """Resolve a single run; see `Resolver.resolve`."""
     return Resolver().resolve(config)
-
-
-def fit_into_memory(points: Sequence[ResolvedPoint]) -> bool:
-    """Return True if half of the free memory holds the weights of points with one model, and a copy
-    for each engine of another library.
-    """
-    if len(points) < 2 or points[0].files.metadata.total_bytes is None:
-        return True
-    copies = 1 + sum(point.config.engine.is_runtime for point in points)
-    return copies * points[0].files.metadata.total_bytes < psutil.virtual_memory().available / 2
 
 
 def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:

@@ -223,12 +223,6 @@ class Pairs(Section):
                     )
         return self
 
-    @property
-    def seconds(self) -> float:
-        """The seconds that all pairs took, with their prompts."""
-        sides = filter(None, [self.strategy, self.full])
-        return sum(sum(side.decode_seconds) + sum(side.first_token_seconds or ()) for side in sides)
-
     def ratios(self, with_prompt: bool = False) -> list[float]:
         """Return the speedup of each pair, for decoding or `with_prompt`."""
         assert self.full
@@ -276,22 +270,6 @@ class Pairs(Section):
         return self.speedup().row("measured_speedup") | total.row("end_to_end_speedup")
 
 
-class Limits(Section):
-    """The rate at which the machine reads memory."""
-
-    bytes_per_second: KnownPositive
-
-
-class OverReference(Section):
-    """Tokens/s divided by those of the reference of a benchmark, with an interval over rounds."""
-
-    over_reference: Ratio = value(
-        "tokens/s divided by those of the full model with `reference_engine`"
-    )
-    over_reference_low: Ratio = value("lower end of its interval")
-    over_reference_high: Ratio = value("upper end of its interval")
-
-
 class Packages(Section):
     """The versions of packages; every report names two."""
 
@@ -336,7 +314,8 @@ class Point(Section):
         "command that measured the row (`run` for a sweep)", default="run"
     )
     baseline_id: Name | None = value(
-        "row of the baseline; if that is in another engine, `predicted_speedup` is missing"
+        "row of the baseline; if that is in another engine, `predicted_speedup` is missing",
+        Column("full in", "full_engine", first=True),
     )
     config: StoredConfig = value("used settings that differ from the defaults", default=...)
     dataset: Text = value("data of the task", detected=True)
@@ -496,6 +475,10 @@ class Timing(Section):
         "size of the prompt's KV cache", Column("KV\nkept", "kv_share", ".0%", optional=True)
     )
     kept_kv_bytes: Count = value("this size without the skipped layers")
+    step_bytes: Count = value(
+        "bytes that a step reads: head, kept layers, KV cache halfway",
+        Column("of band-\nwidth", "bandwidth_share", ".0%", optional=True),
+    )
 
 
 def _metric_column(key: str) -> Column:
@@ -586,29 +569,6 @@ class Throughput(Section):
     exit_check_fraction: Number = value("share of decode time in exit checks")
 
 
-class FullSide(OverReference, Throughput):
-    """The full model's side of a benchmark."""
-
-    decode_tokens_per_second: KnownPositive
-    total_tokens_per_second: KnownPositive
-    step_bytes: Count = None
-    bandwidth_share: Number = None
-    engine: Text = None
-    linear_backend: Text = None
-
-
-class Benchmark(OverReference):
-    """Values of `ulskip bench`, whose rows have no task."""
-
-    timed_prompt_tokens: Count = value("length of every prompt and answer", detected=True)
-    timed_new_tokens: Count = value("length of every prompt and answer", detected=True)
-    machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
-    reference_engine: Text = value("first engine of the grid, whose full model is the reference")
-    step_bytes: Count = value("bytes that a step reads: head, kept layers, KV cache halfway")
-    bandwidth_share: Number = value("share of the memory bandwidth; missing if above 1")
-    full: FullSide | None = value("these values of the full model")
-
-
 class LmEval(Section):
     """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
 
@@ -655,7 +615,7 @@ class Provenance(Section):
     )
 
 
-class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedule, Point):
+class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
@@ -722,8 +682,8 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def is_own_baseline(self) -> bool:
         """True if the full model was timed against itself, so that the speedup is noise."""
         has_all = self.num_layers and len(self.kept_layers or ()) == self.num_layers
-        others = self.baseline_id, self.draft_tokens, self.later_stages, self.exit_depths
-        return bool(has_all) and not any(others)
+        others = self.draft_tokens, self.later_stages, self.exit_depths
+        return bool(has_all) and not (self.config.crosses_engines or any(others))
 
     @property
     def summary(self) -> str:
@@ -771,6 +731,42 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
     def interval(self) -> str | None:
         """The ends of the measured speedup's interval, as text; None with too few pairs."""
         return self.speedup.ends() if self.speedup else None
+
+    @property
+    def decoded_by(self) -> str:
+        """The engine and the format of its weights."""
+        return " ".join(filter(None, [self.engine, self.engine_weights]))
+
+    @property
+    def full_engine(self) -> Text:
+        """The engine of the full model in the timed pairs, if it is another one."""
+        full = self.pairs.full if self.pairs and self.config.crosses_engines else None
+        return full.engine if full else None
+
+    @property
+    def random_prompts(self) -> Text:
+        """The lengths of random prompts and of their answers; None for a task's prompts."""
+        speed = self.config.speed
+        if self.command != "bench":
+            return None
+        return f"random prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} new ones"
+
+    @property
+    def read_rate(self) -> Positive:
+        """The bytes/s at which the machine read memory during the timed pairs: the median."""
+        units = self.pairs.units if self.pairs else ()
+        rates = [unit.bytes_per_second for unit in units if unit.bytes_per_second]
+        return median(rates) if rates else None
+
+    @property
+    def bandwidth_share(self) -> Share:
+        """The rate at which a step reads weights, keys and values, as a share of `read_rate`; None
+        if one is not known, or above 1, which shows that the limit was not measured.
+        """
+        if not (self.step_bytes and self.time_per_output_token_seconds and self.read_rate):
+            return None
+        share = self.step_bytes / self.time_per_output_token_seconds / self.read_rate
+        return share if share <= 1 else None
 
     @property
     def num_pairs(self) -> int | None:
@@ -888,9 +884,6 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
 _NEEDS = {  # keys without which the value of another key means nothing
     "kept_layers": "num_layers layer_ratio",
     "measured_speedup": "measured_speedup_low measured_speedup_high",
-    "machine_limits": """model dtype device engine environment prompt_layers timed_prompt_tokens
-    timed_new_tokens kept_layers decode_tokens_per_second total_tokens_per_second
-    end_to_end_speedup full""",
 }
 
 

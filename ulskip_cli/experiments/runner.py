@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config
-from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import digest
 from ulskip_cli.core.progress import ProgressCallback
@@ -28,6 +28,7 @@ from ulskip_cli.experiments.calibration import (
     zero_patches,
 )
 from ulskip_cli.experiments.describe import (
+    bytes_per_step,
     describe_provenance,
     describe_schedule,
     measure_throughput,
@@ -41,17 +42,11 @@ from ulskip_cli.experiments.evaluate import (
     measure_loss,
     score_answers,
 )
-from ulskip_cli.experiments.paired_timing import (
-    TimedPairs,
-    time_pairs,
-)
+from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.workload import (
-    Workload,
-    encode_workload,
-)
+from ulskip_cli.experiments.workload import Workload, encode_workload
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
@@ -102,16 +97,14 @@ class Session:
             self._model = key, loaded
         return self._model[1]
 
-    def decoders(
-        self, run: "PreparedRun", baseline: Record | None = None
-    ) -> tuple[Decoder, Decoder]:
+    def decoders(self, run: "PreparedRun") -> tuple[Decoder, Decoder]:
         """Return the decoders of the full model and of the schedule; without skipped layers a
         library holds one copy of the weights for both. The points share the full model's, so that
         its steps are compiled once.
         """
         config, loaded = run.point.config, run.loaded
         decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
-        if run.plan.is_full_model and not baseline:
+        if run.plan.is_full_model and not config.crosses_engines:
             return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
         reference = baseline_config(config)
         key = f"{reference.model} {reference.seed} {reference.engine}"
@@ -126,7 +119,6 @@ class PreparedRun:
     """A resolved point with its weights loaded, its examples encoded and its schedule decided."""
 
     point: ResolvedPoint
-    timed: Config  # as it is timed: the tokens of the plan
     loaded: LoadedModel
     workload: Workload | None  # None: random prompts
     plan: Plan
@@ -156,7 +148,7 @@ def run_point(
     return [_measure(run, session)]
 
 
-def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
+def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration."""
     started_at, asked = time.monotonic(), point.config
     workload, held_out = session.encode(point)
@@ -174,10 +166,8 @@ def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = N
             adapter, used = calibrate_patches(config, loaded, held_out, plan, session.progress)
         else:
             adapter, used = zero_patches(config, loaded, plan)
-    timed = timed or asked
     return PreparedRun(
         point=point,
-        timed=timed.replace(speed=timed.speed.replace(new_tokens=plan.timed_tokens)),
         loaded=loaded,
         workload=workload,
         plan=plan,
@@ -193,7 +183,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     point, config, workload = run.point, run.point.config, run.workload
     progress, folder = session.progress, ResultsFolder.of(config)
     torch.manual_seed(config.seed)
-    full, decoder = session.decoders(run, baseline)
+    full, decoder = session.decoders(run)
     # values on which answers depend and that are not a part of the id
     correction = run.correction and run.correction.model_dump()
     answered_by = [run.plan.as_dict(), correction, workload and workload.prompts]
@@ -229,9 +219,10 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
             raise
     if config.speed.enabled:
         # The full model against itself shows noise alone.
-        share = NOISE_SHARE if run.plan.is_full_model and not baseline else 1
-        speed = run.timed.speed.replace(seconds=share * config.speed.seconds)
-        side, timing = full if config.baseline else None, run.timed.replace(speed=speed)
+        share = NOISE_SHARE if run.plan.is_full_model and not config.crosses_engines else 1
+        seconds, new_tokens = share * config.speed.seconds, run.plan.timed_tokens
+        speed = config.speed.replace(seconds=seconds, new_tokens=new_tokens)
+        side, timing = full if config.baseline else None, config.replace(speed=speed)
         timed = time_pairs(side, decoder, workload, timing, progress)
     progress.phase("write")
     if answers:  # with their row, because an earlier row keeps its answers until then
@@ -253,13 +244,11 @@ def store_record(
     run: PreparedRun,
     decoder: Decoder,
     timed: TimedPairs | None,
-    section: Section,
-    answers: GeneratedAnswers | None = None,
+    quality: Section,
+    answers: GeneratedAnswers | None,
     **values: object,
 ) -> Record:
-    """Make the record of a measured point, store it with its warnings, and return it. `section` and
-    `values` are what only an evaluation or only a benchmark has.
-    """
+    """Make the record of a measured point, store it with its warnings, and return it."""
     config, plan, pairs = run.point.config, run.plan, timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
@@ -274,10 +263,11 @@ def store_record(
         describe_provenance(
             config, plan, run.loaded, decoder, len(run.workload.examples) if run.workload else 0
         ),
-        section,
+        quality,
         chat=run.workload.chat if run.workload else None,
         correction=run.correction,
         calibration=run.calibration,
+        step_bytes=bytes_per_step(plan, pairs[0]) if pairs else None,
         **values,
     )
     if timed and not answers:

@@ -64,7 +64,8 @@ def speedup_text(record: Record, words: str = "") -> str:
     assert record.speedup is not None
     ends = record.speedup.ends()
     tie = "no measurable gain in speed: " if ends else "speed not certain: "
-    lead = {HOLDS: "", FAILS: "slower than full: ", TIE: tie}[verdict(record.speedup, 1.0)]
+    full = "full" + f" in {record.full_engine}" * bool(record.full_engine)
+    lead = {HOLDS: "", FAILS: f"slower than {full}: ", TIE: tie}[verdict(record.speedup, 1.0)]
     return f"{lead}{record.speedup.value:.2f}x{words} ({ends or FEW_UNITS})"
 
 
@@ -317,9 +318,8 @@ def sentence(record: Record) -> str:
     if record.draft_tokens:
         skips = len(record.kept_layers or ()) != record.num_layers
         text = f"the full model checks {record.label}" + f" of {record.summary}" * skips
-    if record.keeps_all and record.baseline_id:  # of another engine
-        engine = " ".join(filter(None, [record.engine, record.engine_weights]))
-        text = f"{record.model} in {engine} runs all {record.num_layers} layers"
+    if record.keeps_all and record.config.crosses_engines:
+        text = f"{record.model} in {record.decoded_by} runs all {record.num_layers} layers"
     elif record.keeps_all:
         text, speed = f"the full model runs {record.num_layers} layers", []
     if speed and quality and record.timed_layers:

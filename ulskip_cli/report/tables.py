@@ -3,7 +3,7 @@ record.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,11 @@ MEASURED = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs."
 )
 INTERVAL = "Interval: 95%, of the timed units and of the spread between processes."
+FULL_IN = "Full in: the engine of the full model that is compared, if it is another one."
+BANDWIDTH = (
+    "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of the rate"
+    " at which this machine read memory in the same pairs"
+)
 RATES = (
     "Decode tok/s: decoded tokens per second in the timed pairs; full tok/s: of the full model in"
     " the same pairs. Rows were timed one after the other, so compare speedups."
@@ -177,7 +182,7 @@ def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     groups = grouped(records)
-    shown = {primary(group.records) for group in groups}
+    shown = {primary(group.records) for group in groups} - {None} or {"bandwidth_share"}
     strategy, *measured, full_rate, rate = (
         column for key, column in COLUMNS.items() if column.first or key in shown
     )
@@ -187,8 +192,25 @@ def short_section(records: Sequence[Record]) -> TableSection:
         title(records),
         records,
         [strategy, *setting_columns(records), *measured, *quality, full_rate, rate],
-        sentences([*stars, NO_REFERENCES * (AGREEMENT.key in shown), *reasons(records)]),
+        sentences(
+            [
+                *stars,
+                NO_REFERENCES * (AGREEMENT.key in shown),
+                *_speed_notes(records if "bandwidth_share" in shown else ()),
+                *reasons(records),
+            ]
+        ),
     )
+
+
+def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
+    """Explain the columns of a comparison of engines, and of bandwidth."""
+    if any(record.full_engine for record in records):
+        yield FULL_IN
+    rates = [record.read_rate for record in records if record.read_rate and record.bandwidth_share]
+    if rates:
+        ends = (f"{rate / 1e9:.0f}" for rate in (min(rates), max(rates)))
+        yield f"{BANDWIDTH}: {' to '.join(dict.fromkeys(ends))} GB/s"
 
 
 def setting_columns(records: Sequence[Record]) -> list[Column]:
@@ -341,6 +363,7 @@ def title(records: Sequence[Record]) -> str:
         **dict.fromkeys((*NAMES[:3], "dataset", NAMES[3]), "{}"),
         "batch_size": "batch {}",
         "num_examples": "{} examples",
+        "random_prompts": "{}",
     }
     return shared(records, forms)
 
@@ -387,7 +410,8 @@ def explanations(records: Sequence[Record]) -> list[str]:
         RATES: any(record.timed_tokens_per_second is not None for record in records),
         DEPTHS: any(record.timed_layers for record in records),
     }
-    return [*(note for note, applies in notes.items() if applies), *reasons(records)]
+    shown = (note for note, applies in notes.items() if applies)
+    return [*shown, *_speed_notes(records), *reasons(records)]
 
 
 def sentences(parts: Iterable[str]) -> str:

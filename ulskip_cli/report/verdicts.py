@@ -13,7 +13,9 @@ from ulskip_cli.experiments.statistics import (
     HOLDS,
     TIE,
     QualityShare,
+    is_faster,
     may_gain,
+    primary,
     sentence,
     shares,
     speedup_text,
@@ -155,7 +157,8 @@ def _unlike_states(group: Group) -> Iterator[str]:
 
 def lead(records: Sequence[Record]) -> list[str]:
     """Return the result of a sweep in one sentence for every setting and batch size: the fastest
-    point that can win.
+    point that can win; without quality, for every batch size the point with most tokens/s among
+    those that are measurably faster than full, if any are.
     """
     groups = grouped(records)
     lines = [
@@ -164,4 +167,16 @@ def lead(records: Sequence[Record]) -> list[str]:
         for winner in winners(group, GATE)
         if winner.title.startswith("fastest")
     ]
+    if primary(records) is None:
+        lines = list(_fastest(records))
     return lines[:MAX_LEADS] or [sentence(records[-1])]
+
+
+def _fastest(records: Sequence[Record]) -> Iterator[str]:
+    timed = [record for record in records if record.timed_tokens_per_second]
+    by_size = collected(timed, lambda record: record.batch_size)
+    for size, rivals in sorted(by_size.items()):
+        gains = list(filter(is_faster, rivals))
+        best = max(gains or rivals, key=lambda record: record.timed_tokens_per_second or 0.0)
+        rate = f"{best.timed_tokens_per_second:.0f} tok/s in {best.decoded_by}"
+        yield f"fastest at batch {size}: {rate}; {sentence(best)}"

@@ -4,16 +4,17 @@ and their run, in this process or by workers that a launcher starts. Imports no 
 
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core import environment, interruption
+from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver, fit_into_memory
+from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
 from ulskip_cli.experiments.record import (
     DONE,
     FAILED,
@@ -45,8 +46,6 @@ class Job:
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
     command: str = "run"  # or `bench`
-    # of a benchmark: the points that are timed in the same rounds; the first is the reference
-    rounds: tuple[ResolvedPoint, ...] = ()
 
     @property
     def baseline(self) -> str | None:
@@ -80,15 +79,19 @@ def make_jobs(
     every point is refused.
 
     Points of one model follow each other, so that its weights are loaded once, and a baseline comes
-    before its points.
+    before its points. A benchmark also compares the full model of each engine with that of the
+    first.
     """
     resolver = resolver or Resolver()
     named = (Key("ratio"), Key("strategy.name"))
-    varied = [key for key in differences(list(map(config_settings, configs))) if key not in named]
+    values = [config_settings(config, command) for config in configs]
+    varied = [key for key in differences(values) if key not in named]
     models = [str(config.model) for config in configs]
     jobs: dict[str, Job] = {}
-    for config in sorted(configs, key=lambda config: models.index(str(config.model))):
-        label = _label(config, varied)
+    waiting = sorted(configs, key=lambda config: models.index(str(config.model)))
+    while waiting:
+        config = waiting.pop(0)
+        label = _label(config, varied, command)
         try:
             point = resolver.resolve(config, command)
             job = Job(point.config, point.run_id, label, point, command=command)
@@ -100,40 +103,22 @@ def make_jobs(
             )
             jobs.setdefault(full.run_id, baseline)
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
+        if job.point and command == "bench" and not config.baseline_engine:
+            over = baseline_config(config).replace(baseline_engine=configs[0].engine.name)
+            waiting[:0] = [over] * over.crosses_engines
     refused = [job.refused for job in jobs.values() if job.requested]
     if first := all(refused) and refused[0]:
         raise first
-    return _in_rounds(jobs.values()) if command == "bench" else list(jobs.values())
+    return list(jobs.values())
 
 
-def _in_rounds(jobs: Iterable[Job]) -> list[Job]:
-    """Give the jobs of a benchmark the points that are timed in the same rounds, because the speed
-    of a machine changes within minutes.
-
-    These are the points that differ only in the engine; if memory cannot hold all, each is timed
-    with the first one.
-    """
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        others = {key: value for key, value in job.config if key != "engine"}
-        groups.setdefault(str(others), []).append(job)
-    timed = []
-    for group in groups.values():
-        points = tuple(job.point for job in group if job.point)
-        fits = fit_into_memory(points)
-        for job in group:
-            beside = points if fits else points[:1]
-            if job.point and job.point not in beside:
-                beside = (*beside, job.point)
-            timed.append(replace(job, rounds=beside if job.point else ()))
-    return timed
-
-
-def _label(config: Config, varied: Sequence[Key]) -> str:
+def _label(config: Config, varied: Sequence[Key], command: str = "run") -> str:
     words = [config.strategy.name]
     if config.strategy.follows_ratio:
         words.append(f"ratio {config.ratio:.4g}")
-    values = config_settings(config)
+    values = config_settings(config, command)
+    if config.crosses_engines:
+        words.append(f"over {config.baseline_engine}")
     for key in varied:
         if values.get(key) is not None:
             name = key.name.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
@@ -345,14 +330,10 @@ class Sweep:
                     return
                 if job.baseline and job.baseline not in self._settled:
                     continue
-                # Points that are timed in the same rounds run as one job, claimed by its first id.
-                rounds = job.rounds
-                together = [other for other in self.jobs if rounds and other.rounds == rounds]
-                claimed_id = together[0].id if together else job.id
-                with folder.claim(claimed_id) as is_claimed:
+                with folder.claim(job.id) as is_claimed:
                     self.update()
                     if is_claimed and job.id not in self._settled:
-                        self._run_job(job, together, session)
+                        self._run_job(job, session)
                         self.update()
             left = [job for job in order if job.id not in self._settled]
             if len(left) == len(order):
@@ -360,9 +341,9 @@ class Sweep:
                 self.update()
             order = left
 
-    def _run_job(self, job: Job, together: Sequence[Job], session: "Session") -> None:
-        """Run a job, with the jobs that are timed in the same rounds; store failures as records."""
-        from ulskip_cli.experiments import benchmark, runner
+    def _run_job(self, job: Job, session: "Session") -> None:
+        """Run a job; store a failure as its record."""
+        from ulskip_cli.experiments.runner import run_point
         from ulskip_cli.inference.batching import free_unused_memory
 
         interruption.raise_if_interrupted()
@@ -376,13 +357,8 @@ class Sweep:
             if job.refused:
                 raise job.refused
             assert job.point
-            if not job.rounds:
-                runner.run_point(job.point, session, baseline)
-                return
-            wanted = {other.id: other for other in together}
-            failed = benchmark.run_in_rounds(job.rounds, wanted, session)
-            for run_id, error in failed.items():
-                self._store_failure(wanted[run_id], error)
+            run_point(job.point, session, baseline)
+            return
         except StorageError:
             raise
         except Exception as error:
