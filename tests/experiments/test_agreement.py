@@ -3,7 +3,7 @@ import torch
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 
 from ulskip_cli.engines.scoring import EncodedPrompts
-from ulskip_cli.experiments.evaluate import measure_agreement
+from ulskip_cli.experiments.evaluate import is_copy, measure_agreement
 from ulskip_cli.inference.batching import BatchSize
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
@@ -44,3 +44,25 @@ def test_empty_answers_do_not_count(llama):
     view = decoder_for(llama, "ratio=2")
     assert agreement(llama, view, [ANSWERS[0], []])
     assert agreement(llama, view, [[], []]) == {}
+
+
+def test_tokens_that_copy_the_prompt_count_apart(llama):
+    view, copying = decoder_for(llama, "ratio=2"), [[5, 6, 7, 8], [5, 6, 7, 13]]
+    prompts = EncodedPrompts([[5, 6, 7, 8, 9], [10, 5, 6, 7]], 0)
+    full = decoder_for(llama, "strategy=full")
+    values = measure_agreement(full, view, prompts, copying, BatchSize(2), lambda done: None)
+    assert values["copied_share"] == 3 / 8
+    same = values["agreement"] * 8 - values["new_agreement"] * 5
+    assert same == pytest.approx(round(same)) and 0 <= same <= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "copies"),
+    [
+        ([7], [7, 7], [False, False]),
+        ([1, 2, 3, 1, 2], [3, 4], [True, False]),  # continues the end of the prompt
+        ([1, 2, 3, 4], [1, 2, 3, 4, 1], [False, False, True, True, False]),
+    ],
+)
+def test_a_token_copies_with_the_two_before_it(prompt, answer, copies):
+    assert is_copy(prompt, answer).tolist() == copies

@@ -244,6 +244,7 @@ def score_answers(
         [example.test for example in examples],
     )
     scores = metrics.compute_scores(workload.task.scoring(), texts)
+    progress.note(f"{answers.strategy}: {_score_text(scores)}")
     scored: Quality = quality.replace(
         **scores.values,
         **measure_loss(workload, scoring_decoder, reference_loss, answers.strategy, progress),
@@ -252,6 +253,14 @@ def score_answers(
         length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
     )
     return scored
+
+
+def _score_text(scores: metrics.Scores) -> str:
+    """Return the primary score beside the full model's, e.g. `BLEU 26.3, full 26.7`."""
+    key = metrics.METRIC_OF[next(iter(scores.values))].primary
+    row_key, full = metrics.ROW_KEYS[key], scores.against_full.get(key)
+    text = f"{row_key.title} {scores.values[key]:{row_key.number_format}}"
+    return f"{text}, full {full['full']:{row_key.number_format}}" if full else text
 
 
 def measure_loss(
@@ -295,33 +304,54 @@ def measure_agreement(
 
     @torch.inference_mode()
     def sums_of(batch: Sequence[int]) -> list[list[float]]:
-        """Return for each answer of a batch: agreeing tokens, summed KL in nats, tokens."""
+        """Return for each answer of a batch: agreeing tokens, summed KL in nats, tokens, and
+        agreeing tokens and tokens that do not copy the prompt.
+        """
         ids, mask = padded([answers[i] for i in batch], 0, left=False, device=decoder.device)
         wanted, _ = given_logits(full, prompts.of(full.prompt_model, batch), ids, mask)
         got, _ = given_logits(decoder, prompts.of(decoder.prompt_model, batch), ids, mask)
         sums = []
-        for ours, theirs, count in zip(got, wanted, mask.sum(dim=1).tolist(), strict=True):
+        for ours, theirs, i in zip(got, wanted, batch, strict=True):
+            count, is_new = len(answers[i]), ~is_copy(prompts.prompts[i], answers[i])
             p, q = theirs[:count], ours[:count]  # [positions, vocab_size]
-            same = (p.argmax(-1) == q.argmax(-1)).sum()
-            sums.append([float(same), float(divergence(p, q)), float(count)])
+            same = (p.argmax(-1) == q.argmax(-1)).cpu().numpy()
+            sums.append(
+                [same.sum(), float(divergence(p, q)), count, same[is_new].sum(), is_new.sum()]
+            )
         return sums
 
-    sums: list[list[float]] = []  # of each answer: same tokens, divergence, positions
+    sums: list[list[float]] = []
     for _, values in in_batches(order, size, sums_of):
         sums += values
         report(len(sums))
-    same, divergences, positions = np.array(sums).T
+    same, divergences, positions, same_new, new = np.array(sums).T
     return {
         **_mean_interval("agreement", same, positions),
         **_mean_interval("kl_divergence", divergences, positions),
+        **_mean_interval("new_agreement", same_new[new > 0], new[new > 0]),
+        "copied_share": float(1 - new.sum() / positions.sum()),
     }
+
+
+def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:
+    """Tell for each token of an answer whether it and the two tokens before it, which can be the
+    prompt's last, stand in the prompt in this order.
+
+    >>> is_copy([1, 2, 3, 9], [1, 2, 3, 4]).tolist()
+    [False, False, True, False]
+    """
+    known, text = set(zip(prompt, prompt[1:], prompt[2:], strict=False)), [-1, *prompt, *answer]
+    ends = text[-len(answer) - 2 :]
+    return np.array([words in known for words in zip(ends, ends[1:], ends[2:], strict=False)])
 
 
 def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
-    Each answer has a sum and a number of positions.
+    Each answer has a sum and a number of positions. Empty without answers.
     """
+    if not len(sums):
+        return {}
     drawn = resamples(len(sums))
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
     mean = sums.sum() / counts.sum()

@@ -510,6 +510,13 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     agreement: Share = value(GLOSSARY, Column("agree-\nment", form=".1%", optional=True))
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
+    copied_share: Share = value("share of these positions whose token copies the prompt")
+    new_agreement: Share = value(
+        "agreement on the other tokens, see the [glossary](measuring.md#glossary)",
+        Column("of new\ntokens", form=".1%", optional=True),
+    )
+    new_agreement_low: Share = value("lower end of its interval")
+    new_agreement_high: Share = value("upper end of its interval")
     kl_divergence: Number = value(GLOSSARY, Column("KL", form=".2f", optional=True))
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")

@@ -28,9 +28,15 @@ LOWER_IS_BETTER = {key for key in TITLES if metrics.ROW_KEYS[key].lower_is_bette
 MIN_BLEU = 10.0  # translations below it have little in common with their references
 HIGHEST_SCORE = 100.0  # of all metrics where higher is better
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
-FEW_UNITS = "too few timed units for an interval"
 SAME_SCORE = 1e-6
 SAME = Interval(0.0, 0.0, 0.0)  # the difference of the same answers
+COPIES = 0.25  # share of copied tokens from which on a sentence tells the agreement on the others
+CHANGES = {
+    FAILS: "significantly worse",
+    HOLDS: "significantly better",
+    TIE: "no significant difference",
+    None: "too few examples for a test",
+}
 
 
 def verdict(interval: Interval | None, bound: float = 0.0) -> str:
@@ -55,18 +61,6 @@ def is_faster(record: Record) -> bool:
 def may_gain(record: Record) -> bool:
     """Return True if a record is faster than the full model, or if its speed was not measured."""
     return record.speedup is None or is_faster(record)
-
-
-def speedup_text(record: Record, words: str = "") -> str:
-    """Format a measured speedup with its interval; say first if it is no gain, e.g. "no measurable
-    gain in speed: 1.08x (0.71 to 1.36)". `words` follow the number, e.g. ` as fast`.
-    """
-    assert record.speedup is not None
-    ends = record.speedup.ends()
-    tie = "no measurable gain in speed: " if ends else "speed not certain: "
-    full = "full" + f" in {record.full_engine}" * bool(record.full_engine)
-    lead = {HOLDS: "", FAILS: f"slower than {full}: ", TIE: tie}[verdict(record.speedup, 1.0)]
-    return f"{lead}{record.speedup.value:.2f}x{words} ({ends or FEW_UNITS})"
 
 
 @dataclass(frozen=True)
@@ -308,12 +302,12 @@ def within(ratio: Interval | None, tolerance: float) -> str | None:
 
 
 def sentence(record: Record) -> str:
-    """Return the result of a record in words, e.g. for the beginning of the output of a run. Speed
-    and quality of two depths are two sentences, each with its depth.
+    """Return the result of a record in words: depth, speed, score and agreement. Speed and quality
+    of two depths are two sentences, each with its depth.
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
-    speed, quality = _speed_facts(record), _quality_facts(record)
+    speed, quality = _speed_text(record), [*score_text(record), *_agreement_text(record)]
     text = f"{record.label} keeps {record.summary}"
     if record.draft_tokens:
         skips = len(record.kept_layers or ()) != record.num_layers
@@ -324,67 +318,65 @@ def sentence(record: Record) -> str:
         text, speed = f"the full model runs {record.num_layers} layers", []
     if speed and quality and record.timed_layers:
         timed = f"{record.label} ran {record.mean_kept_layers:.1f} layers when it was timed"
-        text = f"{timed}: {', '.join(speed)}. Its answers ran {record.summary}"
-        speed = []
+        text, speed = f"{timed}: {speed[0]}. Its answers ran {record.summary}", []
     facts = [*speed, *quality]
-    return f"{text}{': ' if facts else ''}{', '.join(facts)}."
+    return f"{text}{': ' if facts else ''}{'; '.join(facts)}."
 
 
-def _speed_facts(record: Record) -> list[str]:
+def _speed_text(record: Record) -> list[str]:
+    """Tell the measured speedup, and whether it is a gain, also with the prompt."""
     if record.speedup is None:
         return []
+    value = f"{record.speedup.value:.2f}x"
+    if record.speedup.low is None:
+        return [f"{value} is not certain, because too few units were timed"]
     if not is_faster(record):
-        return [speedup_text(record)]
-    facts = [f"decodes {speedup_text(record, ' as fast')}"]
-    if total := record.with_prompt:
-        is_tie = total.low is not None and verdict(total, 1.0) == TIE
-        gain = "no measurable gain" if is_tie else f"{total.value:.2f}x"
-        facts.append(f"{gain} including the prompt")
-    return facts
+        is_tie = verdict(record.speedup, 1.0) == TIE
+        engine = f" in {record.full_engine}" * bool(record.full_engine)
+        slower = f"decodes {value} as fast, slower than the full model{engine}"
+        return [f"no measurable gain in speed ({value})" if is_tie else slower]
+    total = record.with_prompt
+    is_lost = total and total.low is not None and verdict(total, 1.0) != HOLDS
+    return [f"decodes {value} as fast{', no measurable gain including the prompt' * bool(is_lost)}"]
 
 
-def _quality_facts(record: Record) -> list[str]:
-    facts, metric = [], primary([record])
-    if record.agreement is not None:
-        agreement = Interval(record.agreement, record.agreement_low, record.agreement_high)
-        ends = None if record.has_few_examples else agreement.ends(".1%")
-        interval = f" ({ends})" if ends else ""
-        facts.append(f"agrees with {record.agreement:.1%} of the full model's tokens{interval}")
-    if metric == metrics.AGREEMENT.key:
-        facts[-1] += " (no references)"
-    elif metric:
-        facts.append(_score_text(record, metric))
-    if facts:
-        plural = "s" * (record.num_examples != 1)
-        facts.append(f"on {record.num_examples} example{plural} of {record.task}")
-    if record.num_cut_off:
-        cut = f"{record.num_cut_off} of {record.num_examples} answers were cut off"
-        facts.append(f"but {cut}" if facts else cut)
-    return facts
-
-
-def _score_text(record: Record, metric: str) -> str:
+def score_text(record: Record) -> list[str]:
+    """Tell the primary score, its share of the full model's with the interval, and whether they
+    differ; nothing for a record without a score.
+    """
+    metric = primary([record])
+    if metric is None or metric == metrics.AGREEMENT.key:
+        return []
     form, compared = metrics.ROW_KEYS[metric].number_format, record.vs_baseline.get(metric)
     text = f"{TITLES[metric]} {record.value(metric):{form}}"
     if compared is None:
-        return text
-    before = f"instead of {compared.full:{form}}" if compared.delta else "like the full model's"
-    return f"{text} {before} ({_judged(record)})"
+        return [text]
+    if not compared.delta:
+        return [f"{text}, like the full model's"]
+    share, changes = shares([record]).get(record.key), tested_changes(record)
+    if share is None or metric in LOWER_IS_BETTER:
+        text += f" instead of {compared.full:{form}}"
+    else:
+        text += f" is {share.interval.text('.0%')} of the full model's"
+    worse = [TITLES[key] for key, change in changes.items() if change == FAILS]
+    but = f", but worse {' and '.join(worse)}" * (bool(worse) and changes.get(metric) == TIE)
+    return [f"{text}, {CHANGES[changes.get(metric)]}{but}"]
 
 
-def _judged(record: Record) -> str:
-    """Name every metric that differs significantly from the full model's."""
-    if record.has_few_examples:
-        return "too few examples for a test"
-    changes = tested_changes(record)
-    if not changes:
-        return "not tested"
-    named = []
-    for change, text in ((FAILS, "significantly worse"), (HOLDS, "significantly better")):
-        titles = [TITLES[key] for key, found in changes.items() if found == change]
-        if titles:
-            named.append(f"{text}: {', '.join(titles)}")
-    return "; ".join(named) or "no significant difference"
+def _agreement_text(record: Record) -> list[str]:
+    """Tell the agreement; without references it is the score and has an interval."""
+    if record.agreement is None:
+        return []
+    agreement = Interval(record.agreement, record.agreement_low, record.agreement_high)
+    if primary([record]) == metrics.AGREEMENT.key:
+        ends = None if record.has_few_examples else agreement.ends(".1%")
+        interval = f" ({ends})" if ends else ""
+        text = f"{agreement.value:.1%}{interval} of the full model's tokens (no references)"
+    elif (record.copied_share or 0) >= COPIES and record.new_agreement is not None:
+        text = f"{record.new_agreement:.1%} of the full model's tokens that do not copy the prompt"
+    else:
+        text = f"{agreement.value:.1%} of the full model's tokens"
+    return [f"agrees with {text}"]
 
 
 def tested_changes(record: Record) -> dict[str, str]:

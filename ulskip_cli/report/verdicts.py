@@ -18,7 +18,6 @@ from ulskip_cli.experiments.statistics import (
     primary,
     sentence,
     shares,
-    speedup_text,
 )
 from ulskip_cli.report.reference import ComparedPair
 from ulskip_cli.report.rows import Group, collected, grouped
@@ -87,7 +86,10 @@ def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: 
     for share in ranked:
         pair = ComparedPair(ranked[0].record, share.record)
         if (pair.faster if by_speed else pair.better) == TIE:
-            figure = speedup_text(share.record) if by_speed else f"{share.value:.2f}"
+            speedup = share.record.speedup if by_speed else None
+            figure = f"{share.value:.2f}"
+            if speedup:
+                figure = f"{speedup.value:.2f}x ({speedup.ends()})"
             basis = "" if share.verdict == HOLDS else ", no significant loss"
             kept = f"{share.text()} of full's {share.title}{basis}"
             points.append((group.called(share.record), f"{figure}, {kept}"))
