@@ -101,12 +101,16 @@ def model_folder(tokenizer, tmp_path_factory):
 @pytest.fixture
 def ulskip(capsys):
     """Return a function that runs a command line and returns its exit code, standard output and
-    standard error.
+    standard error. A later key replaces an earlier one, which a command line would refuse.
     """
     from ulskip_cli.cli.app import invoke
 
     def call(*arguments):
-        code = invoke(list(map(str, arguments)))
+        words = {
+            word.partition("=")[0] if "=" in word else n: word
+            for n, word in enumerate(map(str, arguments))
+        }
+        code = invoke(list(words.values()))
         out, err = capsys.readouterr()
         return code, out, err
 

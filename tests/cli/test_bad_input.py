@@ -1,10 +1,14 @@
 """Command lines with bad input: one line and exit code 2."""
 
+import io
 import re
 import subprocess
 import sys
 
 import pytest
+import yaml
+
+from ulskip_cli.cli.app import invoke
 
 BAD = [
     *(
@@ -34,7 +38,17 @@ BAD_LINES = [*map(str.split, BAD), ["report", ""], ["run", "task.prompt='{source
 MISTYPED = {  # the likeliest errors, with what the line names
     "ratio=abc": "ratio",
     "--ratio=2": "ratio=",
-    "ratio=2,5": "ratio",
+    "ratio=2,5": "did you mean ratio=2.5?",
+    "ratio==2": "did you mean ratio=2?",
+    "ratio:2": "did you mean ratio=2?",
+    "task=WMT": "did you mean 'wmt'?",
+    "model=smollm": "did you mean 'smollm2-135m'",
+    "decoding.num_beams=100000": "decoding.num_beams <= 1000",
+    "speed.prompt_tokens=1000000": "speed.prompt_tokens <= 262144",
+    f"name={'a' * 256}": "too long",
+    "model.path=nowhere.gguf": "no such file",
+    "task=jsonl task.file=nowhere.jsonl": "no such file",
+    "task=jsonl task.dataset=./nowhere": "no such file",
     "tsak=wmt": "task",
     "strategy=unifed": "unified",
     "correction=pach": "patch",
@@ -52,8 +66,8 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "strategy.spacng=even": "did you mean 'strategy.spacing'?",
     "ratio": "key=value",
     "model=hf": "model.path",
-    "model=hf model.path=./nowhere": "'./nowhere'",
-    "model.path=some/model": "model=tiny",
+    "model=hf model.path=./nowhere": "no such file or folder: model.path='./nowhere'",
+    "model.path=some/model": "HF_HUB_OFFLINE=1",
     "model=random model.path=bloom-7b": "bloom-7b1",
     "model=random model.path=nowhere.json": "nowhere.json",
     "name=a/b": "name",
@@ -114,6 +128,7 @@ LISTS = {
     "run strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
     "train ratio=2": "did you mean 'train.ratios'?",
     "sweep ratio=2, 3": "no space beside a comma",
+    "--verison": "did you mean --version?",
     "tune speedup=50": "speedup <= 3.09",
     "tune speedup=1.5 decoding=self_speculative": "does not support drafts",
 }
@@ -124,6 +139,53 @@ def test_lists_and_numbers_are_told_what_to_write(ulskip, line, advice):
     code, out, err = ulskip(*line.split())
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert advice in err and "ulskip sweep name" not in err
+
+
+def test_a_key_that_is_given_twice_is_refused(capsys):
+    assert (
+        invoke(["generate", "x", "ratio=2", "ratio=3"]) == invoke(["run", "seed=1", "seed=1"]) == 2
+    )
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "ulskip: expected ratio once",
+        "ulskip: expected seed once",
+    ]
+
+
+def test_bytes_that_are_no_text_are_refused(ulskip, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"))
+    for words in (["-"], ["\udcff", "ratio=2"]):
+        code, out, err = ulskip("generate", *words)
+        assert (code, out, len(err.splitlines())) == (2, "", 1) and "UTF-8" in err
+
+
+ROWS = {
+    '{"prompt": "a", "reference": null}': "under reference, got null",
+    '{"prompt": "a", "reference": " "}': 'under reference, got " "',
+    '{"prompt": "a", "reference": ["b"]}': 'under reference, got ["b"]',
+    '{"prompt": NaN, "reference": "b"}': "without NaN",
+    '{"question": "a", "reference": "b"}': "only the keys question, reference",
+}
+
+
+@pytest.mark.parametrize(("row", "told"), ROWS.items())
+def test_a_row_that_is_no_example_is_told_why(ulskip, tmp_path, row, told):
+    (tmp_path / "x.jsonl").write_text(row)
+    code, _, err = ulskip("run", "task=jsonl", f"task.file={tmp_path}/x.jsonl")
+    assert code == 2 and told in err and "1: expected a" in err
+
+
+NAMES = ["x.jsonl", "data (1).jsonl", "ü.jsonl", "[x].jsonl", "a,b.jsonl", "~;'&#x.jsonl"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_file_is_taken_as_it_is(ulskip, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).write_text('{"prompt": "a", "reference": "b"}')
+    words = ["task=jsonl", f"task.file=~/{name}"]
+    shown = yaml.safe_load(ulskip("run", *words, "--print-config")[1])
+    assert shown["task"]["file"] == f"~/{name}"
+    code, out, _ = ulskip("sweep", *words, "ratio=2,3", "--dry-run")
+    assert code == 0 and "3 points" in out
 
 
 def test_a_key_is_not_similar_to_others_because_of_their_section(ulskip):

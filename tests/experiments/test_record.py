@@ -48,6 +48,7 @@ def test_a_record_is_made_of_sections():
         ({"bleu": "high"}, "bleu"),
         ({"config": {**compose([]).recorded(), "batch_size": "eight"}}, "config.batch_size.*eight"),
         ({"pairs": {"strategy": {"decode_secnds": [1.0]}}}, "pairs.strategy"),
+        ({"agreement_low": 0.9, "agreement_high": 0.1}, "agreement_low <= its upper end"),
     ],
     ids=str,
 )

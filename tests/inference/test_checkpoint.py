@@ -63,3 +63,9 @@ def test_a_training_record_of_other_types_is_named(change, tmp_path):
     (tmp_path / "training.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match=rf"{next(iter(change))}.*training\.json"):
         training_notes(tmp_path)["training"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"steps": 3, "strategy": "adam"}'])
+def test_a_training_record_of_another_program_says_nothing(content, tmp_path):
+    (tmp_path / "training.json").write_text(content)
+    assert training_notes(tmp_path)["training"] is None

@@ -66,7 +66,7 @@ def test_a_reference_that_is_missing_in_one_row_or_under_a_given_key_is_refused(
     some = Jsonl(file=written(tmp_path / "some.jsonl", rows))
     with pytest.raises(UsageError, match="row 2"):
         some.examples()
-    with pytest.raises(UsageError, match="under prompt and answer"):
+    with pytest.raises(UsageError, match="under answer"):
         some.replace(reference_key="answer").examples()
 
 

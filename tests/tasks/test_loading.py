@@ -10,7 +10,7 @@ from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read
 
 @pytest.mark.parametrize("row", [{"q": "a"}, {"q": "a", "a": True}, {"q": " ", "a": "b"}, {}])
 def test_a_row_that_lacks_a_text_is_named(row):
-    with pytest.raises(UsageError, match=rf"x\.jsonl, row 2: .*q and a.* {', '.join(row)};"):
+    with pytest.raises(UsageError, match=r"x\.jsonl, row 2: expected a text under [qa], got "):
         examples_from_rows([{"q": "a", "a": "b"}, row], "q", "a", "x.jsonl")
 
 

@@ -52,6 +52,7 @@ def invoke(arguments: Sequence[str]) -> int:
     invalid input, or 1 for a failed run.
     """
     try:
+        "".join(arguments).encode()  # fails for bytes that are no UTF-8
         command = typer.main.get_command(app)
         code = command(list(arguments), prog_name="ulskip", standalone_mode=False)
         interruption.raise_if_interrupted()
@@ -62,6 +63,8 @@ def invoke(arguments: Sequence[str]) -> int:
         return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
     except typer.TyperException as error:
         return _complain(_explained(error, arguments), error.exit_code)
+    except UnicodeError as error:
+        return _complain(f"expected texts in UTF-8, got other bytes ({reason(error)})", 2)
     except KeyboardInterrupt:
         return _complain(interruption.MESSAGE, interruption.exit_code())
     except BrokenPipeError:
@@ -95,15 +98,15 @@ def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
         return message
     option = str(getattr(error, "option_name", ""))
     key, problem = option.lstrip("-").replace("-", "_"), f"unknown option {option[:80]};"
-    if option == first:
+    options = ", ".join(getattr(error, "possibilities", None) or ())
+    if option == first and not options:
         return f"{problem} write options and keys after the command, e.g. ulskip run ratio=2"
     from ulskip_cli.core.config import GROUPS
     from ulskip_cli.core.config_schema import TrainingConfig, TuneConfig
 
     if key.partition(".")[0] in {*TuneConfig.model_fields, *TrainingConfig.model_fields, *GROUPS}:
         return f"{problem} keys have no dashes, write {key}=VALUE"
-    near = re.search(r"Possible options: ([^)]+)", message)
-    return f"{problem} {f'did you mean {near[1]}?' if near else '`--help` lists the options'}"
+    return f"{problem} {f'did you mean {options}?' if options else '`--help` lists the options'}"
 
 
 @app.callback(invoke_without_command=True)

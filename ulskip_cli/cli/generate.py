@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.shared import ConfigDir, Json, PrintConfig, make_console, print_rows, print_yaml
+from ulskip_cli.cli.shared import (
+    ConfigDir,
+    Json,
+    PrintConfig,
+    each_key_once,
+    make_console,
+    print_rows,
+    print_yaml,
+)
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
 
@@ -22,6 +30,7 @@ def generate(
         list[str],
         typer.Argument(
             default_factory=list,
+            callback=each_key_once,
             metavar="PROMPT [KEY=VALUE]...",
             help="The prompt, or - for standard input; then key=value, e.g. ratio=2.0. Without a"
             " prompt, those of the named task, e.g. task=jsonl task.file=prompts.txt."
@@ -47,8 +56,10 @@ def generate(
         return
     from ulskip_cli.experiments.preflight import resolve_prompts
 
+    if prompt == "-":
+        prompt = sys.stdin.buffer.read().decode().rstrip("\n")
     # Before slower imports, so that usage errors answer at once.
-    point = resolve_prompts(chosen, _standard_input() if prompt == "-" else prompt)
+    point = resolve_prompts(chosen, prompt)
     from ulskip_cli.engines.torch import kernel_build
 
     kernel_build.start(chosen.model.device)  # while torch is imported
@@ -89,13 +100,6 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
             f" and a value after each key, {EXAMPLE}"
         )
     return first, others
-
-
-def _standard_input() -> str:
-    try:
-        return sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read standard input as text ({error})") from None
 
 
 def _compare_and_show(

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 
 if TYPE_CHECKING:
@@ -34,12 +36,22 @@ def use_choices_of(folder: Path | None) -> Path | None:
     return folder
 
 
+def each_key_once(words: list[str]) -> list[str]:
+    """Return the words of a command line; raise UsageError if two of them set one key."""
+    keys = Counter(word.partition("=")[0].lstrip("+") for word in words if "=" in word)
+    for key, count in keys.items():
+        if count > 1:
+            raise UsageError(f"expected {key} once, got it {count} times; leave out all but one")
+    return words
+
+
 PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
 
 Overrides = Annotated[
     list[str],
     typer.Argument(
         default_factory=list,
+        callback=each_key_once,
         help="key=value, e.g. model=tiny; `ulskip config` lists all keys.",
         show_default=False,
     ),

@@ -480,7 +480,8 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
         for line in (text, *([f"{key}={quoted(value)}"] if equals else []))[is_path:]:
             with contextlib.suppress(HydraException):
                 override = override or parser.parse_override(line)
-        if override is None or override.is_delete() or override.package or not key:
+        is_typo = not key or value.startswith("=")
+        if override is None or override.is_delete() or override.package or is_typo:
             advice = _spelled_as_key(text) or "an example is task=wmt"
             if text.startswith(",") or any(word.endswith(",") for word in overrides):
                 advice = "write no space beside a comma, e.g. ratio=2,3"
@@ -524,6 +525,8 @@ def _spelled_as_key(text: str) -> str:
     words.
     """
     word = text.lstrip("-+")
+    if pair := re.fullmatch(r"([\w.]+)(?:==+|:)([^=:]+)", word):
+        return f"did you mean {pair[1]}={pair[2]}?"
     groups = {path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word}
     if group := next((group for group in (*GROUPS, *TRAINING_GROUPS) if group in groups), None):
         return f"did you mean {group}={word}?"
@@ -662,6 +665,8 @@ def _several_values(primary: str, override: "Override") -> UsageError:
         advice = f"for a list, write {line.replace('=', '=[', 1)}]"
     elif primary == "config" and swept and use_of(swept).changes_results:
         advice = f"for a grid, use `ulskip sweep {line}`"
+    if float in hints and (decimal := re.fullmatch(r".+=(\d+),(\d+)", line)):
+        advice = f"did you mean {key}={decimal[1]}.{decimal[2]}? {advice}"
     return UsageError(f"expected one value, got '{line}'; {advice}")
 
 

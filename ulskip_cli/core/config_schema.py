@@ -35,7 +35,7 @@ class DecodingConfig(Options):
     """Options of decoding: how the next token is chosen. Presets are in `configs/decoding/`."""
 
     name: str = option("custom", "name of the preset", identity=False)
-    num_beams: int = option(1, "number of beams; 1: no beam search", ge=1)
+    num_beams: int = option(1, "number of beams; 1: no beam search", ge=1, le=1000)
     no_repeat_ngram_size: int = option(
         0, "length of n-grams that may occur only once; 0: no limit", ge=0
     )
@@ -125,7 +125,7 @@ class SpeedConfig(Options):
         used_if=_is_timed,
     )
     new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_timed)
-    prompt_tokens: int = option(64, "length of random prompts", ge=1, used_if=_is_timed)
+    prompt_tokens: int = option(64, "length of random prompts", ge=1, le=2**18, used_if=_is_timed)
 
 
 class CalibrationConfig(Options):

@@ -84,8 +84,8 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 
 def check_hub_reachable() -> None:
-    """Raise OSError if the hub's host name cannot be resolved; the hub's own client would retry for
-    half a minute.
+    """Raise OSError if HF_HUB_OFFLINE=1 is set, or the hub's host name cannot be resolved; the
+    hub's own client would retry for half a minute.
     """
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -93,6 +93,8 @@ def check_hub_reachable() -> None:
     from huggingface_hub import constants
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE=1 forbids the network")
     if not getproxies():
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
 

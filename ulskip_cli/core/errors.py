@@ -67,8 +67,11 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     if not all(name.startswith(section) for name in names):
         section = ""
     known_in_it = [name.removeprefix(section) for name in names]
-    near = difflib.get_close_matches(got.removeprefix(section), known_in_it, 1)
-    hint = f" did you mean '{section}{near[0]}'?" if near else ""
+    word = got.removeprefix(section)
+    near = [name for name in known_in_it if name.lower().startswith(word.lower())] if word else []
+    near = near or difflib.get_close_matches(word.lower(), known_in_it, 1)
+    hint = " or ".join(f"'{section}{name}'" for name in near[:3])
+    hint = f" did you mean {hint}?" if hint else ""
     listed = f" known: {', '.join(names)}" if len(names) <= MAX_LISTED or not advice else ""
     return UsageError(
         f"unknown {kind} '{got}';{hint}{listed}"
@@ -84,12 +87,16 @@ def reason(error: BaseException, has_path: bool = False) -> str:
     ('bad value', 'No such file', 'KeyError')
     >>> reason(OSError(2, "No such file", "a")), reason(OSError(2, "No such file", "a"), True)
     ('No such file: a', 'No such file')
+    >>> reason(ValueError("A sentence. " + "cut " * 99))
+    'A sentence'
     """
     text = str(getattr(error, "strerror", None) or error)
     if not has_path and isinstance(error, OSError) and error.filename is not None:
         text += f": {error.filename}"
     text = " ".join(text.split())
-    return text[:MAX_REASON] or type(error).__name__
+    if len(text) > MAX_REASON:  # whole sentences, if there are any
+        text = text[:MAX_REASON].rpartition(". ")[0] or text[:MAX_REASON]
+    return text or type(error).__name__
 
 
 def require_choice(kind: str, got: str, known: Iterable[str], advice: str = "") -> str:

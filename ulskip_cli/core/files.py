@@ -26,6 +26,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # in messages of safetensors and of torch.save
 _FULL = re.compile("No space left|Disk quota exceeded|inline_container.*(failed writing|pos)")
 JOINERS = "\u200c\u200d"  # of Persian and Indic letters, and of emoji
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_SUFFIXES = (".gguf", ".gz", ".json", ".jsonl", ".safetensors", ".txt")  # of no hub id
 _PART = ".ulskip-part"  # the end of the names of unfinished folders
 
 
@@ -198,7 +200,7 @@ def user_path(given: str | Path, key: str) -> Path:
             f"expected {key} to be a path, got '{text[:80]}' ({reason(error, True)})"
         ) from None
     if not text.strip():
-        raise UsageError(f"expected {key} to be a path, got '{text}'; use . for this folder")
+        raise UsageError(f"expected {key} to be a path, got an empty text")
     return path
 
 
@@ -208,6 +210,14 @@ def is_existing(text: str) -> bool:
         return Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # no text of a path
         return False
+
+
+def check_hub_id(name: str, key: str) -> None:
+    """Raise UsageError if a text, which names nothing on this machine, cannot be an id of the
+    Hugging Face hub: `name` or `owner/name`.
+    """
+    if not _HUB_ID.fullmatch(name) or Path(name).suffix in _SUFFIXES:
+        raise UsageError(f"no such file or folder: {key}='{name}'; correct it, or give a hub id")
 
 
 def cache_dir() -> Path:

@@ -4,7 +4,6 @@ or the header of a GGUF file.
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from ulskip_cli.core.environment import check_hub_reachable
 from ulskip_cli.core.errors import UsageError, reason, unknown
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import Table, check_hub_id, user_path
 from ulskip_cli.core.fingerprint import file_fingerprint, folder_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
 from ulskip_cli.core.model_config import ModelConfig
@@ -30,10 +29,10 @@ from ulskip_cli.core.weight_sizes import (
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MAX_HEADER = 100_000_000  # bytes; the format allows no more
-MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
+# More than any model has; larger numbers are errors in the file.
+MAX_LAYERS, MAX_VOCABULARY = 10_000, 10_000_000
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
-Size = Annotated[int, Field(strict=True, ge=1)]
+Size = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class _Sizes(Options):
         validation_alias=AliasChoices("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     )
     hidden_size: Size | None = _sized("hidden_size", "n_embd", "d_model")
-    vocab_size: Size | None = None
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=MAX_VOCABULARY)] | None = None
     num_attention_heads: Size | None = _sized(
         "num_attention_heads", "n_head", "num_heads", "n_heads"
     )
@@ -270,11 +269,7 @@ def _config_in(folder: Path) -> Path:
 def _config_from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    if not _HUB_ID.fullmatch(name):
-        raise UsageError(
-            "expected model.path to be an existing folder, a GGUF file, or a hub id such as gpt2 or"
-            f" owner/name, got '{name}'"
-        )
+    check_hub_id(name, "model.path")
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         return Path(cached)
@@ -283,6 +278,6 @@ def _config_from_hub(name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except Exception as error:
         raise UsageError(
-            f"expected model.path to be a local folder or an available hub id, got '{name}'"
+            f"no such folder: model.path='{name}', and the hub gives no such model"
             f" ({reason(error)}); give a local folder, or use model=tiny, which needs no network"
         ) from None

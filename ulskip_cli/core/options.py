@@ -268,7 +268,8 @@ def misfit(
         advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists the keys"
         return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
-        return UsageError(f"expected a value for {what}, got none; add {key}=VALUE")
+        advice = f"; add {key}=VALUE" if group and not file else ""
+        return UsageError(f"expected a value for {what}, got none{advice}")
     hint = field.annotation if field else None
     kinds = [member for member in members(hint) if member is not type(None)]
     if kinds and all(get_origin(member) is Literal for member in kinds):

@@ -113,6 +113,15 @@ class Section(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
 
+    @model_validator(mode="after")
+    def _check_ends(self) -> Self:
+        """Refuse an interval whose lower end is above its upper end."""
+        for key in (key for key in type(self).model_fields if key.endswith("_low")):
+            low, high = getattr(self, key), getattr(self, f"{key.removesuffix('low')}high")
+            if low is not None and high is not None and low > high:
+                raise UsageError(f"expected {key} <= its upper end {high}, got {low}")
+        return self
+
     def replace(self, **changes: object) -> Self:
         """Return a copy with other values, which are checked."""
         return type(self).model_validate({**dict(self), **changes})

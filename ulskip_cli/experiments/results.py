@@ -36,7 +36,8 @@ class ResultsFolder:
     @classmethod
     def of(cls, config: Config) -> "ResultsFolder":
         """Return the folder that a configuration names."""
-        return cls(user_path(config.results_dir, "results_dir") / config.name)
+        folder = user_path(config.results_dir, "results_dir") / config.name
+        return cls(user_path(folder, "results_dir and name"))
 
     def check_writable(self) -> None:
         """Raise UsageError before a long run if the folder cannot be created or written to."""

@@ -11,6 +11,7 @@ view by logits.
 import copy
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,7 +213,9 @@ def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
     models = (view, exported.eval().to(view.device))
     logits, tokens = logits_of(*models), list(map(_greedy_tokens, models))
     difference = float((logits[0] - logits[1]).abs().max())
-    if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
+    if math.isnan(difference):
+        raise RunError(f"expected finite logits, got NaN; check the model's weights; {DELETED}")
+    if difference or not torch.equal(*tokens):
         raise RunError(
             "expected the export to give the logits of the kept layers, got a difference of"
             f" {difference:.3g}; {DELETED}"

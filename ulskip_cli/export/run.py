@@ -123,6 +123,8 @@ def run_export(
     kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
     record: Row = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
     with staged(point.to, request.format == "hf") as target:
+        if point.to.exists():
+            progress.note(f"replaces the earlier export {point.to}")
         if request.format == "hf":
             from ulskip_cli.export.checkpoint import export_checkpoint
 

@@ -24,6 +24,7 @@ from ulskip_cli.core.files import (
     cache_dir,
     lock,
     noticing_full_disk,
+    read_object,
     replacing,
     user_path,
 )
@@ -31,7 +32,7 @@ from ulskip_cli.core.fingerprint import TOKENIZER_FILES, file_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.options import Stored, load_json, parse
+from ulskip_cli.core.options import Stored, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 
@@ -119,9 +120,10 @@ class _Training(_Before):
 
 def _training_in(folder: str | Path) -> _Training | None:
     file = Path(folder) / TRAINING
-    if not file.is_file():
+    record = read_object(file) or {}
+    if "kept_counts" not in record:  # of another program
         return None
-    return parse(_Training, all_printable(load_json(file, "a training record")), file=file)
+    return parse(_Training, all_printable(record), file=file)
 
 
 def training_notes(folder: str | Path) -> Table:
@@ -160,7 +162,7 @@ def training_record(config: ModelConfig) -> Table | None:
     folder = ModelFolder(config).file.parent
     if _training_in(folder) is None:
         return None
-    record = load_json(folder / TRAINING, "a training record")
+    record = read_object(folder / TRAINING) or {}
     return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import Table, check_hub_id, user_path
 from ulskip_cli.core.task import Example
 
 
@@ -23,14 +23,13 @@ def examples_from_rows(
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
     for i, row in enumerate(rows):
-        texts = [row.get(key) for key in keys]
-        texts = [str(text) if type(text) in (int, float) else text for text in texts]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UsageError(
-                f"{origin}, row {i + 1}: expected non-empty texts under {' and '.join(keys)}, got"
-                f" keys {', '.join(row)[:200]};"
-                " for other keys, set task.*_key, e.g. task.prompt_key of task=jsonl"
-            )
+        for key in keys:
+            text = row.get(key)
+            if not (isinstance(text, str) and text.strip()) and type(text) not in (int, float):
+                got = f"only the keys {', '.join(row)[:200]}; set task.*_key to another key"
+                if key in row:
+                    got = json.dumps(text, default=str)[:80]
+                raise UsageError(f"{origin}, row {i + 1}: expected a text under {key}, got {got}")
         reference = str(row[reference_key]) if reference_key else ""
         examples.append(Example(str(row.get("id", i)), str(row[source_key]), reference))
     return examples
@@ -45,7 +44,7 @@ def read_text(file: Path) -> str:
         raw = gzip.decompress(packed) if file.suffix == ".gz" else packed
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
-        raise UsageError(f"expected a file at {file}, got none; check the path") from None
+        raise UsageError(f"no such file: {file}") from None
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise UsageError(f"cannot read {file} as UTF-8 text ({reason(error, True)})") from None
 
@@ -72,14 +71,15 @@ def read_objects(file: Path, texts: Sequence[str] = ()) -> list[Table]:
             continue
         try:
             row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # fails on half of a surrogate pair
+            # fails on NaN and on half of a surrogate pair
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
             keys = f" with texts under {' and '.join(texts)}" if texts else ""
             raise UsageError(
-                f"{file}, line {number}: expected a JSON object{keys} in valid Unicode, got"
-                f" {line[:60]!r}"
+                f"{file}, line {number}: expected a JSON object{keys} without NaN, in valid"
+                f" Unicode, got {line[:60]!r}"
             )
         objects.append(row)
     if not objects:
@@ -98,12 +98,14 @@ def load_dataset_rows(
     """Load a split of a hub dataset or folder. Without `subset`, use the first existing default
     subset, or the only subset.
     """
+    folder = user_path(name, "task.dataset")
+    if not folder.is_dir():
+        check_hub_id(name, "task.dataset")
     import datasets
     from huggingface_hub import constants
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    folder = user_path(name, "task.dataset")
     source = str(folder) if folder.is_dir() else name
     try:
         if not (folder.is_dir() or constants.HF_HUB_OFFLINE):

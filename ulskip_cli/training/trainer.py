@@ -81,11 +81,11 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         """
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
+            step, rate = self.state.global_step, self.config.train.learning_rate
+            advice = f"lower train.learning_rate={rate:g}, and set another output=DIR"
             raise RunError(
-                f"expected a finite loss, got {loss.item():g} after step {self.state.global_step};"
-                f" earlier checkpoints are kept in {self.args.output_dir}; lower"
-                f" train.learning_rate={self.config.train.learning_rate:g}, and set another"
-                " output=DIR"
+                f"expected a finite loss, got {loss.item():g} after step {step};"
+                f" {advice if step else 'check the weights of the model'}"
             )
         return loss
 
