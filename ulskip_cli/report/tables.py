@@ -2,13 +2,14 @@
 record.
 """
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +44,7 @@ from ulskip_cli.tasks.metrics import AGREEMENT
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
 # The beginning of a text that a spreadsheet would run as a formula; a number is none.
-FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
+FORMULA = re.compile(r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)")
 DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's: the 95% interval of the"
@@ -97,9 +98,9 @@ class TableSection:
         return [column.head for column in self.columns]
 
     @property
-    def frame(self) -> pd.DataFrame:
-        """The table as a data frame of texts."""
-        return pd.DataFrame(self.cells, columns=self.heads, dtype=object)
+    def lines(self) -> list[dict[str, str]]:
+        """The texts of each line, by the titles of their columns."""
+        return [dict(zip(self.heads, texts, strict=True)) for texts in self.cells]
 
     @classmethod
     def of(
@@ -342,10 +343,12 @@ def to_csv(records: Sequence[Record]) -> str:
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }
     heads = [*filter(plain.__contains__, order), *sorted(plain - set(order))]
-    frame = pd.DataFrame(lines, columns=heads, dtype=object).replace(FORMULA, "'", regex=True)
-    frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
-    table: str = frame.to_csv(index=False, lineterminator="\n")
-    return table
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    for line in ({head: head for head in heads}, *lines):
+        cells = [line.get(head) for head in heads]
+        writer.writerow(FORMULA.sub("'", text) if isinstance(text, str) else text for text in cells)
+    return table.getvalue()
 
 
 def write_tables(folder: ResultsFolder) -> None:
