@@ -9,12 +9,14 @@ def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
 
 
 def test_force_measures_the_baseline_of_a_run_again(ulskip, overrides, tmp_path):
-    counts = []
+    counts, stored = [], []
     for options in ([], [], ["--force"]):
-        assert ulskip("run", *overrides, *options)[0] == 0
+        code, _, err = ulskip("run", *overrides, *options)
+        stored.append("nothing to run" in err)
+        assert code == 0
         rows = map(json.loads, (tmp_path / "default" / "runs.jsonl").read_text().splitlines())
         counts.append(len([row for row in rows if row["strategy"] == "full"]))
-    assert counts == [1, 1, 2]
+    assert (counts, stored) == ([1, 1, 2], [False, True, False])
 
 
 def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):

@@ -27,7 +27,7 @@ def test_a_pipe_gets_both_answers_as_plain_text(ulskip, model):
     assert note.endswith("prompt as given") and "not trained for skipping" in warning
     assert full.startswith("full model, 6 layers:\n")
     assert kept.startswith("unified, 3 of 6 layers:\n")
-    assert summary.startswith("full model ") and summary.count("tok/s") == 2
+    assert summary.startswith("full model ") and summary.count(" tokens;") == 2
     assert "\x1b" not in out
 
 
@@ -75,7 +75,7 @@ def test_engines_decodings_and_corrections_work(ulskip, model, words, tmp_path):
         pytest.importorskip("llama_cpp")
     code, out, err = ulskip("generate", "the cat", f"results_dir={tmp_path}", *words, *model)
     assert code == 0, err
-    assert "\nfull model, 6 layers:\n" in out and "tok/s" in out.splitlines()[-1]
+    assert "\nfull model, 6 layers:\n" in out and " tokens;" in out.splitlines()[-1]
     assert not list(tmp_path.glob("*/runs.jsonl"))  # no row is stored
 
 
@@ -114,6 +114,7 @@ def test_texts_are_told_in_pieces_while_they_are_generated(model, decoding):
     config = compose_prompts([*model, f"decoding={decoding}", "decoding.max_new_tokens=24"])
     comparer, told = PromptComparer(resolve_prompts(config, "the cat"), Session()), []
     comparison = comparer.compare(0, lambda side, piece: told.append((side, piece)))
+    assert comparison.summary().count("tok/s") == 2
     assert [side for side, _ in told] == sorted(side for side, _ in told)
     for side, answer in enumerate((comparison.full, comparison.kept)):
         pieces = [piece for teller, piece in told if teller == side]

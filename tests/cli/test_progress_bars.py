@@ -1,3 +1,4 @@
+import sys
 import time
 from types import SimpleNamespace
 
@@ -31,11 +32,19 @@ def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
         time.sleep(0.15)
         report(4)
         time.sleep(0.15)
-        bars.phase("warm up", 0)
+        bars.phase("warm up")
+        bars.phase("warm up")
         time.sleep(0.15)
     lines = capsys.readouterr().err.splitlines()
-    assert "4 of 4" not in " ".join(lines)
-    assert {"own answers: 0 of 4, 12 tokens", "warm up"} <= set(lines)
+    assert "4 of 4" not in " ".join(lines) and lines.count("warm up") == 1
+    assert {"own answers: 0 of 4, 12 tokens", "warm up: 0:00:00"} <= set(lines)
+
+
+def test_the_model_is_named_once_before_torch_is_imported(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "torch")
+    with ProgressBars("tiny") as bars:
+        bars.phase("load tiny")
+    assert capsys.readouterr().err == "load tiny\n"
 
 
 def show_sweep(tmp_path):
@@ -63,9 +72,16 @@ def test_without_a_terminal_a_sweep_is_a_line_for_each_event(tmp_path, monkeypat
     assert len(written) == 2  # with the first new row and at the end, but not with every row
 
 
-def test_on_a_terminal_a_sweep_has_a_bar_of_its_points(tmp_path, monkeypatch, capsys):
+def test_on_a_terminal_a_phase_is_a_bar_until_a_text_is_printed(monkeypatch, capsys):
     for name, value in (("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("COLUMNS", "120")):
         monkeypatch.setenv(name, value)
-    show_sweep(tmp_path)
+    with ProgressBars() as bars:
+        bars.phase("read", 4)(4, "9 tok/s")
+        bars.bars.refresh()
+        bars.pause()
+        shown = capsys.readouterr().err
+        assert not bars.bars.live.is_started
+        bars.phase("write")
+    assert all(text in shown for text in ("read", "4/4", "9 tok/s"))
     err = capsys.readouterr().err
-    assert all(text in err for text in ("3/3", "2 done, 1 failed", "worker 1 died"))
+    assert "write" in err and "read" not in err

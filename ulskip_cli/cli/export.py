@@ -61,7 +61,7 @@ def export(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     request = run.ExportRequest(to, as_format, check)
-    with ProgressBars() as bars:
+    with ProgressBars(chosen.model.label if as_format != "schedule" else "") as bars:
         record = run.run_export(chosen, request, bars)
     if as_json:
         print_json(record)

@@ -19,6 +19,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
 
 if TYPE_CHECKING:
+    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.core.answer import Comparison
     from ulskip_cli.experiments.comparison import PromptComparer
 
@@ -60,17 +61,21 @@ def generate(
         prompt = sys.stdin.buffer.read().decode().rstrip("\n")
     # Before slower imports, so that usage errors answer at once.
     point = resolve_prompts(chosen, prompt)
-    from ulskip_cli.engines.torch import kernel_build
-
-    kernel_build.start(chosen.model.device)  # while torch is imported
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.experiments.comparison import PromptComparer
-    from ulskip_cli.experiments.runner import Session
 
-    with ProgressBars() as bars:
+    with ProgressBars(chosen.model.label) as bars:
+        from ulskip_cli.engines.torch import kernel_build
+
+        kernel_build.start(chosen.model.device)  # while torch is imported
+        from ulskip_cli.experiments.comparison import PromptComparer
+        from ulskip_cli.experiments.runner import Session
+
         comparer = PromptComparer(point, Session(bars))
-    count = len(comparer.workload.examples)
-    comparisons = [_compare_and_show(comparer, index, as_json, count > 1) for index in range(count)]
+        count = len(comparer.workload.examples)
+        comparisons = [
+            comparer.compare(index) if as_json else _compare_and_show(comparer, index, bars)
+            for index in range(count)
+        ]
     if as_json:
         print_rows([comparison.as_dict() for comparison in comparisons])
 
@@ -102,26 +107,26 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return first, others
 
 
-def _compare_and_show(
-    comparer: "PromptComparer", index: int, as_json: bool, is_one_of_many: bool
-) -> "Comparison":
-    """Compare the answers to one prompt, and show them unless they are printed as JSON."""
-    if as_json:
-        return comparer.compare(index)
+def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> "Comparison":
+    """Compare the answers to one prompt, and show them while they are generated."""
     console, began = make_console(), set[int]()
+    bars.pause()
     if not index:
         console.print(printable(comparer.prompt_note), style="dim")
         if comparer.caution:
             console.print(comparer.caution, style="yellow", soft_wrap=False)
-    if is_one_of_many:
+    if len(comparer.workload.examples) > 1:
         console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
 
     def show(side: int, piece: str) -> None:
+        if piece:
+            bars.pause()
         if side not in began:
             console.print("\n" * len(began) + f"\n{comparer.heads[side]}:")
             began.add(side)
         console.print(printable_lines(piece), end="")
 
     comparison = comparer.compare(index, show)
+    bars.pause()
     console.print(f"\n\n{comparison.summary()}", soft_wrap=False)
     return comparison

@@ -1,8 +1,8 @@
 """Progress on standard error: bars on a terminal, or else lines."""
 
+import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Self
@@ -34,7 +34,9 @@ class ProgressBars(ProgressCallback):
     completes the last bar.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loading: str = "") -> None:
+        """Show, while torch is imported, that `loading` is loaded: the name of a model."""
+        self._loading = loading
         self.console = Console(stderr=True)
         self.bars = Progress(
             TextColumn("{task.description:<28}", markup=False),
@@ -49,7 +51,7 @@ class ProgressBars(ProgressCallback):
         )
         self._prefix = ""
         self._label = ""  # of the running phase
-        self._task: TaskID | None = None  # its bar, unless the phase is short
+        self._task: TaskID | None = None  # its bar
         self._shown_at = time.monotonic()  # when the last line was written
         self._ended = threading.Event()
 
@@ -57,6 +59,8 @@ class ProgressBars(ProgressCallback):
         self.bars.start()
         if self.bars.disable:
             threading.Thread(target=self._write_lines, daemon=True).start()
+        if self._loading and "torch" not in sys.modules:
+            self.phase(f"load {self._loading}")
         return self
 
     def _write_lines(self) -> None:
@@ -66,14 +70,12 @@ class ProgressBars(ProgressCallback):
 
     def line(self) -> str:
         """Return the state of the running phase as text; empty if it has ended."""
-        if self._task is None:
-            return self._label  # of a short phase, which has no bar
-        task = self.bars.tasks[-1]  # that of the phase
-        if task.finished:
+        task = self.bars.tasks[-1] if self._task is not None else None  # that of the phase
+        if task is None or task.finished:
             return ""
-        left = task.time_remaining
+        left, elapsed = task.time_remaining, timedelta(seconds=int(task.elapsed or 0))
         parts = [
-            f"{task.completed} of {task.total}",
+            f"{task.completed} of {task.total}" if task.total != 1 else str(elapsed),
             task.fields["note"],
             "" if left is None else f"{timedelta(seconds=left)} left",
         ]
@@ -90,17 +92,25 @@ class ProgressBars(ProgressCallback):
         self._shown_at = time.monotonic()
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def phase(self, label: str, total: int = 0) -> ReportProgress:
-        """Begin a phase; a phase with a total of 0 is short and not shown."""
+    def phase(self, label: str, total: int = 1) -> ReportProgress:
+        """Begin a phase, unless it is the running one."""
         interruption.raise_if_interrupted()
-        self._end_phase()
-        self._label = self._prefix + label
-        if not total:
-            return super().phase(label, total)
-        task = self._task = self.bars.add_task(self._label, total=total, note="")
-        if self.bars.disable:
-            self.note(f"{self._label} ({total})")
+        self.bars.start()
+        task, label = self._task, self._prefix + label
+        if task is None or label != self._label:
+            self._end_phase()
+            task = self._task = self.bars.add_task(label, total=total, note="")
+            self._label = label
+            if self.bars.disable:
+                self.note(f"{label} ({total})" if total > 1 else label)
         return lambda done, note="": self.bars.update(task, completed=done, note=note)
+
+    def pause(self) -> None:
+        """Take the bars from the screen until the next phase, so that a text can be printed."""
+        self._end_phase()
+        for task in self.bars.task_ids:
+            self.bars.remove_task(task)
+        self.bars.stop()
 
     def _end_phase(self) -> None:
         if self._task is not None:
@@ -109,18 +119,15 @@ class ProgressBars(ProgressCallback):
 
 
 class SweepDisplay(ProgressBars, SweepObserver):
-    """Shows a sweep: a bar of its jobs, the phase of the running job, and a line for each new
-    result.
-    """
+    """Shows a sweep: the phase of the running job, and a line for each new result."""
 
     def __init__(self, jobs: Sequence[Job], writes_tables: bool = True) -> None:
         """Display these jobs, and write tables at intervals while rows come, and at the end."""
-        super().__init__()
+        super().__init__(jobs[0].config.model.label)
         self._config = jobs[0].config
         self._written_at = float("-inf" if writes_tables else "inf")
-        self._total, self._states = len(jobs), Counter[str]()
+        self._total, self._settled = len(jobs), 0
         self._began, self._measured = time.monotonic(), 0
-        self._sweep = self.bars.add_task("points", total=self._total, note="")
         self._prefix = f"[1/{self._total}] "
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
@@ -133,16 +140,13 @@ class SweepDisplay(ProgressBars, SweepObserver):
         from ulskip_cli.experiments.statistics import sentence
 
         self._end_phase()
-        self._states[record.status] += 1
-        settled = self._states.total()
-        counts = ", ".join(f"{count} {state}" for state, count in self._states.items())
-        self.bars.update(self._sweep, completed=settled, note=counts)
+        self._settled += 1
         if is_new:
             self._measured += record.is_done
-            left = self._left(self._total - settled)
-            self.note(f"[{settled}/{self._total}] {job.label}: {sentence(record)}{left}")
+            left = self._left(self._total - self._settled)
+            self.note(f"[{self._settled}/{self._total}] {job.label}: {sentence(record)}{left}")
             self._write(TABLE_SECONDS)
-        self._prefix = f"[{min(self._total, settled + 1)}/{self._total}] "
+        self._prefix = f"[{min(self._total, self._settled + 1)}/{self._total}] "
 
     def _left(self, count: int) -> str:
         """Return the time that the other points will take, by those that were measured."""

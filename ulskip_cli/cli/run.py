@@ -1,5 +1,5 @@
-"""`ulskip run` measures one point, `ulskip sweep` a grid of points, resumable, and `ulskip bench`
-times a grid.
+"""`ulskip run` measures one point, `ulskip sweep` a grid of points, and `ulskip bench` times one.
+Each runs the points that have no row yet, with their baselines.
 """
 
 import os
@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,9 +27,8 @@ from ulskip_cli.cli.shared import (
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.jobs import Job, SweepOutcome
+    from ulskip_cli.experiments.sweep.jobs import Sweep, SweepOutcome
 
 
 def run(
@@ -40,44 +39,16 @@ def run(
     print_config: PrintConfig = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, and compare with the full
-    model, whose stored row is used again unless `--force` is given.
+    model. Stored rows are shown, and not measured again unless `--force` is given.
     """
-    from ulskip_cli.core import config
+    from ulskip_cli.core.config import compose
+    from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 
-    chosen = config.compose(overrides, "run")
+    chosen = compose(overrides, "run")
     if print_config:
         print_yaml(chosen)
-        return
-    from ulskip_cli.experiments.preflight import resolve
-    from ulskip_cli.experiments.results import ResultsFolder
-
-    # Before slower imports, so that usage errors answer at once.
-    point, folder = resolve(chosen), ResultsFolder.of(chosen)
-    folder.check_writable()
-    from ulskip_cli.engines.torch import kernel_build
-
-    kernel_build.start(chosen.model.device)  # while torch is imported
-    from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.experiments.runner import Session, run_point
-    from ulskip_cli.experiments.statistics import sentence
-    from ulskip_cli.experiments.sweep.jobs import SweepOutcome
-    from ulskip_cli.report import tables
-
-    with ProgressBars() as bars:
-        session = Session(bars)
-        if force:
-            folder.forget_unfinished(point.run_id)
-        if force and point.baseline:
-            folder.forget_unfinished(point.baseline.run_id)
-            run_point(point.baseline, session)
-        records = run_point(point, session)
-    tables.write_tables(folder)
-    show_outcome(
-        SweepOutcome(1, {record.id: record for record in records}),
-        folder,
-        lambda records: [sentence(records[-1])],
-        as_json,
-    )
+    else:
+        _measure(Sweep(make_jobs([chosen]), force=force, raises=True, words=()), as_json)
 
 
 def bench(
@@ -93,21 +64,13 @@ def bench(
     After an interruption or a failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.sweep.grid import points
-    from ulskip_cli.experiments.sweep.jobs import make_jobs
+    from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 
     grid = points(overrides, "bench")
     if print_config:
         print_yaml(*grid)
-        return
-    jobs = make_jobs(grid, command="bench")
-    from ulskip_cli.cli.progress_bars import SweepDisplay
-    from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.jobs import Sweep
-    from ulskip_cli.report import verdicts
-
-    with SweepDisplay(jobs) as display:
-        outcome = Sweep(jobs, display, force=force, words=()).run()
-    show_outcome(outcome, ResultsFolder.of(grid[0]), verdicts.lead, as_json)
+    else:
+        _measure(Sweep(make_jobs(grid, command="bench"), force=force, words=()), as_json)
 
 
 def sweep(
@@ -134,7 +97,8 @@ def sweep(
     failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.sweep.grid import points
-    from ulskip_cli.experiments.sweep.jobs import make_jobs
+    from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
 
     grid = points(overrides)
     if print_config:
@@ -142,30 +106,29 @@ def sweep(
         return
     jobs = make_jobs(grid)
     if dry_run:
-        _show_dry_run(jobs, force, as_json)
+        _show_dry_run(Sweep(jobs, force=force, quick=True), as_json)
         return
-    from ulskip_cli.cli.progress_bars import SweepDisplay
-    from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.jobs import Sweep
-    from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
-    from ulskip_cli.report import verdicts
-
     words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
     if os.environ.get(END_WITH_STDIN):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    with SweepDisplay(jobs, writes_tables=since is None) as display:
-        outcome = Sweep(
-            jobs, display, force=force, fail_fast=fail_fast, since=since, words=words
-        ).run()
-    if since is not None:
+    _measure(Sweep(jobs, force=force, fail_fast=fail_fast, since=since, words=words), as_json)
+
+
+def _measure(sweep: "Sweep", as_json: bool) -> None:
+    """Run the jobs of a sweep and show their rows, unless this process is a worker."""
+    from ulskip_cli.cli.progress_bars import SweepDisplay
+
+    is_worker = sweep.since is not None
+    with SweepDisplay(sweep.jobs, writes_tables=not is_worker) as sweep.observer:
+        outcome = sweep.run()
+    if is_worker:
         return
-    folder = ResultsFolder.of(jobs[0].config)
-    if len(jobs) > 1 and folder.records():
+    if outcome.num_requested > 1 and sweep.jobs[0].command == "run" and sweep.folder.records():
         from ulskip_cli.report.paper import write_paper_report
 
-        write_paper_report(folder)
-    show_outcome(outcome, folder, verdicts.lead, as_json)
+        write_paper_report(sweep.folder)
+    show_outcome(outcome, sweep.folder, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -176,12 +139,10 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
+def _show_dry_run(sweep: "Sweep", as_json: bool) -> None:
     """Print the points of a sweep with their states."""
-    from ulskip_cli.experiments.sweep.jobs import Sweep
-
-    planned = Sweep(jobs, force=force, quick=True)  # which needs no torch
-    states = [(job, *planned.describe(job)) for job in jobs]  # job, state, note
+    jobs = sweep.jobs
+    states = [(job, *sweep.describe(job)) for job in jobs]  # job, state, note
     counts = Counter(state for _, state, _ in states)
     if as_json:
         rows = [
@@ -199,23 +160,24 @@ def _show_dry_run(jobs: "Sequence[Job]", force: bool, as_json: bool) -> None:
 
 
 def show_outcome(
-    outcome: "SweepOutcome",
-    folder: "ResultsFolder",
-    sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
-    as_json: bool,
+    outcome: "SweepOutcome", folder: "ResultsFolder", as_json: bool, lead: Sequence[str] = ()
 ) -> None:
-    """Print a JSON object, or else sentences, a table and warnings, and raise RunError if a point
-    failed.
+    """Print a JSON object, or else the sentences of `lead` or of the best points, a table and
+    warnings; raise RunError if a point failed.
     """
-    from ulskip_cli.report import tables
+    from ulskip_cli.experiments.statistics import sentence
+    from ulskip_cli.report import tables, verdicts
     from ulskip_cli.report.rows import displayed, warnings
 
     if as_json:
         print_json(outcome.as_json())
     elif records := [displayed(record, Path()) for record in outcome.records.values()]:
         console = make_console()
-        for sentence in sentences(records):
-            console.print(sentence, style="bold")
+        if not lead:
+            several = outcome.num_requested > 1
+            lead = verdicts.lead(records) if several else [sentence(records[-1])]
+        for line in lead:
+            console.print(line, style="bold")
         table = tables.draw(tables.short_section(records), console.width, tables.FILE)
         console.print(table, soft_wrap=False)
         for warning in warnings(records):

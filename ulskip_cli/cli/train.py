@@ -38,7 +38,7 @@ def train(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    with ProgressBars() if first else nullcontext(ProgressCallback()) as progress:
+    with ProgressBars(chosen.model.label) if first else nullcontext(ProgressCallback()) as progress:
         from ulskip_cli.training.run import run_training
 
         record = run_training(chosen, progress).plain()

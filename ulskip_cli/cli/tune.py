@@ -44,10 +44,5 @@ def tune(
         return
     tried = {record.id: record for record in result.tried}
     outcome = SweepOutcome(len(tried), tried)
-    show_outcome(
-        outcome,
-        ResultsFolder.of(chosen),
-        lambda records: result.verdict,
-        as_json=False,
-    )
+    show_outcome(outcome, ResultsFolder.of(chosen), as_json=False, lead=result.verdict)
     make_console().print(f"command: {command_line(result.use, 'run')}")

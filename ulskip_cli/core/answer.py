@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from ulskip_cli.core.files import Table, printable
 
 SHOWN = 30  # characters before the first difference that a summary quotes
+FOR_SPEED = 16  # tokens of the shorter answer from which speeds are named
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Comparison:
         return _num_equal(full.token_ids, kept.token_ids), _num_equal(full.text, kept.text)
 
     def summary(self) -> str:
-        """Return speeds and first difference in one line. It names no speedup, because one pair of
-        answers has no interval.
+        """Return speeds, or of short answers lengths, and the first difference in one line. It
+        names no speedup, because one pair of answers has no interval.
         """
         at = self.first_difference
         differ = "the answers are equal"
@@ -72,8 +73,12 @@ class Comparison:
             differ = f"the answers differ from token {at[0] + 1} on"
             differ += f", after '{same}'" if same else ""
         sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
-        speeds = [f"{name} {_speed_text(side)}".strip() for name, side in sides.items()]
-        return "; ".join([*speeds, differ])
+        is_short = min(len(side.token_ids) for side in sides.values()) < FOR_SPEED
+        facts = [
+            f"{name} {f'{len(side.token_ids)} tokens' if is_short else _speed_text(side)}"
+            for name, side in sides.items()
+        ]
+        return "; ".join([*facts, differ])
 
     def as_dict(self) -> Table:
         """Return all values, JSON-ready."""
@@ -86,9 +91,7 @@ class Comparison:
 
 
 def _speed_text(answer: Answer) -> str:
-    rate = answer.tokens_per_second
-    if rate is None:
-        return ""
+    rate = answer.tokens_per_second or 0.0
     return f"{rate:.1f} tok/s" if rate < 10 else f"{rate:,.0f} tok/s"
 
 

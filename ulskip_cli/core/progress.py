@@ -13,9 +13,9 @@ class ReportProgress(Protocol):
 class ProgressCallback:
     """A receiver of progress, such as a progress bar. This base class ignores all progress."""
 
-    def phase(self, label: str, total: int = 0) -> ReportProgress:
-        """End the current phase, begin another, and return a callback for its progress; a total of
-        0 needs no display.
+    def phase(self, label: str, total: int = 1) -> ReportProgress:
+        """End the current phase, begin another unless it has the same label, and return a callback
+        for its progress.
         """
         return lambda done, note="": None
 

@@ -18,9 +18,9 @@ from ulskip_cli.experiments.workload import answers_of, decode_context
 from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
 from ulskip_cli.strategies.plan import is_trained_for
 
-WARM_UP_TOKENS = 5
+WARM_UP_PROMPT, WARM_UP_TOKENS = 64, 5
 
-# Gets a side, 0 for the full model, and a further piece of its text.
+# Gets a side, 0 for the full model, and a further piece of its text, which is empty at first.
 OnText = Callable[[int, str], None]
 
 
@@ -30,6 +30,7 @@ class PromptComparer:
     def __init__(self, point: ResolvedPoint, session: Session) -> None:
         """Load the weights, and calibrate the strategy and the correction."""
         self.run = prepare_run(point, session)
+        self.progress = session.progress
         assert self.run.workload is not None  # preflight refuses random weights
         self.workload = self.run.workload
         self.context = decode_context(point.config, self.workload)
@@ -96,9 +97,13 @@ class PromptComparer:
         decoder, context = self.sides[side], self.context
         if side == 0:  # the full model decodes without drafts
             context = replace(context, decoding=context.decoding.without_drafts())
-        batch = padded([self.workload.prompts[index]], context.pad_token_id, left=True)
+        prompt, pad = self.workload.prompts[index], context.pad_token_id
+        on_text(side, "")
+        self.progress.phase(f"reads {len(prompt):,} tokens")
         few = min(WARM_UP_TOKENS, context.decoding.max_new_tokens)
-        decoder.generate(*batch, context, forced_length=few)
+        start = padded([prompt[:WARM_UP_PROMPT]], pad, left=True)
+        decoder.generate(*start, context, forced_length=few)
+        batch = padded([prompt], pad, left=True)
         text = GrowingText(self.workload.tokenizer, context.decoding.stop)
         generation = decoder.run(*batch, context, pause_every=1)
         while True:

@@ -89,7 +89,7 @@ class Session:
         if self._model is None or self._model[0] != key:
             self._model = self._full = None  # a decoder would keep the weights that are freed here
             free_unused_memory()
-            self.progress.phase(f"load {config.label}", 1)
+            self.progress.phase(f"load {config.label}")
             loaded = load(config, seed, self.progress)
             # The first choice for a model may compile, so it is made here; later calls return it.
             compiling = "compile the CPU kernels, once per machine"

@@ -70,7 +70,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """
     model = point.files.model
     kept = point.plan.kept_layers
-    progress.phase("load the model", 0)
+    progress.phase(f"load {model.label}")
     source = folder_of(model, progress)
     if source.resolve().is_relative_to(point.to.resolve()):  # which the export replaces
         raise UsageError(
@@ -95,13 +95,13 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     plan, model = point.plan, point.config.model
     exported = load_kept(point, progress)
     source, loaded, adapter_entry = exported.source, exported.loaded, exported.skip_adapter
-    progress.phase(f"write {plan.num_kept} layers", 0)
+    progress.phase(f"write {plan.num_kept} layers")
     _write_model(point, source, exported.view, exported.config, folder)
     folders = {"decode": folder}  # of the models
     if point.is_pair:
         every = range(plan.num_layers)
         config = _shallow_config(source, loaded.model, every, model.trust_remote_code)
-        progress.phase(f"write {plan.num_layers} layers", 0)
+        progress.phase(f"write {plan.num_layers} layers")
         folders["prefill"] = folder / card.PREFILL
         _write_model(point, source, loaded.model, config, folders["prefill"])
         page = card.serving_page(plan, adapter_entry is not None)
@@ -179,7 +179,7 @@ def _verify(
     needed = sum(parameter.nbytes for parameter in view.parameters())
     if why := reason_not_to_compare(point, needed):
         return f"{structure}; logits were not compared{why}"
-    progress.phase("compare with the model", 1)
+    progress.phase("compare with the model")
     return f"{structure}; {_compare(point, view, folder)}"
 
 

@@ -38,7 +38,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     plan, exported = point.plan, load_kept(point, progress)
     tokenizer = load_tokenizer(point.config.model)
     assert tokenizer is not None
-    progress.phase("write gguf", 0)
+    progress.phase("write gguf")
     tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
     if exported.view.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
@@ -53,7 +53,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     if why := reason_not_to_compare(point, 2 * 4 * parameters):
         checked = f"the file was not compared with the kept layers{why}"
     else:
-        progress.phase("check gguf", 0)
+        progress.phase("check gguf")
         checked = compare_with_view(file, exported.view, tokenizer)
     return {
         "skip_adapter": point.skip_adapter,

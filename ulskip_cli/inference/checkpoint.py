@@ -210,7 +210,7 @@ def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -
     ends = {end for end in ends if end < size}  # a tokenizer may have more tokens than the model
     for config in (model.config, model.generation_config):
         config.eos_token_id = sorted(ends) or None
-    progress.phase("write the converted model", 0)
+    progress.phase("write the converted model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -207,8 +207,8 @@ def _wide_interval(record: Record) -> Iterator[str]:
     if pairs and not (pairs.is_precise or record.is_own_baseline) and speedup and speedup.high:
         yield (
             f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
-            f" {pairs.precision:.0%} to a side; raise speed.seconds (in a sweep or bench with"
-            " --force)"
+            f" {pairs.precision:.0%} to a side; run it longer, with a larger speed.seconds and"
+            " --force"
         )
 
 

@@ -299,7 +299,7 @@ def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
     while newest := get_last_checkpoint(folder):
         if _is_readable(Path(newest)):
             return str(newest)
-        progress.phase(f"remove the unreadable {newest}", 1)
+        progress.phase(f"remove the unreadable {newest}")
         shutil.rmtree(newest)
     return None
 

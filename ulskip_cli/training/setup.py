@@ -79,7 +79,7 @@ def prepare_training(
     """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do
     not fit the settings.
     """
-    progress.phase(f"load {config.model.label}", 1)
+    progress.phase(f"load {config.model.label}")
     source = SourceModel(
         _initial_model(config), tokenizer, checkpoint.training_record(config.model)
     )

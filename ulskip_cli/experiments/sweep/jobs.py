@@ -178,6 +178,7 @@ class Sweep:
     quick: bool = False  # compare the processors of machines alone, which needs no torch
     force: bool = False  # run finished points again: only rows that this sweep appends count
     fail_fast: bool = False  # stop at the first failure
+    raises: bool = False  # raise the error of a job that fails, and store no row of it
     # in a worker: the number of rows when its sweep began; None: this process runs the sweep
     since: int | None = None
     # words of the command line that workers run; none: this process runs the jobs; None: and does
@@ -320,6 +321,9 @@ class Sweep:
         """
         if not self.to_do:
             return
+        from ulskip_cli.engines.torch import kernel_build
+
+        kernel_build.start(self.jobs[0].config.model.device)  # while torch is imported
         from ulskip_cli.experiments.runner import Session
 
         folder, session = self.folder, Session(self.observer)
@@ -362,6 +366,8 @@ class Sweep:
         except StorageError:
             raise
         except Exception as error:
+            if self.raises:
+                raise
             self._store_failure(job, error)
         free_unused_memory()  # outside the handler, because the traceback may hold memory
 
