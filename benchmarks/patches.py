@@ -19,7 +19,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.experiments.workload import encode_workload
@@ -50,8 +50,13 @@ class Measurement:
         self.pad = 0
         self.here = Environment(**environment.code(), **environment.machine("cpu"))
         validation = self.encoded("validation.jsonl.gz")
-        self.losses = {
-            name: ReferenceLoss(examples, BatchSize(10), self.pad)
+        self.texts = {
+            name: ForcedTexts(
+                [example.prompt_ids for example in examples],
+                [example.response_ids for example in examples],
+                BatchSize(10),
+                self.pad,
+            )
             for name, examples in (
                 ("report", validation[:REPORTED]),
                 ("choose", validation[-CHOOSING:]),
@@ -73,7 +78,9 @@ class Measurement:
         began = time.monotonic()
         adapter = self.fitter.fit([kept], PATCHES[kind], RIDGES[kind]) if kind else None
         decoder = Decoder(self.model, Plan.from_layers(LAYERS, kept), adapter=adapter)
-        losses = {key: round(loss.of(decoder), 4) for key, loss in self.losses.items()}
+        losses = {
+            key: round(texts.scores(decoder).decode_loss, 4) for key, texts in self.texts.items()
+        }
         self.store(name, {"kept_layers": kept, **losses, "version": self.here.version})
         print(name, losses, f"{time.monotonic() - began:.1f} s", flush=True)
 

@@ -21,12 +21,11 @@ from ulskip_cli.engines import library
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Room, Views, take_turns
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.tasks.encoding import EncodedExample
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
 
@@ -73,10 +72,8 @@ def test_tokens_equal_those_of_torch(overrides):
         near_ties += count_near_ties(torchs.prompt_model, *texts, kept)
     assert near_ties <= 1  # of 20 sequences
     assert seconds[0] > 0 and not any(seconds[1:])  # the views are loaded once
-    examples = [EncodedExample([5, 6, 7, 8], [9, 10, 11]), EncodedExample([5, 6], [9])]
-    torch_loss, loss = (
-        ReferenceLoss(examples, BatchSize(2), 0).of(decoder) for decoder in (torchs, ours)
-    )
+    texts = ForcedTexts([[5, 6, 7, 8], [5, 6]], [[9, 10, 11], [9]], BatchSize(2), 0)
+    torch_loss, loss = (texts.scores(decoder).decode_loss for decoder in (torchs, ours))
     assert loss == pytest.approx(torch_loss, rel=1e-4)
 
 

@@ -13,11 +13,18 @@ from torch.nn.functional import cross_entropy
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines import scoring
 from ulskip_cli.engines.early_exit import confidence_of, exit_logits
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
+
+
+def forced(examples, batch_size):
+    prompts, references = (
+        [getattr(one, key) for one in examples] for key in ("prompt_ids", "response_ids")
+    )
+    return ForcedTexts(prompts, references, BatchSize(batch_size), 0)
 
 
 def test_the_confidence_is_the_gap_of_the_two_largest_probabilities():
@@ -47,9 +54,9 @@ def test_padding_does_not_exceed_the_position_table():
     assert model.config.n_positions == 128
     long, short = EncodedExample([5] * 120, [6] * 8), EncodedExample([7] * 20, [8] * 60)
     decoder = decoder_for(model, "ratio=2")
-    alone = [ReferenceLoss([one], BatchSize(1), 0).of(decoder) for one in (long, short)]
+    alone = [forced([one], 1).scores(decoder).decode_loss for one in (long, short)]
     expected = (8 * alone[0] + 60 * alone[1]) / 68
-    together = ReferenceLoss([long, short], BatchSize(2), 0).of(decoder)
+    together = forced([long, short], 2).scores(decoder).decode_loss
     assert together == pytest.approx(expected, rel=1e-4)
 
 
@@ -62,8 +69,8 @@ def test_the_loss_is_the_mean_over_all_reference_tokens(llama, batch_size):
         logits = reference_logits(llama, ids, torch.ones_like(ids), start, (0, 2, 5))[0]
         losses.append(cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="none"))
     examples = [EncodedExample(*text) for text in texts]
-    loss = ReferenceLoss(examples, BatchSize(batch_size), 0).of(decoder_for(llama, "ratio=2"))
-    assert loss == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    scores = forced(examples, batch_size).scores(decoder_for(llama, "ratio=2"))
+    assert scores.decode_loss == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
 
 
 def test_a_schedule_uses_the_prompts_of_the_one_before(monkeypatch, llama):
@@ -75,12 +82,12 @@ def test_a_schedule_uses_the_prompts_of_the_one_before(monkeypatch, llama):
         return encode_prompt(model, ids, mask)
 
     monkeypatch.setattr(scoring, "encode_prompt", encode)
-    loss = ReferenceLoss(examples, BatchSize(1), 0)
+    texts = forced(examples, 1)
     for ratio in ("ratio=2", "ratio=3"):
         decoder = decoder_for(llama, ratio)
-        alone = ReferenceLoss(examples, BatchSize(1), 0).of(decoder)
+        alone = forced(examples, 1).scores(decoder)
         del encoded[:2]  # of the loss alone
-        assert loss.of(decoder) == alone
+        assert texts.scores(decoder) == alone
     assert len(encoded) == 2
-    loss.of(decoder_for(llama, "ratio=2", "prompt_layers=kept"))
+    texts.scores(decoder_for(llama, "ratio=2", "prompt_layers=kept"))
     assert len(encoded) == 4

@@ -2,17 +2,18 @@ import pytest
 import torch
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 
-from ulskip_cli.engines.scoring import EncodedPrompts
-from ulskip_cli.experiments.evaluate import is_copy, measure_agreement
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.scoring import ForcedTexts
+from ulskip_cli.experiments.evaluate import is_copy, measure_by_teacher_forcing
 from ulskip_cli.inference.batching import BatchSize
 
 PROMPTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
 
-def agreement(model, view, answers=ANSWERS):
+def agreement(model, view, answers=ANSWERS, prompts=PROMPTS):
     full = decoder_for(model, "strategy=full")
-    prompts = EncodedPrompts(PROMPTS, 0)
-    return measure_agreement(full, view, prompts, answers, BatchSize(2), lambda done: None)
+    texts = ForcedTexts(prompts, [], BatchSize(2), 0, answers)
+    return measure_by_teacher_forcing(texts, view, full, "unified", ProgressCallback())
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])
@@ -48,9 +49,7 @@ def test_empty_answers_do_not_count(llama):
 
 def test_tokens_that_copy_the_prompt_count_apart(llama):
     view, copying = decoder_for(llama, "ratio=2"), [[5, 6, 7, 8], [5, 6, 7, 13]]
-    prompts = EncodedPrompts([[5, 6, 7, 8, 9], [10, 5, 6, 7]], 0)
-    full = decoder_for(llama, "strategy=full")
-    values = measure_agreement(full, view, prompts, copying, BatchSize(2), lambda done: None)
+    values = agreement(llama, view, copying, [[5, 6, 7, 8, 9], [10, 5, 6, 7]])
     assert values["copied_share"] == 3 / 8
     same = values["agreement"] * 8 - values["new_agreement"] * 5
     assert same == pytest.approx(round(same)) and 0 <= same <= 3

@@ -5,7 +5,7 @@ import pytest
 from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder, generate_all
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
 from ulskip_cli.experiments.preflight import resolve
@@ -51,10 +51,10 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
-    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad_token_id).of(
-        Decoder(loaded.model, make_plan(found, loaded.metadata))
-    )
-    assert own == pytest.approx(last["loss"], rel=1e-4)
+    references = [example.response_ids for example in work.encoded]
+    texts = ForcedTexts(work.prompts, references, BatchSize(3), work.pad_token_id)
+    own = texts.scores(Decoder(loaded.model, make_plan(found, loaded.metadata)))
+    assert own.decode_loss == pytest.approx(last["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("asked", "answers"), [(6, 6), (64, 64)])

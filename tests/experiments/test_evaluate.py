@@ -6,14 +6,16 @@ import pytest
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
     draft_advice,
     generate_answers,
+    measure_by_teacher_forcing,
     score_answers,
 )
 from ulskip_cli.experiments.paired_timing import time_pairs
+from ulskip_cli.inference.batching import BatchSize
 
 
 @pytest.fixture
@@ -30,18 +32,13 @@ def generated(tmp_path):
     return call
 
 
-def scored(answers, workload, decoder, baseline=None):
-    loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
-    return score_answers(answers, workload, decoder, loss, baseline, ProgressCallback())
-
-
 @pytest.fixture
 def evaluated(generated):
     """Return a function that generates answers and scores them."""
 
     def call(decoder, workload, config, baseline=None):
         answers = generated(decoder, workload, config)
-        return answers, scored(answers, workload, decoder, baseline)
+        return answers, score_answers(answers, workload, baseline, ProgressCallback())
 
     return call
 
@@ -95,7 +92,8 @@ def test_truncated_references_are_counted(point, tmp_path, evaluated):
     overrides = ["task=jsonl", f"task.file={tmp_path}/a.jsonl", "model=tiny", "speed.new_tokens=6"]
     decoder, workload, config = point(*overrides, context=64)
     _, quality = evaluated(decoder, workload, config)
-    assert (quality.num_truncated_references, quality.num_truncated_sources) == (1, 0)
+    assert [one.truncated_response for one in workload.encoded] == [False, True]
+    assert quality.num_truncated_sources == 0
 
 
 def test_a_stop_string_ends_text_and_hypothesis(point, generated):
@@ -112,12 +110,13 @@ def test_stored_answers_of_other_examples_are_refused(point, evaluated):
         evaluated(*point(), baseline=["a", "b"])
 
 
-def test_logits_that_are_not_finite_are_refused(point, generated):
-    decoder, workload, config = point()
-    answers = generated(decoder, workload, config)
+def test_logits_that_are_not_finite_are_refused(point):
+    decoder, workload, _ = point()
     decoder.model.model.norm.weight.data.fill_(float("nan"))
+    references = [example.response_ids for example in workload.encoded]
+    texts = ForcedTexts(workload.prompts, references, BatchSize(2), workload.pad_token_id)
     with pytest.raises(InvalidLogitsError, match="nan"):
-        scored(answers, workload, decoder)
+        measure_by_teacher_forcing(texts, decoder, decoder, "unified", ProgressCallback())
 
 
 def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(point, generated):

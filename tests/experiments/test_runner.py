@@ -195,6 +195,16 @@ def test_weights_that_change_after_a_run_was_prepared_end_it(config):
         runner.run_point(point, Session())
 
 
+def test_answers_that_are_right_or_wrong_have_a_decode_loss_only_alone(config, tmp_path):
+    lines = [{"prompt": "the cat sat", "reference": "on the mat " * n} for n in (1, 40, 200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = ["task=jsonl", f"task.file={tmp_path}/a.jsonl", "task.metrics=[exact_match]"]
+    _, row = run_point(config(*task), Session())
+    assert (row["exact_match"], row["decode_loss"]) == (0, None) and row["agreement"] is not None
+    row = run_point(config(*task, "answers=false"), Session())[-1]
+    assert row["decode_loss"] > 0 and row["num_truncated_references"] == 1
+
+
 def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     overrides = ["engine=torch", "baseline_engine=transformers"]
     session = Session()
@@ -208,13 +218,13 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
 
 
 def test_the_loss_of_look_ups_is_of_their_own_engine(config, monkeypatch):
-    engines, of = [], runner.ReferenceLoss.of
+    engines, scores = [], runner.ForcedTexts.scores
 
-    def logged(loss, decoder, report):
+    def logged(texts, decoder, *more):
         engines.append(decoder.asked.name)
-        return of(loss, decoder, report)
+        return scores(texts, decoder, *more)
 
-    monkeypatch.setattr(runner.ReferenceLoss, "of", logged)
+    monkeypatch.setattr(runner.ForcedTexts, "scores", logged)
     overrides = ["engine=torch", "baseline_engine=transformers", "strategy=full", "batch_size=1"]
     run_point(config(*overrides, "decoding=prompt_lookup"), Session())
     assert engines == ["transformers", "torch"]

@@ -1,10 +1,15 @@
-"""The decode loss: the teacher-forced cross-entropy of the references under a schedule."""
+"""Teacher forcing of given texts by a decoder: the decode loss of references, and the agreement
+with the full model on its answers.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,87 +26,152 @@ from ulskip_cli.inference.batching import (
 )
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
+    divergence,
     encode_prompt,
     predict_response,
     response_losses,
 )
-from ulskip_cli.tasks.encoding import EncodedExample
 
-HELD_BYTES = 2**30  # of encoded prompts, which the next measurement uses again
+HELD_BYTES = 2**30  # of encoded prompts, which the next schedule uses again
+PASS_TOKENS = 384  # of the prompts of a batch: more tokens add padding, but no speed
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """Predictions of a schedule on one answer of the full model."""
+
+    index: int  # of its prompt
+    agrees: NDArray[np.bool_]  # for each token: the most likely prediction is the full model's
+    divergence: float  # in nats, summed over the tokens
+
+
+@dataclass(frozen=True)
+class ForcedScores:
+    """Predictions of a schedule on given texts; the scores of several batches can be added."""
+
+    nats: float = 0.0  # cross-entropy of the references, summed over their tokens
+    tokens: int = 0
+    exits: ExitStats = field(default_factory=ExitStats)  # on the references
+    answers: tuple[AnswerScores, ...] = ()  # longest prompt first, without empty answers
+
+    def __add__(self, other: "ForcedScores") -> "ForcedScores":
+        return ForcedScores(
+            self.nats + other.nats,
+            self.tokens + other.tokens,
+            self.exits + other.exits,
+            self.answers + other.answers,
+        )
+
+    @property
+    def decode_loss(self) -> float:
+        """The mean cross-entropy per reference token in nats."""
+        return self.nats / self.tokens
 
 
 @dataclass
-class EncodedPrompts:
-    """The prompts of a task, encoded in batches. Those that fit into HELD_BYTES and into a quarter
-    of the free memory are kept until another model encodes.
+class ForcedTexts:
+    """Prompts of a task as token ids, with their references, and with the full model's answers if
+    schedules are compared with it.
+
+    The encoded prompts that fit into HELD_BYTES and into a quarter of the free memory are kept for
+    the next schedule, until another model encodes.
     """
 
     prompts: Sequence[list[int]]
+    references: Sequence[list[int]]  # each may be empty, as each answer
+    size: BatchSize
     pad_token_id: int
+    answers: Sequence[list[int]] = ()
     _held: dict[tuple[int, ...], EncodedPrompt] = field(default_factory=dict)
     _model: PreTrainedModel | None = None
 
-    def tensors(self, batch: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the token ids and the mask [batch, prompt_len] of the prompts at these indices."""
-        return padded([self.prompts[i] for i in batch], self.pad_token_id, left=True, device=device)
+    def scores(
+        self,
+        decoder: Decoder,
+        full: Decoder | None = None,
+        on_batch: Callable[[int], None] = lambda done: None,
+    ) -> ForcedScores:
+        """Return the scores of a schedule. `full` is the full model's decoder, which answers
+        require, and `on_batch` gets the number of done prompts.
+        """
+        scores, done = ForcedScores(), 0
+        order = longest_first(list(map(len, self.prompts)))
+        score_batch = self._by_library if decoder.is_runtime else self._by_views
+        # Sequences of a batch exit together, and a library prepares for one batch size.
+        most = None if decoder.is_runtime or decoder.exits else self._most_in_batch
+        work = partial(score_batch, decoder, full)
+        for batch, batch_scores in in_batches(order, self.size, work, most):
+            scores, done = scores + batch_scores, done + len(batch)
+            on_batch(done)
+        return scores
 
-    def of(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
-        """Return the prompts at these indices, which `model` encodes."""
+    def _most_in_batch(self, longest: int) -> int:
+        return max(1, PASS_TOKENS // max(1, len(self.prompts[longest])))
+
+    def _by_library(
+        self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
+    ) -> ForcedScores:
+        """Score the references by an engine of another library, which returns no logits."""
+        ids, mask = self._responses(self.references, batch, decoder.device)
+        losses = decoder.losses(*self._padded_prompts(batch, decoder.device), ids)
+        return ForcedScores(float((losses * mask).sum()), int(mask.sum()))
+
+    @torch.inference_mode()
+    def _by_views(
+        self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
+    ) -> ForcedScores:
+        """Score references and answers by logits, after one pass over the prompts."""
+        scores, prompt = ForcedScores(), self._encoded(decoder.prompt_model, batch)
+        if self.references:
+            ids, mask = self._responses(self.references, batch, decoder.device)
+            logits, depths = given_logits(decoder, prompt, ids, mask)
+            exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
+            nats = float((response_losses(logits, ids) * mask).sum())
+            scores += ForcedScores(nats, int(mask.sum()), ExitStats(Counter(exits)))
+            del logits
+        if full and self.answers and any(self.answers[i] for i in batch):
+            shares_prompt = full.prompt_model is decoder.prompt_model
+            read = prompt if shares_prompt else self._encoded(full.prompt_model, batch)
+            ids, mask = self._responses(self.answers, batch, decoder.device)
+            target, _ = given_logits(full, read, ids, mask)
+            logits, _ = given_logits(decoder, prompt, ids, mask)
+            answers = [
+                answer_scores(i, target[row, : len(self.answers[i])], logits[row])
+                for row, i in enumerate(batch)
+                if self.answers[i]
+            ]
+            scores += ForcedScores(answers=tuple(answers))
+        return scores
+
+    def _encoded(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
         if model is not self._model:
             self._model, self._held = model, {}
         if tuple(batch) in self._held:
             return self._held[tuple(batch)]
-        encoded = encode_prompt(model, *self.tensors(batch, model.device))
+        encoded = encode_prompt(model, *self._padded_prompts(batch, model.device))
         caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
         if sum(map(kv_cache.kv_bytes, caches)) <= min(HELD_BYTES, free_bytes(model.device) // 4):
             self._held[tuple(batch)] = encoded
         return encoded
 
+    def _padded_prompts(self, batch: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return token ids and mask [batch, prompt_len]."""
+        return padded([self.prompts[i] for i in batch], self.pad_token_id, left=True, device=device)
 
-@dataclass
-class ReferenceLoss:
-    """Computes the decode loss of several schedules on the same examples."""
+    def _responses(
+        self, responses: Sequence[list[int]], batch: Sequence[int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return token ids and mask [batch, response_len]."""
+        return padded([responses[i] for i in batch], self.pad_token_id, left=False, device=device)
 
-    examples: Sequence[EncodedExample]
-    size: BatchSize
-    pad_token_id: int
-    # exit depths of the last schedule on the references
-    exits: ExitStats = field(default_factory=ExitStats)
 
-    def __post_init__(self) -> None:
-        prompts = [example.prompt_ids for example in self.examples]
-        self.prompts = EncodedPrompts(prompts, self.pad_token_id)
-
-    def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Return the mean cross-entropy per reference token in nats; `on_batch` gets the number of
-        done examples.
-        """
-        self.exits = ExitStats()
-        order = longest_first(list(map(len, self.prompts.prompts)))
-        total, count, done = 0.0, 0, 0
-        for batch, (loss, tokens) in in_batches(
-            order, self.size, lambda batch: self._batch_loss(decoder, batch)
-        ):
-            total, count, done = total + loss, count + tokens, done + len(batch)
-            on_batch(done)
-        return total / count
-
-    def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
-        """Return the summed cross-entropy of the responses of a batch, and the number of their
-        tokens.
-        """
-        responses = [self.examples[i].response_ids for i in batch]
-        ids, mask = padded(responses, self.pad_token_id, left=False, device=decoder.device)
-        if decoder.is_runtime:
-            losses = decoder.losses(*self.prompts.tensors(batch, decoder.device), ids)
-        else:
-            with torch.inference_mode():
-                prompt = self.prompts.of(decoder.prompt_model, batch)
-                logits, depths = given_logits(decoder, prompt, ids, mask)
-                losses = response_losses(logits, ids)
-            if depths is not None:
-                self.exits += ExitStats(Counter(depths[mask[:, 1:].bool()].tolist()))
-        return float((losses * mask).sum()), int(mask.sum())
+def answer_scores(index: int, target: Tensor, logits: Tensor) -> AnswerScores:
+    """Compare the logits of an answer [response_len or more, vocab_size] with those of the full
+    model [response_len, vocab_size].
+    """
+    logits = logits[: len(target)]
+    agrees = (target.argmax(-1) == logits.argmax(-1)).cpu().numpy()
+    return AnswerScores(index, agrees, float(divergence(target, logits)))
 
 
 def given_logits(

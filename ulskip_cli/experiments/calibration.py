@@ -25,7 +25,7 @@ from ulskip_cli.engines.own_responses import (
     generate_own_responses,
     greedy_context,
 )
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -53,7 +53,7 @@ class HeldOutEvaluator:
     loaded: LoadedModel
     workload: Workload
     progress: ProgressCallback
-    _loss: ReferenceLoss | None = None
+    _texts: ForcedTexts | None = None
     _fitter: PatchFitter | None = None
     _exiting: Decoder | None = None
 
@@ -117,10 +117,10 @@ class HeldOutEvaluator:
                 self._fitter = self.fitter(encoded[1::2] or encoded)
             kind = config.correction.patch_kind(config.model)
             adapter = self._fitter.fit([kept_layers], kind)
-        if self._loss is None:
-            self._loss = self.reference_loss(encoded[::2] if self.corrects else encoded)
+        if self._texts is None:
+            self._texts = self.forced_texts(encoded[::2] if self.corrects else encoded)
         plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
-        return self._loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
+        return self._texts.scores(Decoder(self.loaded.model, plan, adapter=adapter)).decode_loss
 
     def tell(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""
@@ -133,9 +133,10 @@ class HeldOutEvaluator:
         pad, prompt_layers = self.workload.pad_token_id, self.config.prompt_layers
         return PatchFitter(self.loaded.model, examples, pad, prompt_layers, LOSS_BATCH)
 
-    def reference_loss(self, examples: Sequence[EncodedExample]) -> ReferenceLoss:
-        """Return an object that measures the decode loss of these examples under any schedule."""
-        return ReferenceLoss(examples, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
+    def forced_texts(self, examples: Sequence[EncodedExample]) -> ForcedTexts:
+        """Return the texts of these examples, on which several schedules are scored."""
+        prompts, references = zip(*_token_ids(examples), strict=True)
+        return ForcedTexts(prompts, references, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
 
 def calibrate_strategy(
@@ -166,7 +167,7 @@ def calibrate_strategy(
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
             config.seed,
-            _token_ids(workload),
+            _token_ids(workload.encoded),
         ]
     )
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
@@ -212,7 +213,7 @@ def calibrate_patches(
             config.prompt_layers,
             # of own answers
             [config.decoding.max_new_tokens, config.seed, *["one each"] * _has_few(config)],
-            _token_ids(held_out),
+            _token_ids(held_out.encoded),
         ]
     )
     results = ResultsFolder.of(config)
@@ -262,14 +263,13 @@ def _fit_patches(
     fitting: list[EncodedExample] = []
     for i, example in enumerate(examples):
         (fitting if i % num_prompts % CHOICE_SHARE else choosing).append(example)
-    fitter, loss = evaluator.fitter(fitting or examples), evaluator.reference_loss(choosing)
+    fitter, texts = evaluator.fitter(fitting or examples), evaluator.forced_texts(choosing)
 
     losses: dict[float, float] = {}
     report = evaluator.progress.phase("calibrate: patches", len(RIDGES) + 1)
     for ridge in RIDGES:
-        losses[ridge] = loss.of(
-            Decoder(model, plan, adapter=fitter.fit(plan.skipping_sets, kind, ridge))
-        )
+        patched = Decoder(model, plan, adapter=fitter.fit(plan.skipping_sets, kind, ridge))
+        losses[ridge] = texts.scores(patched).decode_loss
         report(len(losses))
     best = min(losses, key=losses.__getitem__)
     if fitting:
@@ -321,5 +321,5 @@ def _num_tokens(examples: Sequence[EncodedExample]) -> int:
     return sum(len(example.response_ids) for example in examples)
 
 
-def _token_ids(workload: Workload) -> list[tuple[list[int], list[int]]]:
-    return [(example.prompt_ids, example.response_ids) for example in workload.encoded]
+def _token_ids(examples: Sequence[EncodedExample]) -> list[tuple[list[int], list[int]]]:
+    return [(example.prompt_ids, example.response_ids) for example in examples]

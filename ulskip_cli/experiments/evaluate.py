@@ -1,5 +1,4 @@
-"""Decode the answers of a point, score them, and compare the schedule with the full model on the
-full model's answers.
+"""Decode the answers of a point, score them, and average the scores of teacher forcing.
 
 `generate_answers` stores finished batches in `BatchCheckpoints`, so that a killed run resumes.
 """
@@ -14,31 +13,23 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
-from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.scoring import EncodedPrompts, ReferenceLoss, given_logits
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.engines.speculative import MAX_CHECK
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Quality, Row
 from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
-from ulskip_cli.inference.batching import (
-    BatchSize,
-    in_batches,
-    longest_first,
-    padded,
-    run_with_oom_retry,
-)
-from ulskip_cli.inference.teacher_forcing import divergence
+from ulskip_cli.inference.batching import BatchSize, longest_first, run_with_oom_retry
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import Answers, degenerate, resamples
 
@@ -207,17 +198,12 @@ def generate_answers(
 def score_answers(
     answers: GeneratedAnswers,
     workload: Workload,
-    scoring_decoder: Decoder,
-    reference_loss: ReferenceLoss,
     baseline_hypotheses: list[str] | None,
     progress: ProgressCallback,
 ) -> Quality:
-    """Score answers by the task's metrics, and measure the decode loss of the references; prompts
-    without references have neither.
+    """Score answers by the task's metrics, which prompts without references do not have.
 
-    `reference_loss` measures the loss of `scoring_decoder`; with drafts that is the full model,
-    because it decides the tokens. Raises InvalidLogitsError if the loss is not finite, and RunError
-    if the baseline has another number of answers.
+    Raises RunError if the baseline has another number of answers.
     """
     examples, flags = workload.examples, Counter[str]()
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
@@ -247,7 +233,6 @@ def score_answers(
     progress.note(f"{answers.strategy}: {_score_text(scores)}")
     scored: Quality = quality.replace(
         **scores.values,
-        **measure_loss(workload, scoring_decoder, reference_loss, answers.strategy, progress),
         signatures=scores.signatures,
         vs_baseline=scores.against_full,
         length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
@@ -263,74 +248,37 @@ def _score_text(scores: metrics.Scores) -> str:
     return f"{text}, full {full['full']:{row_key.number_format}}" if full else text
 
 
-def measure_loss(
-    workload: Workload,
-    decoder: Decoder,
-    reference_loss: ReferenceLoss,
-    strategy: str,
-    progress: ProgressCallback,
+def measure_by_teacher_forcing(
+    texts: ForcedTexts, decoder: Decoder, full: Decoder, strategy: str, progress: ProgressCallback
 ) -> Row:
-    """Return what a row stores of the decode loss of the references; raise InvalidLogitsError if
-    the loss is not finite.
+    """Return what a row stores of the decode loss of references and of the agreement with the full
+    model's answers, as far as `texts` has them; raise InvalidLogitsError if the loss is not finite.
     """
-    report = progress.phase(f"{strategy}: decode loss", len(workload.examples))
-    loss = reference_loss.of(decoder, report)
-    if not math.isfinite(loss):
-        raise InvalidLogitsError(f"a decode loss of {loss}")
-    return {
-        "decode_loss": loss,
-        "decode_loss_mean_kept_layers": reference_loss.exits.mean_depth,
-        "num_truncated_references": sum(one.truncated_response for one in workload.encoded),
-    }
-
-
-def measure_agreement(
-    full: Decoder,
-    decoder: Decoder,
-    prompts: EncodedPrompts,
-    answers: Sequence[list[int]],
-    size: BatchSize,
-    report: ReportProgress,
-) -> Row:
-    """Compare a schedule with the full model by teacher forcing on the full model's `answers` to
-    `prompts`, as token ids; return values for a record. They are empty if all answers are empty,
-    or if an engine of another library gives no logits.
-
-    `report` gets the number of done answers.
-    """
-    order = [i for i in longest_first(list(map(len, prompts.prompts))) if answers[i]]
-    if not order or decoder.is_runtime or full.is_runtime:
+    given = {"decode loss": texts.references, "agreement": texts.answers}
+    label = " and ".join(name for name, responses in given.items() if any(responses))
+    if not label:
         return {}
-
-    @torch.inference_mode()
-    def sums_of(batch: Sequence[int]) -> list[list[float]]:
-        """Return for each answer of a batch: agreeing tokens, summed KL in nats, tokens, and
-        agreeing tokens and tokens that do not copy the prompt.
-        """
-        ids, mask = padded([answers[i] for i in batch], 0, left=False, device=decoder.device)
-        wanted, _ = given_logits(full, prompts.of(full.prompt_model, batch), ids, mask)
-        got, _ = given_logits(decoder, prompts.of(decoder.prompt_model, batch), ids, mask)
-        sums = []
-        for ours, theirs, i in zip(got, wanted, batch, strict=True):
-            count, is_new = len(answers[i]), ~is_copy(prompts.prompts[i], answers[i])
-            p, q = theirs[:count], ours[:count]  # [positions, vocab_size]
-            same = (p.argmax(-1) == q.argmax(-1)).cpu().numpy()
-            sums.append(
-                [same.sum(), float(divergence(p, q)), count, same[is_new].sum(), is_new.sum()]
-            )
-        return sums
-
+    report = progress.phase(f"{strategy}: {label}", len(texts.prompts))
+    scores, values = texts.scores(decoder, full, report), Row()
+    if scores.tokens:
+        if not math.isfinite(scores.decode_loss):
+            raise InvalidLogitsError(f"a decode loss of {scores.decode_loss}")
+        values["decode_loss"] = scores.decode_loss
+        values["decode_loss_mean_kept_layers"] = scores.exits.mean_depth
     sums: list[list[float]] = []
-    for _, values in in_batches(order, size, sums_of):
-        sums += values
-        report(len(sums))
-    same, divergences, positions, same_new, new = np.array(sums).T
-    return {
-        **_mean_interval("agreement", same, positions),
-        **_mean_interval("kl_divergence", divergences, positions),
-        **_mean_interval("new_agreement", same_new[new > 0], new[new > 0]),
-        "copied_share": float(1 - new.sum() / positions.sum()),
-    }
+    for answer in scores.answers:
+        is_new = ~is_copy(texts.prompts[answer.index], texts.answers[answer.index])
+        same, same_new = answer.agrees.sum(), answer.agrees[is_new].sum()
+        sums.append([same, answer.divergence, len(is_new), same_new, is_new.sum()])
+    if sums:
+        same, divergences, tokens, same_new, new = np.array(sums).T
+        values |= {
+            **_mean_interval("agreement", same, tokens),
+            **_mean_interval("kl_divergence", divergences, tokens),
+            **_mean_interval("new_agreement", same_new[new > 0], new[new > 0]),
+            "copied_share": float(1 - new.sum() / tokens.sum()),
+        }
+    return values
 
 
 def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:

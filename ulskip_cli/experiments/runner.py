@@ -19,7 +19,7 @@ from ulskip_cli.core.files import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.engines.torch.backend import choose_backend
 from ulskip_cli.experiments.calibration import (
     LOSS_BATCH,
@@ -38,8 +38,7 @@ from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
     GeneratedAnswers,
     generate_answers,
-    measure_agreement,
-    measure_loss,
+    measure_by_teacher_forcing,
     score_answers,
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
@@ -51,6 +50,7 @@ from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.tasks import metrics
 
 NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is timed against itself
 
@@ -193,30 +193,12 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
         "answered_by": digest(answered_by),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
-    answers, quality, timed = None, Section(), None
-    if workload is not None and not config.answers:
-        loss = ReferenceLoss(workload.encoded, BatchSize(LOSS_BATCH), workload.pad_token_id)
-        quality = Quality(**measure_loss(workload, decoder, loss, config.strategy.name, progress))
-    elif workload is not None:
-        reference = folder.generations(baseline.id) if baseline else []
-        hypotheses = [answer["hypothesis"] for answer in reference] if baseline else None
-        scoring_decoder = decoder
-        if config.decoding.drafts_with_layers:  # they do not decide the answers
-            scoring_decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
-        try:
-            answers = generate_answers(decoder, workload, config, progress, checkpoints)
-            size = BatchSize(min(LOSS_BATCH, answers.batch_size.used))
-            loss = ReferenceLoss(workload.encoded, size, workload.pad_token_id)
-            quality = score_answers(answers, workload, scoring_decoder, loss, hypotheses, progress)
-            if reference and not (config.decoding.draft_tokens or config.crosses_engines):
-                token_ids = [answer["token_ids"] for answer in reference]
-                report = progress.phase(f"{answers.strategy}: agreement", len(reference))
-                quality = quality.replace(
-                    **measure_agreement(full, decoder, loss.prompts, token_ids, size, report)
-                )
-        except InvalidLogitsError:
-            checkpoints.remove()
-            raise
+    try:
+        answers, quality = _evaluate(run, full, decoder, baseline, checkpoints, progress)
+    except InvalidLogitsError:
+        checkpoints.remove()
+        raise
+    timed = None
     if config.speed.enabled:
         # The full model against itself shows noise alone.
         share = NOISE_SHARE if run.plan.is_full_model and not config.crosses_engines else 1
@@ -238,6 +220,44 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     )
     checkpoints.remove()
     return record
+
+
+def _evaluate(
+    run: PreparedRun,
+    full: Decoder,
+    decoder: Decoder,
+    baseline: Record | None,
+    checkpoints: BatchCheckpoints,
+    progress: ProgressCallback,
+) -> tuple[GeneratedAnswers | None, Section]:
+    """Generate and score answers, and measure the decode loss of the references and the agreement
+    with the baseline's answers. With answers=false, measure the loss alone; random prompts have
+    neither.
+
+    Tasks whose answers are right or wrong have no loss beside their answers.
+    """
+    config, workload, size = run.point.config, run.workload, LOSS_BATCH
+    if workload is None:
+        return None, Section()
+    answers, quality, stored = None, Quality(), list[Row]()
+    if config.answers:
+        stored = ResultsFolder.of(config).generations(baseline.id) if baseline else []
+        hypotheses = [answer["hypothesis"] for answer in stored] if baseline else None
+        answers = generate_answers(decoder, workload, config, progress, checkpoints)
+        quality = score_answers(answers, workload, hypotheses, progress)
+        size = min(size, answers.batch_size.used)
+    texts = ForcedTexts(workload.prompts, [], BatchSize(size), workload.pad_token_id)
+    judged = config.answers and metrics.are_right_or_wrong(workload.task.scoring())
+    if workload.examples[0].reference and not judged:
+        texts.references = [example.response_ids for example in workload.encoded]
+        truncated = sum(example.truncated_response for example in workload.encoded)
+        quality = quality.replace(num_truncated_references=truncated)
+    if not (config.decoding.draft_tokens or config.crosses_engines or decoder.is_runtime):
+        texts.answers = [answer["token_ids"] for answer in stored]
+    if config.decoding.drafts_with_layers:  # they do not decide the answers
+        decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
+    values = measure_by_teacher_forcing(texts, decoder, full, config.strategy.name, progress)
+    return answers, quality.replace(**values)
 
 
 def store_record(

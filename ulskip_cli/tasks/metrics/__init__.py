@@ -127,6 +127,7 @@ class MetricSpec:
     row_keys: tuple[RowKey, ...]
     primary_key: str = ""  # decides in comparisons; empty: the first row key
     in_reports: bool = True  # False: runs code, which a report does not
+    is_binary: bool = False  # each answer is right or wrong
 
     @property
     def primary(self) -> str:
@@ -151,12 +152,24 @@ _REGISTRY = (
     MetricSpec("ter", "translation:Sacrebleu", (RowKey("ter", "TER", lower_is_better=True),)),
     MetricSpec("rouge", "overlap:Rouge", ROUGE_KEYS, primary_key="rougeL"),
     MetricSpec(
-        "exact_match", "overlap:ExactMatch", (RowKey("exact_match", "exact match", "exact"),)
+        "exact_match",
+        "overlap:ExactMatch",
+        (RowKey("exact_match", "exact match", "exact"),),
+        is_binary=True,
     ),
     MetricSpec(
-        "number_match", "overlap:NumberMatch", (RowKey("number_match", "number match", "number"),)
+        "number_match",
+        "overlap:NumberMatch",
+        (RowKey("number_match", "number match", "number"),),
+        is_binary=True,
     ),
-    MetricSpec("pass_at_1", "code:PassAt1", (RowKey("pass_at_1", "pass@1"),), in_reports=False),
+    MetricSpec(
+        "pass_at_1",
+        "code:PassAt1",
+        (RowKey("pass_at_1", "pass@1"),),
+        in_reports=False,
+        is_binary=True,
+    ),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no
@@ -190,6 +203,11 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
     for metric in made:
         metric.check(references)
     return made
+
+
+def are_right_or_wrong(scoring: Scoring) -> bool:
+    """Return True if all metrics of a task judge each answer as right or wrong."""
+    return all(METRICS[name].is_binary for name in scoring.metrics)
 
 
 def compute_scores(scoring: Scoring, answers: Answers) -> Scores:
