@@ -8,7 +8,7 @@ SHOWN = {
         "15 of 30 layers",
     ],
     "correction=patch": [
-        *("kept: 0, 2, 4, 7, 9, 11\n", "1.60x", "12,288 during the prompt, 6,144 in decode"),
+        *("kept: 0, 2, 4, 7, 9, 11\n", " 1.6", "12,288 during the prompt, 6,144 in decode"),
         "full, 5 gaps, 1,315,840 bytes",
     ],
     "strategy=early_exit strategy.min_exit=2 strategy.every=4": [

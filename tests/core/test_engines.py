@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.llama_cpp import LlamaCpp
 
@@ -51,9 +52,13 @@ def test_engine_and_weights_are_part_of_the_identity():
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=8), st.integers(1, 10**9))
 def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(layers, head):
     sizes = WeightSizes(64 * head, tuple(64 * layer for layer in layers))
-    assert LlamaCpp().sizes(sizes, 16) == LlamaCpp(weights="bf16").sizes(sizes, 16) == sizes
-    assert LlamaCpp(weights="q4_0").sizes(None, 16) is None
-    eight, four = (LlamaCpp(weights=name).sizes(sizes, 16) for name in ("q8_0", "q4_0"))
+    config, metadata = compose([]), ModelMetadata(len(layers), None, sizes, weight_bytes=2)
+    native, bf16, eight, four = (
+        LlamaCpp(weights=name).sizes(config, metadata) for name in (None, "bf16", "q8_0", "q4_0")
+    )
+    assert native == bf16 == sizes
+    unknown = ModelMetadata(len(layers), None, None)
+    assert LlamaCpp(weights="q4_0").sizes(config, unknown) is None
     assert eight.head == four.head and sum(four.layers) < sum(eight.layers) < sum(sizes.layers)
     kept = range(len(layers) // 2)
     assert four.predicted_speedup(kept) <= eight.predicted_speedup(kept) + 1e-6

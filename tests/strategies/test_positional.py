@@ -55,13 +55,15 @@ def test_the_horizon_gives_the_asked_for_depth_on_average(num_layers, num_kept, 
 
 def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     config = compose(["strategy=skip_decode", "strategy.horizon=20"])
-    plan = make_plan(config, ModelFolder(config.model).metadata)
+    metadata = ModelFolder(config.model).metadata
+    plan = make_plan(config, metadata)
     assert plan.target_kept == 6
     assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
     assert plan.layer_ratio == pytest.approx(2, abs=0.02)
     assert not plan.warnings
+    sizes = config.engine.sizes(config, metadata)
     assert plan.predicted_speedup == pytest.approx(
-        ModelFolder(config.model).metadata.weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
+        sizes.predicted_speedup(schedule.even(12, 6)), rel=0.02
     )
 
 

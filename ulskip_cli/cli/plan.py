@@ -41,7 +41,7 @@ def plan(
     if used is not None:
         sizes["weights"] = f"{gigabytes(metadata.total_bytes)} in {files.model.dtype}"
         sizes["memory"] = (
-            f"{gigabytes(used)} in a run: weights, their copy for the engine, and KV of"
+            f"{gigabytes(used)} in a run: weights, their copies for the engine, and KV of"
             f" batch_size={chosen.batch_size} sequences of {KV_TOKENS:,} tokens"
         )
     lines = plan_lines(planned, chosen.model.label, chosen.correction.label, sizes)
@@ -61,20 +61,13 @@ def gigabytes(size: int | None) -> str:
 def memory(config: "Config", metadata: "ModelMetadata") -> int | None:
     """Return the bytes that weights and KV of a run need; None if they are unknown.
 
-    On a CPU, decode steps read a copy of the weights in the layout of the kernel. Engines of other
-    libraries have copies for the baseline, for the prompts and for the kept layers.
+    The weights are those of the model and the copies of the engine.
     """
-    from ulskip_cli.core.environment import runs_on_cpu
-
-    weights, kv, width = metadata.weights, metadata.kv_bytes_per_layer, metadata.weight_bytes
-    if metadata.total_bytes is None or weights is None or kv is None or width is None:
+    kv = metadata.kv_bytes_per_layer
+    if metadata.total_bytes is None or metadata.weights is None or kv is None:
         return None
-    read = config.engine.sizes(weights, 8 * width)
-    assert read is not None
-    copies = 3 if config.engine.is_runtime else int(runs_on_cpu(config.model.device))
-    tokens = config.batch_size * KV_TOKENS
-    copied = copies * (read.head + sum(read.layers))
-    return metadata.total_bytes + copied + tokens * kv * metadata.num_layers
+    weights = metadata.total_bytes + config.engine.copied_bytes(config, metadata)
+    return weights + config.batch_size * KV_TOKENS * kv * metadata.num_layers
 
 
 def plan_lines(plan: "Plan", model: str, correction: str, sizes: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Set
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
@@ -25,6 +25,10 @@ from ulskip_cli.core.errors import NotApplicable, UsageError, reason, require_ch
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
+
+if TYPE_CHECKING:
+    from ulskip_cli.core.config_schema import Config
+    from ulskip_cli.core.model_metadata import ModelMetadata
 
 GROUP = "ulskip.engines"
 # The needs that an engine supports if its session decodes plain views step by step and defines
@@ -107,13 +111,20 @@ class Engine(Choice):
         that cannot tell before it has the weights raises it then.
         """
 
-    def sizes(self, weights: WeightSizes | None, bits: float) -> WeightSizes | None:
-        """Return the sizes of weights of `bits` bits each in the engine's format."""
-        if weights is None or self.weights is None:
+    def sizes(self, config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
+        """Return the bytes that a decode step reads in the engine's format."""
+        weights, width = metadata.weights, metadata.weight_bytes
+        if weights is None or self.weights is None or width is None:
             return weights
-        layers, head = (size / bits for size in self.formats[self.weights])
-        scaled = tuple(round(size * layers) for size in weights.layers)
-        return WeightSizes(round(weights.head * head), scaled, weights.patch)
+        layers, head = (size / 8 / width for size in self.formats[self.weights])
+        return weights.scaled(layers, head)
+
+    def copied_bytes(self, config: "Config", metadata: "ModelMetadata") -> int:
+        """Return the bytes of all copies of the weights beside the model: by default for the
+        baseline, for the prompts and for the kept layers.
+        """
+        sizes = self.sizes(config, metadata)
+        return 3 * sizes.total if sizes else 0
 
 
 def engine_names() -> list[str]:

@@ -46,6 +46,8 @@ class ModelMetadata:
     hidden_size: int | None = None
     vocab_size: int | None = None
     weight_bytes: int | None = None  # of one weight
+    stored_dtype: str | None = None  # that of the files, unless they are quantized
+    model_type: str | None = None
     # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
     context: int | None = None
 
@@ -77,6 +79,7 @@ class _Sizes(Options):
     new_decoder_architecture: bool | None = None  # of Falcon, which then caches all heads
     kv_lora_rank: object = None  # the cache contains latent vectors instead of keys and values
     dtype: str | None = _sized("dtype", "torch_dtype")
+    model_type: str | None = None
 
 
 def _number(size: int | list[object] | None) -> int | None:
@@ -190,6 +193,7 @@ class ModelFolder:
             has_one = sizes.multi_query and not sizes.new_decoder_architecture
             kv_heads = 1 if has_one else _number(sizes.num_key_value_heads) or heads
             kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
+        has_floats = model.source in ("bundled", "hf") and not self.gguf
         return ModelMetadata(
             num_layers,
             kv_bytes,
@@ -198,6 +202,8 @@ class ModelFolder:
             hidden_size=hidden,
             vocab_size=vocab,
             weight_bytes=width,
+            stored_dtype=sizes.dtype if has_floats else None,
+            model_type=sizes.model_type,
             context=sizes.max_position_embeddings,
         )
 

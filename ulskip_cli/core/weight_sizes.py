@@ -26,6 +26,16 @@ class WeightSizes:
     layers: tuple[int, ...]  # what a step reads for each layer that it keeps
     patch: int = 0  # the patch at each gap
 
+    @property
+    def total(self) -> int:
+        """The bytes of all layers and the head."""
+        return self.head + sum(self.layers)
+
+    def scaled(self, layers: float, head: float) -> "WeightSizes":
+        """Return the sizes with other bytes for each byte of the layers and of the head."""
+        scaled = tuple(round(size * layers) for size in self.layers)
+        return WeightSizes(round(self.head * head), scaled, self.patch)
+
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
         """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
         bytes.
@@ -34,13 +44,13 @@ class WeightSizes:
         """
         patches = self.patch * len(gaps(kept, len(self.layers)))
         step = heads * self.head + sum(self.layers[i] for i in kept) + patches
-        return (self.head + sum(self.layers)) / step
+        return self.total / step
 
     def draft_cost(self, kept: Sequence[int], head_share: float) -> float:
         """Return the bytes of a drafting step, which reads a share of the output head, divided by
         those of a full step.
         """
-        saved = (1 - head_share) * self.head / (self.head + sum(self.layers))
+        saved = (1 - head_share) * self.head / self.total
         return 1 / self.predicted_speedup(kept) - saved
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:

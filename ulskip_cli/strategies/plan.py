@@ -301,7 +301,7 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     kind, vocab_size = config.correction.patch_kind(config.model), metadata.vocab_size
     weight_bytes = metadata.weight_bytes or 2
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
-    weights = config.engine.sizes(metadata.weights, 8 * weight_bytes)
+    weights = config.engine.sizes(config, metadata)
     weights = weights and replace(weights, patch=patch)
     is_unknown = kind.takes_time and not metadata.hidden_size
     share = None

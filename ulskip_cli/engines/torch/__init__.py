@@ -3,15 +3,26 @@ kernels; early exit and drafts in this loop.
 """
 
 from collections.abc import Set
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
 from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.environment import runs_on_cpu
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.engines.torch.kernel_build import compiler
 from ulskip_cli.engines.transformers import Transformers
 
 if TYPE_CHECKING:
+    from ulskip_cli.core.config_schema import Config
+    from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.engines.base import EngineSession, Room, Views
+
+# Models whose decode steps are one call of the kernels, if their modules agree.
+NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+# What reads all logits instead of the most likely token.
+WHOLE_HEAD = {Need.SAMPLING, Need.PENALTIES, Need.EARLY_EXIT}
 
 
 class Torch(Engine):
@@ -22,6 +33,34 @@ class Torch(Engine):
     supports = ALL - {Need.BEAMS, Need.STOP_STRINGS}
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
+
+    def sizes(self, config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
+        """Return the bytes that a decode step reads: those of the model or, on a CPU, of the copies
+        in the kernels' layout. Greedy choices read the head in 8 bits with three floats a row.
+        """
+        packed, width = self._packed(config, metadata), metadata.weight_bytes
+        vocab_size, hidden = metadata.vocab_size, metadata.hidden_size
+        if not packed or not vocab_size or not hidden or width is None:
+            return metadata.weights
+        is_screened = metadata.model_type in NATIVE_TYPES and not config.needs() & WHOLE_HEAD
+        return replace(packed, head=vocab_size * (hidden + 12)) if is_screened else packed
+
+    def copied_bytes(self, config: "Config", metadata: "ModelMetadata") -> int:
+        """Return the bytes of the copies in the kernels' layout."""
+        packed, read = self._packed(config, metadata), self.sizes(config, metadata)
+        if not packed or not read:
+            return 0
+        return packed.total + (read.head if read.head != packed.head else 0)
+
+    @staticmethod
+    def _packed(config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
+        """Return the sizes in the kernels' layout, where float32 weights that were stored in
+        bfloat16 take its bytes; None if the kernels do not run.
+        """
+        if not metadata.weights or not runs_on_cpu(config.model.device) or not compiler():
+            return None
+        is_narrow = metadata.stored_dtype == "bfloat16" and metadata.weight_bytes == 4
+        return metadata.weights.scaled(0.5, 0.5) if is_narrow else metadata.weights
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of the loop that decodes requests with these needs."""

@@ -50,6 +50,13 @@ inline Vector load(const void* from) {
 
 inline Floats all(float x) { return x - Floats{}; }
 
+inline bool any(Ints flags) {
+  int64_t halves[kLanes / 2], sum = 0;
+  std::memcpy(halves, &flags, sizeof flags);
+  for (const int64_t half : halves) sum |= half;
+  return sum != 0;
+}
+
 // a * b + c, rounded once. Explicit, because compilers contract some loops and not others.
 inline Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
@@ -271,20 +278,18 @@ void multiply_rows(const typename W::X* x, int64_t rows, int64_t stride, const u
                                                        std::min(chunk, units - k), sums + m * kPanel);
 }
 
-constexpr int kScreened = 4;  // rows
+constexpr int kScreened = kBlock / 2;  // rows, whose inputs have two parts
 
-// The sums of both parts of M rows of inputs with a panel of 8-bit values. x: [2, M rows `stride` apart].
+// The sums of both parts of M rows of inputs with a panel of 8-bit values. x: [M rows `stride` apart, 2, 4 quads].
 template <int M>
-void add_panel(const int8_t* high, const int8_t* low, int64_t stride, const uint32_t* weights, int64_t quads, Ints (*sums)[2][kVectors]) {
+void add_panel(const int8_t* x, int64_t stride, const uint32_t* weights, int64_t quads, Ints (*sums)[2][kVectors]) {
   Ints partial[M][2][kVectors] = {};
   for (int64_t k = 0; k < quads; k++)
     for (int v = 0; v < kVectors; v++) {
       const uint32_t* read = weights + k * kPanel + v * kLanes;
       __builtin_prefetch(read + kAhead);
-      for (int m = 0; m < M; m++) {
-        add_quads(partial[m][0][v], read, high + m * stride + 4 * k);
-        add_quads(partial[m][1][v], read, low + m * stride + 4 * k);
-      }
+      for (int m = 0; m < M; m++)
+        for (int part = 0; part < 2; part++) add_quads(partial[m][part][v], read, x + m * stride + 4 * (part * quads + k));
     }
   std::memcpy(sums, partial, sizeof partial);
 }
@@ -435,6 +440,7 @@ struct Model {
   const uint32_t* screen;  // the head in 8 bits, q = scale * (bits - 128): [panels, quads, kPanel]; or null
   const float *scale, *error, *size;  // of each row, [panels * kPanel]: error |w - q| and size |q|
   int64_t quads;
+  const void* rows;  // the head as it is: [vocab, hidden]
 };
 
 // Greedy choices: the most likely token of each row. Tokens in `banned` are never chosen.
@@ -442,7 +448,7 @@ struct Choice {
   int64_t* tokens;  // [rows]; -1 if no logit is finite
   const int64_t* banned;
   int64_t num_banned;
-  std::atomic<int64_t>* left;  // counts the rows of the head that the screen leaves; or null
+  std::atomic<int64_t>* left;  // counts the rows of the head that the 8-bit copy leaves; or null
 };
 
 struct Batch {
@@ -704,11 +710,13 @@ class Step {
   }
 
   // |w.h - q.h'| <= |w - q| |h| + |q| |h - h'|, with the rounding of the sums: only rows whose upper bound reaches the
-  // largest lower bound can have the largest logit, and only their exact logits are computed.
+  // largest lower bound can have the largest logit. Products with these rows, whose only error is that of their sums,
+  // leave fewer of them, and only their panels are computed as in the whole head.
   void screen(const X* x, Range panels, const Choice& choice, Best* best, Own& own) {
     constexpr float kMost = 8191, kPart = 128;  // of a state: 14 bits, in two parts
-    const int64_t wide = model_.quads * 4;
-    std::vector<int8_t> high(rows_ * wide), low(rows_ * wide);
+    const int64_t wide = model_.quads * 4, outputs = model_.head.panels() * kPanel;
+    const float of_sum = (model_.hidden + 64) * 0x1p-23f;  // the largest error of a sum, as a share of |w| |h|
+    std::vector<int8_t> states(rows_ * 2 * wide);
     std::vector<float> step(rows_), sum(rows_), length(rows_), off(rows_);
     for (int64_t r = 0; r < rows_; r++) {
       float most = 0;
@@ -718,36 +726,35 @@ class Step {
       double squares = 0, errors = 0, total = 0;
       for (int64_t i = 0; i < model_.hidden; i++) {
         const float state = value(i), whole = std::nearbyint(std::clamp(state / step[r], -kMost, kMost));
-        high[r * wide + i] = int8_t(std::nearbyint(whole / kPart));
-        low[r * wide + i] = int8_t(whole - kPart * high[r * wide + i]);
+        int8_t* high = states.data() + r * 2 * wide + i;
+        *high = int8_t(std::nearbyint(whole / kPart));
+        high[wide] = int8_t(whole - kPart * *high);
         total += whole;
         squares += double(state) * state;
         errors += (double(state) - double(whole) * step[r]) * (double(state) - double(whole) * step[r]);
       }
       sum[r] = float(128 * total);
       length[r] = float(std::sqrt(squares)) * 1.0001f;
-      off[r] = float(std::sqrt(errors)) * 1.0001f + length[r] * (model_.hidden + 64) * 0x1p-23f;
+      off[r] = float(std::sqrt(errors)) * 1.0001f + length[r] * of_sum;
     }
     // An estimate of the logits of a vector of outputs, and the bound of its error.
     const auto bound = [&](int64_t r, int64_t n) {
       return load<Floats>(model_.error + n) * length[r] + load<Floats>(model_.size + n) * off[r];
     };
-    const int64_t begin = panels.begin * kPanel, end = panels.end * kPanel;
     std::vector<Floats> lower(rows_, all(-std::numeric_limits<float>::infinity()));
-    static constexpr decltype(&add_panel<1>) kByRows[kScreened] = {add_panel<1>, add_panel<2>, add_panel<3>, add_panel<4>};
+    static constexpr decltype(&add_panel<1>) kByRows[] = {add_panel<1>, add_panel<2>, add_panel<3>, add_panel<4>};
     Ints sums[kScreened][2][kVectors];
     for (int64_t p = panels.begin; p < panels.end; p++)
       for (int64_t first = 0, count; first < rows_; first += count) {
         count = std::min<int64_t>(kScreened, rows_ - first);
-        kByRows[count - 1](high.data() + first * wide, low.data() + first * wide, wide, model_.screen + p * model_.quads * kPanel,
-                           model_.quads, sums);
+        kByRows[count - 1](states.data() + first * 2 * wide, 2 * wide, model_.screen + p * model_.quads * kPanel, model_.quads, sums);
         for (int64_t r = first; r < first + count; r++)
           for (int v = 0; v < kVectors; v++) {
             const int64_t n = p * kPanel + v * kLanes;
             const auto [highs, lows] = std::pair{sums[r - first][0][v], sums[r - first][1][v]};
             const Floats product = __builtin_convertvector(highs, Floats) * kPart + __builtin_convertvector(lows, Floats) - sum[r];
             const Floats estimate = possible(product * load<Floats>(model_.scale + n) * step[r], n, choice);
-            store(estimates_.data() + r * model_.head.panels() * kPanel + n, estimate);
+            store(estimates_.data() + r * outputs + n, estimate);
             const Floats least = estimate - bound(r, n);
             lower[r] = least > lower[r] ? least : lower[r];
           }
@@ -758,25 +765,51 @@ class Step {
       lower_[own.thread * rows_ + r] = most;
     }
     team_.wait();
-    int64_t left = 0;
+    std::vector<Near> near;
     for (int64_t r = 0; r < rows_; r++) {
       float most = lower_[r];
       for (int t = 1; t < team_.size(); t++) most = std::max(most, lower_[t * rows_ + r]);
       // Logits that the model's type rounds to the same number tie.
       const float least = most - (std::is_same_v<Number, float> ? 0 : std::abs(most) * 0x1p-7f);
-      for (int64_t n = begin; n < end; n += kPanel) {
-        int count = 0;
-        for (int v = 0; v < kVectors; v++) {
-          const Floats upper = load<Floats>(estimates_.data() + r * model_.head.panels() * kPanel + n + v * kLanes) + bound(r, n + v * kLanes);
-          const Ints reaches = upper >= least;
-          for (int lane = 0; lane < kLanes; lane++) count -= reaches[lane];
+      const float slack = 2 * of_sum * length[r];  // of both sums, as a share of |w|
+      float reached = -std::numeric_limits<float>::infinity();
+      near.clear();
+      for (int64_t n = panels.begin * kPanel; n < panels.end * kPanel; n += kLanes) {
+        const Ints reaches = load<Floats>(estimates_.data() + r * outputs + n) + bound(r, n) >= least;
+        if (!any(reaches)) continue;
+        for (int lane = 0; lane < kLanes; lane++) {
+          if (!reaches[lane]) continue;
+          const float logit = product(x + r * width_, n + lane);
+          const float error = slack * (model_.size[n + lane] + model_.error[n + lane]);
+          const Floats ends = rounded<Number>(Floats{logit - error, logit + error});
+          if (ends[0] > reached) reached = ends[0];
+          near.push_back({n + lane, ends[1]});
         }
-        if (!count) continue;
-        left += count;
-        take(x + r * width_, 1, {n / kPanel, n / kPanel + 1}, choice, best + r, own);
       }
+      if (choice.left) choice.left->fetch_add(near.size());
+      int64_t taken = -1;
+      for (const Near& row : near)
+        if (!(row.upper < reached) && row.index / kPanel != taken) {
+          taken = row.index / kPanel;
+          take(x + r * width_, 1, {taken, taken + 1}, choice, best + r, own);
+        }
     }
-    if (choice.left) choice.left->fetch_add(left);
+  }
+
+  struct Near {  // a row of the head that may have the largest logit
+    int64_t index;
+    float upper;
+  };
+
+  // The logit of one row of the head, added in another order than in the whole head.
+  float product(const X* x, int64_t row) const {
+    const Number* weights = static_cast<const Number*>(model_.rows) + row * model_.hidden;
+    Floats sums[2] = {};
+    for (int64_t i = 0; i < model_.hidden; i += kLanes) {
+      Floats& sum = sums[i / kLanes % 2];
+      sum = fused(load_part(weights + i, model_.hidden - i), load_part(x + i, model_.hidden - i), sum);
+    }
+    return sum_of(sums[0] + sums[1]);
   }
 
   const Model& model_;

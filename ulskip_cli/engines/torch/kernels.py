@@ -75,6 +75,7 @@ class Model(Structure):
         ("screen", c_void_p),
         *((name, c_void_p) for name in ("scale", "error", "size")),
         ("quads", c_int64),
+        ("rows", c_void_p),
     ]
 
 

@@ -214,10 +214,12 @@ class NativeModel:
 
     def _screen(self, head: nn.Module) -> None:
         """Make the copy of the head in 8 bits, which screens decide with (`kernels.cpp`)."""
+        weight: Any = head.weight
         if head not in _screens:
-            _screens[head] = screen_tensors(head.weight)  # type: ignore[arg-type]
+            _screens[head] = screen_tensors(weight)
         bits, *floats = _screens[head]
         self._tensors += [bits, *floats]
+        self._model.rows = self._at(weight.detach())
         self._model.screen, self._model.quads = bits.data_ptr(), bits.shape[1]
         for name, values in zip(("scale", "error", "size"), floats, strict=True):
             setattr(self._model, name, values.data_ptr())
