@@ -11,7 +11,7 @@ DEV := $(VENV)/dev-installed
 
 $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing ulskip into $(VENV): 1 GB, about a minute"
+	@echo "installing ulskip into $(VENV): 1.2 GB, about a minute"
 	$(INSTALL) .
 	@touch $(BIN)/ulskip
 
@@ -45,7 +45,7 @@ help: ## List the targets
 
 setup: $(DEV) ## Create .venv with all development tools: 2.5 GB, some minutes, a C++ compiler
 
-demo: $(BIN)/ulskip ## Install ulskip alone (1 GB, no compiler), and compare full with unified at 2x on the bundled model, timed for at most 12 s instead of 30
+demo: $(BIN)/ulskip ## Install ulskip alone (1.2 GB, no compiler), and compare full with unified at 2x on the bundled model, timed for at most 12 s instead of 30
 	$(BIN)/ulskip run task=wmt ratio=2.0 speed.seconds=12
 
 format: setup ## Format the code

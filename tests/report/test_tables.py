@@ -20,7 +20,7 @@ ENGINES = [
 def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
     long = tables.long_section([HALF, FULL])
     keys = ("layers", "target", "layer ratio", "predicted", "measured", "interval", "pairs", "BLEU")
-    full, half = (" ".join(line[key] for key in keys) for line in long.lines)
+    full, half = (" ".join(line[key] for key in keys) for line in long.frame.to_dict("records"))
     assert full == "6/6 1 1.00 1.00 1.00 0.98 to 1.02 7 30.0"
     assert half == "3/6 2 2.00 – 1.80 1.78 to 1.82 7 25.0*"
     assert tables.markdown(long).splitlines()[1].startswith("| --- | ---: |")
@@ -37,7 +37,7 @@ def test_the_table_of_a_benchmark_fits_a_terminal(width):
 
 def test_a_benchmark_shows_engines_bandwidth_and_what_varies():
     section = tables.short_section(ENGINES)
-    lines = section.lines
+    lines = section.frame.to_dict("records")
     over = [line for line in lines if line["full in"] != "–"]
     assert [(line["strategy"], line["engine"], line["full in"]) for line in over] == [
         ("full", "transformers", "torch")
@@ -98,16 +98,16 @@ def test_rows_of_several_tasks_are_compared_with_their_own_full_model():
     for row, score in ((FULL, 40.0), (HALF, 30.0)):
         row = configured(row, **news).replace(rouge1=score, rougeL=score, **scores)
         rows.append(row.replace(id=f"{row.id}-news"))
-    lines = tables.short_section(rows).lines
+    lines = tables.short_section(rows).frame.to_dict("records")
     assert [line["of full"] for line in lines] == ["100%", "75%", "100%", "83%"]
     assert all({line["BLEU"], line["R-L"]} > {"–"} for line in lines)
 
 
 def test_a_first_reader_sees_few_columns_and_the_share_of_full():
     section = tables.short_section([FULL, HALF.replace(predicted_speedup=1.7)])
-    assert section.lines[1]["of full"] == "83%"
+    assert section.frame.to_dict("records")[1]["of full"] == "83%"
     for made in (section, tables.long_section([FULL, HALF])):
-        full, half = (line["of full, 95%"] for line in made.lines)
+        full, half = made.frame["of full, 95%"]
         assert (full, half) == ("–", "80% to 87%")
 
 
@@ -115,7 +115,7 @@ def test_tokens_per_second_come_from_the_timed_pairs_or_are_left_out():
     evaluated = HALF.replace(decode_tokens_per_second=999.0, throughput_from="evaluation")
     untimed = dict.fromkeys(("pairs", "measured_speedup"))
     for make in (tables.long_section, tables.short_section):
-        line = make([evaluated]).lines[0]
+        line = make([evaluated]).frame.iloc[0]
         assert (line["full tok/s"], line["decode tok/s"]) == ("400", "720")
         assert not {"decode tok/s", "full tok/s", "total tok/s"} & set(
             make([evaluated.replace(**untimed)]).heads
@@ -123,7 +123,7 @@ def test_tokens_per_second_come_from_the_timed_pairs_or_are_left_out():
 
 
 def test_a_row_of_two_depths_shows_both():
-    line = tables.short_section([two_depths(), HALF]).lines
+    line = tables.short_section([two_depths(), HALF]).frame.to_dict("records")
     assert {row["strategy"]: (row["layers"], row["timed layers"]) for row in line} == {
         "skip_decode": ("5.4/6", "4.0/6"),
         "unified": ("3/6", "–"),

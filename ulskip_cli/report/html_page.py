@@ -51,8 +51,8 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
     table = tables.long_section(records, gate)
     names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     facets = {
-        head: sorted({order(line[head]) for line in table.lines} - {""}, key=_as_number)
-        for head in table.heads
+        head: sorted({order(text) for text in texts} - {""}, key=_as_number)
+        for head, texts in table.frame.items()
         if head in names
     }
     return environment.get_template("page.html").render(

@@ -2,14 +2,13 @@
 record.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +43,7 @@ from ulskip_cli.tasks.metrics import AGREEMENT
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
 # The beginning of a text that a spreadsheet would run as a formula; a number is none.
-FORMULA = re.compile(r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)")
+FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's: the 95% interval of the"
@@ -98,9 +97,9 @@ class TableSection:
         return [column.head for column in self.columns]
 
     @property
-    def lines(self) -> list[dict[str, str]]:
-        """The texts of each line, by the titles of their columns."""
-        return [dict(zip(self.heads, texts, strict=True)) for texts in self.cells]
+    def frame(self) -> pd.DataFrame:
+        """The table as a data frame of texts."""
+        return pd.DataFrame(self.cells, columns=self.heads, dtype=object)
 
     @classmethod
     def of(
@@ -343,12 +342,10 @@ def to_csv(records: Sequence[Record]) -> str:
         key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
     }
     heads = [*filter(plain.__contains__, order), *sorted(plain - set(order))]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    for line in ({head: head for head in heads}, *lines):
-        cells = [line.get(head) for head in heads]
-        writer.writerow(FORMULA.sub("'", text) if isinstance(text, str) else text for text in cells)
-    return table.getvalue()
+    frame = pd.DataFrame(lines, columns=heads, dtype=object).replace(FORMULA, "'", regex=True)
+    frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
+    table: str = frame.to_csv(index=False, lineterminator="\n")
+    return table
 
 
 def write_tables(folder: ResultsFolder) -> None:

@@ -4,7 +4,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from ulskip_cli.core import environment
@@ -102,8 +101,6 @@ def load_dataset_rows(
     folder = user_path(name, "task.dataset")
     if not folder.is_dir():
         check_hub_id(name, "task.dataset")
-    if find_spec("datasets") is None:
-        raise UsageError("task.dataset requires the package datasets; run: pip install datasets")
     import datasets
     from huggingface_hub import constants
 
