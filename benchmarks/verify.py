@@ -139,7 +139,7 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     if stored.speedup:
         change = pair and pair.speedup
         yield figure("speedup", list(map(speed, both)), change, 1.0, ("faster", "slower"))
-    for share in shares([stored]).values():
+    for share in shares([stored]):
         change, what = pair and pair.quality, f"{share.title} kept"
         yield figure(what, list(map(quality, both)), change, 0.0, ("better", "worse"))
 
@@ -153,8 +153,8 @@ def speed(record: Record | None) -> str:
 
 def quality(record: Record | None) -> str:
     """Return the share of the full model's score that a row keeps, with its interval."""
-    kept = list(shares([record]).values()) if record else []
-    return kept[0].text() if kept else MISSING
+    kept = record and record.kept
+    return kept.text(".1%") if kept else MISSING
 
 
 def verify(sources: Sequence[Source], page: Path | None = None) -> int:

@@ -114,7 +114,7 @@ def judged(fulls: list[Record], rows: list[Record]) -> list[QualityShare]:
     ids = {full.id for full in fulls}
     baselines = [full.replace(**clock, pairs=None) for full in fulls]
     compared = [row for row in rows if row.baseline_id in ids]
-    shown = shares([*baselines, *compared], 1.0).values()
+    shown = shares([*baselines, *compared], 1.0)
     return sorted(shown, key=lambda point: (point.record.batch_size, place(point)))
 
 

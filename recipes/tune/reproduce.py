@@ -200,13 +200,13 @@ def line(case: Case, minutes: float, reported: Record, checked: Record) -> list[
         f"{before.title} {before.text()} of {before.full:.1f}",
         f"{after.text()} of {after.full:.1f}",
         str(checked.num_examples),
-        "yes" if before.low <= after.share <= before.high else "no",
+        "yes" if before.interval.low <= after.share <= before.interval.high else "no",
     ]
 
 
 def kept(row: Record) -> QualityShare:
     """Return the share of the full model's score that a row keeps."""
-    return shares([row])[row.key]
+    return shares([row])[0]
 
 
 def speedup(row: Record) -> str:

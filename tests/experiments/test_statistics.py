@@ -111,7 +111,7 @@ def test_a_point_passes_at_the_share_of_the_gate_and_surely_where_its_interval_d
     bleu, passes, verdict
 ):
     record = sweep_row(bleu=bleu)
-    share = shares([sweep_row("full"), record])[record.key]
+    (share,) = shares([record])
     assert (share.passes, share.verdict) == (passes, verdict)
 
 
@@ -119,18 +119,22 @@ def test_full_models_in_other_formats_are_compared_with_the_baseline_which_keeps
     baseline = sweep_row("full")
     compared = sweep_row(bleu=20.0).vs_baseline
     other = baseline.replace(id="int4", bleu=20.0, engine_weights="int4", vs_baseline=compared)
-    judged = shares([baseline, other])
-    assert [judged[row.key].share for row in (baseline, other)] == [1.0, pytest.approx(2 / 3)]
+    assert [share.share for share in shares([baseline, other])] == [1.0, pytest.approx(2 / 3)]
+
+
+TER = {"full": 60.0, "delta": 15.0, "delta_low": 10.0, "delta_high": 20.0}
 
 
 def test_where_lower_is_better_the_share_is_inverted():
-    full, record = (
-        row.replace(bleu=None, chrf=None, vs_baseline={})
-        for row in (sweep_row("full"), sweep_row(decode_loss=2.5))
-    )
-    share = shares([full, record])[record.key]
-    assert (share.metric, share.share, share.passes) == ("decode_loss", 0.8, False)
-    assert shares([sweep_row(vs_baseline={}), not_applicable()]) == {}
+    (share,) = shares([sweep_row(bleu=None, chrf=None, ter=75.0, vs_baseline={"ter": TER})])
+    assert (share.metric, share.share, share.passes) == ("ter", 0.8, False)
+    assert share.interval.low < 0.8 < share.interval.high
+    assert shares([sweep_row(vs_baseline={}), not_applicable()]) == []
+
+
+def test_the_same_answers_reach_every_gate_up_to_1():
+    record = sweep_row(bleu=30.0, margin=0.0)
+    assert [share.verdict for share in shares([record], 1.0)] == [HOLDS]
 
 
 @pytest.mark.parametrize(
@@ -145,8 +149,8 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
     compared = {"full": full, "delta": score - full, "delta_low": -1e3, "delta_high": 1e3}
     scores = {"bleu": None, "chrf": None, metric: score}
     record = sweep_row(**scores, vs_baseline={metric: compared})
-    share = shares([record])[record.key]
-    assert 0 <= share.low <= share.share <= share.high <= most
+    low, share, high = sorted(shares([record])[0].interval)
+    assert 0 <= low <= share <= high <= most and share == record.kept_share
 
 
 def compared(full, score, margin):
@@ -162,7 +166,7 @@ WORSE = {
     "rougeL": compared(26.4, 22.9, 3.6),
 }
 NO_SCORE = {"bleu": None, "chrf": None, "decode_loss": None, "vs_baseline": {}}
-TER = {"bleu": None, "chrf": None, "ter": 60.0, "vs_baseline": {"ter": compared(55.0, 60.0, 1.0)}}
+WORDS = {"bleu": None, "chrf": None, "ter": 60.0, "vs_baseline": {"ter": compared(55.0, 60.0, 1.0)}}
 AGREED = {"agreement": 0.942, "agreement_low": 0.931, "agreement_high": 0.953}
 DRAFTING = {"name": "self_speculative", "draft": "both", "draft_tokens": 2}
 
@@ -234,7 +238,7 @@ def test_a_result_is_a_sentence_with_the_score_before_the_agreement(record, text
             sweep_row(**NO_SCORE, **AGREED),
             "agrees with 94.2% (93.1% to 95.3%) of the full model's tokens (no references).",
         ),
-        (sweep_row(**TER), "TER 60.0 instead of 55.0, significantly worse."),
+        (sweep_row(**WORDS), "TER 60.0 instead of 55.0, significantly worse."),
     ],
 )
 def test_a_sentence_says_what_a_number_means(record, part):

@@ -93,10 +93,13 @@ def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
 
 def test_rows_of_several_tasks_are_compared_with_their_own_full_model():
     news = {"task": {"name": "cnn_dm"}}
-    scores = {"bleu": None, "chrf": None, "vs_baseline": {}}
+    scores = {"bleu": None, "chrf": None}
     rows = [FULL, HALF]
     for row, score in ((FULL, 40.0), (HALF, 30.0)):
-        row = configured(row, **news).replace(rouge1=score, rougeL=score, **scores)
+        ends = {"full": 40.0, "delta": -10.0, "delta_low": -12.0, "delta_high": -8.0}
+        compared = {"rougeL": ends} if row is HALF else {}
+        scores |= {"rouge1": score, "rougeL": score, "vs_baseline": compared}
+        row = configured(row, **news).replace(**scores)
         rows.append(row.replace(id=f"{row.id}-news"))
     lines = tables.short_section(rows).frame.to_dict("records")
     assert [line["of full"] for line in lines] == ["100%", "75%", "100%", "83%"]

@@ -39,6 +39,8 @@ from ulskip_cli.tasks import metrics
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 MISSING = "–"
 ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
+HIGHEST_SCORE = 100.0  # of all metrics where higher is better
+MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
@@ -514,6 +516,12 @@ Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
+    vs_baseline: dict[str, Compared] = value(
+        "per metric: the full model's score, and `delta` with its interval",
+        Column("of\nfull", "kept_share", ".0%", first=True),
+        Column("of full,\n95%", "kept_interval", first=True),
+        default={},
+    )
     decode_loss: Number = value(GLOSSARY, Column("decode\nloss", form=".2f"))
     decode_loss_mean_kept_layers: Number = value("mean exit depth of `decode_loss`")
     agreement: Share = value(GLOSSARY, Column("agree-\nment", form=".1%", optional=True))
@@ -530,10 +538,6 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
-    vs_baseline: dict[str, Compared] = value(
-        "per metric: the full model's score, and `delta` with its interval",
-        default={},
-    )
     degenerate: dict[str, KnownCount] = value(
         "outputs that are `empty`, end in a `loop`, or reach the maximum length (`hit_limit`)",
         default={},
@@ -666,6 +670,52 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         named = list(dict.fromkeys([*self.config.task.metrics, *metrics.METRICS]))
         keys = sorted(METRIC_KEYS, key=lambda key: named.index(metrics.METRIC_OF[key].name))
         return {key: score for key in keys if (score := self.value(key)) is not None}
+
+    @property
+    def primary(self) -> Text:
+        """The key of the primary metric: the first that the task names, or else the decode loss,
+        or without references the agreement with the full model.
+        """
+        named = (metrics.METRIC_OF[key].primary for key in self.scores)
+        keys = (*named, metrics.DECODE_LOSS.key, metrics.AGREEMENT.key)
+        return next((key for key in keys if self.value(key) is not None), None)
+
+    @property
+    def kept(self) -> Interval | None:
+        """The kept share of the full model's primary score; if lower is better, the full model's
+        score divided by this one. Fewer than `MIN_FOR_STARS` examples have no interval, because a
+        bootstrap over so few has no power.
+        """
+        metric = self.primary or ""
+        score, compared = self.value(metric), self.vs_baseline.get(metric)
+        if compared is None:
+            return Interval(1.0) if score and self.keeps_all else None
+        full = compared.full
+        if not full:
+            return None
+
+        def share(score: float) -> float:
+            """Return the share of a score or of an end, which can exceed the metric's range."""
+            if not metrics.ROW_KEYS[metric].lower_is_better:
+                kept = min(score, HIGHEST_SCORE) / full
+            else:
+                kept = full / score if score > 0 else MAX_SHARE
+            return min(max(0.0, kept), MAX_SHARE)
+
+        if self.has_few_examples:
+            return Interval(share(score))
+        ends = sorted(share(full + end) for end in (compared.delta_low, compared.delta_high))
+        return Interval(share(score), *ends)
+
+    @property
+    def kept_share(self) -> float | None:
+        """The kept share of the full model's primary score."""
+        return self.kept.value if self.kept else None
+
+    @property
+    def kept_interval(self) -> str | None:
+        """The ends of this share's interval, as text."""
+        return self.kept.ends(".0%") if self.kept else None
 
     @property
     def task(self) -> Text:

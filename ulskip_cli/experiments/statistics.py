@@ -8,7 +8,7 @@ known.
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +26,6 @@ GATE = 0.9  # share of the full model's quality that a winner keeps
 TITLES = {key: row_key.title for key, row_key in metrics.ROW_KEYS.items()}
 LOWER_IS_BETTER = {key for key in TITLES if metrics.ROW_KEYS[key].lower_is_better}
 MIN_BLEU = 10.0  # translations below it have little in common with their references
-HIGHEST_SCORE = 100.0  # of all metrics where higher is better
-MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 SAME_SCORE = 1e-6
 SAME = Interval(0.0, 0.0, 0.0)  # the difference of the same answers
 COPIES = 0.25  # share of copied tokens from which on a sentence tells the agreement on the others
@@ -51,6 +49,11 @@ def verdict(interval: Interval | None, bound: float = 0.0) -> str:
     return HOLDS if interval.low > bound else FAILS if interval.high < bound else TIE
 
 
+def reaches(kept: Interval, gate: float) -> str:
+    """Judge the claim that a share reaches a gate, to which it may be equal."""
+    return verdict(kept, math.nextafter(gate, 0.0))
+
+
 def is_faster(record: Record) -> bool:
     """Return True if the whole interval of the measured speedup is above 1x; only such a speedup is
     called a gain.
@@ -65,32 +68,38 @@ def may_gain(record: Record) -> bool:
 
 @dataclass(frozen=True)
 class QualityShare:
-    """A record beside its full model: the share of the full model's quality that it keeps; if lower
-    is better, the full model's value divided by the record's.
-
-    A share of fewer than `MIN_FOR_STARS` examples has no interval, because a bootstrap over so few
-    has no power.
-    """
+    """The share of the full model's quality that a record keeps, and the gate that judges it."""
 
     record: Record
-    metric: str  # the key of the primary metric
-    value: float  # of the metric
-    full: float
-    share: float
-    low: float | None  # ends of the share's interval, if it is known
-    high: float | None
-    gate: float
+    interval: Interval
+    gate: float = GATE
+
+    @property
+    def metric(self) -> str:
+        """The key of the primary metric."""
+        return str(self.record.primary)
+
+    @property
+    def value(self) -> float:
+        """The score."""
+        return float(self.record.value(self.metric))
+
+    @property
+    def full(self) -> float:
+        """The full model's score."""
+        compared = self.record.vs_baseline.get(self.metric)
+        return compared.full if compared else self.value
+
+    @property
+    def share(self) -> float:
+        """The share without its interval."""
+        return self.interval.value
 
     @property
     def has_no_loss(self) -> bool:
         """True if metrics were tested, and none is significantly worse."""
         changes = tested_changes(self.record).values()
         return bool(changes) and FAILS not in changes
-
-    @property
-    def interval(self) -> Interval:
-        """The share with its interval."""
-        return Interval(self.share, self.low, self.high)
 
     @property
     def passes(self) -> bool:
@@ -102,9 +111,7 @@ class QualityShare:
         """The claim that the share reaches the gate: holds, does not hold, or a tie if the interval
         includes the gate or is unknown.
         """
-        if self.low is None or self.high is None:
-            return TIE
-        return HOLDS if self.low >= self.gate else FAILS if self.high < self.gate else TIE
+        return reaches(self.interval, self.gate)
 
     @property
     def can_win(self) -> bool:
@@ -135,64 +142,14 @@ class QualityShare:
 
 
 def primary(records: Iterable[Record]) -> str | None:
-    """Return the key of the primary metric: the first that the records' tasks name, or else the
-    decode loss, or without references the agreement with the full model.
-    """
-    records = list(records)
-    for record in records:
-        for key in record.scores:
-            if (first := metrics.METRIC_OF[key].primary) in record.scores:
-                return first
-    for row_key in (metrics.DECODE_LOSS, metrics.AGREEMENT):
-        if any(record.value(row_key.key) is not None for record in records):
-            return row_key.key
-    return None
+    """Return the key of the primary metric of records of one task."""
+    return next((metric for record in records if (metric := record.primary)), None)
 
 
-def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], QualityShare]:
-    """Judge every finished record that has a score and a full model to compare with, among records
-    of one setting.
-
-    The keys are those of the records.
-    """
-    records = [record for record in records if record.is_done]
-    metric = primary(records)
-    if metric is None:
-        return {}
-    fulls = {
-        record.batch_size: score
-        for record in records
-        if record.keeps_all and (score := record.value(metric)) is not None
-    }
-    judged = {}
-    for record in records:
-        score, compared = record.value(metric), record.vs_baseline.get(metric)
-        if compared:
-            full: float | None = compared.full
-        elif record.keeps_all:  # the baseline
-            full = score
-        else:  # the full model of the same batch size, or of another one
-            full = fulls.get(record.batch_size, next(iter(fulls.values()), None))
-        if score is None or not full:
-            continue
-        low, high = None, None
-        if compared and not record.has_few_examples:
-            ends = (compared.delta_low, compared.delta_high)
-            low, high = sorted(_share(metric, full + end, full) for end in ends)
-        share = _share(metric, score, full)
-        judged[record.key] = QualityShare(record, metric, score, full, share, low, high, gate)
-    return judged
-
-
-def _share(metric: str, score: float, full: float) -> float:
-    """Return the kept share of full's quality. The end of an interval can exceed the range of its
-    metric; the share is clipped.
-    """
-    if metric in LOWER_IS_BETTER:
-        share = full / score if score > 0 else MAX_SHARE
-    else:
-        share = min(score, HIGHEST_SCORE) / full
-    return min(max(0.0, share), MAX_SHARE)
+def shares(records: Iterable[Record], gate: float = GATE) -> list[QualityShare]:
+    """Judge every finished record that has a score and a full model to compare with."""
+    done = (record for record in records if record.is_done)
+    return [QualityShare(record, kept, gate) for record in done if (kept := record.kept)]
 
 
 def difference(new: Record, old: Record, metric: str) -> Interval:
@@ -344,7 +301,7 @@ def score_text(record: Record) -> list[str]:
     """Tell the primary score, its share of the full model's with the interval, and whether they
     differ; nothing for a record without a score.
     """
-    metric = primary([record])
+    metric = record.primary
     if metric is None or metric == metrics.AGREEMENT.key:
         return []
     form, compared = metrics.ROW_KEYS[metric].number_format, record.vs_baseline.get(metric)
@@ -353,11 +310,11 @@ def score_text(record: Record) -> list[str]:
         return [text]
     if not compared.delta:
         return [f"{text}, like the full model's"]
-    share, changes = shares([record]).get(record.key), tested_changes(record)
-    if share is None or metric in LOWER_IS_BETTER:
+    kept, changes = record.kept, tested_changes(record)
+    if kept is None or metric in LOWER_IS_BETTER:
         text += f" instead of {compared.full:{form}}"
     else:
-        text += f" is {share.interval.text('.0%')} of the full model's"
+        text += f" is {kept.text('.0%')} of the full model's"
     worse = [TITLES[key] for key, change in changes.items() if change == FAILS]
     but = f", but worse {' and '.join(worse)}" * (bool(worse) and changes.get(metric) == TIE)
     return [f"{text}, {CHANGES[changes.get(metric)]}{but}"]
@@ -368,7 +325,7 @@ def _agreement_text(record: Record) -> list[str]:
     if record.agreement is None:
         return []
     agreement = Interval(record.agreement, record.agreement_low, record.agreement_high)
-    if primary([record]) == metrics.AGREEMENT.key:
+    if record.primary == metrics.AGREEMENT.key:
         ends = None if record.has_few_examples else agreement.ends(".1%")
         interval = f" ({ends})" if ends else ""
         text = f"{agreement.value:.1%}{interval} of the full model's tokens (no references)"

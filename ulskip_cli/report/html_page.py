@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
-from ulskip_cli.experiments.statistics import read_answers
+from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.plots import CAPTION, strategy_colour
 from ulskip_cli.report.rows import Group, collected, setting_words
@@ -44,11 +44,11 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
     )
     environment.filters["order"] = order
     groups, records, gate = report.groups, report.records, report.gate
-    judged = tables.all_shares(groups, gate)
+    judged = {share.record.key: share for share in shares(records, gate)}
     labels = {record.key: group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records)
-    table = tables.long_section(records, gate)
+    table = tables.long_section(records)
     names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     facets = {
         head: sorted({order(text) for text in texts} - {""}, key=_as_number)

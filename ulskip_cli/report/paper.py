@@ -4,12 +4,11 @@ values.
 
 from collections.abc import Sequence
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 
 from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.statistics import TITLES, primary, shares
+from ulskip_cli.experiments.statistics import primary
 from ulskip_cli.report import tables
 from ulskip_cli.report.reference import POINT, ComparedPair, beside
 from ulskip_cli.report.rows import Group, done, grouped, read_records, stored
@@ -24,6 +23,10 @@ CAVEAT = (
     " speedups (x) with care: the gain from skipping depends on the share of a step that reads"
     " weights. x: tokens/s of prompt and generated tokens divided by those of full at the same"
     " batch size; ours in the timed pairs."
+)
+SHOWN = (
+    *("layers", "timed_layers", "predicted_speedup", "measured_speedup"),
+    "full_tokens_per_second",
 )
 NOTE = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs"
@@ -51,12 +54,7 @@ def _table4(group: Group) -> TableSection:
     columns = [
         Column("target", lambda record: f"{record.target_speedup:g}x"),
         Column("approach", group.approach),
-        COLUMNS["layers"],
-        COLUMNS["timed_layers"],
-        Column(TITLES.get(metric, ""), methodcaller("value", metric), ".2f"),
-        COLUMNS["predicted_speedup"]._replace(optional=True),
-        COLUMNS["measured_speedup"],
-        Column("full\ntok/s", "full_tokens_per_second", ".0f", True),
+        *(column for key, column in COLUMNS.items() if key in {*SHOWN, metric}),
         *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
     ]
     firsts = [
@@ -87,13 +85,16 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
     the caveat.
     """
     rows, sections = read_records([PAPER]), list[TableSection]()
+
+    def share(record: Record) -> float | None:
+        is_paper = record.folder == str(PAPER)
+        return record.value("bleu") / rows[0].value("bleu") if is_paper else record.kept_share
+
     for group in groups:
         metric, points, pairs = primary(group.records), group.points(), []
-        ours_judged = shares(group.records)
-        judged = shares(rows) | ours_judged if ours_judged else {}
         shown = [
-            *([Column(TITLES[metric], metric, ".2f")] if metric else []),
-            tables.share_of_full(judged, ".0%"),
+            *([COLUMNS[metric]] if metric else []),
+            Column("of\nfull", share, ".0%"),
             Column("tok/s", _rate, ".0f"),
             Column("x", "end_to_end_speedup", ".2f"),
         ]

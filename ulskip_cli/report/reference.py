@@ -16,13 +16,14 @@ from ulskip_cli.experiments.statistics import (
     TITLES,
     difference,
     primary,
+    reaches,
     speed_ratio,
     unchanged,
     verdict,
     within,
 )
-from ulskip_cli.report.rows import done, grouped
-from ulskip_cli.report.tables import TableSection, all_shares, gate_column, sentences
+from ulskip_cli.report.rows import done
+from ulskip_cli.report.tables import TableSection, sentences
 
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 NOTE = (
@@ -159,8 +160,6 @@ class Comparison:
                 (value for key in metrics if (value := record.value(key)) is not None), None
             )
 
-        judged = all_shares(grouped([pair.new for pair in self.pairs]), self.gate)
-        keeps = gate_column(f"keeps\n{self.gate:.0%}", judged)
         columns = [
             *POINT,
             *beside(Column(name, score, ".2f", optional=True)),
@@ -173,7 +172,7 @@ class Comparison:
             Column(
                 "over old,\n95%", lambda pair: pair.speedup and pair.speedup.ends(), optional=True
             ),
-            keeps._replace(show=lambda pair: keeps.value(pair.new)),
+            Column(f"keeps\n{self.gate:.0%}", self._keeps),
             Column(
                 "faster\nthan full",
                 lambda pair: pair.speedup and verdict(pair.new.speedup, 1.0),
@@ -187,6 +186,11 @@ class Comparison:
         counts = {"old": self.only_old, "new": self.only_new}
         notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
         return TableSection.of(title, self.pairs, columns, sentences(notes))
+
+    def _keeps(self, pair: ComparedPair) -> str | None:
+        """Return the verdict on the claim that the row reaches the quality gate."""
+        kept = None if pair.new.is_own_baseline else pair.new.kept
+        return kept and reaches(kept, self.gate)
 
     def _is_as_before(self, pair: ComparedPair) -> str | None:
         """Return the verdict on the claim that the new side has the score of the old one, and its

@@ -25,14 +25,12 @@ from ulskip_cli.experiments.record import (
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
-from ulskip_cli.experiments.statistics import GATE, QualityShare, primary, shares
+from ulskip_cli.experiments.statistics import primary
 from ulskip_cli.report.rows import (
     LINES,
-    Group,
     collected,
     differing_options,
     done,
-    grouped,
     ordered,
     reasons,
     setting_text,
@@ -72,7 +70,6 @@ NO_REFERENCES = (
     " full model's answers that the strategy also finds most likely."
 )
 
-Shares = Mapping[tuple[str, str], QualityShare]  # by the key of a record
 EMPTY = {MISSING, *ABSENT.values()}
 
 
@@ -134,73 +131,29 @@ def setting(key: Key, optional: bool = False) -> Column:
     return Column(key.title.replace(" ", "\n"), partial(setting_text, key=key), optional=optional)
 
 
-def share_of_full(judged: Shares, form: str = ".1%") -> Column:
-    """Return the column of the share of the full model's quality."""
-    return Column("of\nfull", lambda record: getattr(judged.get(record.key), "share", None), form)
-
-
-def share_columns(judged: Shares, form: str = ".1%") -> list[Column]:
-    """Return the columns of this share and of its paired 95% interval."""
-
-    def ends(record: Record) -> str | None:
-        share = judged.get(record.key)
-        return share.interval.ends(".0%") if share else None
-
-    return [share_of_full(judged, form), Column("of full,\n95%", ends)]
-
-
-def gate_column(title: str, judged: Shares) -> Column:
-    """Return the column of the verdict on the claim that a row reaches the quality gate."""
-
-    def show(record: Record) -> str | None:
-        share = None if record.is_own_baseline else judged.get(record.key)
-        return share.verdict if share else None
-
-    return Column(title, show)
-
-
-def all_shares(groups: Iterable[Group], gate: float = GATE) -> Shares:
-    """Judge the records of all groups."""
-    return {key: share for group in groups for key, share in shares(group.records, gate).items()}
-
-
-def long_section(records: Sequence[Record], gate: float | None = None) -> TableSection:
-    """Make the long table: the settings in which the records differ, the columns for which some
-    record has a value, and with a `gate` the verdicts on it.
+def long_section(records: Sequence[Record]) -> TableSection:
+    """Make the long table: the settings in which the records differ, and the columns for which some
+    record has a value.
     """
-    records = ordered(records)
-    judged = all_shares(grouped(records), gate or GATE)
-    quality = [*share_columns(judged), *[gate_column("keeps gate", judged)] * (gate is not None)]
-    strategy, *measured = COLUMNS.values()
-    at = measured.index(COLUMNS["decode_loss"])
-    columns = [strategy, *setting_columns(records), *measured[:at], *quality, *measured[at:]]
-    note = sentences(explanations(records))
-    return TableSection.of(title(records), records, [*columns, *_harness(records)], note)
+    records, (strategy, *measured) = ordered(records), COLUMNS.values()
+    columns = [strategy, *setting_columns(records), *measured, *_harness(records)]
+    return TableSection.of(title(records), records, columns, sentences(explanations(records)))
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
-    groups = grouped(records)
-    shown = {primary(group.records) for group in groups} - {None} or {"bandwidth_share"}
-    strategy, *measured, full_rate, rate = (
-        column for key, column in COLUMNS.items() if column.first or key in shown
-    )
-    quality = share_columns(all_shares(groups), ".0%")
-    stars = [STARS] * any(record.is_significant(key or "") for key in shown for record in records)
-    return TableSection.of(
-        title(records),
-        records,
-        [strategy, *setting_columns(records), *measured, *quality, full_rate, rate],
-        sentences(
-            [
-                *stars,
-                NO_REFERENCES * (AGREEMENT.key in shown),
-                *_speed_notes(records if "bandwidth_share" in shown else ()),
-                *reasons(records),
-            ]
-        ),
-    )
+    metrics = {record.primary or "" for record in records} - {""}
+    shown = metrics or {"bandwidth_share"}
+    strategy, *measured = (c for key, c in COLUMNS.items() if c.first or key in shown)
+    notes = [
+        STARS * any(record.is_significant(key) for key in metrics for record in records),
+        NO_REFERENCES * (AGREEMENT.key in metrics),
+        *_speed_notes(() if metrics else records),
+        *reasons(records),
+    ]
+    columns = [strategy, *setting_columns(records), *measured]
+    return TableSection.of(title(records), records, columns, sentences(notes))
 
 
 def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
@@ -224,16 +177,18 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
-    """Make a column for each metric of lm-evaluation-harness, in the harness's units. A key is a
-    metric (`acc`), or metric and filter (`acc strict-match`); `acc_stderr` takes its place in the
-    key of the standard error.
+    """Make a column for each score of lm-evaluation-harness, in the harness's units. Its key is a
+    metric, e.g. `acc`, or metric and filter, e.g. `acc strict-match`; the key of its standard error
+    has `acc_stderr` in place of the metric.
     """
 
     def show(record: Record, key: str) -> str | None:
         scores = record.lm_eval or {}
-        metric, _, filter_name = key.partition(" ")
-        error = scores.get(f"{metric}_stderr {filter_name}".strip())
-        return f"{scores[key]:.4g}{f'±{error:.2g}' if error else ''}" if key in scores else None
+        if key not in scores:
+            return None
+        metric, *filters = key.split(" ")
+        error = scores.get(" ".join([f"{metric}_stderr", *filters]))
+        return f"{scores[key]:.4g}±{error:.2g}" if error else f"{scores[key]:.4g}"
 
     keys = dict.fromkeys(key for record in records for key in record.lm_eval or {})
     return [

@@ -54,7 +54,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
     """
     judged = [
         share
-        for share in shares(group.records, gate).values()
+        for share in shares(group.records, gate)
         if not share.record.keeps_all and not share.record.has_two_depths
     ]
     timed = [share for share in judged if share.record.speedup]
@@ -114,7 +114,7 @@ def caveats(group: Group) -> Iterator[str]:
     another depth than its quality, and for rows that were timed on several machines or in unlike
     states of one.
     """
-    for share in shares(group.records).values():
+    for share in shares(group.records):
         if share.caveat:
             yield f"{share.record.model}: {share.caveat}; use a stronger model"
     for record in group.done:

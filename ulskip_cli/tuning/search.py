@@ -195,4 +195,4 @@ class Tuning:
 def judge(records: Sequence[Record], request: TuneRequest) -> list[QualityShare]:
     """Return the share of the full model's score that each timed record keeps."""
     timed = [record for record in records if record.speedup]
-    return list(shares(timed, request.config.quality or GATE).values())
+    return shares(timed, request.config.quality or GATE)
