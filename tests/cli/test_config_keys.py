@@ -30,7 +30,7 @@ def test_config_lists_groups_and_other_keys(ulskip):
 
 
 def test_config_shows_one_choice_or_one_key(ulskip):
-    out = ulskip("config", "strategy=early-exit")[1]
+    out = ulskip("config", "strategy=early_exit")[1]
     assert "strategy.threshold" in out and "strategy.spacing" not in out
     assert "speed.enabled" in ulskip("config", "speed")[1]
     assert "[min|na] [default: min]" in " ".join(ulskip("config", "strategy.batch")[1].split())

@@ -110,20 +110,24 @@ def describe(name: str) -> Panels:
     group, _, choice = name.partition("=")
     if not name:
         return _describe_all()
-    if group in ALL_GROUPS:
-        return _describe_group(group, choice.replace("-", "_"))
-    group, keys = name.partition(".")[0], dict[str, ConfigKey]()
-    if group in ALL_GROUPS:
-        keys |= _keys_of_choices(group)
-    for primary in PRIMARY:  # the first key of a name is that of run
-        for key in top_level_keys(primary):
-            keys.setdefault(key.name, key)
-    shown = [key for key in keys.values() if f"{key.name}.".startswith(f"{name}.")]
-    if not shown:
-        raise unknown(
-            "config group or key", name, [*ALL_GROUPS, *keys], "`ulskip config` lists all"
-        )
-    return [(f"Keys of {name}", _meanings(shown))]
+    if group in ALL_GROUPS and choice:
+        require_choice(group, choice, group_choices(group))
+        keys = _meanings(group_keys(group, choice))
+        return [(name, {name: describe_choices(group)[choice]}), (f"Keys of {name}", keys)]
+    known = dict[str, ConfigKey]()  # of a key of several commands, that of run
+    for keys in (*map(top_level_keys, PRIMARY), *map(_keys_of_choices, ALL_GROUPS)):
+        for key in keys:
+            known.setdefault(key.name, key)
+    panels = []
+    if name in ALL_GROUPS:
+        choices = describe_choices(name).items()
+        panels.append((f"Choices of {name}", {f"{name}={key}": text for key, text in choices}))
+    if shown := [key for key in known.values() if f"{key.name}.".startswith(f"{name}.")]:
+        panels.append((f"Keys of {name}", _meanings(shown)))
+    if not panels:
+        names = [*ALL_GROUPS, *known]
+        raise unknown("config group or key", name, names, "`ulskip config` lists all")
+    return panels
 
 
 def _describe_all() -> Iterator[tuple[str, dict[str, str]]]:
@@ -140,35 +144,18 @@ def _describe_all() -> Iterator[tuple[str, dict[str, str]]]:
         shown |= {key.name for key in keys}
     for group in ALL_GROUPS:
         if inside := _keys_of_choices(group):
-            yield f"Keys {group}.* of all choices", _meanings(inside.values())
+            yield f"Keys {group}.* of all choices", _meanings(inside)
 
 
-def _keys_of_choices(group: str) -> dict[str, ConfigKey]:
-    """Return the keys of all choices of a group by name, with the values of the default choice if
-    it has the key.
+def _keys_of_choices(group: str) -> list[ConfigKey]:
+    """Return the keys of all choices of a group, with the values of the default choice if it has
+    the key.
     """
     default, keys = default_choice(group), dict[str, ConfigKey]()
     for choice in sorted(group_choices(group), key=lambda name: name != default):
-        inside = group_keys(group, choice)
-        keys |= {key.name: key for key in inside if key.name not in keys}
-    return keys
-
-
-def _describe_group(group: str, choice: str) -> Panels:
-    """Return the choices of a group with their keys as panels."""
-    described = describe_choices(group)
-    folded = {name.replace("-", "_"): name for name in described}
-    default = default_choice(group)
-    if choice:
-        default = folded.get(choice) or require_choice(group, choice, described)
-        described = {default: described[default]}
-    panels = [(f"Choices of {group}", {f"{group}={name}": described[name] for name in described})]
-    for name in described:
-        keys = group_keys(group, name)
-        # Of other groups, one choice has all keys.
-        if keys and (group in ("task", "strategy") or name == default):
-            panels.append((f"Keys of {group}={name}", _meanings(keys)))
-    return panels
+        for key in group_keys(group, choice):
+            keys.setdefault(key.name, key)
+    return list(keys.values())
 
 
 def _meanings(keys: Iterable[ConfigKey]) -> dict[str, str]:
