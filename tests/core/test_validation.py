@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.core.config import compose_training, decoding_of
+from ulskip_cli.core.config import compose, compose_training, decoding_of
 from ulskip_cli.core.errors import UsageError
 
 ADAPTER = ["train=adapter", "model.path=x"]
@@ -11,6 +11,12 @@ def test_decoding_options_of_python_callers_are_checked():
     for values, named in (({"draft_tokens": 2}, "draft_tokens"), ({"top_k": 3}, "do_sample")):
         with pytest.raises(UsageError, match=named):
             decoding_of(values)
+
+
+def test_a_device_of_torch_is_accepted_and_no_other():
+    assert compose(["model.device=xpu:1"]).model.device == "xpu:1"
+    with pytest.raises(UsageError, match=r"model\.device.*another device of torch, got 'gpu:0'"):
+        compose(["model.device=gpu:0"])
 
 
 @pytest.mark.parametrize(

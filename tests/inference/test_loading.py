@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.inference import batching
-from ulskip_cli.inference.loading import load, load_tokenizer
+from ulskip_cli.inference.loading import load, load_tokenizer, pick_device
 
 
 def saved(folder, **changes):
@@ -40,6 +40,12 @@ def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
     monkeypatch.setattr(batching.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     with pytest.raises(RunError, match=r"smollm2-135m.*GiB"):
         load(ModelConfig(name="random", source="random", path="smollm2-135m", device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["hpu", "meta", "fpga", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(name):
+    with pytest.raises(UsageError, match=f"{name} is not available.*model.device=auto"):
+        pick_device(name)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ class ModelConfig(Options):
         "type of the weights; auto: the checkpoint's own",
     )
     device: str = option(
-        "auto", "device of the model; auto: CUDA or MPS if available, else the CPU"
+        "auto", "device of the model, by its name in torch; auto: a GPU if available, else the CPU"
     )
     revision: str | None = option(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")

@@ -12,7 +12,7 @@ from ulskip_cli.core.errors import UsageError
 ADAPTER_KEYS = ("start", "gap_weight")
 MODEL_KEYS = ("full_weight", "freeze_embeddings")
 
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "meta")  # types of torch
+DEVICES = ("auto", "cpu", "cuda", "mps")  # others are looked up in torch, whose import takes time
 
 
 def check_run(config: Config, command: str) -> None:
@@ -37,11 +37,17 @@ def check_decoding(decoding: DecodingConfig) -> None:
 
 
 def _check_device(device: str) -> None:
-    if device.partition(":")[0] not in DEVICES:
+    if device.partition(":")[0] in DEVICES:
+        return
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError:
         raise UsageError(
-            f"expected model.device to be {', '.join(DEVICES)} or cuda:NUMBER, got '{device[:80]}';"
-            " use model.device=auto"
-        )
+            f"expected model.device to be {', '.join(DEVICES)}, cuda:NUMBER or another device of"
+            f" torch, got '{device[:80]}'; use model.device=auto"
+        ) from None
 
 
 def check_training(config: TrainingConfig) -> None:

@@ -100,14 +100,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device, in bytes, with what PyTorch's allocator holds unused."""
-    if device.type != "cuda":
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):  # its memory is the host's
         return int(psutil.virtual_memory().available)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + unused
+    unused = module.memory_reserved(device) - module.memory_allocated(device)
+    return int(module.mem_get_info(device)[0] + unused)
 
 
 def free_unused_memory() -> None:
-    """Free objects that refer to one another, and the unused memory of PyTorch's CUDA allocator."""
+    """Free objects that refer to one another, and the unused memory of PyTorch's allocator."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.accelerator.is_available():
+        torch.get_device_module().empty_cache()

@@ -112,16 +112,15 @@ def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadat
 
 
 def pick_device(name: str) -> torch.device:
-    """Return a device by name (`auto` prefers CUDA, then MPS, then the CPU); raise UsageError if it
+    """Return a device by name (`auto` is torch's accelerator, else the CPU); raise UsageError if it
     is not available.
     """
     if name == "auto":
-        has_mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UsageError(
             f"model.device={name} is not available on this machine ({reason(error)}); use"
             " model.device=auto"

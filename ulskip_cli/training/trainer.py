@@ -207,6 +207,11 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         )
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise UsageError(f"train.training_args: {reason(error)}") from None
+    if made.device.type != device.type:
+        raise UsageError(
+            f"expected transformers to train on model.device={device.type}, got {made.device}; set"
+            f" the environment variable ACCELERATE_TORCH_DEVICE={device.type}"
+        )
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made

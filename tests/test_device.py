@@ -1,0 +1,316 @@
+"""What runs on a device other than the CPU has the answers of the CPU. The device of `device.py`
+computes on the CPU too, but a tensor in the wrong place is an error.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from device import NAME, register
+from needs import RECIPES, SMALL
+from reference import ARCHITECTURES, batch, build_model, decoder_for, random_adapter
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from ulskip_cli import api
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
+from ulskip_cli.core.correction import KINDS, PATCHES
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.runner import Session
+from ulskip_cli.export.run import ExportRequest, run_export
+from ulskip_cli.inference.loading import load, pick_device
+from ulskip_cli.training import trainer
+from ulskip_cli.training.run import run_training
+
+pytestmark = pytest.mark.usefixtures("single_thread", "device")
+ROOT, PLACES = Path(__file__).parent.parent, ("cpu", NAME)
+KEPT, LAYERS = (0, 2, 5), ["strategy=custom", "strategy.layers=[0,2,5]"]
+
+
+@pytest.fixture(scope="module")
+def device():
+    """The device, which is available during these tests alone."""
+    module = register()
+    module.is_open = True
+    # Like a GPU, it keeps tied parameters tied.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield torch.device(NAME)
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    module.is_open = False
+
+
+@pytest.fixture
+def pair(device):
+    """Equal numbers on the device and on the CPU."""
+    numbers = torch.arange(6.0).view(2, 3)
+    return numbers.to(device), numbers
+
+
+MIXTURES = {
+    "add": lambda here, cpu: here + cpu,
+    "add in place": lambda here, cpu: here.add_(cpu),
+    "add to the CPU": lambda here, cpu: cpu + here,
+    "add a number to the CPU": lambda here, cpu: cpu + here.sum(),
+    "write to the CPU": lambda here, cpu: torch.add(here, here, out=cpu),
+    "multiply": lambda here, cpu: here @ cpu.T,
+    "linear": lambda here, cpu: functional.linear(here, cpu),
+    "concatenate": lambda here, cpu: torch.cat([here, cpu]),
+    "stack": lambda here, cpu: torch.stack([cpu, here]),
+    "mask": lambda here, cpu: here.masked_fill(cpu > 1, 0.0),
+    "choose": lambda here, cpu: torch.where(cpu > 1, here, 0.0),
+    "embed": lambda here, cpu: functional.embedding(cpu.long(), here),
+    "gather": lambda here, cpu: here.gather(1, cpu.long() % 2),
+    "scatter": lambda here, cpu: here.scatter_(1, cpu.long() % 2, here + 1),
+    "copy rows": lambda here, cpu: here.index_copy_(0, cpu[0, :2].long(), here + 1),
+    "index the CPU": lambda here, cpu: cpu[here > 1],
+    "assign": lambda here, cpu: here.index_put_((here[:, 0] > 1,), cpu[:1]),
+    "compare": lambda here, cpu: torch.equal(here, cpu),
+    "is in": lambda here, cpu: torch.isin(here, cpu),
+    "loss": lambda here, cpu: functional.cross_entropy(here, cpu[:, 0].long()),
+    "backward": lambda here, cpu: here.requires_grad_().backward(cpu),
+    "draw": lambda here, cpu: here.multinomial(1, generator=torch.Generator()),
+    "numpy": lambda here, cpu: here.numpy(),
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_mixture_of_devices_raises(mixture, pair):
+    with pytest.raises((RuntimeError, TypeError), match=r"device|CPU"):
+        MIXTURES[mixture](*pair)
+
+
+ALLOWED = {
+    "numbers": lambda here, cpu: here * torch.tensor(2.0) + 1,
+    "a mask as index": lambda here, cpu: here[cpu > 1],
+    "indices": lambda here, cpu: here[torch.tensor([1, 0])],
+    "copies": lambda here, cpu: here.copy_(cpu) + cpu.to(here.device),
+    "views": lambda here, cpu: here.T.reshape(-1)[1:5].unfold(0, 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_gpus_allow_works(name, pair):
+    here, cpu = pair
+    expected, got = ALLOWED[name](cpu, cpu), ALLOWED[name](here, cpu)
+    assert got.device == here.device
+    assert torch.equal(got.cpu(), expected)
+
+
+def test_it_is_an_accelerator_of_torch():
+    assert pick_device("auto").type == NAME
+    assert pick_device(NAME).type == NAME
+
+
+CONTEXT = DecodeContext(DecodingConfig(name="greedy", max_new_tokens=12), 0)
+SCHEDULES = {
+    "full": ["strategy=full"],
+    "unified": ["ratio=2"],
+    "kept prompt": ["ratio=2", "prompt_layers=kept"],
+    "stages": ["ratio=2", "strategy=skip_decode", "strategy.horizon=6"],
+    "early exit": ["strategy=early_exit", "strategy.threshold=0.3"],
+}
+
+
+def answered(name, place, *overrides, **options):
+    """Return the greedy answers of a model to padded prompts, without the kernels of the CPU."""
+    decoder = decoder_for(build_model(name).to(place), *overrides, **options)
+    output = decoder.generate(*batch(True), CONTEXT)
+    assert place == "cpu" or output.linear_backend == "torch"
+    return output.token_ids
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_has_the_answers_of_the_cpu(name):
+    for overrides in SCHEDULES.values():
+        expected, got = (answered(name, place, *overrides) for place in PLACES)
+        assert got == expected, overrides
+
+
+@pytest.mark.parametrize("kind", [*PATCHES, "lora"])
+def test_corrections_have_the_answers_of_the_cpu(kind):
+    adapter, _ = random_adapter(build_model("llama"), KEPT, kind)
+    expected, got = (answered("llama", place, *LAYERS, adapter=adapter) for place in PLACES)
+    assert got == expected
+
+
+def test_prompts_on_the_wrong_device_fail(device):
+    decoder = decoder_for(build_model("llama").to(device), "ratio=2")
+    decoder.device = torch.device("cpu")
+    with pytest.raises(RuntimeError, match="on the CPU in aten::"):
+        decoder.generate(*batch(True), CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model_folder, tmp_path_factory):
+    """A skip adapter of the saved model, with random LoRA."""
+    model = ModelConfig(name="hf", source="hf", path=str(model_folder))
+    adapter, _ = random_adapter(load(model).model.cpu(), KEPT, "lora")
+    folder = tmp_path_factory.mktemp("device") / "adapter"
+    base = {"fingerprint": ModelFolder(model).fingerprint}
+    replace(adapter, record={"base": base}).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sessions():
+    return {place: Session() for place in PLACES}
+
+
+@pytest.fixture
+def measured(sessions, model_folder, adapter_folder, tmp_path):
+    """Return a function that runs a point on a device, and returns its row and its answers."""
+
+    def run(place, *overrides):
+        model = [f"model.path={model_folder}", "model.dtype=float32", f"model.device={place}"]
+        words = [*SMALL, *FEW, "model=hf", *model, f"results_dir={tmp_path / place}", *overrides]
+        words = [word.replace("{adapter}", str(adapter_folder)) for word in words]
+        row = api.evaluate(*words, session=sessions[place])[-1]
+        assert row.is_done, row
+        return row, ResultsFolder(tmp_path / place).generations(row.id)
+
+    return run
+
+
+# Every need and every strategy.
+FEW = ["limit=3", "decoding.max_new_tokens=6", "speed.enabled=false"]
+STRATEGIES = {path.stem: [] for path in sorted((ROOT / "configs/strategy").glob("*.yaml"))}
+STRATEGIES |= {
+    "custom": ["strategy.layers=[0,2,5]"],
+    "early_exit": ["strategy.threshold=0.05"],
+    "one_block": ["strategy.budget=3"],
+    "search": ["strategy.budget=6"],
+    "skip_decode": ["strategy.horizon=3"],
+}
+RUNS = {need.name: words for need, words in RECIPES.items() if need is not Need.OTHER_ENGINE}
+RUNS |= {name: [f"strategy={name}", *words, "baseline=true"] for name, words in STRATEGIES.items()}
+RUNS["ADAPTER"] = [*RUNS["ADAPTER"], *LAYERS]
+RUNS["RANDOM_WEIGHTS"] = ["model=random", "limit=null", "speed.enabled=true"]
+RUNS["timed"] = ["baseline=true", "speed.enabled=true"]
+RUNS["bfloat16"] = ["model.dtype=bfloat16"]
+SAME = ["kept_layers", "later_stages", "exit_depths"]
+NEAR = ["decode_loss", "agreement", "kl_divergence"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_has_the_answers_of_the_cpu(name, measured):
+    (expected, texts), (got, answers) = (measured(place, *RUNS[name]) for place in PLACES)
+    assert got.device == f"{NAME}:0"
+    assert answers == texts
+    assert got.agreement or "baseline=true" not in RUNS[name] or name in ("full", "OTHER_BASELINE")
+    for key in SAME:
+        assert getattr(got, key) == getattr(expected, key), key
+    rounding = 2e-3 if name == "bfloat16" else 1e-4
+    for key in NEAR:
+        number = getattr(expected, key)
+        assert getattr(got, key) == (number and pytest.approx(number, rel=rounding)), key
+
+
+@pytest.fixture
+def trained(model_folder, tmp_path, monkeypatch):
+    """Return a function that trains for two steps on a device, and returns the record and the
+    tensors.
+    """
+
+    def train(place, *overrides):
+        # which Trainer knows of no other device
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", place)
+        words = [f"model.path={model_folder}", "model.dtype=float32", f"model.device={place}"]
+        words += ["limit=8", "train.batch_size=4", "train.max_steps=2", "train.log_every=1"]
+        words += ["train.held_out=2", "train.save_every=1", "train.learning_rate=1e-3"]
+        words += [f"output={tmp_path / place}", *overrides]
+        record = run_training(compose_training(words), ProgressCallback())
+        (file,) = (tmp_path / place).glob("*.safetensors")
+        return record, load_file(file)
+
+    return train
+
+
+OWN = ["train.responses=own", "train.own.max_new_tokens=4"]
+ADAPTER = ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
+TRAININGS = {
+    "full": ["train.ratios=[1,2]"],
+    "full towards a teacher": ["train.distill_weight=1", "train.teacher=initial"],
+    "full for stages": ["strategy=skip_decode", "train.full_weight=1"],
+    "full for early exit": ["strategy=early_exit"],
+    "full on own answers": OWN,
+    "lora": ["train=lora", "train.lora.rank=2", "train.gradient_accumulation_steps=1"],
+    **{f"adapter with {kind}": [*ADAPTER, f"correction.kind={kind}"] for kind in KINDS},
+    "adapter on own answers": [*ADAPTER, *OWN, "train.own.samples=2", "train.gap_weight=1"],
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_has_the_losses_of_the_cpu(name, trained):
+    (expected, tensors), (got, weights) = (trained(place, *TRAININGS[name]) for place in PLACES)
+    assert got.environment["accelerator"] is None
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
+    for ours, theirs in zip(got.learning_curve, expected.learning_curve, strict=True):
+        assert ours.validation_loss == pytest.approx(theirs.validation_loss, rel=1e-4)
+    assert weights.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        torch.testing.assert_close(weights[key], tensor, rtol=0, atol=2e-3)
+
+
+def test_a_training_is_resumed(trained, monkeypatch):
+    expected, _ = trained("cpu", *ADAPTER)
+    compute = trainer.SkipTrainer.compute_loss
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            raise KeyboardInterrupt
+        return compute(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer.SkipTrainer, "compute_loss", interrupted)
+        trained(NAME, *ADAPTER)
+    got, _ = trained(NAME, *ADAPTER)
+    assert got.resumed
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
+
+
+def test_a_training_on_another_device_than_the_models_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(monkeypatch, "setenv", lambda *names: None)
+    with pytest.raises(UsageError, match="ACCELERATE_TORCH_DEVICE=pretended"):
+        trained(NAME)
+
+
+EXPORTS = {
+    "kept layers": ("hf", ["prompt_layers=kept"]),
+    "pair": ("hf", []),
+    "LoRA": ("hf", ["correction=adapter", "correction.path={adapter}"]),
+    "gguf": ("gguf", ["prompt_layers=kept"]),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_has_the_weights_of_the_cpu(name, model_folder, adapter_folder, tmp_path):
+    kind, overrides = EXPORTS[name]
+    files = []
+    for place in PLACES:
+        words = [f"model.path={model_folder}", f"model.device={place}", *LAYERS]
+        words += [word.replace("{adapter}", str(adapter_folder)) for word in overrides]
+        config, folder = compose(words, command=f"export --format {kind}"), tmp_path / place
+        record = run_export(config, ExportRequest(folder, kind))
+        assert kind == "gguf" or "bit-identical" in record["checked"]
+        paths = [*folder.rglob("*.safetensors"), *folder.rglob("*.gguf")]
+        files.append({path.relative_to(folder): path.read_bytes() for path in paths})
+    assert files[0] and files[0] == files[1]
+
+
+def test_prompts_are_answered_and_compared(model_folder, tmp_path):
+    prompt, words = "the cat sat", [f"model.path={model_folder}", "decoding.max_new_tokens=4"]
+    expected, got = (
+        api.compare(prompt, *words, f"model.device={place}", f"results_dir={tmp_path}")
+        for place in PLACES
+    )
+    for side in ("full", "kept"):
+        assert getattr(got, side).token_ids == getattr(expected, side).token_ids
+    (answer,) = api.generate(str(model_folder), prompts=[prompt], kept=KEPT, max_new_tokens=4)
+    assert answer.token_ids == expected.kept.token_ids
