@@ -34,7 +34,12 @@ BAD = [
     *("train train.training_args={fsdp:full_shard}", "train limit=4 output="),
     *("export model=tiny --to /", "export", "export --to out --format onnx"),
 ]
-BAD_LINES = [*map(str.split, BAD), ["report", ""], ["run", "task.prompt='{source} {nope}'"]]
+BAD_LINES = [
+    *map(str.split, BAD),
+    ["report", ""],
+    ["export", "--to", ""],
+    ["run", "task.prompt='{source} {nope}'"],
+]
 MISTYPED = {  # the likeliest errors, with what the line names
     "ratio=abc": "ratio",
     "--ratio=2": "ratio=",

@@ -97,7 +97,8 @@ def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
 
 SIZES = ("num_hidden_layers", "vocab_size", "head_dim")
 ODD_VALUES = [(size, value) for size in SIZES for value in ("64", -8, 0, 12.0, True, {})]
-ODD_VALUES += [("num_hidden_layers", 10**9), ("dtype", 5), ("text_config", [1])]
+ODD_VALUES += [("num_hidden_layers", 10**9), ("vocab_size", 10**12)]
+ODD_VALUES += [("dtype", 5), ("text_config", [1])]
 CONTENTS = [None, "{", "[]", "[" * 100_000, '{"is_encoder_decoder": true, "n_layer": 6}']
 
 

@@ -95,7 +95,7 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"id": None}, "id"),
+        ({"id": None}, "expected a value for id, got none; repeat the run"),
         ({"id": "../../secret"}, "id"),
         ({"baseline_id": "../a"}, "baseline_id"),
         ({"config": None}, "config"),

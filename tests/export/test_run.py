@@ -25,8 +25,9 @@ def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     assert code == 0
     for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "next: ulskip run"):
         assert part in out
-    code, out, _ = ulskip(*command, "ratio=3", "prompt_layers=kept", "--json")
+    code, out, err = ulskip(*command, "ratio=3", "prompt_layers=kept", "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])
+    assert f"replaces the earlier export {to}" in err
     assert not (to / "prefill").exists()
 
 

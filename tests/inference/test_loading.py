@@ -60,12 +60,17 @@ def folder(model_folder, tmp_path):
         ("model.safetensors", r"model\.safetensors.*model\.path"),
         ("tokenizer.json", r"tokenizer.*model\.path"),
         ("generation_config.json", r"generation_config\.json"),
+        ("config.json", r"\(The checkpoint .* `other` but .* recognize this architecture\);"),
     ],
 )
 def test_a_missing_or_broken_file_is_named(folder, name, reason):
+    broken = {
+        "generation_config.json": "{",
+        "config.json": '{"model_type": "other", "num_hidden_layers": 6}',
+    }
     (folder / name).unlink()
-    if name == "generation_config.json":
-        (folder / name).write_text("{")
+    if name in broken:
+        (folder / name).write_text(broken[name])
     with pytest.raises(UsageError, match=reason):
         load(saved(folder))
         load_tokenizer(saved(folder))
