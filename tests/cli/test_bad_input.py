@@ -134,7 +134,7 @@ LISTS = {
     "train ratio=2": "did you mean 'train.ratios'?",
     "sweep ratio=2, 3": "no space beside a comma",
     "--verison": "did you mean --version?",
-    "tune speedup=50": "speedup <= 3.09",
+    "tune speedup=50": "speedup <= 3.89",
     "tune speedup=1.5 decoding=self_speculative": "does not support drafts",
 }
 

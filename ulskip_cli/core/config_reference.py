@@ -112,8 +112,8 @@ def describe(name: str) -> Panels:
         return _describe_all()
     if group in ALL_GROUPS and choice:
         require_choice(group, choice, group_choices(group))
-        keys = _meanings(group_keys(group, choice))
-        return [(name, {name: describe_choices(group)[choice]}), (f"Keys of {name}", keys)]
+        meanings = _meanings(group_keys(group, choice))
+        return [(name, {name: describe_choices(group)[choice]}), (f"Keys of {name}", meanings)]
     known = dict[str, ConfigKey]()  # of a key of several commands, that of run
     for keys in (*map(top_level_keys, PRIMARY), *map(_keys_of_choices, ALL_GROUPS)):
         for key in keys:
