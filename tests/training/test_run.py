@@ -233,7 +233,7 @@ def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
     hot = ["train.learning_rate=10", "train.warmup=0", "train.max_steps=4"]
     code, out, err = ulskip("train", *overrides[:-1], *hot, "train.log_every=4")
     assert code == 0, err
-    assert "warning: the training diverged" in out and "lower train.learning_rate=10" in out
+    assert "warning: the training diverged" in out and "lower train.learning_rate (now 10)" in out
     assert "next:" not in out
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["train_loss"] > 2 * record["first_loss"]

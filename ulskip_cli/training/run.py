@@ -135,8 +135,8 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
-            "expected finite weights, got NaN or infinity; lower train.learning_rate="
-            f"{config.train.learning_rate:g}, and set another output=DIR"
+            "expected finite weights, got NaN or infinity; lower train.learning_rate"
+            f" (now {config.train.learning_rate:g}), and set another output=DIR"
         )
     if trainer.is_world_process_zero():
         with noticing_full_disk(output):

@@ -82,7 +82,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             step, rate = self.state.global_step, self.config.train.learning_rate
-            advice = f"lower train.learning_rate={rate:g}, and set another output=DIR"
+            advice = f"lower train.learning_rate (now {rate:g}), and set another output=DIR"
             raise RunError(
                 f"expected a finite loss, got {loss.item():g} after step {step};"
                 f" {advice if step else 'check the weights of the model'}"
