@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.experiments.intervals import PROCESS_SPREAD, UNITS, ratio_interval, student_t
+from ulskip_cli.experiments.intervals import (
+    ENOUGH,
+    PROCESS_SPREAD,
+    UNITS,
+    ratio_interval,
+    student_t,
+)
 
 RATIOS = st.floats(0.1, 10)
 
@@ -34,6 +40,13 @@ def test_few_units_have_their_range(ratios):
 def test_intervals_contain_the_true_ratio_as_often_as_they_say(units, within):
     found = map(ratio_interval, draws(1500, units, PROCESS_SPREAD, within))
     assert np.mean([low <= 1 <= high for _, low, high in found]) > 0.935
+
+
+@pytest.mark.parametrize("units", [3, 5, 7])
+def test_few_units_that_agree_by_chance_do_not_exclude_what_others_would_show(units):
+    _, low, high = ratio_interval([0.91] * units)
+    assert high > 0.91 * 1.05 and low < 0.91 * 0.95
+    assert ratio_interval([0.91] * 3).high > 1 > ratio_interval([0.91] * ENOUGH).high
 
 
 def test_more_units_narrow_an_interval():

@@ -15,10 +15,9 @@ from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_tur
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.experiments import paired_timing
-from ulskip_cli.experiments.intervals import UNITS
+from ulskip_cli.experiments.intervals import ENOUGH, UNITS
 from ulskip_cli.experiments.paired_timing import (
     UNIT_SHARE,
-    UNITS_TO_STOP,
     Pair,
     TimedPairs,
     measure_pairs,
@@ -36,12 +35,12 @@ def pairs_of(full, strategy, context, new_tokens, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
     pair = Pair(full, strategy, [prompts], context)
     timed = measure_pairs(pair, new_tokens, range(count))
-    return replace(timed, units=[Unit(pairs=count)])
+    return replace(timed, units=(Unit(pairs=count),))
 
 
 def timed_units(full, strategy, *counts):
     """Pairs that were timed in units of `counts` pairs."""
-    return TimedPairs(full, strategy, [Unit(pairs=count) for count in counts])
+    return TimedPairs(full, strategy, tuple(Unit(pairs=count) for count in counts))
 
 
 def output(first, decode):
@@ -54,7 +53,7 @@ def full_and_half(model):
 
 
 def outputs(*seconds):
-    return [output(1, decode) for decode in seconds]
+    return tuple(output(1, decode) for decode in seconds)
 
 
 def test_ratios_are_taken_pair_by_pair():
@@ -93,7 +92,7 @@ def units_of(llama, clock, monkeypatch):
 
 def test_units_end_when_the_interval_is_narrow_enough(units_of):
     timed = units_of(seconds=1000)
-    assert len(timed.units) == UNITS_TO_STOP
+    assert len(timed.units) == ENOUGH
     assert timed.timing().measured_speedup == pytest.approx(2)
     assert {unit.bytes_per_second for unit in timed.units} == {1e9}
 

@@ -11,6 +11,10 @@ CONFIDENCE = 0.95
 # Standard deviation of a speedup's logarithm between processes (benchmarks/results/coverage.md).
 # Units of one process are taken close to one another, in one state of the machine.
 PROCESS_SPREAD = 0.015
+# Fewer than `ENOUGH` units can agree by chance, so their standard deviation is at least that of
+# units on quiet machines, 5.2% to 6.8% (the same page). Without it, every ninth interval of three
+# units reached less than 5% to each side.
+ENOUGH, UNIT_SPREAD = 8, 0.05
 
 
 class Interval(NamedTuple):
@@ -54,7 +58,8 @@ class Interval(NamedTuple):
 
 def ratio_interval(units: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Estimate a ratio from its measurements in the units of one process: the geometric mean, with
-    the interval of Student's t over the logarithms, widened by `PROCESS_SPREAD`.
+    the interval of Student's t over the logarithms, widened by `PROCESS_SPREAD` and, of few units,
+    by `UNIT_SPREAD`.
 
     Fewer than `UNITS` units have a range, from the smallest to the largest, which is no interval.
 
@@ -65,15 +70,10 @@ def ratio_interval(units: Sequence[float], confidence: float = CONFIDENCE) -> In
     mean = fmean(logs)
     if len(logs) < UNITS:
         return Interval(math.exp(mean), min(units), max(units))
-    half = math.hypot(half_width(logs, confidence), normal(confidence) * PROCESS_SPREAD)
+    spread = max(stdev(logs), UNIT_SPREAD * (len(logs) < ENOUGH))
+    noise = student_t(len(logs) - 1, confidence) * spread / math.sqrt(len(logs))
+    half = math.hypot(noise, normal(confidence) * PROCESS_SPREAD)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
-
-
-def half_width(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
-    """Return half the width of the interval of a mean, by Student's t; infinite for one value."""
-    if len(values) < 2:
-        return math.inf
-    return student_t(len(values) - 1, confidence) * stdev(values) / math.sqrt(len(values))
 
 
 def normal(confidence: float) -> float:

@@ -6,7 +6,7 @@ or the time is spent.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -30,12 +30,9 @@ from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend")
 # Decode time of the slower side before the other continues; much shorter turns would measure the
-# loading of weights into the processor's cache.
+# loading of weights into the processor's cache, and ratios of whole batches in turn spread more.
 TURN_SECONDS = 0.2
 UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS are timed at most
-# Fewer units look precise by chance too often: most intervals of processes that stopped after three
-# did not contain the median of all processes (benchmarks/results/coverage-three-units.md).
-UNITS_TO_STOP = 8
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
 READ_BYTES = 2**29  # larger than any cache
@@ -47,9 +44,9 @@ STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fast
 class TimedPairs:
     """The outputs of all timed pairs: `full[i]` and `strategy[i]` are one pair."""
 
-    full: list[BatchOutput] = field(default_factory=list)  # empty if only the schedule was timed
-    strategy: list[BatchOutput] = field(default_factory=list)
-    units: list[Unit] = field(default_factory=list)
+    full: tuple[BatchOutput, ...] = ()  # empty if only the schedule was timed
+    strategy: tuple[BatchOutput, ...] = ()
+    units: tuple[Unit, ...] = ()
     precision: float | None = None  # asked for
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
@@ -59,9 +56,9 @@ class TimedPairs:
         """Return the pairs with those of a further unit."""
         return replace(
             self,
-            full=[*self.full, *more.full],
-            strategy=[*self.strategy, *more.strategy],
-            units=[*self.units, unit],
+            full=self.full + more.full,
+            strategy=self.strategy + more.strategy,
+            units=(*self.units, unit),
             compile_seconds=self.compile_seconds + more.compile_seconds,
         )
 
@@ -69,8 +66,8 @@ class TimedPairs:
     def pairs(self) -> Pairs:
         """Return all pairs in the form in which a row stores them."""
         full = _side(self.full) if self.full else None
-        strategy, units = _side(self.strategy), tuple(self.units)
-        return Pairs(strategy=strategy, full=full, units=units, precision=self.precision)
+        strategy = _side(self.strategy)
+        return Pairs(strategy=strategy, full=full, units=self.units, precision=self.precision)
 
     def timing(self) -> Timing:
         """Summarize the pairs: speedups with intervals, raw seconds, times of prefill and decode,
@@ -168,16 +165,14 @@ def measure_pairs(
     """Time a pair once for each number of a round. On a CPU its sides decode some steps in turn,
     because its speed changes within seconds; the `past` pairs tell how long the first turn is.
     """
-    turn, timed = None, TimedPairs()
-    if past:
-        turn = pair.turn(past.full[-1] if past.full else None, past.strategy[-1])
+    turn = pair.turn(past.full[-1] if past.full else None, past.strategy[-1]) if past else None
+    timed = []
     for number in rounds:
         full, strategy, seconds = pair.run(number, new_tokens, turn)
         turn = pair.turn(full, strategy)
-        timed.full.extend([full] if full else [])
-        timed.strategy.append(strategy)
-        timed = replace(timed, compile_seconds=timed.compile_seconds + seconds)
-    return timed
+        timed.append((full, strategy, seconds))
+    fulls, strategies, compiling = zip(*timed, strict=True)
+    return TimedPairs(tuple(filter(None, fulls)), strategies, compile_seconds=sum(compiling))
 
 
 def bandwidth_meter(device: torch.device) -> Callable[[], float]:
@@ -210,23 +205,20 @@ def measure_units(
     pair: Pair, speed: SpeedConfig, label: str, progress: ProgressCallback
 ) -> TimedPairs:
     """Time a pair in at least `UNITS` units until the interval of the speedup reaches at most
-    `speed.precision` to each side, with `UNITS_TO_STOP` units, or `speed.seconds` are spent.
+    `speed.precision` to each side, or `speed.seconds` are spent.
 
     The first run, which prepares the engines, is not counted. The phase `label` shows the elapsed
     seconds. The rate at which memory is read is measured once a unit.
     """
     last = measure_pairs(pair, speed.new_tokens, range(1))
     pair_seconds = sum(output.total_seconds for output in (*last.full, *last.strategy))
-    timed = replace(last, full=[], strategy=[], precision=speed.precision)
+    timed = replace(last, full=(), strategy=(), precision=speed.precision)
     report = progress.phase(f"{label}: seconds of timing", max(1, round(speed.seconds)))
     read_rate = bandwidth_meter(pair.strategy.device)
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
 
-    def is_precise() -> bool:
-        return len(timed.units) >= UNITS_TO_STOP and timed.pairs.is_precise
-
     while (num_units := len(timed.units)) < UNITS or not (
-        elapsed * (1 + 1 / num_units) > speed.seconds or is_precise()
+        elapsed * (1 + 1 / num_units) > speed.seconds or timed.pairs.is_precise
     ):
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / pair_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
