@@ -139,7 +139,7 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 # A GGUF file of Qwen2.5-Coder-0.5B-Instruct.
 CODER ?= qwen2.5-coder-0.5b-q4_k_m.gguf
 NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz task.max_article_words=100 task.max_new_tokens=64
-CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --drafts auto --engines ''
+CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --engines ''
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
 
@@ -156,9 +156,9 @@ results: setup ## Make every folder of results/ but serving and multi30k: DATA=f
 	$(REAL_MODEL) --dtype bfloat16 --only wmt --problems 500 --points 2
 	$(REAL_MODEL) --dtype bfloat16 --only speed --problems 32
 	$(REAL_MODEL) --problems 100 --only wmt
-	$(LOSSLESS) name=news $(NEWS) limit=200 --drafts auto --engines ''
-	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --drafts auto --engines ''
-	$(LOSSLESS) name=translation limit=100 ratio=6 --drafts auto
+	$(LOSSLESS) name=news $(NEWS) limit=200 --engines ''
+	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --engines ''
+	$(LOSSLESS) name=translation limit=100 ratio=6
 	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
 	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)
 	$(BIN)/python recipes/frontier/reproduce.py --parts sample --batch-sizes 8

@@ -59,7 +59,6 @@ class Figure(NamedTuple):
 
 OPENING = {"strategy": "unified", "batch_size": 8}
 HALF = {"strategy": "unified", "batch_size": 1}
-DRAFTS = {"batch_size": 1, "draft_tokens": "auto", "engine": "speculative"}
 SOURCES = [
     Source("README, make demo", "demo", {"strategy": "unified"}),
     Source("README, 6 of 12 layers", "reproduce", {**OPENING, "target_speedup": 2.0}),
@@ -70,16 +69,6 @@ SOURCES = [
         "results/frontier/README.md, q4_0 with 4 of 12 layers",
         "frontier",
         {"model": "tiny", "engine_weights": "q4_0", "target_speedup": 3.0},
-    ),
-    Source(
-        "when-skipping-loses.md, 2 layers draft",
-        "lossless/translation",
-        {**DRAFTS, "label": "unified drafts"},
-    ),
-    Source(
-        "when-skipping-loses.md, look-ups of a translation",
-        "lossless/translation",
-        {**DRAFTS, "label": "n-gram drafts"},
     ),
 ]
 

@@ -75,8 +75,7 @@ def measure(args: argparse.Namespace, part: str) -> None:
     else:
         common += cnn_dm(args.data, args.model, args.limit)
         measure_corrections(args, common)
-    lookups = ["decoding=prompt_lookup", "decoding.draft_tokens=auto", "batch_size=1"]
-    call("sweep", *common, engines, "strategy=full", *lookups)
+    call("sweep", *common, engines, "strategy=full", "decoding=prompt_lookup", "batch_size=1")
 
 
 def measure_corrections(args: argparse.Namespace, common: list[str]) -> None:

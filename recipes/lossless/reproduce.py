@@ -1,16 +1,15 @@
-"""Measure what lossless drafting gains: look-ups in the text (ngram), a few layers, both, and the
-look-ups of transformers.
+"""Measure what lossless drafting gains: look-ups in the text (ngram), a few layers, and look-ups by
+transformers.
 
     python recipes/lossless/reproduce.py name=translation limit=100 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
         task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=100 \\
-        task.max_new_tokens=64 limit=200 --drafts auto --engines ''
+        task.max_new_tokens=64 limit=200 --engines ''
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
 only look-ups are measured. --engines adds look-ups in other engines, such as llama_cpp_q8_0, timed
-in pairs with full decoding on torch. With --drafts auto the first command takes about five minutes
-on two cores. If it is interrupted, the same command resumes. The page goes to
-results/lossless/NAME/README.md.
+in pairs with full decoding on torch. The first command takes about five minutes on two cores. If it
+is interrupted, the same command resumes. The page goes to results/lossless/NAME/README.md.
 """
 
 import argparse
@@ -24,15 +23,14 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import markdown_table, provenance, title
 
 HEADS = (
-    *("batch", "drafter", "layers", "drafts", "acceptance", "tokens a check", "expected"),
+    *("batch", "drafter", "layers", "drafts", "acceptance", "tokens a check"),
     *("measured", "95%", "other answers"),
 )
 NOTE = (
-    "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Expected: the"
-    " tokens gained over the time that drafts and checks should take, by their costs as measured"
-    " before the run. Measured: decode seconds per token of full decoding over those of drafting"
-    ", in timed pairs, on torch unless transformers drafts. Other answers: those whose tokens"
-    " differ from those of full decoding; formats of fewer bits change answers themselves."
+    "Drafts: the most tokens of a check. Acceptance: the accepted share of drafts. Measured: decode"
+    " seconds per token of full decoding over those of drafting, in timed pairs, on torch unless"
+    " transformers drafts. Other answers: those whose tokens differ from those of full decoding;"
+    " formats of fewer bits change answers themselves."
 )
 LAYERS = ("strategy", "correction", "ratio")  # keys that choose the layers that draft
 
@@ -61,7 +59,6 @@ def cells_of(row: Record, differing: int) -> list[str]:
         str(row.draft_tokens),
         "–" if row.acceptance_rate is None else f"{row.acceptance_rate:.2f}",
         "–" if row.mean_accepted_length is None else f"{row.mean_accepted_length:.2f}",
-        "–" if row.predicted_speedup is None else f"{row.predicted_speedup:.2f}",
         f"{speedup:.2f}",
         row.interval or "–",
         f"{differing}/{row.num_examples}",
@@ -71,7 +68,7 @@ def cells_of(row: Record, differing: int) -> list[str]:
 def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.records() if row.draft_tokens and row.is_done]
-    rows.sort(key=lambda row: (row.batch_size, drafter_of(row), str(row.draft_tokens)))
+    rows.sort(key=lambda row: (row.batch_size, drafter_of(row), row.draft_tokens))
     lines = [cells_of(row, count_differing(folder, row)) for row in rows]
     table = markdown_table(HEADS, lines, 0)
     return f"# Lossless drafting: {title(rows)}\n\n{table}\n\n{NOTE}\n\n{provenance(rows)}\n"
@@ -83,7 +80,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="+", help="overrides of `ulskip sweep`, with name=")
-    parser.add_argument("--drafts", default="1,2,3,4,auto", help="draft lengths at batch size 1")
     parser.add_argument("--engines", default="transformers", help="others that look up, or none")
     args = parser.parse_args()
     names = [word.removeprefix("name=") for word in args.overrides if word.startswith("name=")]
@@ -92,8 +88,7 @@ def main() -> None:
             "expected name=NAME, got no name; add name=<new folder under results/lossless/>"
         )
     point = ["results_dir=results/lossless", "batch_size=1", *args.overrides]
-    point.append(f"decoding.draft_tokens=choice({args.drafts})")
-    layers = [*point, "decoding=self_speculative", "decoding.draft=choice(layers,both)"]
+    layers = [*point, "decoding=self_speculative"]
     text = [word for word in point if word.partition("=")[0].partition(".")[0] not in LAYERS]
     names_layers = len(text) < len(point)
     text += ["decoding=prompt_lookup", "strategy=full"]

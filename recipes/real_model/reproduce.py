@@ -50,7 +50,7 @@ KEPT = ["prompt_layers=kept"]
 CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
 PATCH = ["correction=patch", *CALIBRATED]
 FOLDED = [*PATCH, "correction.kind=folded"]
-LOOKUPS = ["decoding=prompt_lookup", "decoding.draft_tokens=auto"]
+LOOKUPS = ["decoding=prompt_lookup"]
 TORCH, Q8, Q4 = (
     [f"engine={engine}", "baseline_engine=torch"]
     for engine in ("torch", "llama_cpp_q8_0", "llama_cpp_q4_0")

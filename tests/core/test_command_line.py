@@ -17,7 +17,7 @@ CASES = [
     ["engine=llama_cpp_q8_0"],
     ["decoding=beam", "decoding.max_new_tokens=9", "decoding.stop=['a b','x']"],
     ["decoding=beam", "decoding.max_new_tokens=256", "task.max_new_tokens=10"],
-    ["decoding=self_speculative", "batch_size=1", "decoding.draft=both"],
+    ["decoding=prompt_lookup", "batch_size=1", "decoding.draft_tokens=3"],
     ["correction=patch", "calibration.task={source_file: a.de, reference_file: b}"],
     ["speed.enabled=false", "baseline=false", "prompt_layers=kept"],
     ["task.templates.plain.prompt='{source}: \\n'"],

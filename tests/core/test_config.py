@@ -37,9 +37,6 @@ def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     assert (
         looked_up.identity() == drafted.identity() == config.compose(["strategy=full"]).identity()
     )
-    drafting = config.compose(["decoding=sample", "decoding.draft_tokens=auto"])
-    sampled = config.baseline_config(drafting)
-    assert sampled.identity() == config.compose(["strategy=full", "decoding=sample"]).identity()
 
 
 def test_the_stored_yaml_says_everything_that_decides_the_result():

@@ -34,7 +34,7 @@ USED = [
     (["correction=patch"], "correction.responses=own"),
     (["correction=patch"], "calibration.examples=9"),
     (["strategy=block_influence"], "calibration.examples=9"),
-    (["decoding=self_speculative"], "decoding.draft=both"),
+    (["decoding=self_speculative"], "decoding.draft=ngram"),
     (["strategy=custom", "strategy.layers=[0,5]"], "strategy.layers=[0,4]"),
 ]
 

@@ -9,7 +9,6 @@ from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
-    draft_advice,
     generate_answers,
     measure_by_teacher_forcing,
     score_answers,
@@ -117,20 +116,6 @@ def test_logits_that_are_not_finite_are_refused(point):
     texts = ForcedTexts(workload.prompts, references, BatchSize(2), workload.pad_token_id)
     with pytest.raises(InvalidLogitsError, match="nan"):
         measure_by_teacher_forcing(texts, decoder, decoder, "unified", ProgressCallback())
-
-
-def test_drafts_are_judged_by_their_measured_costs_before_answers_are_generated(point, generated):
-    notes = []
-
-    class Notes(ProgressCallback):
-        def note(self, text):
-            notes.append(text)
-
-    decoder, workload, config = point("decoding=prompt_lookup", "strategy=full", "batch_size=1")
-    generated(decoder, workload, config, Notes())
-    assert len(notes) == 1 and "plain steps" in notes[0]
-    assert "more than 25% of them" in draft_advice("full", 1.25)
-    assert "decoding=greedy" in draft_advice("full", 2.5)
 
 
 def test_progress_bounds_the_time_that_is_left(point, generated):

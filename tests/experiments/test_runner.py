@@ -62,28 +62,19 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert sum(len(answer["token_ids"]) for answer in answers) == half["generated_tokens"]
 
 
-@pytest.mark.parametrize(
-    "drafts",
-    [
-        ["decoding=sample", "decoding.draft_tokens=3"],
-        ["decoding=prompt_lookup", "decoding.draft=both", "strategy=unified"],
-    ],
-)
+@pytest.mark.parametrize("drafts", ["decoding=self_speculative", "decoding=prompt_lookup"])
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
-    full, drafted = run_point(config(*drafts, "ratio=2", "batch_size=1"), Session())
+    full, drafted = run_point(config(drafts, "ratio=2", "batch_size=1"), Session())
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
-    if drafted["config"]["decoding"].get("draft", "layers") == "layers":
+    if drafts == "decoding=self_speculative":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
     assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
-    assert drafted["measured_speedup"] > 0 and drafted["predicted_speedup"] > 0
-    assert drafted["check_costs"][0] == 1
-    lengths = [drafted["mean_draft_length"] or 0, *drafted["pairs"]["strategy"]["draft_lengths"]]
-    assert all(0 <= length < 8 for length in lengths)
-    if full["decoding"] == "greedy":
-        folder = tmp_path / "default" / "generations"
-        texts = {(folder / f"{row['id']}.jsonl").read_text() for row in (full, drafted)}
-        assert len(texts) == 1
+    assert drafted["measured_speedup"] > 0 and drafted["predicted_speedup"] is None
+    assert 0 <= (drafted["mean_draft_length"] or 0) < 8
+    folder = tmp_path / "default" / "generations"
+    texts = {(folder / f"{row['id']}.jsonl").read_text() for row in (full, drafted)}
+    assert len(texts) == 1
 
 
 def test_weights_and_baseline_are_used_again(config, monkeypatch):

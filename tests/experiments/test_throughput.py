@@ -20,8 +20,8 @@ def test_both_conventions_of_tokens_per_second():
 
 def test_drafts_and_exits_are_summed_before_they_are_divided():
     one, other = (
-        DraftStats(passes=2, gained=6, drafted=8, accepted=4),
-        DraftStats(passes=1, gained=1, drafted=2, accepted=0),
+        DraftStats(checks=2, gained=6, drafted=8, accepted=4),
+        DraftStats(checks=1, gained=1, drafted=2, accepted=0),
     )
     drafted = measure_throughput(
         [replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)], "evaluation"

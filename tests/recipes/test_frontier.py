@@ -29,7 +29,7 @@ def test_the_page_has_a_table_for_each_model_with_its_front():
         row("half", 1.8, 29.0, config={}),
         row("half-int4", 4.0, 27.0, "llama_cpp", engine_weights="q4_0"),
         row("half-f16", 3.0, 26.0, "llama_cpp", engine_weights="f16"),
-        row("drafts", 1.3, 30.0, "speculative", config={"decoding": {"draft_tokens": "auto"}}),
+        row("drafts", 1.3, 30.0, "speculative", config={"decoding": {"draft_tokens": 2}}),
         row("two-depths", 9.0, 30.0, **TWO_DEPTHS),
         sweep_row("unified", id="elsewhere", baseline_id="full-1-1"),
     ]

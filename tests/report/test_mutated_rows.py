@@ -16,7 +16,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import write_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
-FOLDERS = ["demo", "engines", "lossless/translation", "skip_adapters", "reproduce"]
+FOLDERS = ["demo", "engines", "frontier", "skip_adapters", "reproduce"]
 MOST = 6  # rows of a folder
 DELETED = object()
 VALUES = [
@@ -114,7 +114,7 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
     [("measured_speedup", "fast", '"fast"'), ("vs_baseline", {"\x1b]0;x\x07": "x"}, "vs_baseline")],
 )
 def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip, key, value, words):
-    rows = some_rows("lossless/translation")
+    rows = some_rows("frontier")
     rows[2][key] = value
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, err = ulskip("report", tmp_path, "--no-plots")

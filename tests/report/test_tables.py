@@ -51,13 +51,18 @@ def test_a_benchmark_shows_engines_bandwidth_and_what_varies():
 
 
 def test_csv_has_every_plain_value_once_under_the_row_keys():
-    text = tables.to_csv([FULL.replace(draft_cost=1.5), HALF])
+    drafts = "mean_draft_length"
+    text = tables.to_csv([FULL.replace(**{drafts: 1.5}), HALF])
     heads = text.split("\n")[0].split(",")
     assert len(set(heads)) == len(heads)
-    assert {"model", "batch_size", "draft_cost"} <= {*heads} and not {"config", "pairs"} & {*heads}
+    assert {"model", "batch_size", drafts} <= {*heads} and not {"config", "pairs"} & {*heads}
     full, half = csv.DictReader(io.StringIO(text))
     assert (half["kept_layers"], half["predicted_speedup"]) == ("0 2 5", "")
-    assert (full["bleu"], full["draft_cost"], half["draft_cost"]) == ("30.0", "1.5", "")
+    assert (full["bleu"], full[drafts], half[drafts]) == (
+        "30.0",
+        "1.5",
+        "",
+    )
 
 
 def test_code_machine_and_weights_are_told_once():

@@ -9,7 +9,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter
-from ulskip_cli.strategies.plan import DRAFT_VOCAB, make_plan
+from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(
     num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
@@ -51,23 +51,13 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
 def test_look_up_drafts_skip_no_layers():
     looked_up = ["decoding=prompt_lookup", "batch_size=1"]
     plan = make_plan(compose([*looked_up, "ratio=2"]), METADATA)  # the preset chooses the strategy
-    assert plan.draft_cost is plan.predicted_speedup is None
+    assert plan.predicted_speedup is None
     assert plan.kept_kv_bytes_per_token == 1200
     assert plan.keeps_all and not plan.is_full_model
     with pytest.raises(UsageError, match="strategy=full"):
         make_plan(compose([*looked_up, "strategy=unified"]), METADATA)
-    make_plan(compose([*looked_up, "decoding.draft=both", "strategy=unified"]), METADATA)
     with pytest.raises(UsageError, match="set batch_size=1"):
         make_plan(compose(["decoding=prompt_lookup", "batch_size=2"]), METADATA)
-
-
-def test_a_draft_reads_a_part_of_the_head():
-    drafted = compose(["decoding=self_speculative", "ratio=2", "batch_size=1"])
-    assert make_plan(compose(["ratio=2"]), METADATA).draft_cost is None
-    for size, cost in ((1000, 900 / 1500), (10 * DRAFT_VOCAB, 630 / 1500)):
-        metadata = replace(METADATA, vocab_size=size)
-        assert make_plan(drafted, metadata).draft_cost == pytest.approx(cost)
-    assert make_plan(drafted, METADATA).draft_cost is None
 
 
 def test_unknown_stays_unknown():

@@ -121,7 +121,7 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
     [
         *(([f"correction.kind={kind}"], []) for kind in KINDS),
         (["strategy=skip_decode", "train.ratios=1.2"], []),
-        (["train.ratios=3"], ["decoding=self_speculative", "decoding.draft=both", "batch_size=1"]),
+        (["train.ratios=3"], ["decoding=self_speculative", "batch_size=1"]),
     ],
     ids=str,
 )

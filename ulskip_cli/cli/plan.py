@@ -101,8 +101,6 @@ def plan_lines(plan: "Plan", model: str, correction: str, sizes: Mapping[str, st
             else "the kept layers encode the prompt"
         ),
     }
-    if plan.draft_cost is not None:
-        facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
     if correction or plan.patch_bytes != 0:
         read = (
             UNKNOWN
@@ -127,7 +125,7 @@ def _kept(plan: "Plan", model: str) -> list[str]:
     use = "in each decode step"
     if plan.later_stages:
         use = f"in the first decode steps, {len(plan.stages[-1].kept_layers)} in the last"
-    if plan.draft_cost is not None:
+    if plan.drafts and not plan.keeps_all:
         use = "draft, and all layers check"
     return [
         f"{model}, {plan.strategy}: {plan.summary} {use}",

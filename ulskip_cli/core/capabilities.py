@@ -51,7 +51,9 @@ ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
 # They need a plain decode loop.
 _OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS}
-_DRAFTED = ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
+# A check takes the most likely tokens, which these change.
+_CHOICES = {Need.SAMPLING, Need.PENALTIES}
+_DRAFTED = ALL - _OWN_LOOP - _CHOICES - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {

@@ -21,7 +21,6 @@ from ulskip_cli.core.task import Task
 # Raised when a default changes, because identities do not hash values that are defaults.
 DEFAULTS = 1
 
-Count = Annotated[int, Field(ge=0)] | Literal["auto"]
 PromptLayers = Literal["all", "kept"]
 
 _POINT = "run sweep"
@@ -53,20 +52,18 @@ class DecodingConfig(Options):
         used_by=f"{_ANSWERS} tune plan",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
-    draft_tokens: Count = option(
-        0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding"
-    )
-    draft: Literal["layers", "ngram", "both"] = option(
+    draft_tokens: int = option(0, "most tokens that are drafted per check; 0: none", ge=0)
+    draft: Literal["layers", "ngram"] = option(
         "layers",
-        "drafter; layers: the kept layers; ngram: the continuation of the last tokens earlier in"
-        " the text; both: whichever gains more",
+        "drafter; layers: the kept layers; ngram: what followed the longest match of the last"
+        " tokens earlier in the text, at most as many tokens as match",
         used_if=lambda config: config.decoding.draft_tokens,
     )
 
     @property
     def drafts_with_layers(self) -> bool:
-        """True if a view of the model drafts, alone or beside n-grams."""
-        return bool(self.draft_tokens) and self.draft != "ngram"
+        """True if a view of the model drafts."""
+        return bool(self.draft_tokens) and self.draft == "layers"
 
     def needs(self) -> frozenset[Need]:
         """Return what the decoding needs of an engine."""
@@ -86,8 +83,7 @@ class DecodingConfig(Options):
         """
         if not self.draft_tokens:
             return self
-        name = "sample" if self.do_sample else "greedy"
-        return self.replace(name=name, draft_tokens=0, draft="layers")
+        return self.replace(name="greedy", draft_tokens=0, draft="layers")
 
 
 def _is_timed(config: "Config") -> bool:

@@ -46,13 +46,6 @@ class WeightSizes:
         step = heads * self.head + sum(self.layers[i] for i in kept) + patches
         return self.total / step
 
-    def draft_cost(self, kept: Sequence[int], head_share: float) -> float:
-        """Return the bytes of a drafting step, which reads a share of the output head, divided by
-        those of a full step.
-        """
-        saved = (1 - head_share) * self.head / self.total
-        return 1 / self.predicted_speedup(kept) - saved
-
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
         """Return the predicted speedup of decoding in stages; `steps` has the number of steps and
         the layers of every stage.

@@ -54,12 +54,10 @@ class Room:
 class DraftStats:
     """Counts of speculative decoding; the counts of several batches can be added."""
 
-    passes: int = 0  # verification passes of the full model
+    checks: int = 0  # passes of the full model
     gained: int = 0  # tokens
-    drafted: int = 0  # tokens up to EOS
+    drafted: int = 0  # tokens
     accepted: int = 0  # of them
-    # steps in which the full model would take as long, from the costs measured before
-    plain_steps: float = 0.0
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
         return DraftStats(
@@ -69,12 +67,7 @@ class DraftStats:
     @property
     def mean_length(self) -> float | None:
         """The mean number of drafts per check; None without drafts."""
-        return self.drafted / self.passes if self.drafted else None
-
-    @property
-    def expected_speedup(self) -> float | None:
-        """The speedup that the measured costs give for these counts; None without passes."""
-        return self.gained / self.plain_steps if self.plain_steps else None
+        return self.drafted / self.checks if self.drafted else None
 
 
 @dataclass(frozen=True)
@@ -147,8 +140,6 @@ class BatchOutput:
     engine: str = ""
     compile_seconds: float = 0.0  # for batches of this shape; not part of the other durations
     drafts: DraftStats | None = None
-    check_costs: tuple[float, ...] = ()  # of checks of 1, 2, ... tokens, in plain steps
-    draft_cost: float | None = None  # of the cheapest draft and its check, in plain steps
     exits: ExitStats | None = None
     linear_backend: str = "torch"
     head_rows: float | None = None  # mean exact rows of a screened head; None: all

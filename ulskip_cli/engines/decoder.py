@@ -28,8 +28,6 @@ from ulskip_cli.engines.base import (
     Views,
     take_turns,
 )
-from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.engines.speculative import Drafting
 from ulskip_cli.engines.torch import Torch
 from ulskip_cli.engines.torch.backend import Backend, choose_backend
 from ulskip_cli.engines.torch.packed_linear import TORCH
@@ -177,9 +175,6 @@ class Decoder:
         room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
         session, seconds = self._session(engine, room)
         seconds += session.prepare(request)
-        if decoding.draft_tokens and isinstance(session, SteppingSession):
-            session.drafting = session.drafting or Drafting()
-            seconds += session.drafting.prepare(session, request)
         if decoding.do_sample:
             torch.manual_seed(context.seed)
         output = yield from session.run(request)

@@ -9,7 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch.nn import functional
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Generation
 from ulskip_cli.engines.sampling import TokenSampler, checked, most_likely
-
-if TYPE_CHECKING:
-    from ulskip_cli.engines.speculative import Drafting
+from ulskip_cli.engines.speculative import Drafter, Drafting, LookUp
 
 
 def now(device: torch.device) -> float:
@@ -54,7 +51,6 @@ class SteppingSession(EngineSession, ABC):
 
     # of the last prompts: in the layers that encoded them, and in those that decode
     kv_bytes = (0, 0)
-    drafting: "Drafting | None" = None  # decodes requests with drafts
     can_shrink = True  # False if `keep` is not supported
 
     @abstractmethod
@@ -81,6 +77,10 @@ class SteppingSession(EngineSession, ABC):
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
         raise NotImplementedError
+
+    def drafter(self, request: BatchRequest) -> Drafter:
+        """Return what drafts for a request; engines that support LAYER_DRAFTS define it."""
+        return LookUp()
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
@@ -117,12 +117,8 @@ class SteppingSession(EngineSession, ABC):
             first = now(device)
             on_step, paused = request.on_step, 0.0
             on_step(batch)
-            drafting = self.drafting if request.decoding.draft_tokens else None
-            steps = (
-                drafting.decode(self, ids, request, sampler)
-                if drafting
-                else self.decode(ids, request, sampler)
-            )
+            drafting = Drafting(self, request) if request.decoding.draft_tokens else None
+            steps = drafting.decode(ids) if drafting else self.decode(ids, request, sampler)
             for step, count in enumerate(steps, 1):
                 on_step(count)
                 if request.pause_every and step % request.pause_every == 0:
@@ -131,8 +127,10 @@ class SteppingSession(EngineSession, ABC):
                     paused += now(device) - began
             clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()
-            details = self.details() | (drafting.details if drafting else {})
-            return BatchOutput.of(request, rows, clock, self.kv_bytes, **details)
+            drafts = drafting and drafting.stats
+            return BatchOutput.of(
+                request, rows, clock, self.kv_bytes, drafts=drafts, **self.details()
+            )
         finally:
             self.finish()
 

@@ -1,13 +1,9 @@
-"""Choose the next tokens from logits, greedily or by sampling; check drafts; score a part of the
-vocabulary.
-"""
+"""Choose the next tokens from logits, greedily or by sampling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -66,7 +62,11 @@ class TokenSampler:
         """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch,
         vocab_size]; raise InvalidLogitsError if none is finite.
         """
-        return checked(self.pick(self.scores(ids, logits)))
+        scores = self.scores(ids, logits)
+        best = checked(most_likely(scores[:, None], self.suppressed[:0])[:, 0])
+        if not self.sample:
+            return best
+        return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Process the logits [batch, vocab_size] of the token after `ids` [batch, len] in
@@ -75,13 +75,6 @@ class TokenSampler:
         scores = logits.float().index_fill(-1, self.suppressed, float("-inf"))
         processed: Tensor = self.processors(ids, scores)
         return processed
-
-    def pick(self, scores: Tensor) -> Tensor:
-        """Return a token [batch] of processed scores [batch, vocab_size], -1 if none is finite."""
-        best = most_likely(scores[:, None], self.suppressed[:0])[:, 0]
-        if not self.sample or bool((best < 0).any()):
-            return best
-        return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 
 
 def most_likely(logits: Tensor, banned: Tensor) -> Tensor:
@@ -102,45 +95,3 @@ def checked(tokens: Tensor) -> Tensor:
     if bool((tokens < 0).any()):
         raise InvalidLogitsError("NaN or infinity in a decode step")
     return tokens
-
-
-@dataclass(frozen=True)
-class Drafts:
-    """The drafts of one check, equally many for each sequence."""
-
-    tokens: Tensor  # [batch, k]
-    # [batch, k, vocab_size], whose softmax drew the tokens; None: they were certain
-    scores: Tensor | None = None
-
-
-def verify_sampled(drafts: Drafts, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec.
-    2.3, arXiv:2211.17192).
-
-    Return the tokens [batch, k + 1], valid up to the one after the accepted drafts, and the numbers
-    of accepted drafts [batch].
-
-    The tokens are distributed as if drawn from p, the distribution of the full model: p is the
-    softmax of `scores` [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of
-    their scores; a certain draft has q = 1.
-    """
-    ids, p = drafts.tokens, torch.softmax(scores, dim=-1)
-    if drafts.scores is None:
-        q = functional.one_hot(ids, p.shape[-1]).to(p)
-    else:
-        q = torch.softmax(drafts.scores, dim=-1)
-    p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
-    accepted = prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
-    rows = torch.arange(len(ids), device=ids.device)
-    q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)  # no draft follows the last one
-    p_next = p[rows, accepted]
-    rest = (p_next - q[rows, accepted]).clamp(min=0)
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p_next)  # p = q up to rounding
-    tokens = torch.cat([ids, ids.new_empty(len(ids), 1)], dim=1)
-    tokens[rows, accepted] = torch.multinomial(rest, num_samples=1)[:, 0]
-    return tokens, accepted
-
-
-def prefix_length(flags: Tensor) -> Tensor:
-    """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
-    return flags.long().cumprod(dim=1).sum(dim=1)

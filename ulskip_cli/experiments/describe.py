@@ -53,8 +53,7 @@ def describe_schedule(
         mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
         evaluated_mean_kept_layers=evaluated,
         layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
-        predicted_speedup=plan.predicted_speedup or sum_drafts(timed or outputs).expected_speedup,
-        draft_cost=plan.draft_cost,
+        predicted_speedup=plan.predicted_speedup,
     )
 
 
@@ -77,9 +76,8 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         total_tokens_per_second=all_tokens / total["total_seconds"],
         throughput_from=source,
         acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
-        mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
+        mean_accepted_length=drafts.gained / drafts.checks if drafts.drafted else None,
         mean_draft_length=drafts.mean_length,
-        check_costs=tuple(round(cost, 3) for cost in outputs[0].check_costs) or None,
         head_rows=fmean(head_rows) if head_rows else None,
         exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
         exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
@@ -271,8 +269,7 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
 def _misprediction(record: Record) -> Iterator[str]:
     """Warn if the measured speedup surely differs from the prediction by `PREDICTION_FACTOR`."""
     predicted, speedup = record.predicted_speedup, record.speedup
-    # the prediction for drafts is measured, and too few pairs contradict nothing
-    if not predicted or not speedup or record.draft_tokens:
+    if not predicted or not speedup:
         return
     value = speedup.value
     is_near = 1 / PREDICTION_FACTOR <= value / predicted <= PREDICTION_FACTOR

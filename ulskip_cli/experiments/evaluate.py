@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,11 +25,10 @@ from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.engines.speculative import MAX_CHECK
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Quality, Row
-from ulskip_cli.experiments.workload import Workload, answers_of, decode_context, prompt_batches
-from ulskip_cli.inference.batching import BatchSize, longest_first, run_with_oom_retry
+from ulskip_cli.experiments.workload import Workload, answers_of, decode_context
+from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import Answers, degenerate, resamples
 
@@ -111,17 +110,6 @@ class GeneratedAnswers:
     peak_memory_bytes: int
 
 
-def draft_advice(name: str, cost: float) -> str:
-    """Say from which acceptance on drafts pay, if one draft and its check take `cost` plain steps
-    and gain one token more than a step if the draft is accepted.
-    """
-    measured = f"one draft and its check take {cost:.2f} plain steps"
-    if cost >= 2:
-        return f"{name}: drafts cannot pay here, because {measured}; use decoding=greedy"
-    share = max(0.0, cost - 1)
-    return f"{name}: {measured}, so drafts pay if more than {share:.0%} of them are accepted"
-
-
 def generate_answers(
     decoder: Decoder,
     workload: Workload,
@@ -134,20 +122,6 @@ def generate_answers(
     """
     name, size = config.strategy.name, BatchSize(config.batch_size)
     context = decode_context(config, workload)
-
-    def measure_drafts(count: int) -> float:
-        (prompts,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
-        # long enough for all checks that the answers need
-        length = max(2, min(MAX_CHECK + 1, config.decoding.max_new_tokens))
-        output = decoder.generate(*prompts, context, forced_length=length)
-        if output.draft_cost is not None:
-            progress.note(draft_advice(name, output.draft_cost))
-        return output.compile_seconds
-
-    compile_seconds = 0.0
-    if config.decoding.draft_tokens:
-        progress.phase(f"{name}: measure drafts")
-        compile_seconds = run_with_oom_retry(size, measure_drafts)
     checkpoints.resume(longest_first(list(map(len, workload.prompts))))
     finished = checkpoints.finished
     if finished:
@@ -185,11 +159,10 @@ def generate_answers(
                 "token_ids": ids,
                 "flags": degenerate.flags(ids, text, answer.hit_limit),
             }
-    first, *others = (batch.output for batch in finished)
     return GeneratedAnswers(
         name,
         [generations[position] for position in range(len(generations))],
-        [replace(first, compile_seconds=first.compile_seconds + compile_seconds), *others],
+        [batch.output for batch in finished],
         size,
         max(batch.peak_memory_bytes for batch in finished),
     )

@@ -258,7 +258,4 @@ def _side(outputs: Sequence[BatchOutput]) -> Side:
         values[key] = [round(getattr(output, key), 6) for output in outputs]
     for key in ("decoded_tokens", "generated_tokens"):
         values[key] = [getattr(output, key) for output in outputs]
-    if outputs[0].drafts:
-        lengths = (output.drafts.mean_length or 0 for output in outputs if output.drafts)
-        values["draft_lengths"] = [round(length, 3) for length in lengths]
     return Side(**values)

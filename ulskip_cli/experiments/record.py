@@ -183,7 +183,6 @@ class Side(Section):
     generated_tokens: tuple[KnownCount, ...] | None = None
     prefill_seconds: tuple[KnownNumber, ...] | None = None
     first_token_seconds: tuple[KnownNumber, ...] | None = None
-    draft_lengths: tuple[KnownNumber, ...] | None = None
     engine: Text = None
     linear_backend: Text = None
 
@@ -390,8 +389,8 @@ class Point(Section):
         return self.config.strategy.name
 
     @property
-    def draft_tokens(self) -> int | str:
-        """The largest number of drafts per check, or `auto`; 0 without drafts."""
+    def draft_tokens(self) -> int:
+        """The largest number of drafts per check; 0 without drafts."""
         return self.config.decoding.draft_tokens
 
     @property
@@ -441,14 +440,13 @@ class Schedule(Section):
     )
     predicted_speedup: Ratio = value(
         "bytes that a full step reads, divided by those of a step of the kept layers, output head"
-        " included; with drafts, from measured costs",
+        " included; none with drafts",
         Column(
             "pre-\ndicted",
             form=".2f",
             first=True,
         ),
     )
-    draft_cost: Positive = value("bytes of a drafting step, divided by those of a full step")
     calibration: Row | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )
@@ -470,8 +468,8 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     pairs: Pairs | None = value(
-        "raw seconds, tokens, drafts per check and engine of both sides; `units` with `pairs`, time"
-        " and the machine's read rate; requested `precision`",
+        "raw seconds, tokens and engine of both sides; `units` with `pairs`, time and the machine's"
+        " read rate; requested `precision`",
         Column("pairs", "num_pairs", "d", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
@@ -578,9 +576,6 @@ class Throughput(Section):
         "tokens per check", Column("tokens\na check", form=".2f", optional=True)
     )
     mean_draft_length: Number = value("drafts per check")
-    check_costs: tuple[KnownNumber, ...] | None = value(
-        "measured times of checks of 1, 2, ... tokens, in steps of one token"
-    )
     head_rows: Number = value(
         "mean rows of the output head whose logits a greedy choice computes exactly, after 8 bits"
         " of each excluded the others; missing: all rows"
@@ -764,8 +759,7 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         label = f"{self.strategy}{correction}"
         if not self.draft_tokens:
             return label
-        names = {"ngram": "n-gram", "both": f"n-gram and {label}"}
-        return f"{names.get(self.config.decoding.draft, label)} drafts"
+        return f"{'n-gram' if self.config.decoding.draft == 'ngram' else label} drafts"
 
     @property
     def speedup(self) -> Interval | None:

@@ -17,14 +17,10 @@ from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 
-# First tokens of the vocabulary that layers draft from; the best of 2048, 4096 and 8192 for
-# SmolLM2-135M.
-DRAFT_VOCAB = 8192
 PREDICTIONS = (
     "kept_layers",
     "layer_ratio",
     "predicted_speedup",
-    "draft_cost",
     "patch_bytes",
     "kv_bytes_per_token",
     "kept_kv_bytes_per_token",
@@ -38,8 +34,6 @@ class StepSizes:
     weights: WeightSizes | None = None  # in the engine's format, with patches
     patch: int | None = 0  # of the patch at each gap
     kv_per_layer: int | None = None  # keys and values of one token in one layer
-    # share of the output head that a drafting step reads; None without drafts
-    draft_head: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,14 +124,6 @@ class Plan:
         # An exit runs the first R on average.
         kept = self.kept_layers[: self.target_kept] if self.exits else self.kept_layers
         return weights.predicted_speedup(kept, heads)
-
-    @property
-    def draft_cost(self) -> float | None:
-        """Bytes of a drafting step over those of a full step; None without drafts or if unknown."""
-        weights, share = self.sizes.weights, self.sizes.draft_head
-        if weights is None or share is None:
-            return None
-        return weights.draft_cost(self.kept_layers, share)
 
     @property
     def patch_bytes(self) -> int | None:
@@ -246,22 +232,23 @@ def check_plan(config: Config, plan: Plan) -> None:
 
 
 def _check_drafts(config: Config, plan: Plan) -> None:
-    """Refuse drafts in batches; layers draft only if some are skipped, and n-grams alone only for
-    the full model.
+    """Refuse drafts in batches; layers draft only if some are skipped, and n-grams only for the
+    full model.
     """
     if config.batch_size > 1:
         raise NotApplicable(
             f"expected batch_size=1 with drafts, which gain nothing in batches, got"
             f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
         )
-    with_layers, skips = config.decoding.drafts_with_layers, not plan.keeps_all
-    if with_layers == skips:
+    with_layers = config.decoding.drafts_with_layers
+    if with_layers and plan.keeps_all:
+        expected, remedy = "some", "strategy=unified, decoding.draft=ngram"
+    elif not with_layers and not plan.keeps_all:
+        expected, remedy = "no", "strategy=full"
+    else:
         return
-    layers, remedy = "no", "strategy=full"
-    if with_layers:
-        layers, remedy = "some", "strategy=unified, decoding.draft=ngram"
     raise NotApplicable(
-        f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers} layers,"
+        f"decoding.draft={config.decoding.draft} requires a schedule that skips {expected} layers,"
         f" got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
     )
 
@@ -298,16 +285,13 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
 
 
 def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
-    kind, vocab_size = config.correction.patch_kind(config.model), metadata.vocab_size
+    kind = config.correction.patch_kind(config.model)
     weight_bytes = metadata.weight_bytes or 2
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(config, metadata)
     weights = weights and replace(weights, patch=patch)
     is_unknown = kind.takes_time and not metadata.hidden_size
-    share = None
-    if config.decoding.drafts_with_layers and vocab_size:
-        share = min(1.0, DRAFT_VOCAB / vocab_size)
-    return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer, share)
+    return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)
 
 
 def _timed_tokens(stages: Sequence[Stage], count: int, tokens: int) -> int:

@@ -17,7 +17,6 @@ from ulskip_cli.engines.transformers import Transformers
 if TYPE_CHECKING:
     from ulskip_cli.core.config_schema import Config
     from ulskip_cli.core.model_metadata import ModelMetadata
-    from ulskip_cli.engines.base import EngineSession, Room, Views
 
 # Models whose decode steps are one call of the kernels, if their modules agree.
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
@@ -85,11 +84,7 @@ class Speculative(Torch):
     """Drafts that the full model checks in the loop."""
 
     supports = Torch.supports & TOGETHER[Need.DRAFTS]
-
-    def open(self, views: "Views", room: "Room") -> "EngineSession":
-        """Return a session of the full model, whatever view drafts."""
-        session: EngineSession = super().open(views.at_full_depth(), room)
-        return session
+    session = "ulskip_cli.engines.torch.session:SpeculativeSession"
 
 
 class Auto(Torch):

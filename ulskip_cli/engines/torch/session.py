@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -9,6 +10,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
 from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.engines.speculative import Drafter
 from ulskip_cli.engines.torch.backend import NATIVE
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, EagerSteps, NativeSteps
 from ulskip_cli.engines.torch.native_model import NativeModel
@@ -106,3 +108,39 @@ class TorchSession(SteppingSession):
     def finish(self) -> None:
         """Free the KV cache of the batch."""
         vars(self).pop("steps", None)
+
+
+class SpeculativeSession(TorchSession):
+    """Decoding with the full model, which checks what is drafted."""
+
+    def __init__(self, views: Views, *settings: object) -> None:
+        super().__init__(views.at_full_depth())
+        self._draft_stage = views.stages[0]
+
+    @functools.cached_property
+    def _draft_model(self) -> NativeModel | PreTrainedModel:
+        return self.step_model(self._draft_stage.view)
+
+    def drafter(self, request: BatchRequest) -> Drafter:
+        """Return what drafts for a request: the kept layers, or look-ups."""
+        if request.decoding.draft == "layers":
+            return LayerDrafter(self.steps.beside(self._draft_model, self._draft_stage.kept))
+        return super().drafter(request)
+
+
+class LayerDrafter:
+    """Drafts greedily, with steps beside those of the full model. A check overwrites the keys and
+    values that drafting adds.
+    """
+
+    def __init__(self, steps: DecodeSteps) -> None:
+        self.steps = steps
+
+    def propose(self, ids: Tensor, most: int) -> Tensor:
+        """Return `most` drafts, [count], after `ids` [1, len]."""
+        tokens = [ids[:, -1:]]
+        for _ in range(most):
+            # -1, where no logit is finite, is no token that a model can read
+            tokens.append(self.steps.choose(tokens[-1], ids[0, :0]).clamp(min=0))
+        self.steps.remove(most)
+        return torch.cat(tokens[1:], dim=1)[0]

@@ -16,14 +16,12 @@ from transformers import (
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.task import AUTO
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
 
 # Keys of decoding that transformers has too.
 _SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size", "repetition_penalty")
-_LOOKED_UP = 10  # tokens; transformers' own default
 
 
 class TransformersSession(EngineSession):
@@ -90,7 +88,7 @@ def generate_settings(decoding: DecodingConfig) -> Table:
     sampling: Table = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if decoding.do_sample:
         sampling = {key: getattr(decoding, key) for key in sampling}
-    drafts = _LOOKED_UP if decoding.draft_tokens == AUTO else decoding.draft_tokens or None
+    drafts = decoding.draft_tokens or None
     shared = {key: getattr(decoding, key) for key in _SHARED}
     return {**sampling, **shared, "use_cache": True, "prompt_lookup_num_tokens": drafts}
 
