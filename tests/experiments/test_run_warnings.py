@@ -58,7 +58,7 @@ PATCH = CorrectionUsed(name="patch", kind="full")
         (EXIT, MISSED, ["early_exit", " 4.0 layers", "5.00", "strategy.threshold"]),
         (EXIT, {**MISSED, "calibration": {"examples": 3}}, ["raise calibration.examples"]),
         (STAGED, MISSED, ["skip_decode", "strategy.horizon"]),
-        ([], NOT_BUILT, ["no compiler", "onednn"]),
+        ([], NOT_BUILT, ["no compiler", "layer by layer", "C++"]),
         (["ratio=2"], UNTRAINED, ["unified with 6 of 12 layers"]),
         ([], {"other_cpus": 1.25}, ["1.2 CPUs", "OMP_NUM_THREADS", "--force"]),
         (
@@ -116,7 +116,6 @@ def test_corrections_of_another_task_are_warned_of(warned):
     [
         (1.53, 0.6, 3, [], 0),
         (1.53, 0.7, 3, [], 1),
-        (1.53, 0.7, 3, ["decoding.draft_tokens=2", "batch_size=1"], 0),
         (1.53, 0.7, 2, [], 0),
     ],
 )

@@ -183,12 +183,11 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
                 f" {what} used batches of {size}; speed depends on the batch size, so set"
                 f" batch_size={size} to compare runs"
             )
-    failure = kernels.build_failure()
-    if failure and failure == record.linear_backend_reason:
+    if reason := record.linear_backend_reason:
+        is_missing = reason == kernels.build_failure()
         yield (
-            f"the CPU kernel for decoding was not built ({failure}), so decoding used"
-            f" {record.linear_backend} and may be slower; install a C++ compiler that"
-            " works, e.g. g++, or set ULSKIP_KERNEL=off"
+            f"decode steps ran layer by layer instead of in one call of the CPU kernels ({reason}),"
+            f" so they may be slower{'; install a C++ compiler that works, e.g. g++' * is_missing}"
         )
 
 

@@ -613,7 +613,7 @@ class Provenance(Section):
     linear_backend: Text = value(
         "`native` (a step is one call), `panels` (our products), `onednn` or `torch`"
     )
-    linear_backend_reason: Text = value("why it is not `native`")
+    linear_backend_reason: Text = value("why it is not `native` on a CPU")
     device: Text = value("of the weights", detected=True)
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)

@@ -30,7 +30,7 @@ class Backend:
     # `native` (one call a step) or `panels` (packed linear layers), both kernels.cpp; `onednn`
     # (packed, too) or `torch`
     name: str
-    reason: str | None = None  # why it is not `native`
+    reason: str | None = None  # why it is not `native` on a CPU
 
 
 # The backend of each model, and the dtypes and devices of its weights at that time.
@@ -58,7 +58,7 @@ def _choose(
 ) -> Backend:
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
-        return Backend(TORCH, "the weights are not on the CPU")
+        return Backend(TORCH)
     if len(dtypes) != 1 or not dtypes <= set(kernels.DTYPES):
         return Backend(TORCH, "the weights are neither all float32 nor all bfloat16")
     needed = sum(weight.nbytes for weight in weights)
