@@ -138,7 +138,7 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 
 # A GGUF file of Qwen2.5-Coder-0.5B-Instruct.
 CODER ?= qwen2.5-coder-0.5b-q4_k_m.gguf
-NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz task.max_article_words=100 task.max_new_tokens=64
+NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz task.max_article_words=100 max_new_tokens=64
 CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --engines ''
 LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
@@ -157,7 +157,7 @@ results: setup ## Make every folder of results/ but serving and multi30k: DATA=f
 	$(REAL_MODEL) --dtype bfloat16 --only speed --problems 32
 	$(REAL_MODEL) --problems 100 --only wmt
 	$(LOSSLESS) name=news $(NEWS) limit=200 --engines ''
-	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true task.max_new_tokens=192 limit=16 --engines ''
+	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true max_new_tokens=192 limit=16 --engines ''
 	$(LOSSLESS) name=translation limit=100 ratio=6
 	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
 	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)

@@ -123,9 +123,11 @@ def _check(model, made):
 def _differs(model, decoder, kept, ids):
     """Compare tokens and logits under a schedule with the reference; None if they agree."""
     ones = torch.ones_like(ids)
-    slow = DecodingConfig(name="g", max_new_tokens=STEPS)
+    slow = DecodingConfig(name="g")
     (tokens,) = (
-        decoder.with_engine("transformers").generate(ids, ones, DecodeContext(slow, 0)).token_ids
+        decoder.with_engine("transformers")
+        .generate(ids, ones, DecodeContext(slow, 0, STEPS))
+        .token_ids
     )
     response = torch.tensor([tokens])
     whole = torch.cat([ids, response], 1)
@@ -175,7 +177,7 @@ def _kept_sets_of_one_kind(model):
 def _engines_differ(decoder):
     """Compare the torch engine with transformers' generate on one batch; None if they agree."""
     ids = random_ids(3, PROMPT_LEN, seed=1)
-    context = DecodeContext(DecodingConfig(name="g", max_new_tokens=STEPS), 0)
+    context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
     tokens = [
         decoder.with_engine(engine).generate(ids, torch.ones_like(ids), context).token_ids
         for engine in ("transformers", "torch")
@@ -190,7 +192,7 @@ def _padding(model, decoder):
     """Check if left padding changes answers, and if it does so for the full model too; None if it
     does not.
     """
-    context = DecodeContext(DecodingConfig(name="g", max_new_tokens=STEPS), 0)
+    context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
     decoder, full = (
         one.with_engine("transformers")
         for one in (decoder, decoder_for(model, tuple(range(NUM_LAYERS))))

@@ -60,7 +60,7 @@ def plain_generate(view, ids, mask, tokens, pad):
 
 def make_sides(decoder, decoding, tokens, pad):
     """Make the sides by name: functions that return the decode seconds of a batch."""
-    context = DecodeContext(decoding, pad)
+    context = DecodeContext(decoding, pad, tokens)
     views = replace(decoder._views, linear_backend=PANELS)
 
     def own(decoder):

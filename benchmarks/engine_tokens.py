@@ -93,13 +93,13 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
         f"model={name}",
         "model.dtype=float32",
         f"limit={PROMPTS[name]}",
-        f"decoding.max_new_tokens={NEW_TOKENS}",
+        f"max_new_tokens={NEW_TOKENS}",
         *task,
     ]
     config = compose(base)
     loaded = load(config.model)
     workload = encode_workload(resolve(config), load_tokenizer(config.model))
-    context, rows = DecodeContext(config.decoding, workload.pad_token_id), []
+    context, rows = DecodeContext(config.decoding, workload.pad_token_id, NEW_TOKENS), []
     for schedule in SCHEDULES:
         chosen = compose([*base, *schedule])
         plan = make_plan(chosen, loaded.metadata)

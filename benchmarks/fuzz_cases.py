@@ -110,7 +110,7 @@ GOOD = {
 TINY = (  # the last overrides of a line that decodes or trains, so that it takes seconds
     *(
         "limit=1",
-        "decoding.max_new_tokens=2",
+        "max_new_tokens=2",
         "speed.seconds=0",
         "speed.new_tokens=2",
         "calibration.examples=1",

@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130, -2)}
 QUICK = [
     "limit=6",
-    "decoding.max_new_tokens=8",
+    "max_new_tokens=8",
     "speed.seconds=0",
     "speed.new_tokens=4",
 ]

@@ -120,7 +120,7 @@ def ulskip(capsys):
 @pytest.fixture
 def quick():
     """Return overrides for few examples, tokens and timed pairs."""
-    few = ["limit=3", "decoding.max_new_tokens=4"]
+    few = ["limit=3", "max_new_tokens=4"]
     return [*few, "speed.seconds=0", "speed.new_tokens=3"]
 
 
@@ -148,7 +148,7 @@ def point(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
 
     def build(*overrides, context=None):
-        config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
+        config = compose(["max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
         data = TaskExamples(config.task, config.task.examples()[: config.limit])

@@ -32,7 +32,7 @@ RECIPES = {
     Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
     Need.OTHER_ENGINE: ["engine=llama_cpp"],
 }
-SMALL = ["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "batch_size=2"]
+SMALL = ["limit=2", "max_new_tokens=3", "calibration.examples=4", "batch_size=2"]
 SMALL += ["speed.seconds=0", "speed.new_tokens=4", "speed.prompt_tokens=4"]
 SMALL.append("baseline=false")
 

@@ -80,7 +80,8 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"prompts": 6}, "list of strings"),
         ({"prompts": None}, "list of strings"),
         ({"seed": "x"}, "seed"),
-        ({"max_new_token": 3}, "'max_new_token'.*'max_new_tokens'"),
+        ({"num_beam": 3}, "'num_beam'.*'num_beams'"),
+        ({"max_new_tokens": 0}, "max_new_tokens >= 1"),
         ({"prompt_layers": "some"}, "prompt_layers"),
     ],
 )
@@ -119,7 +120,7 @@ def test_a_model_by_name_gets_its_chat_template(loaded, model_folder, tmp_path):
     answers = api.generate(tmp_path, prompts=["cat"], max_new_tokens=4)
     assert answers == api.generate(*loaded, ["the cat sat"], max_new_tokens=4)
     assert answers != api.generate(tmp_path, tokenizer, ["cat"], max_new_tokens=4)
-    comparison = api.compare("cat", f"model.path={tmp_path}", "decoding.max_new_tokens=4")
+    comparison = api.compare("cat", f"model.path={tmp_path}", "max_new_tokens=4")
     assert comparison.full == answers[0] and comparison.prompt == "cat"
 
 

@@ -108,7 +108,7 @@ def test_it_is_an_accelerator_of_torch():
     assert pick_device(NAME).type == NAME
 
 
-CONTEXT = DecodeContext(DecodingConfig(name="greedy", max_new_tokens=12), 0)
+CONTEXT = DecodeContext(DecodingConfig(name="greedy"), 0, 12)
 SCHEDULES = {
     "full": ["strategy=full"],
     "unified": ["ratio=2"],
@@ -179,7 +179,7 @@ def measured(sessions, model_folder, adapter_folder, tmp_path):
 
 
 # Every need and every strategy.
-FEW = ["limit=3", "decoding.max_new_tokens=6", "speed.enabled=false"]
+FEW = ["limit=3", "max_new_tokens=6", "speed.enabled=false"]
 STRATEGIES = {path.stem: [] for path in sorted((ROOT / "configs/strategy").glob("*.yaml"))}
 STRATEGIES |= {
     "custom": ["strategy.layers=[0,2,5]"],
@@ -232,7 +232,7 @@ def trained(model_folder, tmp_path, monkeypatch):
     return train
 
 
-OWN = ["train.responses=own", "train.own.max_new_tokens=4"]
+OWN = ["train.responses=own", "max_new_tokens=4"]
 ADAPTER = ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
 TRAININGS = {
     "full": ["train.ratios=[1,2]"],
@@ -305,7 +305,7 @@ def test_an_export_has_the_weights_of_the_cpu(name, model_folder, adapter_folder
 
 
 def test_prompts_are_answered_and_compared(model_folder, tmp_path):
-    prompt, words = "the cat sat", [f"model.path={model_folder}", "decoding.max_new_tokens=4"]
+    prompt, words = "the cat sat", [f"model.path={model_folder}", "max_new_tokens=4"]
     expected, got = (
         api.compare(prompt, *words, f"model.device={place}", f"results_dir={tmp_path}")
         for place in PLACES

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["limit=2", "decoding.max_new_tokens=4", "speed.seconds=0"]
+SMALL = ["limit=2", "max_new_tokens=4", "speed.seconds=0"]
 
 
 @pytest.mark.slow

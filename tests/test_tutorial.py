@@ -51,7 +51,7 @@ def test_the_strategy_of_a_user_runs(tmp_path, monkeypatch, ulskip):
     monkeypatch.syspath_prepend(tmp_path)
     variable, program, *arguments = shlex.split(code["bash"])
     assert (variable, program) == ("PYTHONPATH=.", "ulskip")
-    limits = ["limit=2", "decoding.max_new_tokens=32", "speed.seconds=0"]
+    limits = ["limit=2", "max_new_tokens=32", "speed.seconds=0"]
     status, out, err = ulskip(*arguments, *limits, "--json")
     assert status == 0, err
     row = json.loads(out.splitlines()[-1])

@@ -118,6 +118,7 @@ def generate(
     prompt_layers: str = "all",
     batch_size: int = 8,
     skip_adapter: "str | Path | SkipAdapter | None" = None,
+    max_new_tokens: int = 64,
     **decoding: object,
 ) -> list[Answer]:
     """Answer prompts: all layers encode each prompt and choose the first token, the kept layers
@@ -137,8 +138,9 @@ def generate(
         skip_adapter: the folder of a skip adapter of this model, or a loaded
             `ulskip_cli.inference.skip_adapter.SkipAdapter`. It corrects the decode steps, and the
             model stays unchanged.
-        **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`,
-            `stop=["END"]`, and `seed` for sampling; greedy decoding by default.
+        max_new_tokens: the maximum length of an answer.
+        **decoding: keys of `decoding`, e.g. `num_beams=4`, `do_sample=True`, `stop=["END"]`, and
+            `seed` for sampling; greedy decoding by default.
 
     Returns:
         One answer per prompt, in their order, with the seconds of its batch. The first answers of a
@@ -158,8 +160,9 @@ def generate(
     from ulskip_cli.tasks.encoding import pad_token_id
 
     texts = _texts(tokenizer, prompts)
-    if _whole(batch_size, "batch_size") < 1:
-        raise UsageError(f"expected batch_size >= 1, got {batch_size}")
+    for name, count in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+        if _whole(count, name) < 1:
+            raise UsageError(f"expected {name} >= 1, got {count}")
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
@@ -181,7 +184,7 @@ def generate(
     decoder = Decoder(model, plan, skip_adapter)
     ids = _encoded(texts, tokenizer, has_template, chat_options)
     answers: dict[int, Answer] = {}
-    context = DecodeContext(chosen, pad_token_id(tokenizer), seed, tokenizer)
+    context = DecodeContext(chosen, pad_token_id(tokenizer), max_new_tokens, seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
         answers |= zip(positions, answers_of(output, context), strict=True)
     return [answers[i] for i in range(len(ids))]

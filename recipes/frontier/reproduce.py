@@ -60,7 +60,7 @@ def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
         f"calibration.task={{file: {data}/cnn_dm/train.jsonl.gz}}",
         "calibration.examples=64",
     ]
-    lengths = ["task.max_new_tokens=96", "speed.new_tokens=96"]
+    lengths = ["max_new_tokens=96", "speed.new_tokens=96"]
     return [*task, *held_out, *lengths, f"limit={limit}"]
 
 

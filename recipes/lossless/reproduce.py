@@ -4,7 +4,7 @@ transformers.
     python recipes/lossless/reproduce.py name=translation limit=100 ratio=6
     python recipes/lossless/reproduce.py name=news model=smollm2-135m task=cnn_dm \\
         task.file=PATH/cnn_dm/validation.jsonl.gz task.max_article_words=100 \\
-        task.max_new_tokens=64 limit=200 --engines ''
+        max_new_tokens=64 limit=200 --engines ''
 
 Overrides of `ulskip sweep` choose the model, the task, and the layers that draft; without layers,
 only look-ups are measured. --engines adds look-ups in other engines, such as llama_cpp_q8_0, timed

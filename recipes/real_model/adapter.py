@@ -90,7 +90,7 @@ def main() -> None:
         f"train.ratios={LAYERS / args.layers:.4f}",
         "train.responses=own",
         f"train.own.file={WORK}/own_responses.jsonl",
-        "task.max_new_tokens=256",
+        "max_new_tokens=256",
         "train.save_every=20",
         "train.log_every=10",
     ]

@@ -174,7 +174,7 @@ def task(name: str, data: Path) -> list[str]:
         words = [f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
         held_out, length = f"file:{data}/cnn_dm/train.jsonl.gz", 96
     calibration = f"calibration.task={{{held_out}}}"
-    return [f"task={name}", *words, f"task.max_new_tokens={length}", calibration]
+    return [f"task={name}", *words, f"max_new_tokens={length}", calibration]
 
 
 def correction(row: Record) -> str:

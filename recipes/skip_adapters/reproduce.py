@@ -144,7 +144,7 @@ def task(work: Path, name: str) -> list[str]:
         "model=smollm2-135m",
         "task=cnn_dm",
         f"task.max_article_words={WORDS}",
-        "task.max_new_tokens=96",
+        "max_new_tokens=96",
         f"task.file={work}/{name}.jsonl",
     ]
 

@@ -57,7 +57,7 @@ CASES = {
             "model": "tiny",
             "task.metrics": "[bleu]",
             "task.target_language": "en",
-            "task.max_new_tokens": 48,
+            "max_new_tokens": 48,
         },
     ),
     "headlines": Case(
@@ -66,7 +66,7 @@ CASES = {
         {
             "model": "smollm2-135m",
             "task.metrics": "[rouge]",
-            "task.max_new_tokens": 40,
+            "max_new_tokens": 40,
             "task.first_line": "true",
         },
     ),
@@ -76,7 +76,7 @@ CASES = {
         {
             "model": "smollm2-135m",
             "task.metrics": "[chrf]",
-            "task.max_new_tokens": 40,
+            "max_new_tokens": 40,
             "task.first_line": "true",
         },
     ),
@@ -86,7 +86,7 @@ CASES = {
         {
             "task": "humaneval",
             "task.allow_code": "true",
-            "task.max_new_tokens": 256,
+            "max_new_tokens": 256,
             "batch_size": 1,
             "limit": 40,
         },

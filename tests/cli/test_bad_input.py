@@ -59,7 +59,7 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "correction=pach": "patch",
     "correction.kind=full": "correction.kind",
     "model=gpt2": "model.path=",
-    "decoding.max_new_token=9": "decoding.max_new_tokens",
+    "max_new_token=9": "max_new_tokens",
     "batch_size=8.5": "batch_size",
     "ratio=2x": "ratio=2.0",
     "ratio = 2.0": "ratio=VALUE",

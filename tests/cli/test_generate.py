@@ -11,7 +11,7 @@ from ulskip_cli.cli import generate as command
 from ulskip_cli.core.config import compose_prompts
 from ulskip_cli.experiments.comparison import GrowingText
 
-FEW = ["decoding.max_new_tokens=4"]
+FEW = ["max_new_tokens=4"]
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_texts_are_told_in_pieces_while_they_are_generated(model, decoding):
     from ulskip_cli.experiments.preflight import resolve_prompts
     from ulskip_cli.experiments.runner import Session
 
-    config = compose_prompts([*model, f"decoding={decoding}", "decoding.max_new_tokens=24"])
+    config = compose_prompts([*model, f"decoding={decoding}", "max_new_tokens=24"])
     comparer, told = PromptComparer(resolve_prompts(config, "the cat"), Session()), []
     comparison = comparer.compare(0, lambda side, piece: told.append((side, piece)))
     assert comparison.summary().count("tok/s") == 2
@@ -154,7 +154,7 @@ def test_the_task_of_a_prompt_follows_from_the_model(model_folder):
         (["a", "baseline_engine=torch", "engine=transformers"], "does not read baseline_engine"),
         (["a", "model=smollm2-135m", "correction=patch"], "correction.path=FOLDER"),
         (["a", "model=smollm2-135m", "strategy=search"], "strategy.KEY=VALUE"),
-        (["a", "decoding.max_new_tokens=600"], "context"),
+        (["a", "max_new_tokens=600"], "context"),
     ],
 )
 def test_bad_requests_are_one_line(ulskip, words, named):

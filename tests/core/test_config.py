@@ -135,25 +135,26 @@ def test_a_path_beside_a_model_with_weights_of_its_own_is_refused():
     assert config.compose(["model=random", "model.path=llama-12x128"]).model.path == "llama-12x128"
 
 
-def test_the_length_of_a_task_wins_over_that_of_a_preset():
+def test_the_length_of_an_answer_is_the_tasks_unless_one_is_set():
+    paper = ["experiment=paper", "task.dataset=sample"]
     lengths = [
-        config.compose(["decoding=beam", *more]).decoding.max_new_tokens
-        for more in ([], ["task.max_new_tokens=9"], ["decoding.max_new_tokens=8"])
+        config.compose(words).answer_tokens
+        for words in ([], ["task=cnn_dm"], paper, ["task=humaneval", "max_new_tokens=9"])
     ]
-    assert lengths == [256, 9, 8]
+    assert lengths == [64, 128, 256, 9]
 
 
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
-    text += "ratio: 3\nlimit: 5\ncalibration: {task: {share: 1e-1}}\ntask: {max_new_tokens: 7}\n"
+    text += "ratio: 3\nlimit: 5\ncalibration: {task: {share: 1e-1}}\nmax_new_tokens: 7\n"
     text = text.replace("_self_", "{override /decoding: beam}, _self_")
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     config.use_config_dir(tmp_path)
     chosen = config.compose(["experiment=mine", "limit=6"])
     assert (chosen.task.name, chosen.model.path, chosen.ratio, chosen.limit) == ("jsonl", "x", 3, 6)
     assert chosen.calibration.task == {"share": 0.1}
-    assert (chosen.decoding.num_beams, chosen.decoding.max_new_tokens) == (4, 7)
+    assert (chosen.decoding.num_beams, chosen.max_new_tokens) == (4, 7)
     assert config.compose(["experiment=mine", "model=tiny"]).model.name == "tiny"
     paper = ["experiment=paper", "task.dataset=sample"]
     for chosen, beams in (([], 4), (["decoding=greedy"], 1), (["decoding=sample"], 1)):

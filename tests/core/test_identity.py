@@ -28,7 +28,7 @@ USED = [
     *[([], "ratio=3"), ([], "seed=2"), ([], "limit=5"), ([], "offset=1")],
     *[([], "batch_size=4"), ([], "prompt_layers=kept"), ([], "baseline=false")],
     *[([], "task.pair=en-de"), ([], "task.subset=x"), ([], "decoding=beam")],
-    *[([], "decoding.max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],
+    *[([], "max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],
     *[([], "strategy=top_skip"), ([], "strategy.spacing=reference")],
     *[([], "correction=patch"), (["correction=patch"], "correction.kind=folded")],
     (["correction=patch"], "correction.responses=own"),
@@ -156,7 +156,7 @@ def test_a_benchmark_has_one_identity_for_all_tasks(task):
     assert other.recorded("bench") == wmt.recorded("bench")
     assert other.identity() != wmt.identity()
     config = compose(["speed.new_tokens=9"], command="bench")
-    assert config.decoding.max_new_tokens == 9  # it may decide the layers of a user's strategy
+    assert config.max_new_tokens == 9  # it may decide the layers of a user's strategy
 
 
 class Tomorrow(Config):

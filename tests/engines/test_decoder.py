@@ -8,13 +8,13 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
 
-GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)
+GREEDY = DecodingConfig(name="greedy")
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 
 
 def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
     found = {}
-    context = DecodeContext(decoding, 0, seed)
+    context = DecodeContext(decoding, 0, 8, seed)
     for positions, output in generate_all(
         decoder, prompts, context, BatchSize(batch_size), on_tokens
     ):
@@ -26,10 +26,10 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
     ids, mask = random_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[1, :2] = 0
     decoder = decoder_for(llama, "ratio=2")
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, 8))
     end = free.token_ids[0][3]
     llama.generation_config.eos_token_id = end
-    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, 8))
     first = stopped.token_ids[0]
     assert first == free.token_ids[0][: free.token_ids[0].index(end) + 1]
     assert stopped.hit_max_length[0] is False
@@ -65,11 +65,11 @@ def test_batches_and_order_change_nothing(llama, prompt_layers):
 
 def test_sampling_depends_on_the_seed(llama):
     decoder = decoder_for(llama, "ratio=2")
-    sampled = DecodingConfig(name="s", do_sample=True, temperature=2.0, max_new_tokens=8)
+    sampled = DecodingConfig(name="s", do_sample=True, temperature=2.0)
     one, again, other = (collected(decoder, PROMPTS, sampled, 2, seed) for seed in (1, 1, 2))
     assert one == again != other
     assert one != collected(decoder, PROMPTS, GREEDY, 2)
-    cold = DecodingConfig(name="s", do_sample=True, top_k=1, max_new_tokens=8)
+    cold = DecodingConfig(name="s", do_sample=True, top_k=1)
     assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
 
 
@@ -78,11 +78,11 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer):
     decoder = decoder_for(llama, "ratio=2")
     prompts, pad = tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id
     ids, mask = padded(prompts, pad, left=True)
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids[0]
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, 8)).token_ids[0]
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
     stopped = decoder.generate(
-        ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad, tokenizer=tokenizer)
+        ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad, 8, tokenizer=tokenizer)
     )
     row = stopped.token_ids[0]
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
@@ -94,10 +94,10 @@ def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_answer(llama, t
     decoder = decoder_for(llama, "ratio=2")
     (prompt,), pad = tokenizer(["the cat"])["input_ids"], tokenizer.pad_token_id
     ids, mask = padded([prompt], pad, left=True)
-    (free,) = decoder.generate(ids, mask, DecodeContext(GREEDY, pad)).token_ids
+    (free,) = decoder.generate(ids, mask, DecodeContext(GREEDY, pad, 8)).token_ids
     stop = tokenizer.decode([prompt[-1], free[0]])
     assert stop not in tokenizer.decode(free)
-    context = DecodeContext(GREEDY.replace(stop=(stop,)), pad, tokenizer=tokenizer)
+    context = DecodeContext(GREEDY.replace(stop=(stop,)), pad, 8, tokenizer=tokenizer)
     assert decoder.generate(ids, mask, context).token_ids == [free]
 
 
@@ -122,12 +122,12 @@ def test_tokens_are_reported_as_they_are_generated(llama):
 
 def test_transformers_looks_drafts_up_without_changing_answers(llama):
     decoder = decoder_for(llama, "strategy=full").with_engine("transformers")
-    drafted = GREEDY.replace(max_new_tokens=24, draft="ngram", draft_tokens=3)
+    drafted = GREEDY.replace(draft="ngram", draft_tokens=3)
     prompts = [[5, 6, 7, 5, 6, 7, 5, 6], [8, 9, 8, 9, 8]]
     plain = collected(decoder, prompts, drafted.without_drafts(), 1)
     assert collected(decoder, prompts, drafted, 1) == plain
     ids = torch.tensor([prompts[0]])
-    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(drafted, 0))
+    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(drafted, 0, 24))
     assert 0 < output.prefill_seconds <= output.first_token_seconds <= output.total_seconds
     with pytest.raises(UsageError, match="batch_size=1"):
         collected(decoder, [prompts[0]] * 2, drafted, 2)

@@ -11,7 +11,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.early_exit import confidence_of
 
 LENGTH = 10
-GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH)
+GREEDY = DecodingConfig(name="greedy")
 
 
 def exiting(model, threshold, horizon=LENGTH, **options):
@@ -57,7 +57,7 @@ def median_threshold(model, ids, mask):
 def test_every_step_is_that_of_the_uncached_reference(model, rows, rule):
     ids, mask = (one[:rows] for one in batch(True))
     decoder = exiting(model, median_threshold(model, ids, mask), **rule)
-    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
     tokens, depths = reference_exits(model, ids, mask, decoder.exits)
     assert (output.engine, output.token_ids) == ("early_exit", tokens)
     assert output.exits.depths == Counter(depths * rows)
@@ -67,10 +67,10 @@ def test_every_step_is_that_of_the_uncached_reference(model, rows, rule):
 def test_finished_sequences_do_not_delay_the_others(llama):
     ids, mask = (one[:3] for one in batch(True))
     decoder = exiting(llama, 0.1)
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
     ends = [row[4] for row in free.token_ids[:2]]
     llama.generation_config.eos_token_id = ends
-    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
     lengths = [len(row) for row in output.token_ids]
     assert min(lengths) < max(lengths)
     tokens, depths = reference_exits(llama, ids, mask, decoder.exits, ends)

@@ -30,7 +30,7 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
 
 LENGTH = 14
-GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
+GREEDY = DecodingConfig(name="g")
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 SCHEDULES = [
     ("strategy=full",),
@@ -65,7 +65,9 @@ def test_tokens_equal_those_of_torch(overrides):
     kept = {stage.first_step: stage.kept for stage in torchs.stages}
     for ends, padded in product((None, ENDS), (True, False)):
         model.generation_config.eos_token_id, (ids, mask) = ends, batch(padded)
-        wanted, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)) for one in (torchs, ours))
+        wanted, got = (
+            one.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)) for one in (torchs, ours)
+        )
         assert (got.engine, wanted.engine) == ("llama_cpp", "torch")
         seconds.append(got.compile_seconds)
         texts = ids, mask, got.token_ids, wanted.token_ids
@@ -81,13 +83,13 @@ def test_tokens_equal_those_of_torch(overrides):
 def test_look_ups_change_no_answer(draft_tokens):
     model, near_ties, drafts = build_model("llama"), 0, DraftStats()
     decoder = decoder_for(model, ("strategy=full",), "llama_cpp")
-    greedy = GREEDY.replace(max_new_tokens=40)
+    greedy = GREEDY
     looked_up = greedy.replace(draft_tokens=draft_tokens, draft="ngram")
     for ids, mask in zip(*(part.split(1) for part in batch(True)), strict=True):
         ids = torch.cat([ids, ids], 1)  # so that the prompt has repetitions
         mask = torch.cat([mask, mask], 1)
         wanted, got = (
-            decoder.generate(ids, mask, DecodeContext(decoding, 0))
+            decoder.generate(ids, mask, DecodeContext(decoding, 0, 40))
             for decoding in (greedy, looked_up)
         )
         assert (got.engine, got.prompt_tokens) == ("llama_cpp", wanted.prompt_tokens)
@@ -105,7 +107,7 @@ def test_a_skip_adapter_is_merged_or_refused(kind):
     def tokens(name, adapter):
         schedule = ("strategy=custom", "strategy.layers=[0,2,4]")
         decoder = decoder_for(model, schedule, name, adapter=adapter)
-        return decoder.generate(*batch(True), DecodeContext(GREEDY, 0)).token_ids
+        return decoder.generate(*batch(True), DecodeContext(GREEDY, 0, LENGTH)).token_ids
 
     if kind == "full":
         with pytest.raises(UsageError, match=r"engine=llama_cpp.*full.*correction\.kind=folded"):
@@ -138,7 +140,7 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     for schedule in (("strategy=full",), ("strategy=custom", "strategy.layers=[0,3,5]")):
         tokens = [
-            decoder_for(model, schedule, name).generate(ids, mask, DecodeContext(GREEDY, 0))
+            decoder_for(model, schedule, name).generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
             for name in ("torch", "llama_cpp")
         ]
         assert tokens[0].token_ids == tokens[1].token_ids
@@ -152,7 +154,11 @@ def test_an_engine_supports_drafts_if_its_session_defines_check(name):
 
 
 def test_two_decoders_take_turns():
-    model, (ids, mask), context = build_model("llama"), batch(True), DecodeContext(GREEDY, 0)
+    model, (ids, mask), context = (
+        build_model("llama"),
+        batch(True),
+        DecodeContext(GREEDY, 0, LENGTH),
+    )
     schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
     decoders = [decoder_for(model, schedule, "llama_cpp") for schedule in schedules]
     alone = [decoder.generate(ids, mask, context).token_ids for decoder in decoders]

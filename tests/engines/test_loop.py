@@ -13,7 +13,7 @@ from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
 from ulskip_cli.engines.torch.session import TorchSession
 
 LENGTH, CPU = 14, torch.device("cpu")
-FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
+FAST = DecodingConfig(name="g")
 SAMPLED = FAST.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50)
 PENALIZED = FAST.replace(repetition_penalty=1.3, no_repeat_ngram_size=2)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
@@ -30,7 +30,7 @@ def compared(decoder, decoding=FAST):
         decoder.model.generation_config.eos_token_id = model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
         fast, slow = (
-            decoder.with_engine(name).generate(ids, mask, DecodeContext(decoding, 0, 5))
+            decoder.with_engine(name).generate(ids, mask, DecodeContext(decoding, 0, LENGTH, 5))
             for name in ("auto", "transformers")
         )
         assert (fast.engine, slow.engine) == ("torch", "transformers")
@@ -60,7 +60,7 @@ def test_sampling_and_penalties_are_transformers_own(llama, decoding):
 
 def test_finished_sequences_are_dropped_from_the_batch(llama, monkeypatch):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
-    context = DecodeContext(FAST, 0)
+    context = DecodeContext(FAST, 0, LENGTH)
     free = decoder.generate(ids, mask, context).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     sizes = []

@@ -65,7 +65,7 @@ FILES = {
     "acme-1.0.dist-info/entry_points.txt": "[ulskip.engines]\nacme = acme_engine:Acme\n",
 }
 STAGES = ["strategy=skip_decode", "strategy.horizon=4", "ratio=2"]
-SMALL = ["limit=4", "decoding.max_new_tokens=8", "model.dtype=float32"]
+SMALL = ["limit=4", "max_new_tokens=8", "model.dtype=float32"]
 SMALL += ["speed.seconds=0", "speed.new_tokens=6"]
 
 

@@ -44,7 +44,7 @@ def decoder_for(weights=None):
 
 def generate(decoder, batch_size, prompt_len, forced=4):
     ids = random_ids(batch_size, prompt_len)
-    context = DecodeContext(DecodingConfig(max_new_tokens=8), 0)
+    context = DecodeContext(DecodingConfig(), 0, 8)
     return decoder.generate(ids, torch.ones_like(ids), context, forced_length=forced)
 
 

@@ -18,7 +18,7 @@ from ulskip_cli.engines.torch.session import SpeculativeSession
 from ulskip_cli.strategies.plan import Plan
 
 LENGTH = 12
-DRAFTED = DecodingConfig(name="self_speculative", max_new_tokens=LENGTH, draft_tokens=4)
+DRAFTED = DecodingConfig(name="self_speculative", draft_tokens=4)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 KEPT = (0, 2, 5)
 
@@ -33,7 +33,7 @@ def test_drafts_are_refused_for_rotary_positions_that_depend_on_the_length(llama
     decoder = decoder_for(llama, kept)
     llama.config.rope_parameters |= {"rope_type": "dynamic", "factor": 2.0}
     with pytest.raises(UsageError, match=r"depend on the length.*draft_tokens=0"):
-        decoder.generate(*batch(False), DecodeContext(DRAFTED, 0))
+        decoder.generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
 
 
 def agreeing(model, kept):
@@ -60,7 +60,7 @@ def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
     plain = decoding.without_drafts()
     decoder = decoder_for(model).with_engine("transformers")
-    return decoder.generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
+    return decoder.generate(ids, mask, DecodeContext(plain, 0, LENGTH), **options).token_ids
 
 
 def test_tokens_equal_those_of_the_full_models_generate(model):
@@ -72,7 +72,7 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
         for count, i in product((1, 4, 10), range(len(ids))):
             row = slice(i, i + 1)
             output = decoder.generate(
-                ids[row], mask[row], DecodeContext(DRAFTED.replace(draft_tokens=count), 0)
+                ids[row], mask[row], DecodeContext(DRAFTED.replace(draft_tokens=count), 0, LENGTH)
             )
             assert output.engine == "speculative"
             drafts += output.drafts
@@ -87,7 +87,7 @@ def test_unsupported_models_are_refused(llama):
     ids, mask = alone()
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match=r"flex_attention.*decoding\.draft_tokens"):
-        decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(DRAFTED, 0))
+        decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(DRAFTED, 0, LENGTH))
 
 
 class Rubbish:
@@ -126,18 +126,20 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
     ids = torch.randint(1, vocab_size, (1, 6))
     mask = torch.ones_like(ids)
     mask[0, : data.draw(st.integers(0, 4))] = 0
+    length = data.draw(st.integers(1, 30))
     decoding = DecodingConfig(
-        max_new_tokens=data.draw(st.integers(1, 30)),
         draft_tokens=data.draw(st.sampled_from([1, 3, 10])),
         draft=data.draw(st.sampled_from(["layers", "ngram"])),
     )
     plain = decoder_for(model).generate(
-        ids * mask, mask, DecodeContext(decoding.without_drafts(), 0)
+        ids * mask, mask, DecodeContext(decoding.without_drafts(), 0, length)
     )
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):
             with_drafter(patch, Rubbish(seed, vocab_size))
-        drafted = decoder_for(model, kept).generate(ids * mask, mask, DecodeContext(decoding, 0))
+        drafted = decoder_for(model, kept).generate(
+            ids * mask, mask, DecodeContext(decoding, 0, length)
+        )
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length
 

@@ -21,7 +21,7 @@ def ready(tmp_path, model_folder):
 
     def make(*overrides):
         small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6"]
-        small.append("task.max_new_tokens=5")
+        small.append("max_new_tokens=5")
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
         _, workload = Session().encode(resolve(config))
         return config, load(config.model), workload

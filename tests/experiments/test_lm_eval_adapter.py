@@ -136,7 +136,7 @@ def test_a_strategy_without_its_calibration_is_refused():
 
 
 @pytest.mark.parametrize(
-    "key", ["decoding.do_sample=true", "decoding.stop=[END]", "decoding.max_new_tokens=9"]
+    "key", ["decoding.do_sample=true", "decoding.stop=[END]", "max_new_tokens=9"]
 )
 def test_what_the_tasks_set_is_refused(key):
     with pytest.raises(UsageError, match="`ulskip lm-eval` does not"):

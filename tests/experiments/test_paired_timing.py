@@ -225,7 +225,7 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
     monkeypatch.setattr(paired_timing, "TURN_SECONDS", 0)  # one step
     decoding = compose(list(overrides)).decoding
     full, other = decoder_for(llama), decoder_for(llama, *overrides)
-    context = DecodeContext(decoding.replace(max_new_tokens=TOKENS), 0)
+    context = DecodeContext(decoding, 0, TOKENS)
     prompts = ALONE if decoding.draft_tokens else PROMPTS
     pairs = pairs_of(full, other, context, TOKENS, 2, prompts=prompts)
     forced = None if decoding.draft_tokens or other.exits else TOKENS

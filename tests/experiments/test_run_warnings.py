@@ -52,8 +52,8 @@ PATCH = CorrectionUsed(name="patch", kind="full")
     ("overrides", "values", "parts"),
     [
         ([], {"evaluated_batch_size": 1}, ["evaluation", "batch_size=4", "batch_size=1 "]),
-        ([], {"num_truncated_sources": 2}, ["2 of 3 sources", "decoding.max_new_tokens"]),
-        (["decoding.max_new_tokens=9"], CUT_OFF, ["2 of 3 answers were cut off", "tokens=9"]),
+        ([], {"num_truncated_sources": 2}, ["2 of 3 sources", "max_new_tokens"]),
+        (["max_new_tokens=9"], CUT_OFF, ["2 of 3 answers were cut off", "tokens=9"]),
         ([], {"num_truncated_references": 1}, ["1 of 3 references", "decode_loss"]),
         (EXIT, MISSED, ["early_exit", " 4.0 layers", "5.00", "strategy.threshold"]),
         (EXIT, {**MISSED, "calibration": {"examples": 3}}, ["raise calibration.examples"]),

@@ -69,7 +69,7 @@ def test_a_key_that_no_row_has_beside_another_is_not_told_by_it():
             [],
             "bench",
             ["ratio", "speed.new_tokens"],
-            ["task.name", "limit", "decoding.max_new_tokens"],
+            ["task.name", "limit", "max_new_tokens"],
         ),
         ([], "lm-eval", ["ratio"], ["task.name", "speed.new_tokens", "engine.name"]),
         (["strategy=full"], "run", ["strategy.name"], ["ratio", "prompt_layers"]),

@@ -33,7 +33,7 @@ KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
 EVERY = tuple(range(NUM_LAYERS))
 LENGTH = 10
-FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
+FAST = DecodingConfig(name="g")
 NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
 
@@ -42,7 +42,7 @@ def decoder_for(model, adapter, kept=KEPT):
 
 
 def tokens(decoder, ids, mask):
-    return decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids
+    return decoder.generate(ids, mask, DecodeContext(FAST, 0, LENGTH)).token_ids
 
 
 @pytest.mark.parametrize("kept", [KEPT, (0, 3, 5), (0, 1)], ids=str)

@@ -22,7 +22,7 @@ def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
     for language, text in (("de", "ein Haus\nzwei Hunde\n"), ("en", "a house\ntwo dogs\n")):
         (tmp_path / f"train.{language}").write_text(text)
     files = ["--train-source", tmp_path / "train.de", "--train-reference", tmp_path / "train.en"]
-    quick = ["task.dataset=sample", "limit=2", "decoding.max_new_tokens=3"]
+    quick = ["task.dataset=sample", "limit=2", "max_new_tokens=3"]
     quick += ["speed.seconds=0", "speed.new_tokens=3"]
     folders = ["--model", tmp_path / "bloom", "--work", tmp_path / "work"]
     command = [sys.executable, ROOT / "recipes/paper/reproduce.py", *files, *folders]

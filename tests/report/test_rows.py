@@ -149,7 +149,7 @@ def test_benchmarks_of_two_tasks_are_one_group():
 
 
 def test_benchmarks_differ_in_what_they_use_and_in_nothing_else():
-    changes = [[], ["limit=3"], ["offset=1"], ["decoding.max_new_tokens=9"], ["speed.new_tokens=9"]]
+    changes = [[], ["limit=3"], ["offset=1"], ["max_new_tokens=9"], ["speed.new_tokens=9"]]
     points = [Point.of(compose(words), "x", "bench") for words in changes]
     records = [
         Record.joined(point, device="cpu", engine="torch").replace(id=f"row {i}")

@@ -91,7 +91,7 @@ def test_articles_are_read_truncated_and_scored(articles, tmp_path):
     assert CnnDm(file=str(packed)).examples() == CnnDm(file=articles).examples()
     chosen = compose(["task=cnn_dm", f"task.file={articles}", "task.max_article_words=2"])
     task, example = chosen.task, chosen.task.examples()[0]
-    assert (chosen.model.name, chosen.decoding.max_new_tokens) == ("smollm2-135m", 128)
+    assert (chosen.model.name, chosen.answer_tokens) == ("smollm2-135m", 128)
     assert task.template_for(False).prompt(example) == "It rained\nSummarize the article above:"
     assert task.template_for(False).response(example) == " Rain in Bonn .\nAll day ."
     assert task.hypothesis(" Two\nlines \n") == "Two\nlines"

@@ -35,7 +35,7 @@ def tensors(folder):
 def finished(model_folder, tmp_path_factory):
     """A short training of two ratios, on references and the model's own answers."""
     output = tmp_path_factory.mktemp("adapter") / "out"
-    changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4"]
+    changes = ["train.ratios=[2,3]", "train.responses=both", "max_new_tokens=4"]
     changes += ["train.validation={limit:12}", "train.evaluate_every=2"]
     return output, trained(model_folder, output, *changes, "correction.learning_rate=1e-3")
 
@@ -62,7 +62,7 @@ def test_references_that_are_too_long_are_counted(model_folder, tmp_path):
 
 
 OWN = ["train.ratios=[2,3]", "train.save_every=2", "train.responses=own"]
-OWN += ["train.own.samples=2", "train.own.max_new_tokens=4"]
+OWN += ["train.own.samples=2", "max_new_tokens=4"]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_prompts_leave_room_for_the_models_own_answers(model_folder, tmp_path):
     article = json.dumps({"article": "the cat sat on the mat " * 80, "highlights": "cats"})
     (tmp_path / "a.jsonl").write_text(f"{article}\n" * 4)
     news = ["task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "limit=4", "train.max_steps=1"]
-    own = ["train.responses=own", "train.own.max_new_tokens=30", "train.max_length=64"]
+    own = ["train.responses=own", "max_new_tokens=30", "train.max_length=64"]
     record = trained(model_folder, tmp_path / "out", *news, *own, "train.ratios=2")
     assert (record.examples, record.left_out) == (4, 0)
 

@@ -49,7 +49,7 @@ def test_validation_is_the_task_with_changes(tokenizer, tmp_path):
 
 def test_validation_has_the_room_of_its_references(tokenizer):
     settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
-    settings += ["train.validation={limit:4}", "task.max_new_tokens=590"]
+    settings += ["train.validation={limit:4}", "max_new_tokens=590"]
     texts = load_training_texts(compose_training(settings), tokenizer)
     assert texts.validation == texts.train
 

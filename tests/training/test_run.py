@@ -105,9 +105,9 @@ def test_a_finished_training_is_not_run_again(finished):
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
         run_training(config.replace(seed=config.seed + 1), ProgressCallback())
-    longer = config.task.replace(max_new_tokens=config.task.max_new_tokens + 1)
+    longer = config.answer_tokens + 1
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
-        run_training(config.replace(task=longer), ProgressCallback())
+        run_training(config.replace(max_new_tokens=longer), ProgressCallback())
 
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
@@ -138,14 +138,14 @@ def test_long_references_play_no_part_in_training_on_own_answers(overrides, tmp_
     file = tmp_path / "task.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = ["task=jsonl", f"task.file={file}", "train.responses=own", "train.max_length=64"]
-    changes += ["train.own.max_new_tokens=4", "train.max_steps=1"]
+    changes += ["max_new_tokens=4", "train.max_steps=1"]
     record = run_training(compose_training([*overrides, *changes]), ProgressCallback())
     assert (record.examples, record.left_out) == (4, 0)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, method):
-    responses = ["train.responses=both", "train.own.max_new_tokens=4", "train.prompt_share=0.5"]
+    responses = ["train.responses=both", "max_new_tokens=4", "train.prompt_share=0.5"]
     own = f"train.own.file={tmp_path / 'own.jsonl'}"
     changes = [f"train.method={method}", *responses, own, "train.max_steps=1", "limit=4"]
     assert run_training(compose_training([*overrides, *changes]), ProgressCallback()).examples == 12

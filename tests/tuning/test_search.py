@@ -10,7 +10,7 @@ from ulskip_cli.tuning.request import resolve_tuning
 from ulskip_cli.tuning.search import TuneResult, Tuning
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
-FEW += ["speed.seconds=0", "speed.new_tokens=4", "decoding.max_new_tokens=6", "engine=torch"]
+FEW += ["speed.seconds=0", "speed.new_tokens=4", "max_new_tokens=6", "engine=torch"]
 TWO = "candidates=['strategy=unified','strategy=unified correction=patch']"
 
 

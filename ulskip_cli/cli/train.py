@@ -86,11 +86,10 @@ def next_config(training: "TrainingConfig") -> "Config":
     """
     from ulskip_cli.core.config import compose, preset
 
-    kept = {key: getattr(training, key) for key in ("task", "strategy", "limit", "prompt_layers")}
+    shared = ("task", "max_new_tokens", "strategy", "limit", "prompt_layers")
+    kept = {key: getattr(training, key) for key in shared}
     ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
-    config = compose([])
-    decoding = config.decoding.replace(max_new_tokens=training.task.max_new_tokens)
-    config = config.replace(**kept, ratio=ratio, decoding=decoding)
+    config = compose([]).replace(**kept, ratio=ratio)
     if training.train.method == "adapter":
         adapter = preset("correction", "adapter", {"path": [training.output]})
         return config.replace(model=training.model, correction=adapter)

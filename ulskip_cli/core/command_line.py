@@ -15,7 +15,7 @@ from ulskip_cli.core.config import (
     quoted,
     read_files,
 )
-from ulskip_cli.core.config_schema import Config, Shared
+from ulskip_cli.core.config_schema import Shared
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import Options
 
@@ -42,11 +42,6 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     selected, stated = implied_choices("", primary), read_files(primary, names)
     for group, name in names.items():
         selected |= implied_choices(group, name)
-    if isinstance(config, Config):
-        usual = type(config.task).model_fields["max_new_tokens"].default
-        if config.task.max_new_tokens != stated["task"].get("max_new_tokens", usual):
-            stated["decoding"].pop("max_new_tokens", None)  # the task wins over a preset
-        stated["decoding"].setdefault("max_new_tokens", config.task.max_new_tokens)
 
     def changed(part: Options, prefix: str, stated: Table) -> Iterator[str]:
         for name, field in type(part).model_fields.items():

@@ -136,8 +136,7 @@ def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
     command = command.partition(" ")[0]
     config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
-        decoding = config.decoding.replace(max_new_tokens=config.speed.new_tokens)
-        config = config.replace(decoding=decoding)
+        config = config.replace(max_new_tokens=config.speed.new_tokens)
     return config
 
 
@@ -643,10 +642,6 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
         if group in CHOICES:
             values[group] = make_choice(values[group], group)
     values.pop("description", None)
-    if "decoding" in groups:
-        if "task.max_new_tokens" in keys and "decoding.max_new_tokens" not in keys:
-            values["decoding"].pop("max_new_tokens", None)  # of a preset
-        values["decoding"].setdefault("max_new_tokens", values["task"].max_new_tokens)
     return values
 
 
@@ -696,19 +691,11 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
         for group in given.keys() & usual.keys():
             if given[group] != usual[group]:
                 experiment.pop(group, None)
-    task, decoding = (_section(experiment, group) for group in ("task", "decoding"))
-    if "max_new_tokens" in task and "max_new_tokens" not in decoding:
-        _section(nodes, "decoding").pop("max_new_tokens", None)  # of a preset
     merged = _merged(nodes, read_choice("", primary), experiment)
     try:
         return cast(Table, OmegaConf.to_container(OmegaConf.create(merged), resolve=True))
     except OmegaConfBaseException as error:
         raise UsageError(reason(error)) from None
-
-
-def _section(values: Table, group: str) -> Table:
-    section = values.get(group)
-    return section if isinstance(section, dict) else {}
 
 
 def _choice_name(override: "Override") -> str:

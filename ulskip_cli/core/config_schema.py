@@ -45,12 +45,6 @@ class DecodingConfig(Options):
     temperature: float = option(1.0, "temperature of sampling", gt=0)
     top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", ge=0)
-    max_new_tokens: int = option(
-        64,
-        "maximum length of an answer in tokens, by default that of the task",
-        ge=1,
-        used_by=f"{_ANSWERS} tune plan",
-    )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     draft_tokens: int = option(0, "most tokens that are drafted per check; 0: none", ge=0)
     draft: Literal["layers", "ngram"] = option(
@@ -170,6 +164,12 @@ class Shared(Options):
 
     model: ModelConfig = option(..., "the model", used_by=_MODEL)
     task: Task = option(..., "the task", used_by=f"{_ANSWERS} tune plan export train")
+    max_new_tokens: int | None = option(
+        None,
+        "maximum length of an answer in tokens; null: the task's",
+        ge=1,
+        used_by=f"{_ANSWERS} tune plan train",
+    )
     strategy: Strategy = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
     prompt_layers: PromptLayers = option(
         "all",
@@ -190,6 +190,11 @@ class Shared(Options):
         le=2**32 - 1,  # of numpy
         used_by=f"{_TIMED} generate lm-eval train",
     )
+
+    @property
+    def answer_tokens(self) -> int:
+        """The maximum length of an answer in tokens."""
+        return self.max_new_tokens or self.task.max_new_tokens
 
     def uses(self, key: str, command: str) -> bool:
         """Return True if a command reads a key, and its value has an effect in this
@@ -415,9 +420,6 @@ class OwnResponses(Options):
         1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1
     )
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
-    max_new_tokens: int | None = option(
-        None, "maximum length in tokens; null: the task's max_new_tokens", ge=2
-    )
     file: str | None = option(
         None,
         "file that stores the answers, for several trainings; null: in the output folder",
@@ -517,4 +519,4 @@ class TrainingConfig(Shared):
         """
         if self.train.responses == "reference":
             return 0
-        return self.train.own.max_new_tokens or self.task.max_new_tokens
+        return self.answer_tokens

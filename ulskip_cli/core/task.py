@@ -5,7 +5,7 @@ answers.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.options import Choice, option
@@ -74,11 +74,10 @@ class Task(Choice):
     A subclass defines `examples` and `data`.
     """
 
+    max_new_tokens: ClassVar[int] = 128  # of an answer, unless the configuration has another
+
     subset: str | None = option(None, "subset of the dataset; null: its only subset")
     split: str = option("test", "split of the dataset, such as train, validation or test")
-    max_new_tokens: int = option(
-        128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
-    )
     metrics: tuple[str, ...] = option(("rouge",), "names of metrics")
     template: str = option(
         AUTO, "key of templates; auto: chat for models with a chat template, else the first key"

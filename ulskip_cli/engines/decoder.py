@@ -45,6 +45,7 @@ class DecodeContext:
 
     decoding: DecodingConfig
     pad_token_id: int  # of shorter prompts and finished sequences
+    max_new_tokens: int = 64
     seed: int = 0  # of sampling
     tokenizer: PreTrainedTokenizerBase | None = None  # only stop strings require it
 
@@ -154,7 +155,7 @@ class Decoder:
     ) -> Generation:
         """Generate like `generate`, with pauses after every `pause_every` decode steps."""
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
-        length, decoding = forced_length or context.decoding.max_new_tokens, context.decoding
+        length, decoding = forced_length or context.max_new_tokens, context.decoding
         request = BatchRequest(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
@@ -172,7 +173,7 @@ class Decoder:
         engine, _ = self.engine(decoding)
         batch, prompt_len = input_ids.shape
         # A warm-up is short, but the batches after it must fit into the same session.
-        room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
+        room = Room(batch, prompt_len + max(length, context.max_new_tokens))
         session, seconds = self._session(engine, room)
         seconds += session.prepare(request)
         if decoding.do_sample:

@@ -84,9 +84,7 @@ def generate_own_responses(
 
 def greedy_context(pad_token_id: int, max_new_tokens: int, seed: int) -> DecodeContext:
     """Return the settings of greedy answers of at most `max_new_tokens` tokens."""
-    return DecodeContext(
-        DecodingConfig(name="own", max_new_tokens=max_new_tokens), pad_token_id, seed
-    )
+    return DecodeContext(DecodingConfig(name="own"), pad_token_id, max_new_tokens, seed)
 
 
 def _key(model: PreTrainedModel, context: DecodeContext) -> str:
@@ -99,5 +97,5 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
         if type(parameter) is nn.Parameter  # not quantized
     ]
     seed = context.seed if context.decoding.do_sample else None
-    parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]
-    return digest(parts)
+    settings = [context.decoding.plain(), context.max_new_tokens, seed]
+    return digest([settings, weights, model.generation_config.eos_token_id])

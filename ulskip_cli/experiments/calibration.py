@@ -155,7 +155,7 @@ def calibrate_strategy(
     num_kept = make_plan(config, loaded.metadata).target_kept
     depends = {
         "num_kept": num_kept,
-        "decoding": _without_name(config.decoding),
+        "decoding": [_without_name(config.decoding), config.answer_tokens],
         "batch_size": config.batch_size,
     }
     key = digest(
@@ -212,7 +212,7 @@ def calibrate_patches(
             plan.skipping_sets,
             config.prompt_layers,
             # of own answers
-            [config.decoding.max_new_tokens, config.seed, *["one each"] * _has_few(config)],
+            [config.answer_tokens, config.seed, *["one each"] * _has_few(config)],
             _token_ids(held_out.encoded),
         ]
     )
@@ -287,7 +287,7 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
     ENOUGH_TOKENS tokens, but one to each example if few examples are asked for.
     """
     config, workload = evaluator.config, evaluator.workload
-    length, prompts = config.decoding.max_new_tokens, workload.prompts
+    length, prompts = config.answer_tokens, workload.prompts
     context = greedy_context(workload.pad_token_id, length, config.seed)
 
     def own_answers(samples: int) -> list[EncodedExample]:

@@ -100,7 +100,7 @@ class PromptComparer:
         prompt, pad = self.workload.prompts[index], context.pad_token_id
         on_text(side, "")
         self.progress.phase(f"reads {len(prompt):,} tokens")
-        few = min(WARM_UP_TOKENS, context.decoding.max_new_tokens)
+        few = min(WARM_UP_TOKENS, context.max_new_tokens)
         start = padded([prompt[:WARM_UP_PROMPT]], pad, left=True)
         decoder.generate(*start, context, forced_length=few)
         batch = padded([prompt], pad, left=True)

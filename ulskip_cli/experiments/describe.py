@@ -166,7 +166,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     if record.num_truncated_sources:
         yield (
             f"{record.num_truncated_sources} of {record.num_examples} sources were truncated to fit"
-            " into the model's context, so quality may suffer; lower decoding.max_new_tokens or use"
+            " into the model's context, so quality may suffer; lower max_new_tokens or use"
             " shorter sources"
         )
     if record.num_truncated_references:
@@ -198,7 +198,7 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
     if record.num_cut_off:
         yield (
             f"{record.strategy}: {record.num_cut_off} of {record.num_examples} answers were cut off"
-            f" at decoding.max_new_tokens={config.decoding.max_new_tokens}, so their scores say"
+            f" at max_new_tokens={config.answer_tokens}, so their scores say"
             " little about whole answers; raise it"
         )
     if config.model.source == "random":

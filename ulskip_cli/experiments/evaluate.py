@@ -136,7 +136,7 @@ def generate_answers(
     def on_tokens(done: int, tokens: int) -> None:
         rate = max(1, tokens) / max(1e-9, time.monotonic() - began)
         begun = tokens - finished_tokens.setdefault(done, tokens)
-        most = (len(workload.examples) - done) * config.decoding.max_new_tokens - begun
+        most = (len(workload.examples) - done) * config.answer_tokens - begun
         left = timedelta(seconds=round(most / rate))
         speed = f"{rate:,.{0 if rate >= 10 else 1}f} tok/s"
         report(done, f"{tokens:,} tokens, {speed}, at most {left} left")

@@ -177,7 +177,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 f" {', '.join(options)}; remove these from --gen_kwargs, or use another task"
             )
         decoding = self.ulskip_config.decoding.replace(
-            max_new_tokens=max_length - context.shape[1],
             stop=tuple(text for text in stop if text not in ends),
             do_sample=samples,
             **known,
@@ -186,9 +185,10 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         check(asked - {Need.STOP_STRINGS})  # which the harness applies too
         self._batches += 1
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
-        how = DecodeContext(decoding, self.tokenizer.pad_token_id, seed, self.tokenizer)
+        length, pad = max_length - context.shape[1], self.tokenizer.pad_token_id
+        how = DecodeContext(decoding, pad, length, seed, self.tokenizer)
         output = self.decoder.generate(context, mask, how)
-        new, _ = padded(output.token_ids, self.tokenizer.pad_token_id, left=False)
+        new, _ = padded(output.token_ids, pad, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> Row:

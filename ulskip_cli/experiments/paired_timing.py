@@ -111,7 +111,7 @@ class Pair(NamedTuple):
         they differ in engine; decoders that were asked for different engines may
         differ.
         """
-        decoding = self.context.decoding.replace(max_new_tokens=new_tokens)
+        decoding = self.context.decoding
         forced = None if decoding.draft_tokens or self.strategy.exits else new_tokens
         batch = self.batches[number % len(self.batches)]
         sides = [(self.strategy, decoding)]
@@ -123,7 +123,7 @@ class Pair(NamedTuple):
             runs = [
                 side.run(
                     *batch,
-                    replace(self.context, decoding=own),
+                    replace(self.context, decoding=own, max_new_tokens=new_tokens),
                     forced_length=forced,
                     pause_every=pause_every,
                 )

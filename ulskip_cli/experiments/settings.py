@@ -32,8 +32,8 @@ class Key(NamedTuple):
     def title(self) -> str:
         """The name in words.
 
-        >>> Key("decoding.max_new_tokens").title, Key("num_examples").title
-        ('decoding max new tokens', 'examples')
+        >>> Key("speed.new_tokens").title, Key("num_examples").title
+        ('speed new tokens', 'examples')
         """
         return self.name.removeprefix("num_").replace("_", " ").replace(".", " ")
 

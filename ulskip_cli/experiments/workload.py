@@ -51,7 +51,7 @@ def encode_workload(
         return None
     task, examples = data.task, data.examples
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
-    new_tokens, timed_tokens = config.decoding.max_new_tokens, point.plan.timed_tokens
+    new_tokens, timed_tokens = config.answer_tokens, point.plan.timed_tokens
     encoded = encode(
         formatter, tokenizer, examples, max_positions, new_tokens, task.may_truncate_source
     )
@@ -66,9 +66,8 @@ def encode_workload(
 
 def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
     """Return the decoding settings of a run; random prompts need no padding."""
-    if workload is None:
-        return DecodeContext(config.decoding, 0, config.seed)
-    return DecodeContext(config.decoding, workload.pad_token_id, config.seed, workload.tokenizer)
+    pad, tokenizer = (workload.pad_token_id, workload.tokenizer) if workload else (0, None)
+    return DecodeContext(config.decoding, pad, config.answer_tokens, config.seed, tokenizer)
 
 
 def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:

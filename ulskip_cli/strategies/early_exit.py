@@ -32,7 +32,7 @@ class EarlyExit(Strategy):
     horizon: int | None = option(
         None,
         "decode steps over which the threshold decays by a tenth; null: longest held-out answer"
-        " in a calibration, else decoding.max_new_tokens",
+        " in a calibration, else max_new_tokens",
         ge=1,
     )
     min_exit: int = option(1, "minimum number of layers that a token runs", ge=1)

@@ -213,7 +213,7 @@ def schedule_request(config: Config, num_layers: int, num_kept: int) -> Schedule
     return ScheduleRequest(
         num_layers,
         num_kept,
-        max_new_tokens=config.decoding.max_new_tokens,
+        max_new_tokens=config.answer_tokens,
         lengths=(config.speed.new_tokens,),
         batch_size=config.batch_size,
     )

@@ -130,7 +130,7 @@ def encode(
                 raise UsageError(
                     f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and"
                     f" {max_new_tokens} new tokens exceed the model's context of {context}; shorten"
-                    " the prompt, lower decoding.max_new_tokens, or change the model"
+                    " the prompt, lower max_new_tokens, or change the model"
                 )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             (short,) = formatter.tokenize(tokenizer, [formatter.format(shorter)])
@@ -162,7 +162,7 @@ def truncate_source(
         raise UsageError(
             f"example {example.id}: the prompt without the source exceeds the"
             f" {max(0, max_prompt_tokens)} tokens that the model's context leaves for a prompt;"
-            " lower decoding.max_new_tokens, or shorten task.prompt"
+            " lower max_new_tokens, or shorten task.prompt"
         )
     return _with_source_prefix(example, longest)
 

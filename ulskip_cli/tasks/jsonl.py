@@ -166,14 +166,12 @@ class HumanEval(Jsonl):
     their tests.
     """
 
+    max_new_tokens = 512  # the whole function, as a chat model writes it, has less
+
     dataset: str = option(
         "openai/openai_humaneval", "hub id or folder of a dataset, unless task.file is set"
     )
     reference_key: str = option("canonical_solution", "key or column of the solution")
-    # The whole function, as a chat model writes it, has less than 512 tokens.
-    max_new_tokens: int = option(
-        512, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
-    )
     metrics: tuple[str, ...] = metrics_option("pass_at_1")
     allow_code: bool = option(
         False,

@@ -35,6 +35,8 @@ LANGUAGES = dict(entry.split(maxsplit=1) for entry in " ".join(_NAMES.split()).s
 class Wmt(Task):
     """Sentences of one language pair from one test set."""
 
+    max_new_tokens = 64
+
     pair: str = option("de-en", "ISO 639-1 codes of source and target language")
     dataset: str = option(
         "sample",
@@ -47,9 +49,6 @@ class Wmt(Task):
         None, "reference translations for dataset=files, one per line, plain or .gz"
     )
     subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
-    max_new_tokens: int = option(
-        64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1
-    )
     metrics: tuple[str, ...] = metrics_option("bleu", "chrf")
 
     @model_validator(mode="after")

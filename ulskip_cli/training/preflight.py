@@ -32,7 +32,7 @@ def schedules(
         )
 
     def stages(ratio: float) -> tuple[Stage, ...]:
-        num_kept, limit = strategy.num_kept(num_layers, ratio), config.task.max_new_tokens
+        num_kept, limit = strategy.num_kept(num_layers, ratio), config.answer_tokens
         request = ScheduleRequest(num_layers, num_kept, limit, tuple(lengths))
         return strategy.stages(request)
 

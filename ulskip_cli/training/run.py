@@ -153,7 +153,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
         values.pop(key, None)
     values["model"].pop("path")
     # The length of own answers, and that on which the layers of later positions depend.
-    length, start = config.task.max_new_tokens, config.train.start
+    length, start = config.answer_tokens, config.train.start
     initial = [files.fingerprint]
     if start is not None:
         initial.append(folder_fingerprint(user_path(start, "train.start") / RECORD))

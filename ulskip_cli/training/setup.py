@@ -134,8 +134,7 @@ def with_responses(
         if not examples:
             raise UsageError(
                 f"expected prompts of at most {room} tokens, so that own answers of {length} tokens"
-                " fit into the model's context, got only longer ones; lower"
-                " train.own.max_new_tokens"
+                " fit into the model's context, got only longer ones; lower max_new_tokens"
             )
     prompts = [example.prompt_ids for example in examples]
     if length:

@@ -45,7 +45,7 @@ def worker_of(decoder):
 
 
 def context(length=LENGTH):
-    return DecodeContext(DecodingConfig(max_new_tokens=length), pad_token_id=0)
+    return DecodeContext(DecodingConfig(), 0, length)
 
 
 @pytest.mark.parametrize(

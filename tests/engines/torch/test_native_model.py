@@ -93,8 +93,8 @@ def test_a_model_that_computes_something_else_is_not_recognized(llama, change):
 
 def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why():
     decoder, ids = decoder_for(build_model("bloom"), "ratio=2"), random_ids(2, 5)
-    decoding = DecodingConfig(max_new_tokens=4)
-    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0))
+    decoding = DecodingConfig()
+    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0, 4))
     assert output.linear_backend != "native"
     assert "Bloom" in decoder.linear_backend(decoding).reason
 
@@ -172,7 +172,7 @@ def test_a_screen_that_leaves_many_rows_is_given_up(llama):
         llama.lm_head.weight[:] = llama.lm_head.weight[0]  # all logits are equal
     decoder, ids = decoder_for(llama, "strategy=full"), random_ids(8, 5)
     mask = torch.ones_like(ids)
-    context = DecodeContext(DecodingConfig(max_new_tokens=12), 0)
+    context = DecodeContext(DecodingConfig(), 0, 12)
     first, second = (decoder.generate(ids, mask, context) for _ in range(2))
     assert {token for row in second.token_ids for token in row} == {0}
     assert first.head_rows == llama.config.vocab_size

@@ -22,7 +22,7 @@ from ulskip_cli.engines.torch.packed_linear import (
 from ulskip_cli.inference import shallow_view
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
-DECODING = DecodingConfig(name="greedy", max_new_tokens=4)
+DECODING = DecodingConfig(name="greedy")
 DRAFTED = DECODING.replace(draft_tokens=2)
 EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
@@ -98,7 +98,7 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     full = decoder_for(llama, "strategy=full")
     ids = random_ids(2, 5)
     mask = torch.ones_like(ids)
-    expected = full.generate(ids, mask, DecodeContext(DECODING, 0)).linear_backend
+    expected = full.generate(ids, mask, DecodeContext(DECODING, 0, 4)).linear_backend
     assert (expected == "torch") == (before == 0)
     set_free_memory(monkeypatch, after)
     half = decoder_for(llama, "ratio=2")
@@ -107,7 +107,7 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     decoders = [(one, DECODING) for one in (full, half, staged, exiting)]
     for decoder, decoding in [*decoders, (half, DRAFTED)]:
         size = 1 if decoding is DRAFTED else len(ids)
-        output = decoder.generate(ids[:size], mask[:size], DecodeContext(decoding, 0))
+        output = decoder.generate(ids[:size], mask[:size], DecodeContext(decoding, 0, 4))
         assert output.linear_backend == decoder.linear_backend(decoding).name == expected
 
 

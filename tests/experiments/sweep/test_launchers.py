@@ -13,7 +13,7 @@ from report_rows import timeless_rows
 
 from ulskip_cli.cli.app import invoke
 
-QUICK = ["limit=4", "decoding.max_new_tokens=4", "batch_size=2"]
+QUICK = ["limit=4", "max_new_tokens=4", "batch_size=2"]
 QUICK += ["speed.seconds=0", "speed.new_tokens=3"]
 GRID = ["strategy=unified", "ratio=1.5,2,3"]
 
