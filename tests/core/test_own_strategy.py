@@ -1,11 +1,13 @@
 """A strategy class of a user, named by a file in the folder of --config-dir."""
 
 import json
+import sys
 
 import pytest
 
 from ulskip_cli.core.config import StoredConfig, compose, use_config_dir
 from ulskip_cli.experiments.describe import run_warnings
+from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.report.rows import grouped
 from ulskip_cli.strategies.plan import Plan
@@ -94,3 +96,28 @@ def test_rows_of_different_options_are_never_taken_for_one_another(folder):
     assert len({group.approach(record) for record in stored}) == 3
     assert again.identity() == configs["right"].identity()
     assert StoredConfig.of(again) == StoredConfig.of(configs["right"])
+
+
+@pytest.mark.parametrize(
+    ("options", "edit", "changes"),
+    [
+        (["strategy.last=9"], ("*range(request.num_kept - 1), last", "0, 1, last"), True),
+        (["strategy.last=9"], ("Keep the first", "Keep all first"), False),
+        ([], ("losses.get", "losses.__getitem__"), True),  # its layers are not known yet
+    ],
+)
+def test_an_edited_strategy_makes_another_point(folder, options, edit, changes):
+    def ids():
+        """The identifiers of a run and a benchmark, as a new process finds them."""
+        sys.modules.pop("users_strategy", None)
+        use_config_dir(folder)
+        words = ["strategy=loudest", *options]
+        return [
+            Resolver().resolve(compose(words, command), command).run_id
+            for command in ("run", "bench")
+        ]
+
+    before = ids()
+    file = folder.with_name("users_strategy.py")
+    file.write_text(file.read_text().replace(*edit) + "\n")
+    assert [new != old for new, old in zip(ids(), before, strict=True)] == [changes] * 2

@@ -41,7 +41,12 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     other = {"ratio": 3.0, "batch_size": 2}
     again, _ = calibrate_strategy(config.replace(**other), loaded, work, ProgressCallback())
     assert again == found.replace(**other)
+    text = file.read_text()
     file.write_text("{")
+    with pytest.raises(pytest.fail.Exception):
+        calibrate_strategy(config, loaded, work, ProgressCallback())
+    file.write_text(text)
+    monkeypatch.setattr(calibration, "CALIBRATION", 0)  # another format
     with pytest.raises(pytest.fail.Exception):
         calibrate_strategy(config, loaded, work, ProgressCallback())
 

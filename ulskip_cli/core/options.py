@@ -19,6 +19,7 @@ from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
 from ulskip_cli.core.files import Table
+from ulskip_cli.core.fingerprint import code_fingerprint
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -132,6 +133,11 @@ class Choice(Options):
 
     is_known: ClassVar[bool] = True  # False in a row whose class or options are not installed
     name: str = option("", "name of the preset")
+
+    @property
+    def code(self) -> str:
+        """A hash of a user's code that defines the class; empty for a class of ulskip."""
+        return code_fingerprint(type(self))
 
     def options(self) -> Table:
         """Return the options that differ from their defaults, without the name."""

@@ -13,7 +13,8 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
-from ulskip_cli.core.files import digest, read_object, write_atomic
+from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
@@ -27,6 +28,7 @@ from ulskip_cli.engines.own_responses import (
 )
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
+from ulskip_cli.experiments.preflight import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload, decode_context
@@ -158,19 +160,19 @@ def calibrate_strategy(
         "decoding": [_without_name(config.decoding), config.answer_tokens],
         "batch_size": config.batch_size,
     }
-    key = digest(
-        [
-            strategy.changed(),
-            config.correction.changed(),
-            _without_name(config.model),
-            loaded.files.fingerprint,
-            {name: depends[name] for name in strategy.calibrated_for},
-            config.prompt_layers,
-            config.seed,
-            _token_ids(workload.encoded),
-        ]
+    name = key(
+        CALIBRATION,
+        strategy.changed(),
+        strategy.code,
+        config.correction.changed(),
+        _without_name(config.model),
+        loaded.files.fingerprint,
+        {name: depends[name] for name in strategy.calibrated_for},
+        config.prompt_layers,
+        config.seed,
+        _token_ids(workload.encoded),
     )
-    path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
+    path = ResultsFolder.of(config).path / "calibrations" / f"{name}.json"
     stored = read_object(path) or {}
     if not isinstance(stored.get("options"), dict):
         progress.phase("calibrate")
@@ -179,7 +181,7 @@ def calibrate_strategy(
         request = schedule_request(config, loaded.metadata.num_layers, num_kept)
         calibrated = strategy.calibrate(request, evaluator)
         stored = {
-            "id": key,
+            "id": name,
             "examples": len(workload.examples),
             "options": calibrated.options,
             "notes": calibrated.notes,
@@ -204,23 +206,22 @@ def calibrate_patches(
     patch = config.correction
     # preflight refuses random weights and tasks without examples
     assert held_out is not None and isinstance(patch, Patch)
-    key = digest(
-        [
-            _without_name(config.model),
-            loaded.files.fingerprint,
-            patch.changed(),
-            plan.skipping_sets,
-            config.prompt_layers,
-            # of own answers
-            [config.answer_tokens, config.seed, *["one each"] * _has_few(config)],
-            _token_ids(held_out.encoded),
-        ]
+    name = key(
+        CALIBRATION,
+        _without_name(config.model),
+        loaded.files.fingerprint,
+        patch.changed(),
+        plan.skipping_sets,
+        config.prompt_layers,
+        # of own answers
+        [config.answer_tokens, config.seed, *["one each"] * _has_few(config)],
+        _token_ids(held_out.encoded),
     )
     results = ResultsFolder.of(config)
-    folder = results.path / "calibrations" / key
+    folder = results.path / "calibrations" / name
     is_stored = (folder / RECORD).is_file
     # another process may fit the same, for another batch size
-    with contextlib.nullcontext() if is_stored() else results.hold(key):
+    with contextlib.nullcontext() if is_stored() else results.hold(name):
         if not is_stored():
             evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
             examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
@@ -236,7 +237,7 @@ def calibrate_patches(
             }
             replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)
-    return stored, CorrectionUsed(name=patch.name, id=key, kind=patch.kind, **stored.record)
+    return stored, CorrectionUsed(name=patch.name, id=name, kind=patch.kind, **stored.record)
 
 
 def zero_patches(

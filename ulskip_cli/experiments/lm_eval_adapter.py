@@ -24,11 +24,11 @@ from ulskip_cli.core.capabilities import Need, check
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import digest
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
-from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.preflight import Resolver, point_key
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
@@ -204,13 +204,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def record(self) -> Record:
         """Return the part of the record that all tasks share, without scores."""
         config = self.ulskip_config
-        shared_id = digest(
-            [
-                config.identity("lm-eval"),
-                self.loaded.files.fingerprint,
-                config.correction.fingerprint(),
-            ]
-        )
+        shared_id = point_key(config, "lm-eval", self.loaded.files, self.plan)
         warnings = list(self.plan.warnings)
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)
@@ -287,6 +281,6 @@ def make_records(results: Row, shared: Record) -> list[Record]:
             lm_eval_options=options or None,
         )
         asked = [shared.id, num_examples, section.model_dump(exclude={"lm_eval"})]
-        point = {"id": digest(asked), "num_examples": num_examples}
+        point = {"id": key(asked), "num_examples": num_examples}
         records.append(shared.replace(**dict(section), **point))
     return records

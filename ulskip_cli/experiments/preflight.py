@@ -4,20 +4,23 @@ Invalid requests are refused here: ratios, strategies, metrics, task files, mode
 options.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import baseline_config, changed_choice
+from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
+
+# Raised when a calibration or a fit would come out differently, so that stored ones and their rows
+# do not count.
+CALIBRATION = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ResolvedPoint:
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
     files: ModelFolder  # a run fails if their fingerprint changed meanwhile
     plan: Plan  # before calibration and timing
-    run_id: str  # a hash of the configuration, the data and the weights
+    run_id: str  # a hash of the configuration, the layers, the data, the weights and users' code
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
@@ -81,18 +84,8 @@ class Resolver:
             _check_calibration(config, plan)
             if config.baseline and (not plan.is_full_model or config.crosses_engines):
                 baseline = self.resolve(baseline_config(asked))
-        texts = [
-            json.dumps([example.plain() for example in part.examples], ensure_ascii=False)
-            for part in (data, held_out)
-            if part
-        ]
-        parts = [
-            config.identity(command),
-            files.fingerprint,
-            config.correction.fingerprint(),
-            "".join(texts) or "[]",
-        ]
-        run_id = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        texts = [part and part.examples for part in (data, held_out)]
+        run_id = point_key(config, command, files, plan, texts, CALIBRATION if held_out else None)
         return ResolvedPoint(config, data, held_out, files, plan, run_id, baseline)
 
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
@@ -132,6 +125,25 @@ class Resolver:
 def resolve(config: Config) -> ResolvedPoint:
     """Resolve a single run; see `Resolver.resolve`."""
     return Resolver().resolve(config)
+
+
+def point_key(config: Config, command: str, files: ModelFolder, plan: Plan, *others: object) -> str:
+    """Return a hash of everything that decides the results of a point.
+
+    The layers of a plan stand for the code of their strategy, unless a calibration decides them.
+    """
+    choices = {name: getattr(config, name) for name in CHOICES if config.uses(name, command)}
+    if config.strategy.is_calibrated:
+        choices.pop("strategy", None)
+    return key(
+        config.identity(command),
+        files.fingerprint,
+        config.correction.fingerprint(),
+        plan.stages,
+        plan.exits,
+        {name: choice.code for name, choice in choices.items()},
+        *others,
+    )
 
 
 def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:

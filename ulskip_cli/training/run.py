@@ -16,10 +16,10 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
+from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import Table, digest, noticing_full_disk, user_path, write_atomic
-from ulskip_cli.core.fingerprint import folder_fingerprint
+from ulskip_cli.core.files import Table, noticing_full_disk, user_path, write_atomic
+from ulskip_cli.core.fingerprint import folder_fingerprint, key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
@@ -32,6 +32,7 @@ from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.checkpoint import TRAINING
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
+from ulskip_cli.training.preflight import schedules, trained_exits
 from ulskip_cli.training.setup import TrainingSetup, prepare_training
 from ulskip_cli.training.trainer import SkipTrainer, training_arguments
 from ulskip_cli.training.two_pass_loss import merged_lora
@@ -158,7 +159,10 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
     if start is not None:
         initial.append(folder_fingerprint(user_path(start, "train.start") / RECORD))
         values["train"].pop("start")
-    return digest([DEFAULTS, values, length, texts.sha256, initial])
+    strategy, num_layers = config.strategy, files.metadata.num_layers
+    layers = schedules(config, num_layers), trained_exits(config, num_layers)
+    code = "" if strategy.is_calibrated else strategy.code
+    return key(values, length, texts.sha256, initial, layers, code)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
@@ -215,7 +219,7 @@ def _make_record(
         validation_examples=len(setup.validation or ()),
         data_sha256=setup.texts.sha256,
         trained_on=ExampleRange(
-            locations=(digest(config.task.location),),
+            locations=(key(config.task.location),),
             first=config.offset,
             end=config.offset + (config.limit or num_examples),
         ),
