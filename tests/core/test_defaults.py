@@ -7,13 +7,14 @@ from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.config import CHOICES, choice_class, group_choices, read_choice
 from ulskip_cli.core.config_reference import keys_of
-from ulskip_cli.core.config_schema import DEFAULTS, Config, TrainingConfig, TuneConfig
+from ulskip_cli.core.config_schema import Config, TrainingConfig, TuneConfig
+from ulskip_cli.core.fingerprint import VERSION
 
 FILE = Path(__file__).with_name("defaults.json")
 
 
 def defaults():
-    """Return DEFAULTS and the default of every key, by class."""
+    """Return VERSION and the default of every key, by class."""
     classes = [Config, TuneConfig, TrainingConfig]
     for group in CHOICES:
         for name in group_choices(group):
@@ -23,13 +24,13 @@ def defaults():
         for kind in classes
         if kind.__module__.startswith("ulskip_cli.")  # and not a plug-in's
     }
-    return to_jsonable_python({"DEFAULTS": DEFAULTS, **dict(sorted(values.items()))})
+    return to_jsonable_python({"VERSION": VERSION, **dict(sorted(values.items()))})
 
 
 def test_no_default_changes_unnoticed():
     assert defaults() == json.loads(FILE.read_text("utf-8")), (
         f"write the list anew with `python tests/core/{Path(__file__).name}`; if not only a key is"
-        " new or gone, but a default changed, raise DEFAULTS in core/config_schema.py too, because"
+        " new or gone, but a default changed, raise VERSION in core/fingerprint.py too, because"
         " identities do not hash defaults"
     )
 

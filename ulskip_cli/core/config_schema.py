@@ -8,18 +8,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from ulskip_cli.core import fingerprint
 from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, digest
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_config import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Options, Use, option, options_in, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
-
-# Raised when a default changes, because identities do not hash values that are defaults.
-DEFAULTS = 1
 
 PromptLayers = Literal["all", "kept"]
 
@@ -333,8 +331,7 @@ class Config(Shared):
         Values that are defaults are not hashed, so identities stay when ulskip gains an option.
         Data and weights are not part of it.
         """
-        values = self._recorded(lambda key: self.changes_results(key, command))
-        return digest([DEFAULTS, values])
+        return fingerprint.key(self._recorded(lambda key: self.changes_results(key, command)))
 
     def recorded(self, command: str = "run") -> Table:
         """Return the values that a row of a command stores: they differ from the defaults, change

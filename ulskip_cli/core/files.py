@@ -5,7 +5,6 @@ that users give, and texts of other people's files without control characters.
 import contextlib
 import errno
 import glob
-import hashlib
 import json
 import os
 import platform
@@ -34,11 +33,6 @@ _PART = ".ulskip-part"  # the end of the names of unfinished folders
 def timestamp() -> str:
     """Return the time (UTC), in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def digest(value: object) -> str:
-    """Return a hash of a JSON value, 12 hexadecimal digits; paths are hashed as text."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def read_jsonl(path: Path) -> list[Table]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import cache_dir, replacing
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.inference.skip_adapter import GapPatch
 
 
@@ -44,11 +45,12 @@ def cached_export(
 
     If `write` fails, nothing is left behind.
     """
-    key = hashlib.blake2b(repr(list(settings)).encode(), digest_size=10)
-    for name, tensor in tensors.items():
-        key.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        key.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    target = cache_dir() / "engines" / engine / f"{key.hexdigest()}{suffix}"
+    content = hashlib.blake2b()
+    for tensor in tensors.values():
+        content.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    described = [(name, str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()]
+    name = key(settings, described, content.hexdigest())
+    target = cache_dir() / "engines" / engine / f"{name}{suffix}"
     if not target.exists():
         with replacing(target) as staging:
             write(staging)

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import append_line, digest, read_jsonl
+from ulskip_cli.core.files import append_line, read_jsonl
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference import shallow_view
@@ -45,7 +46,7 @@ def generate_own_responses(
         *(replace(sampled, seed=seed + 7919 * sample) for sample in range(1, options.samples)),
     ]
     keys = [_key(model, settings) for settings in contexts]
-    names = [digest(ids) for ids in prompts]
+    names = [key(ids) for ids in prompts]
     stored = {
         (row["prompt"], row["key"]): row["token_ids"]
         for row in read_jsonl(file)
@@ -56,8 +57,8 @@ def generate_own_responses(
     label, total = f"own answers to {len(prompts)} prompts", len(prompts) * options.samples
     report = progress.phase(label, total)
     order = longest_first(list(map(len, prompts)))
-    for sample, (how, key) in enumerate(zip(contexts, keys, strict=True)):
-        is_stored = [(names[prompt], key) in stored for prompt in order]
+    for sample, (how, answered_by) in enumerate(zip(contexts, keys, strict=True)):
+        is_stored = [(names[prompt], answered_by) in stored for prompt in order]
         finished = [*is_stored, False].index(False)
         # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):
@@ -70,10 +71,11 @@ def generate_own_responses(
             decoder, prompts, how, BatchSize(BATCH_SIZE), on_tokens, skip=finished
         ):
             for position, ids in zip(positions, output.token_ids, strict=True):
-                stored[names[position], key] = ids
-                answer = {"prompt": names[position], "sample": sample, "token_ids": ids, "key": key}
+                name = names[position]
+                stored[name, answered_by] = ids
+                answer = {"prompt": name, "sample": sample, "token_ids": ids, "key": answered_by}
                 append_line(file, json.dumps(answer))
-    answers = [[stored[name, key] for key in keys] for name in names]
+    answers = [[stored[name, answered_by] for answered_by in keys] for name in names]
     if not any(map(any, answers)):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"
@@ -97,5 +99,5 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
         if type(parameter) is nn.Parameter  # not quantized
     ]
     seed = context.seed if context.decoding.do_sample else None
-    settings = [context.decoding.plain(), context.max_new_tokens, seed]
-    return digest([settings, weights, model.generation_config.eos_token_id])
+    settings = context.decoding, context.max_new_tokens, seed
+    return key(settings, weights, model.generation_config.eos_token_id)

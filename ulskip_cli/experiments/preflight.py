@@ -91,7 +91,7 @@ class Resolver:
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
         """Return the model's files and the plan for a command, without reading the task's data."""
         validation.check_run(config, command)
-        files = self._files.setdefault(str(config.model), ModelFolder(config.model))
+        files = self._files.setdefault(key(config.model), ModelFolder(config.model))
         config.engine.check_model(files.config)
         plan = make_plan(config, files.metadata)
         if config.strategy.is_calibrated:  # its layers are known
@@ -102,8 +102,8 @@ class Resolver:
         """Return the task and the examples of a run; raise UsageError if they cannot be read or
         scored.
         """
-        key = f"{config.task} {config.offset} {config.limit}"
-        if key not in self._data:
+        name = key(config.task, config.offset, config.limit)
+        if name not in self._data:
             scoring = config.task.scoring()
             try:
                 metrics.make_metrics(scoring)  # a missing package is reported before a missing file
@@ -113,10 +113,10 @@ class Resolver:
                 template = config.task.template_for(has_chat=True)
                 template.prompt(examples[0])
                 template.response(examples[0])
-                self._data[key] = TaskExamples(config.task, examples)
+                self._data[name] = TaskExamples(config.task, examples)
             except UsageError as error:  # of all points with these data
-                self._data[key] = error
-        data = self._data[key]
+                self._data[name] = error
+        data = self._data[name]
         if isinstance(data, UsageError):
             raise data
         return data

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import digest
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
@@ -63,8 +64,8 @@ class Session:
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
     _tokenizers: dict[str, PreTrainedTokenizerBase | None] = field(default_factory=dict)
-    _model: tuple[str, LoadedModel] | None = None
-    _full: tuple[str, Decoder] | None = None
+    _model: tuple[tuple[ModelConfig, int], LoadedModel] | None = None
+    _full: tuple[Engine, Decoder] | None = None
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload | None, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
@@ -78,15 +79,15 @@ class Session:
 
     def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer of a model; None for random weights."""
-        key = str(config)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = load_tokenizer(config, self.progress)
-        return self._tokenizers[key]
+        name = key(config)
+        if name not in self._tokenizers:
+            self._tokenizers[name] = load_tokenizer(config, self.progress)
+        return self._tokenizers[name]
 
     def load(self, config: ModelConfig, seed: int) -> LoadedModel:
         """Return the loaded model; only the last model stays in memory."""
-        key = f"{config} {seed if config.source == 'random' else ''}"
-        if self._model is None or self._model[0] != key:
+        wanted = config, seed if config.source == "random" else 0
+        if self._model is None or self._model[0] != wanted:
             self._model = self._full = None  # a decoder would keep the weights that are freed here
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
@@ -94,7 +95,7 @@ class Session:
             # The first choice for a model may compile, so it is made here; later calls return it.
             compiling = "compile the CPU kernels, once per machine"
             choose_backend(loaded.model, lambda: self.progress.phase(compiling))
-            self._model = key, loaded
+            self._model = wanted, loaded
         return self._model[1]
 
     def decoders(self, run: "PreparedRun") -> tuple[Decoder, Decoder]:
@@ -106,11 +107,9 @@ class Session:
         decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
         if run.plan.is_full_model and not config.crosses_engines:
             return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
-        reference = baseline_config(config)
-        key = f"{reference.model} {reference.seed} {reference.engine}"
-        if self._full is None or self._full[0] != key:
-            plan = make_plan(reference, loaded.metadata)
-            self._full = key, Decoder(loaded.model, plan, engine=reference.engine)
+        engine = baseline_config(config).engine
+        if self._full is None or self._full[0] != engine:
+            self._full = engine, Decoder(loaded.model, run.plan.full, engine=engine)
         return self._full[1], decoder
 
 
@@ -185,12 +184,10 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     torch.manual_seed(config.seed)
     full, decoder = session.decoders(run)
     # values on which answers depend and that are not a part of the id
-    correction = run.correction and run.correction.model_dump()
-    answered_by = [run.plan.as_dict(), correction, workload and workload.prompts]
     origin = {
         **environment.origin(str(run.loaded.model.device)),
         "linear_backend": decoder.linear_backend(config.decoding).name,
-        "answered_by": digest(answered_by),
+        "answered_by": key(run.plan, run.correction, workload and workload.prompts),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     try:

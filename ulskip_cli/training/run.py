@@ -150,8 +150,8 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
     instead of their paths.
     """
     values = config.changed(lambda key: config.changes_results(key, "train"))
-    for key in ("output", "task", "limit", "offset"):
-        values.pop(key, None)
+    for name in ("output", "task", "limit", "offset"):
+        values.pop(name, None)
     values["model"].pop("path")
     # The length of own answers, and that on which the layers of later positions depend.
     length, start = config.answer_tokens, config.train.start

@@ -3,7 +3,6 @@ compile while it still imports torch.
 """
 
 import contextlib
-import hashlib
 import os
 import platform
 import shlex
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ulskip_cli.core.environment import cpu_flags, runs_on_cpu
 from ulskip_cli.core.files import cache_dir, replacing
+from ulskip_cli.core.fingerprint import key
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
@@ -30,12 +30,8 @@ def compiler() -> list[str]:
 
 def library(command: list[str]) -> Path:
     """Return the path of the library that a compiler builds for this processor."""
-    parts = (
-        SOURCE.read_text("utf-8"),
-        " ".join([*command, *_FLAGS]),
-        cpu_flags() or platform.machine() + platform.processor(),
-    )
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    processor = cpu_flags() or platform.machine() + platform.processor()
+    name = key(SOURCE.read_text("utf-8"), command, _FLAGS, processor)
     return cache_dir() / "kernels" / f"{name}.so"
 
 

@@ -86,9 +86,9 @@ def make_jobs(
     named = (Key("ratio"), Key("strategy.name"))
     values = [config_settings(config, command) for config in configs]
     varied = [key for key in differences(values) if key not in named]
-    models = [str(config.model) for config in configs]
+    models = [config.model for config in configs]
     jobs: dict[str, Job] = {}
-    waiting = sorted(configs, key=lambda config: models.index(str(config.model)))
+    waiting = sorted(configs, key=lambda config: models.index(config.model))
     while waiting:
         config = waiting.pop(0)
         label = _label(config, varied, command)
