@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.config import compose, group_choices
 from ulskip_cli.core.correction import NO_PATCHES, PATCHES
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.corrections import Adapter
@@ -77,8 +78,42 @@ def test_layers_of_a_users_strategy_are_checked_and_counted_as_they_are():
         return make_plan(compose(["ratio=2"]).replace(strategy=strategy), METADATA)
 
     assert planned(*range(8)).predicted_speedup == pytest.approx(1500 / 1100)
+    (warning,) = planned(*range(8)).warnings
+    assert warning == "strategy=theirs keeps 8 of 12 layers, but ratio=2 asks for 6"
+    assert not planned(*range(6)).warnings
     with pytest.raises(UsageError, match="between 0 and 11"):
         planned(6, 12)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [],
+        [Stage(1, (0, 1))],
+        [Stage(0, (0, 1)), Stage(0, (0,))],
+        [Stage(0, (0, 1, 2)), Stage(2, (0, 3))],
+        [Stage(0, (0, 1)), Stage(2, (0, 1, 2))],
+    ],
+    ids=str,
+)
+def test_stages_of_a_users_strategy_keep_layers_of_the_stage_before(stages):
+    class Theirs(Strategy):
+        def kept_layers(self, request):
+            return (0, 1)
+
+        def stages(self, request):
+            return stages
+
+    config = compose(["ratio=2"]).replace(strategy=Theirs(name="theirs"))
+    with pytest.raises(UsageError, match=r"stage from step 0.*correct `stages`"):
+        make_plan(config, METADATA)
+
+
+@pytest.mark.parametrize("ratio", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("name", sorted({*group_choices("strategy")} - {"custom", "full"}))
+def test_strategies_of_ulskip_keep_as_many_layers_as_the_ratio_asks_for(name, ratio):
+    plan = make_plan(compose([f"strategy={name}", f"ratio={ratio}", "batch_size=1"]), METADATA)
+    assert not [warning for warning in plan.warnings if "asks for" in warning]
 
 
 def test_a_single_patch_counts_in_the_predicted_speedup():

@@ -113,6 +113,21 @@ def checked(num_layers: int, layers: Sequence[int]) -> Layers:
     return kept
 
 
+def checked_stages(num_layers: int, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages; raise UsageError unless the first one begins at step 0, and each later one
+    keeps some of the layers of the one before.
+    """
+    kept = [set(checked(num_layers, stage.kept_layers)) for stage in stages]
+    starts = [stage.first_step for stage in stages]
+    is_nested = all(later < earlier for earlier, later in pairwise(kept))
+    if starts[:1] != [0] or starts != sorted(set(starts)) or not is_nested:
+        raise UsageError(
+            "expected a stage from step 0 on, and later ones that keep only layers of the stage"
+            f" before, got {list(stages)}; correct `stages` of the strategy"
+        )
+    return tuple(stages)
+
+
 @dataclass(frozen=True)
 class ExitRule:
     """Depths (numbers of layers) at which a decode step may end, and the confidence, the gap of the

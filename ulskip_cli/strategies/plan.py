@@ -2,7 +2,7 @@
 Imports no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
@@ -171,22 +171,10 @@ def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
     model or each other.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
-    new_tokens, warnings = config.speed.new_tokens, list[str]()
+    new_tokens = config.speed.new_tokens
     count = strategy.num_kept(num_layers, config.ratio)
     request = schedule_request(config, num_layers, count)
-    stages = strategy.stages(request)
-    for stage in stages:
-        schedule.checked(num_layers, stage.kept_layers)
-    if not strategy.is_calibrated:
-        warnings.append(
-            f"strategy={strategy.name} is not calibrated yet; a run calibrates it, and this plan"
-            f" uses {strategy.stand_in}"
-        )
-    if config.correction.label == "adapter" and count == num_layers:
-        warnings.append(
-            f"correction=adapter has no effect with strategy={strategy.name}, which keeps all"
-            " layers"
-        )
+    stages = schedule.checked_stages(num_layers, strategy.stages(request))
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,
@@ -201,11 +189,27 @@ def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
         ),
         exits=strategy.exit_rule(request) if count < num_layers else None,
         drafts=bool(config.decoding.draft_tokens),
-        warnings=tuple(warnings),
         sizes=_step_sizes(config, metadata),
     )
     check_plan(config, plan)
-    return plan
+    return replace(plan, warnings=tuple(_warnings(config, plan)))
+
+
+def _warnings(config: Config, plan: Plan) -> Iterator[str]:
+    name, wanted = f"strategy={config.strategy.name}", plan.target_kept
+    if not config.strategy.is_calibrated:
+        yield (
+            f"{name} is not calibrated yet; a run calibrates it, and this plan uses"
+            f" {config.strategy.stand_in}"
+        )
+    kept = plan.mean_kept(plan.timed_tokens - 1)
+    if config.strategy.follows_ratio and round(kept) != wanted:
+        yield (
+            f"{name} keeps {kept:.3g} of {plan.num_layers} layers, but ratio={config.ratio:.4g}"
+            f" asks for {wanted}"
+        )
+    if config.correction.label == "adapter" and wanted == plan.num_layers:
+        yield f"correction=adapter has no effect with {name}, which keeps all layers"
 
 
 def schedule_request(config: Config, num_layers: int, num_kept: int) -> ScheduleRequest:

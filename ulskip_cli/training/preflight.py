@@ -6,7 +6,7 @@ from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.schedule import Stage, checked_stages
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.task import check_references
 from ulskip_cli.corrections import RECORD
@@ -34,7 +34,7 @@ def schedules(
     def stages(ratio: float) -> tuple[Stage, ...]:
         num_kept, limit = strategy.num_kept(num_layers, ratio), config.answer_tokens
         request = ScheduleRequest(num_layers, num_kept, limit, tuple(lengths))
-        return strategy.stages(request)
+        return checked_stages(num_layers, strategy.stages(request))
 
     return {ratio: full_depth if ratio == 1 else stages(ratio) for ratio in config.train.ratios}
 
