@@ -234,7 +234,7 @@ def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
     code, out, err = ulskip("train", *overrides[:-1], *hot, "train.log_every=4")
     assert code == 0, err
     assert "warning: the training diverged" in out and "lower train.learning_rate (now 10)" in out
-    assert "next:" not in out
+    assert "next, " not in out
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["train_loss"] > 2 * record["first_loss"]
     assert len(record["warnings"]) == 1 and training_notes(tmp_path / "out")["training"].endswith(

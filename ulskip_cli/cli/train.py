@@ -1,6 +1,7 @@
 """The command `ulskip train`."""
 
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,18 +77,31 @@ def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> lis
     from ulskip_cli.core.command_line import command_line
 
     warnings = [f"warning: {text}" for text in record["warnings"]]
-    following = "" if warnings else f"; next: {command_line(next_config(config), 'run')}"
-    return [*lines, f"written to {output}/{following}", *warnings]
+    if not warnings and (following := next_config(config)):
+        lines.append(
+            f"next, on examples that it was not trained on: {command_line(following, 'run')}"
+        )
+    return [*lines, f"written to {output}/", *warnings]
 
 
-def next_config(training: "TrainingConfig") -> "Config":
-    """Return the configuration that runs a trained model or skip adapter: the task, layers and
-    number of examples of the training, and its first ratio.
+def next_config(training: "TrainingConfig") -> "Config | None":
+    """Return the configuration that runs a trained model or skip adapter, with the layers and the
+    first ratio of the training, on other examples: those of validation, the task's held-out ones,
+    or those after the trained ones. Return None if the data have no others.
     """
-    from ulskip_cli.core.config import compose, preset
+    from ulskip_cli.core.config import changed_choice, compose, preset
 
     shared = ("task", "max_new_tokens", "strategy", "limit", "prompt_layers")
     kept = {key: getattr(training, key) for key in shared}
+    if validation := dict(training.train.validation or {}):
+        kept["limit"] = validation.pop("limit", None)
+        kept["task"] = changed_choice(training.task, validation, "task.")
+    elif held_out := training.task.held_out():
+        kept["task"] = held_out
+    else:
+        kept["offset"] = training.offset + (training.limit or sys.maxsize)
+        if kept["offset"] >= len(training.task.examples()):
+            return None
     ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
     config = compose([]).replace(**kept, ratio=ratio)
     if training.train.method == "adapter":
