@@ -62,21 +62,29 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     assert own.decode_loss == pytest.approx(last["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("asked", "answers"), [(6, 6), (64, 64)])
-def test_few_examples_have_one_own_answer_each(ready, monkeypatch, asked, answers):
-    seen = []
-    own = calibration.generate_own_responses
+@pytest.mark.parametrize(("asked", "most"), [(2, 1), (6, 3), (63, 31), (64, 32), (80, 32)])
+def test_prompts_have_at_most_half_as_many_own_answers_as_there_are_examples(
+    ready, monkeypatch, asked, most
+):
+    class FittedError(Exception):
+        pass
 
     def generated(model, prompts, options, *more):
-        seen.append(len(prompts) * options.samples)
-        return own(model, prompts, options, *more)
+        seen.append(options.samples)
+        return [[[5]] * options.samples for _ in prompts]
 
+    def fitted(*arguments):
+        raise FittedError
+
+    seen = []
     monkeypatch.setattr(calibration, "generate_own_responses", generated)
-    wanted = ["correction=patch", "ratio=2", f"calibration.examples={asked}"]
-    config, loaded, work = ready(*wanted)
+    monkeypatch.setattr(calibration, "_fit_patches", fitted)
+    monkeypatch.setattr(calibration, "ENOUGH_TOKENS", 10**6)
+    config, loaded, work = ready("correction=patch", "ratio=2", f"calibration.examples={asked}")
     plan = make_plan(config, loaded.metadata)
-    calibration.calibrate_patches(config, loaded, work, plan, ProgressCallback())
-    assert seen[0] == answers and (seen[1:] == [] if asked == 6 else seen[1] > answers)
+    with pytest.raises(FittedError):
+        calibration.calibrate_patches(config, loaded, work, plan, ProgressCallback())
+    assert seen == [1, most]
 
 
 def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):

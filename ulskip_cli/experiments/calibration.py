@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
-from ulskip_cli.core.config_schema import CalibrationConfig, Config, OwnResponses
+from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
@@ -64,8 +64,8 @@ class HeldOutEvaluator:
         decoding settings.
         """
         baseline = baseline_config(self.config)
-        plan = make_plan(baseline, self.loaded.metadata)
-        decoder = Decoder(self.loaded.model, plan)
+        num_layers = self.loaded.metadata.num_layers
+        decoder = Decoder(self.loaded.model, Plan.from_layers(num_layers, range(num_layers)))
         report = self.progress.phase("calibrate: answers", len(self.workload.examples))
         outputs = self._outputs(decoder, baseline, report)
         return [len(ids) for output in outputs for ids in output.token_ids]
@@ -154,7 +154,8 @@ def calibrate_strategy(
     strategy = config.strategy
     if workload is None or strategy.is_calibrated:
         return config, None
-    num_kept = make_plan(config, loaded.metadata).target_kept
+    num_layers = loaded.metadata.num_layers
+    num_kept = strategy.num_kept(num_layers, config.ratio)
     depends = {
         "num_kept": num_kept,
         "decoding": [_without_name(config.decoding), config.answer_tokens],
@@ -178,7 +179,7 @@ def calibrate_strategy(
         progress.phase("calibrate")
         torch.manual_seed(config.seed)
         evaluator = HeldOutEvaluator(config, loaded, workload, progress)
-        request = schedule_request(config, loaded.metadata.num_layers, num_kept)
+        request = schedule_request(config, num_layers, num_kept)
         calibrated = strategy.calibrate(request, evaluator)
         stored = {
             "id": name,
@@ -214,7 +215,7 @@ def calibrate_patches(
         plan.skipping_sets,
         config.prompt_layers,
         # of own answers
-        [config.answer_tokens, config.seed, *["one each"] * _has_few(config)],
+        [config.answer_tokens, config.seed, _most_samples(config)],
         _token_ids(held_out.encoded),
     )
     results = ResultsFolder.of(config)
@@ -285,7 +286,7 @@ def _fit_patches(
 
 def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[EncodedExample]:
     """Return references, the full model's own answers, or both; `auto` adds answers until there are
-    ENOUGH_TOKENS tokens, but one to each example if few examples are asked for.
+    ENOUGH_TOKENS tokens, but not more than `_most_samples` to each prompt.
     """
     config, workload = evaluator.config, evaluator.workload
     length, prompts = config.answer_tokens, workload.prompts
@@ -307,15 +308,17 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
     if wanted == "reference" or (wanted == "auto" and missing <= 0):
         return references
     answers = own_answers(1)
-    if wanted == "auto" and not _has_few(config):
+    if wanted == "auto":
         samples = math.ceil(missing / max(1, _num_tokens(answers)))
-        answers = own_answers(min(MAX_SAMPLES, samples))
+        answers = own_answers(min(_most_samples(config), samples))
     return [*references, *answers]
 
 
-def _has_few(config: Config) -> bool:
-    """Return True if fewer calibration examples than the default are asked for."""
-    return config.calibration.examples < CalibrationConfig().examples
+def _most_samples(config: Config) -> int:
+    """Return the largest number of own answers to a prompt, half of the examples that are asked
+    for: a calibration that is meant to be quick stays so.
+    """
+    return min(MAX_SAMPLES, max(1, config.calibration.examples // 2))
 
 
 def _num_tokens(examples: Sequence[EncodedExample]) -> int:
