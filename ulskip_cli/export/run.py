@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
 from ulskip_cli.core.config_schema import Config
@@ -20,9 +19,9 @@ from ulskip_cli.core.files import noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.validation import check_run
+from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.strategies.plan import Plan, make_plan, needs
+from ulskip_cli.strategies.plan import Plan
 
 FORMATS = ("hf", "gguf", "schedule")
 SCHEDULE = "schedule.json"
@@ -75,11 +74,12 @@ class ResolvedExport:
 def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
     name = request.format
-    check_run(config, f"export --format {name}")
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
     if name == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
-    files = ModelFolder(config.model)
+    if name == "schedule":  # it contains layers alone
+        config = config.replace(correction=configuration.preset("correction", "none"))
+    files, plan = Resolver().schedule(config, f"export --format {name}")
     if name == "gguf" and (unsupported := unsupported_by_gguf(files.config)):
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
@@ -87,10 +87,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     to = request.to
     if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
-    if name == "schedule":  # it contains layers alone
-        config = config.replace(correction=configuration.preset("correction", "none"))
-    plan = make_plan(config, files.metadata)
-    capabilities.check(needs(config, plan), f"export --format {name}")
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
     kind = config.correction.patch_kind(config.model)
     if skip_adapter is not None and kind.takes_time:
@@ -99,15 +95,7 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
             f"--format {name} supports patches of kind {mergeable}, got {kind.name}"
             f" (correction.path={skip_adapter}); use patches of kind folded, or --format schedule"
         )
-    return ResolvedExport(
-        config,
-        files,
-        plan,
-        request,
-        to,
-        made_by,
-        skip_adapter,
-    )
+    return ResolvedExport(config, files, plan, request, to, made_by, skip_adapter)
 
 
 def run_export(

@@ -67,7 +67,7 @@ def load(
     notes: Table
     if config.source == "random":
         with device:  # created on their device
-            model = random_model(config, seed).to(device)
+            model = _random_model(files, device, seed).to(device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
         source = checkpoint_source(files, progress)
@@ -216,16 +216,14 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
         )
 
 
-def random_model(config: ModelConfig, seed: int) -> PreTrainedModel:
+def _random_model(files: ModelFolder, device: torch.device, seed: int) -> PreTrainedModel:
     """Create a model with random weights from config.json; raise UsageError for an unknown
     model_type, and RunError if out of memory.
     """
-    files = ModelFolder(config)
-    shape = {**files.config}
+    config, shape = files.model, {**files.config}
     stored = shape.pop("dtype", "float32")
     dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
     torch.manual_seed(seed)
-    device = pick_device(config.device)
     free = free_bytes(device)
     try:
         full = AutoConfig.for_model(**shape)
