@@ -121,7 +121,7 @@ def test_a_row_that_cannot_be_read_is_refused_with_file_line_and_key(change, key
         read(json.dumps(row), Path("runs.jsonl"), 3)
 
 
-@pytest.mark.parametrize("key", ["decoded_tokens", "first_token_seconds"])
+@pytest.mark.parametrize("key", ["decoded_tokens", "first_token_seconds", "prefill_seconds"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_sides_of_pairs_with_other_numbers_of_values_are_refused(key, count):
     side = {"decode_seconds": (1.0, 1.0), "decoded_tokens": (3, 3), key: (2,) * count}

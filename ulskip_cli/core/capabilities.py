@@ -1,5 +1,6 @@
-"""Capabilities: what a request needs, and what engines, decoding modes and commands support.
-Nothing else decides it.
+"""Capabilities: what a request needs, and what engines and commands support. Values that depend on
+other values are checked in `validation.py`, and drafts with the layers of a plan in
+`strategies/plan.py`.
 
 A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command
 too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `check` refuses the

@@ -1,6 +1,6 @@
-"""Run single points and sweeps of an experiment, and store their results in results/.
+"""Run single points, sweeps and benchmarks, and store their rows in results/.
 
-May import `inference`, `strategies`, `tasks` and `core`. Start with `runner.py` (one point from its
-config to its row), then `record.py` (the row), `results.py` (the files of a results folder) and
-`sweep/` (many points, resumable).
+Start with `preflight.py` (what follows from a configuration without torch) and `runner.py` (one
+point from there to its row), then `record.py` (the row), `results.py` (the files of a results
+folder) and `sweep/` (many points, resumable).
 """

@@ -172,11 +172,10 @@ class Compared(Section):
     delta_high: KnownNumber
 
 
-PAIRED = ("decode_seconds", "decoded_tokens", "generated_tokens", "first_token_seconds")
-
-
 class Side(Section):
-    """The raw seconds of one side of timed pairs, and how it ran."""
+    """The raw values of one side of timed pairs, each list with one of every pair, and how it
+    ran.
+    """
 
     decode_seconds: Seconds
     decoded_tokens: tuple[KnownCount, ...] | None = None
@@ -222,12 +221,13 @@ class Pairs(Section):
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:
-        """Refuse a comparison of two sides with other numbers of values."""
-        count, sides = len(self.strategy.decode_seconds), (self.strategy, self.full)
-        for side in sides if self.full else ():
-            for key in PAIRED:
-                values = getattr(side, key) or ()
-                if len(values) != count and (values or key == "decoded_tokens"):
+        """Refuse lists with another number of values than there are pairs."""
+        count = len(self.strategy.decode_seconds)
+        for side in filter(None, (self.strategy, self.full)):
+            lists = {"decoded_tokens": ()} if self.full else {}
+            lists |= {key: values for key, values in side if isinstance(values, tuple)}
+            for key, values in lists.items():
+                if len(values) != count:
                     raise UsageError(
                         f"expected {count} values of {key} in pairs, got {len(values)}"
                     )

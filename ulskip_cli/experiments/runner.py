@@ -1,7 +1,7 @@
 """Run one point from its configuration to its row: load, calibrate, decode, score, time, record,
 save.
 
-`ulskip run`, `ulskip bench`, the workers of a sweep and `api.evaluate` all call `run_point`. A
+`ulskip run`, `api.evaluate` and the jobs of a sweep, a benchmark or a tuning call `run_point`. A
 benchmark is a run without a task, which times random prompts.
 """
 
