@@ -749,8 +749,7 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     @property
     def summary(self) -> str:
         """The kept layers as text, e.g. `6 of 12 layers`."""
-        kept, _, count = (self.layers or "").partition("/")
-        return f"{kept} of {count} layers"
+        return f"{self.depth} of {self.num_layers} layers"
 
     @property
     def label(self) -> str:
@@ -840,15 +839,22 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return kept / total if total and kept is not None else None
 
     @property
-    def layers(self) -> str | None:
-        """Kept and all layers, e.g. 6/12; if the depth varies between steps, its mean over the
+    def depth(self) -> str:
+        """The number of layers of a decode step; if it varies between steps, its mean over the
         evaluated answers.
         """
-        if self.kept_layers is None:
-            return None
         mean = self.evaluated_mean_kept_layers or self.mean_kept_layers
         varies = mean is not None and (self.later_stages or self.exit_depths)
-        return f"{f'{mean:.1f}' if varies else len(self.kept_layers)}/{self.num_layers}"
+        return f"{mean:.1f}" if varies else str(len(self.kept_layers or ()))
+
+    @property
+    def layers(self) -> str | None:
+        """Kept and all layers, e.g. 6/12; `8/12 for 4` tells that the ratio asks for 4."""
+        if self.kept_layers is None:
+            return None
+        wanted = f"{self.target_kept_layers or 0:g}"
+        asked = "" if "." in self.depth or wanted in ("0", self.depth) else f" for {wanted}"
+        return f"{self.depth}/{self.num_layers}{asked}"
 
     @property
     def has_two_depths(self) -> bool:
