@@ -79,8 +79,8 @@ def test_a_sure_loss_fails_a_check(report, tmp_path, new, code, named):
 
 
 def test_a_loss_of_few_noisy_units_is_not_sure(report, tmp_path):
-    def stored(name, speedup, spread):
-        seconds = [0.62 / speedup * math.exp(shift) for shift in (-spread, 0.0, spread)]
+    def stored(name, speedup):
+        seconds = [0.62 / speedup * math.exp(shift) for shift in (-0.03, 0.0, 0.03)]
         sides = {"full": [0.62] * 3, "strategy": seconds}
         pairs = {
             side: {"decode_seconds": spent, "decoded_tokens": [31] * 3}
@@ -89,12 +89,10 @@ def test_a_loss_of_few_noisy_units_is_not_sure(report, tmp_path):
         row = sweep_row(speedup=speedup, pairs=pairs | {"units": [{"pairs": 1}] * 3})
         return write_folder(tmp_path / name, [sweep_row("full"), row])
 
-    # 0.144 of the logarithm is more than a normal quantile of two claims allows, but not Student's
-    for spread, code in ((0.03, 0), (0.02, 3)):
-        old, new = (
-            stored(f"{name}{spread}", 1.8 * math.exp(change), spread)
-            for name, change in (("old", 0.0), ("new", -0.144))
-        )
+    # 0.2 of the logarithm is more than a normal quantile of two claims allows, but not Student's
+    old = stored("old", 1.8)
+    for change, code in ((-0.2, 0), (-0.3, 3)):
+        new = stored(f"new{change}", 1.8 * math.exp(change))
         assert report(new, "--compare", old, "--check", "--no-plots")[0] == code
 
 

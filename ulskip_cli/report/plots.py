@@ -91,7 +91,8 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     axes = figure.subplots()
     axes.set_title(shortened(group.label, MAX_TITLE))
     metric = str(primary(group.records))
-    full = _draw_full(axes, _full_score(group, rows[0], metric), metric, gate)
+    compared = rows[0].vs_baseline.get(metric)
+    full = _draw_full(axes, compared.full, metric, gate) if compared else []
     at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
     _limit_to(axes, [*(_at(row, metric) for row in rows), *full, *at_gate])
     handles = dict[str, "Artist"]()
@@ -133,23 +134,8 @@ def _scored(group: Group) -> list[Record]:
     return [row for row in rows if row.batch_size == smallest]
 
 
-def _full_score(group: Group, row: Record, metric: str) -> float | None:
-    """Return the score of the model that a row is compared with, if it is known."""
-    if compared := row.vs_baseline.get(metric):
-        return compared.full
-    fulls = [full for full in group.done if full.is_own_baseline]
-    same = [full for full in fulls if full.batch_size == row.batch_size]
-    return next((full.value(metric) for full in (*same, *fulls)), None)
-
-
-def _draw_full(
-    axes: "Axes", value: float | None, metric: str, gate: float
-) -> list[tuple[float, float]]:
-    """Draw the full model and the quality gate; return the full model's point, or an empty list if
-    its score is unknown.
-    """
-    if value is None:
-        return []
+def _draw_full(axes: "Axes", value: float, metric: str, gate: float) -> list[tuple[float, float]]:
+    """Draw the full model and the quality gate; return the full model's point."""
     colour = strategy_colour("full")
     axes.axhline(value, color=colour, linestyle="--", linewidth=1)
     axes.plot([1], [value], marker="D", color=colour, markersize=5)
