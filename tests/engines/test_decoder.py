@@ -73,20 +73,48 @@ def test_sampling_depends_on_the_seed(llama):
     assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
 
 
-def test_a_stop_string_ends_an_answer(llama, tokenizer):
+@pytest.mark.parametrize("options", [{}, {"draft_tokens": 3, "draft": "ngram"}])
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
+    if engine == "transformers" and options:
+        pytest.skip("drafts of transformers are tested elsewhere")
     llama.resize_token_embeddings(len(tokenizer))
-    decoder = decoder_for(llama, "ratio=2")
-    prompts, pad = tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id
-    ids, mask = padded(prompts, pad, left=True)
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, 8)).token_ids[0]
+    decoder = decoder_for(llama, *(["strategy=full"] if options else ["ratio=2"])).with_engine(
+        engine
+    )
+    (prompt, *_), pad = tokenizer(["the cat"])["input_ids"], tokenizer.pad_token_id
+    ids, mask = padded([prompt], pad, left=True)
+    (free,) = decoder.generate(ids, mask, DecodeContext(GREEDY, pad, 40)).token_ids
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    stopped = decoder.generate(
-        ids, mask, DecodeContext(GREEDY.replace(stop=(pieces[at],)), pad, 8, tokenizer=tokenizer)
-    )
-    row = stopped.token_ids[0]
+    decoding, steps = GREEDY.replace(stop=(pieces[at],), **options), []
+    context = DecodeContext(decoding, pad, 40, tokenizer=tokenizer)
+    stopped = decoder.generate(ids, mask, context, on_step=steps.append)
+    (row,) = stopped.token_ids
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)
+    if engine == "auto":  # it looks every few steps
+        assert steps[-1] < 40
+
+
+def test_a_sequence_that_has_stopped_does_not_end_the_others(llama, tokenizer):
+    llama.resize_token_embeddings(len(tokenizer))
+    decoder, pad = decoder_for(llama, "ratio=2"), tokenizer.pad_token_id
+    prompts = tokenizer(["the cat", "der Hund", "a b"])["input_ids"]
+    ids, mask = padded(prompts, pad, left=True)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, pad, 40)).token_ids
+    texts = tokenizer.batch_decode(free)
+    stop, ended = next(
+        (text[start : start + 2], row)
+        for row, text in enumerate(texts)
+        for start in range(len(text) - 1)
+        if "\ufffd" not in text[start : start + 2]
+        and sum(text[start : start + 2] in other for other in texts) == 1
+    )
+    context = DecodeContext(GREEDY.replace(stop=(stop,)), pad, 40, tokenizer=tokenizer)
+    stopped = decoder.generate(ids, mask, context).token_ids
+    assert [row == whole for row, whole in zip(stopped, free, strict=True)].count(False) == 1
+    assert stopped[ended] == free[ended][: len(stopped[ended])]
 
 
 def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_answer(llama, tokenizer):

@@ -135,9 +135,7 @@ def test_a_strategy_without_its_calibration_is_refused():
         SkippingLM(composed("strategy=skip_decode"))
 
 
-@pytest.mark.parametrize(
-    "key", ["decoding.do_sample=true", "decoding.stop=[END]", "max_new_tokens=9"]
-)
+@pytest.mark.parametrize("key", ["decoding.do_sample=true", "max_new_tokens=9"])
 def test_what_the_tasks_set_is_refused(key):
     with pytest.raises(UsageError, match="`ulskip lm-eval` does not"):
         composed("model=tiny", "ratio=2", key)

@@ -19,7 +19,6 @@ class Need(Enum):
 
     BEAMS = "beam search", "decoding.num_beams=1"
     SAMPLING = "sampling", "decoding.do_sample=false"
-    STOP_STRINGS = "stop strings", "decoding.stop=[]"
     DRAFTS = "drafts", "decoding.draft_tokens=0"
     LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
     EARLY_EXIT = "early exit", "strategy=unified"
@@ -50,17 +49,15 @@ class Need(Enum):
 
 ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
-# They need a plain decode loop.
-_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS}
 # A check takes the most likely tokens, which these change.
 _CHOICES = {Need.SAMPLING, Need.PENALTIES}
-_DRAFTED = ALL - _OWN_LOOP - _CHOICES - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
+_DRAFTED = ALL - {Need.BEAMS} - _CHOICES - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
     Need.DRAFTS: _DRAFTED,
     Need.LAYER_DRAFTS: _DRAFTED,
-    Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.KEPT_PROMPT},
+    Need.EARLY_EXIT: ALL - {Need.BEAMS} - _CORRECTED - {Need.KEPT_PROMPT},
     Need.RANDOM_WEIGHTS: ALL - {Need.ADAPTER},
 }
 
@@ -84,7 +81,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "train": ALL - {Need.RANDOM_WEIGHTS},
     "lm-eval": _FIXED_LAYERS
     - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES}
-    - {Need.SAMPLING, Need.STOP_STRINGS},  # which its tasks set
+    - {Need.SAMPLING},  # which its tasks set
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
     "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},

@@ -62,7 +62,6 @@ class DecodingConfig(Options):
         conditions = {
             Need.BEAMS: self.num_beams > 1,
             Need.SAMPLING: self.do_sample,
-            Need.STOP_STRINGS: self.stop,
             Need.PENALTIES: self.repetition_penalty != 1 or self.no_repeat_ngram_size,
             Need.DRAFTS: self.draft_tokens,
             Need.LAYER_DRAFTS: self.drafts_with_layers,

@@ -35,7 +35,6 @@ GROUP = "ulskip.engines"
 # `check` and `remove`; without these, it does not support DRAFTS.
 PLAIN = ALL - {
     Need.BEAMS,
-    Need.STOP_STRINGS,
     Need.LAYER_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,

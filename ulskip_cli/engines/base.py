@@ -6,6 +6,7 @@ session is a `SteppingSession` (`loop.py`) with `encode` and `step`. If the libr
 answers, the session has `generate` and `losses`.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -114,6 +115,19 @@ class BatchRequest:
         """The tokens that end a sequence; empty with a forced length."""
         return [] if self.forced else list(self.eos_token_ids)
 
+    @property
+    def stops(self) -> Sequence[str]:
+        """The texts that end a sequence; empty with a forced length."""
+        return () if self.forced else self.decoding.stop
+
+    def is_stopped(self, row: Sequence[int]) -> bool:
+        """Return True if the text of an answer's tokens has a stop string."""
+        if not self.stops:
+            return False
+        assert self.tokenizer is not None
+        text = self.tokenizer.decode(row)
+        return any(stop in text for stop in self.stops)
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -154,10 +168,10 @@ class BatchOutput:
         **details: Any,
     ) -> Self:
         """Return the output of a request from the tokens of each sequence, which are truncated at
-        EOS, and the clock.
+        EOS and behind the first stop string, and the clock.
         """
         ends = request.stop_token_ids
-        truncated = [_until_eos(row, ends) for row in rows]
+        truncated = [_until_end(row, request) for row in rows]
         return cls(
             token_ids=truncated,
             hit_max_length=[
@@ -268,6 +282,10 @@ class EngineSession:
         """Free the memory."""
 
 
-def _until_eos(row: Sequence[int], eos_token_ids: Sequence[int]) -> list[int]:
-    end = next((i for i, token in enumerate(row) if token in eos_token_ids), len(row))
-    return list(row[: end + 1])
+def _until_end(row: Sequence[int], request: BatchRequest) -> list[int]:
+    ends = request.stop_token_ids
+    row = row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1]
+    lengths = range(len(row))
+    if request.stops:
+        row = row[: bisect_left(lengths, True, key=lambda length: request.is_stopped(row[:length]))]
+    return list(row)

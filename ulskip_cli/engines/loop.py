@@ -19,6 +19,8 @@ from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSess
 from ulskip_cli.engines.sampling import TokenSampler, checked, most_likely
 from ulskip_cli.engines.speculative import Drafter, Drafting, LookUp
 
+STOP_EVERY = 8  # steps between two searches for stop strings, because a search decodes all tokens
+
 
 def now(device: torch.device) -> float:
     """Wait for all work of the device and return a monotonic clock in seconds."""
@@ -145,12 +147,12 @@ class SteppingSession(EngineSession, ABC):
         rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
         current = ids  # these rows: `ids` itself, or a copy that is written back later
         stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
-        has_eos = bool(len(stops))
+        may_end = bool(len(stops) or request.stops)
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
             # Before every step, though a GPU must wait for the answer: a step after the last EOS
             # would be timed.
-            if has_eos:
+            if may_end:
                 alive = (~done).nonzero()[:, 0]
                 if not len(alive):
                     break
@@ -167,10 +169,13 @@ class SteppingSession(EngineSession, ABC):
                 chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
             else:
                 chosen = sampler(current[:, :end], self.step(tokens))
-            if has_eos:
+            if may_end:
                 chosen = chosen.masked_fill(done, request.pad_token_id)
                 done |= torch.isin(chosen, stops)
             current[:, end] = chosen
+            if request.stops and step % STOP_EVERY == 0:
+                answers = current[:, prompt_len : end + 1].tolist()
+                done |= done.new_tensor(list(map(request.is_stopped, answers)))
             yield batch * (step + 1)
         if rows is not None:
             ids[rows] = current

@@ -57,7 +57,7 @@ class Drafting:
     def __init__(self, session: "SteppingSession", request: BatchRequest) -> None:
         self.session, self.drafter = session, session.drafter(request)
         self.limit, self.prompt_len = request.decoding.draft_tokens, request.input_ids.shape[1]
-        self.stops = request.stop_token_ids
+        self.request, self.stops = request, request.stop_token_ids
         banned = request.eos_token_ids if request.forced else ()
         self.banned = request.input_ids.new_tensor(list(banned))
         self.stats = DraftStats()
@@ -67,11 +67,14 @@ class Drafting:
         number of new tokens after every check.
         """
         end, total = self.prompt_len + 1, ids.shape[1]
-        while end < total and int(ids[0, end - 1]) not in self.stops:
+        while end < total and not self._ends(ids[0, self.prompt_len : end].tolist()):
             tokens = self._check(ids[:, :end], total - end)
             ids[0, end : end + len(tokens)] = tokens
             end += len(tokens)
             yield end - self.prompt_len
+
+    def _ends(self, answer: list[int]) -> bool:
+        return answer[-1] in self.stops or self.request.is_stopped(answer)
 
     def _check(self, ids: Tensor, room: int) -> Tensor:
         """Draft tokens after `ids` [1, len], and let the full model read them in one pass; return

@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.capabilities import Need, check
+from ulskip_cli.core.capabilities import check
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
@@ -177,12 +177,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 f" {', '.join(options)}; remove these from --gen_kwargs, or use another task"
             )
         decoding = self.ulskip_config.decoding.replace(
-            stop=tuple(text for text in stop if text not in ends),
+            stop=(*self.ulskip_config.decoding.stop, *(text for text in stop if text not in ends)),
             do_sample=samples,
             **known,
         )
-        asked = self.ulskip_config.replace(decoding=decoding).needs()
-        check(asked - {Need.STOP_STRINGS})  # which the harness applies too
+        check(self.ulskip_config.replace(decoding=decoding).needs())
         self._batches += 1
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
         length, pad = max_length - context.shape[1], self.tokenizer.pad_token_id

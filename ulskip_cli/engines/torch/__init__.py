@@ -29,7 +29,7 @@ class Torch(Engine):
     engines of these methods.
     """
 
-    supports = ALL - {Need.BEAMS, Need.STOP_STRINGS}
+    supports = ALL - {Need.BEAMS}
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 

@@ -1,6 +1,5 @@
 """The session of transformers: `generate` of a model with two phases."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,9 +7,7 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
-    PreTrainedTokenizerBase,
     StoppingCriteria,
-    StopStringCriteria,
 )
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -36,7 +33,6 @@ class TransformersSession(EngineSession):
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
         input_ids, decoding = request.input_ids, request.decoding
-        stops = () if request.forced else decoding.stop
         settings = generate_settings(decoding) | {
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
@@ -45,17 +41,13 @@ class TransformersSession(EngineSession):
         }
         model = shallow_view.two_phase(self.views.prompt_model, request.stages, self._on_prefill)
         observer = StepObserver(self.device, input_ids.shape, request.on_step)
-        criteria: list[StoppingCriteria] = [observer]
-        if stops:
-            assert request.tokenizer is not None
-            criteria.append(StopInAnswer(request.tokenizer, stops, input_ids.shape[1]))
         start = now(self.device)
         try:
             sequences = model.generate(
                 input_ids=input_ids,
                 attention_mask=request.attention_mask,
                 generation_config=GenerationConfig(**settings),
-                stopping_criteria=criteria,
+                stopping_criteria=[observer],
             )
         except (TypeError, ValueError) as error:
             if not decoding.draft_tokens:
@@ -68,8 +60,6 @@ class TransformersSession(EngineSession):
         prefilled_at = self._prefilled_at if self._prefilled_at > start else observer.first_at
         clock = Clock(start, prefilled_at, observer.first_at, now(self.device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
-        if stops:
-            rows = [_until_stop(row, stops, request.tokenizer) for row in rows]
         return BatchOutput.of(request, rows, clock, self._kv_bytes)
 
     def _on_prefill(self, cache: DynamicCache) -> None:
@@ -112,32 +102,3 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
         self.first_at = self.first_at or now(self.device)
         self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)
-
-
-class StopInAnswer(StoppingCriteria):  # type: ignore[misc]
-    """The end of answers at a stop string; that of `generate` may begin in the prompt."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], prompt_len: int
-    ) -> None:
-        self.criterion, self.prompt_len = StopStringCriteria(tokenizer, list(stops)), prompt_len
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        """Return for every sequence if its answer ends in a stop string, [batch * beams]."""
-        is_stopped: Tensor = self.criterion(input_ids[:, self.prompt_len :], scores)
-        return is_stopped
-
-
-def _until_stop(
-    row: list[int], stops: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
-) -> list[int]:
-    """Truncate a sequence behind its first stop string; `generate` runs until all sequences have
-    stopped.
-    """
-    assert tokenizer is not None
-
-    def stopped(length: int) -> bool:
-        text = tokenizer.decode(row[:length])
-        return any(stop in text for stop in stops)
-
-    return row[: bisect_left(range(len(row)), True, key=stopped)]
