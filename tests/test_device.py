@@ -314,3 +314,24 @@ def test_prompts_are_answered_and_compared(model_folder, tmp_path):
         assert getattr(got, side).token_ids == getattr(expected, side).token_ids
     (answer,) = api.generate(str(model_folder), prompts=[prompt], kept=KEPT, max_new_tokens=4)
     assert answer.token_ids == expected.kept.token_ids
+
+
+@pytest.mark.parametrize("layers", [["ratio=2"], ["ratio=2", "prompt_layers=kept"]], ids=" ".join)
+def test_the_harness_gets_the_answers_of_the_cpu(layers, model_folder):
+    from lm_eval.api.instance import Instance
+
+    from ulskip_cli.experiments.lm_eval_adapter import SkippingLM
+
+    endings = [("the cat sat", " on the mat"), ("a b", " c"), ("", "im Haus")]
+    scored = [Instance("loglikelihood", {}, texts, 0) for texts in endings]
+    until = {"until": ["x"], "max_gen_toks": 4}
+    asked = [Instance("generate_until", {}, (prompt, until), 0) for prompt in ("the cat", "a b c")]
+    scores, answers = [], []
+    for place in PLACES:
+        model = [f"model.path={model_folder}", "model.dtype=float32", f"model.device={place}"]
+        harness_model = SkippingLM(compose([*model, *layers, "batch_size=2"], command="lm-eval"))
+        scores.append(harness_model.loglikelihood(scored, disable_tqdm=True))
+        answers.append(harness_model.generate_until(asked, disable_tqdm=True))
+    assert answers[0] == answers[1]
+    for expected, got in zip(*scores, strict=True):
+        assert got == (pytest.approx(expected[0], rel=1e-4), expected[1])
