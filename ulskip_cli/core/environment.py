@@ -41,19 +41,20 @@ def code() -> Table:
 
 
 def machine(device: str = "cuda") -> Table:
-    """Describe the machine: processor, threads, instruction set, and CUDA accelerator (None without
-    one).
+    """Describe the machine: processor, threads, instruction set, and the accelerator by its name
+    (None without one).
     """
     import torch
 
     place = torch.device(device)
-    has_gpu = place.type == "cuda" and (place.index or 0) < torch.cuda.device_count()
+    module = torch.get_device_module(place)
+    has_name = hasattr(module, "get_device_name") and (place.index or 0) < module.device_count()
     return {
         "platform": platform.platform(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": torch.cuda.get_device_name(place) if has_gpu else None,
+        "accelerator": module.get_device_name(place) if has_name else None,
     }
 
 

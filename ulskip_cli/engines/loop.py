@@ -33,8 +33,9 @@ def reset_peak(device: torch.device) -> None:
     """Reset the peak of memory. On a CPU this works on Linux only; elsewhere the peak counts from
     the start of the process.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    module = torch.get_device_module(device)
+    if hasattr(module, "reset_peak_memory_stats"):
+        module.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
@@ -42,8 +43,9 @@ def reset_peak(device: torch.device) -> None:
 
 def peak_bytes(device: torch.device) -> int:
     """Return the peak of memory in bytes since the last reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    module = torch.get_device_module(device)
+    if hasattr(module, "max_memory_allocated"):
+        return int(module.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
