@@ -74,3 +74,8 @@ def test_a_process_that_computes_counts_unless_it_is_a_child():
         assert meter.other_cpus() > 0.1
     finally:
         os.kill(int(foreign.stdout), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:99", "hpu:0", "other:0"])
+def test_a_device_of_another_machine_has_no_name_here(device):
+    assert environment.machine(device)["accelerator"] is None

@@ -41,21 +41,29 @@ def code() -> Table:
 
 
 def machine(device: str = "cuda") -> Table:
-    """Describe the machine: processor, threads, instruction set, and the accelerator by its name
+    """Describe the machine: processor, threads, instruction set, and the name of the accelerator
     (None without one).
     """
     import torch
 
-    place = torch.device(device)
-    module = torch.get_device_module(place)
-    has_name = hasattr(module, "get_device_name") and (place.index or 0) < module.device_count()
     return {
         "platform": platform.platform(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": module.get_device_name(place) if has_name else None,
+        "accelerator": _accelerator(device),
     }
+
+
+def _accelerator(device: str) -> str | None:
+    """Return the name of a device; None for a CPU, and for a device that this machine lacks."""
+    import torch
+
+    with contextlib.suppress(RuntimeError):  # of a device that this torch does not know
+        place, module = torch.device(device), torch.get_device_module(device)
+        if hasattr(module, "get_device_name") and (place.index or 0) < module.device_count():
+            return str(module.get_device_name(place))
+    return None
 
 
 def origin(device: str) -> Table:
