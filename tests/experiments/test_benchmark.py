@@ -14,7 +14,7 @@ from ulskip_cli.experiments.sweep.jobs import Sweep, SweepObserver, make_jobs
 
 QUICK = ["speed.seconds=0", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
 SHAPE = {**NEW_STYLE, "model_type": "llama", "tie_word_embeddings": True, "dtype": "float32"}
-NORM, HEAD = 32, 101 * 32
+NORM, HEAD = 32, 101 * (32 + 12)  # bytes of the head, in 8 bits with three floats a row
 LAYER = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 32 + 2 * NORM
 KV = 2 * 16 * 4  # bytes a token and layer
 
@@ -72,8 +72,8 @@ def step_bytes(num_layers, batch_size=2, patch=0, new_tokens=3):
     """The bytes that a step reads: weights, and keys and values of the prompt and half the
     answer.
     """
-    weights = HEAD + NORM + num_layers * LAYER + patch
-    return round(4 * weights + batch_size * num_layers * KV * (5 + new_tokens / 2))
+    weights = num_layers * LAYER + patch
+    return round(HEAD + 4 * weights + batch_size * num_layers * KV * (5 + new_tokens / 2))
 
 
 def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, tmp_path):
