@@ -63,7 +63,7 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     code, text, err = ulskip("train", f"model.path={model_folder}", *options)
     assert code == 0
     assert "4 examples were skipped: longer than train.max_length" in text
-    assert f"ulskip run task=wmt 'model.path=\"{out}\"' limit=8\n" in text
+    assert f"ulskip run task=wmt 'model.path=\"{out}\"' task.dataset=held_out limit=8\n" in text
     assert "train (2)" in err
     common = [f"model.path={out}", f"results_dir={tmp_path}", *quick]
     rows = [

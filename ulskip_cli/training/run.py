@@ -245,7 +245,7 @@ def _warnings(config: TrainingConfig, losses: Sequence[float]) -> tuple[str, ...
     rates = {"train.learning_rate": config.train.learning_rate}
     if config.train.method == "adapter":
         rates["correction.learning_rate"] = config.correction.learning_rate
-    given = " and ".join(f"{key}={rate:g}" for key, rate in rates.items())
+    given = " and ".join(f"{key} (now {rate:g})" for key, rate in rates.items())
     return (
         f"the training diverged: its loss rose from {losses[0]:.3g} to {losses[-1]:,.3f}, so do not"
         f" use its result; lower {given}, and set another output=DIR",
