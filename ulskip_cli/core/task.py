@@ -129,29 +129,31 @@ class Task(Choice):
         """Return the template for a model with or without a chat template; raise UsageError if it
         is invalid.
         """
-        formats, name = self.templates, self.template
-        default = CHAT if has_chat and CHAT in formats else next(iter(formats), AUTO)
-        chosen = (
-            default if name == AUTO else require_choice("task.template", name, [AUTO, *formats])
-        )
-        if chosen == CHAT and not has_chat:
-            others = ", ".join(key for key in formats if key != CHAT)
+        name = self._template_name(has_chat)
+        own = {"prompt": self.prompt, "response": self.response}
+        texts = {"prompt": "", "response": "", **self.templates.get(name, {})}
+        texts |= {key: text for key, text in own.items() if text is not None}
+        for key, field_name in (("prompt", "{source}"), ("response", "{reference}")):
+            if field_name not in texts[key]:
+                raise UsageError(
+                    f"expected {field_name} in task.{key} or task.templates.{name}.{key}, got"
+                    f" {texts[key][:80]!r}"
+                )
+        return Template(texts["prompt"], texts["response"], name == CHAT, self.template_fields())
+
+    def _template_name(self, has_chat: bool) -> str:
+        """Return the key of the chosen template, for `auto` that of chat or the first one."""
+        names, name = list(self.templates), self.template
+        if name == AUTO:
+            name = CHAT if has_chat and CHAT in names else [*names, AUTO][0]
+        require_choice("task.template", name, [AUTO, *names])
+        if name == CHAT and not has_chat:
+            others = ", ".join(key for key in names if key != CHAT)
             raise UsageError(
                 "task.template=chat: the model's tokenizer has no chat template; use"
                 f" {others} or auto"
             )
-        texts = dict(formats.get(chosen, {}))
-        for key, text, field_name in (
-            ("prompt", self.prompt, "{source}"),
-            ("response", self.response, "{reference}"),
-        ):
-            texts[key] = texts.get(key, "") if text is None else text
-            if field_name not in texts[key]:
-                raise UsageError(
-                    f"expected {field_name} in task.{key} or task.templates.{chosen}.{key}, got"
-                    f" {texts[key][:80]!r}"
-                )
-        return Template(texts["prompt"], texts["response"], chosen == CHAT, self.template_fields())
+        return name
 
     def hypothesis(self, text: str) -> str:
         """Extract the answer from a model's output: by default the whole output."""

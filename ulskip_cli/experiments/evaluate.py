@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -57,32 +57,25 @@ class BatchCheckpoints:
         this attempt in seconds of `time.monotonic`.
         """
         self._path, self._origin, self._began = path, json.dumps({"origin": origin}), began
+        self._earlier_seconds = 0.0  # of the attempts before
         self.finished: list[FinishedBatch] = []
 
     def resume(self, order: Sequence[int]) -> None:
         """Read the batches that an earlier attempt stored. Batches of another origin are dropped,
         because a row has one provenance, and those that do not match `order` (prompt indices).
         """
-        origin, *lines = read_jsonl(self._path) or [{}]
-        start = 0
-        for line in lines if origin == json.loads(self._origin) else ():
-            try:
-                batch = _FINISHED_BATCH.validate_python(line)
-            except ValidationError:  # of an earlier version
-                break
-            if list(order[start : start + len(batch.positions)]) != batch.positions:
-                break
-            self.finished.append(batch)
-            start += len(batch.positions)
+        lines = read_jsonl(self._path)
+        if lines and lines[0] == json.loads(self._origin):
+            self.finished = list(_in_order(lines[1:], order))
         if self.finished:
-            self._began -= self.finished[-1].elapsed_seconds
-        stored = map(_FINISHED_BATCH.dump_json, self.finished)
-        write_atomic(self._path, "\n".join([self._origin, *map(bytes.decode, stored), ""]))
+            self._earlier_seconds = self.finished[-1].elapsed_seconds
+        # Later batches follow the valid ones.
+        write_atomic(self._path, "\n".join([self._origin, *map(_line, self.finished), ""]))
 
     @property
     def elapsed_seconds(self) -> float:
         """The seconds that the run has taken so far, over all attempts."""
-        return time.monotonic() - self._began
+        return self._earlier_seconds + time.monotonic() - self._began
 
     def add(
         self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int
@@ -92,11 +85,30 @@ class BatchCheckpoints:
             list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds
         )
         self.finished.append(batch)
-        append_line(self._path, _FINISHED_BATCH.dump_json(batch).decode())
+        append_line(self._path, _line(batch))
 
     def remove(self) -> None:
         """Delete the stored batches, because the run finished or starts over."""
         self._path.unlink(missing_ok=True)
+
+
+def _line(batch: FinishedBatch) -> str:
+    return _FINISHED_BATCH.dump_json(batch).decode()
+
+
+def _in_order(lines: Sequence[Row], order: Sequence[int]) -> Iterator[FinishedBatch]:
+    """Yield the stored batches up to one of an earlier version or of other prompts."""
+    start = 0
+    for line in lines:
+        try:
+            batch = _FINISHED_BATCH.validate_python(line)
+        except ValidationError:
+            return
+        end = start + len(batch.positions)
+        if batch.positions != list(order[start:end]):
+            return
+        yield batch
+        start = end
 
 
 @dataclass(frozen=True)
