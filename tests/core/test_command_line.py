@@ -14,6 +14,7 @@ CASES = [
     ["model.path='/some/where else'"],
     ["model=random", "model.path=llama-12x256"],
     ["strategy=custom", "strategy.layers=[0,5]"],
+    ["strategy=custom", "strategy.skip=[3,4]"],
     ["engine=llama_cpp_q8_0"],
     ["decoding=beam", "max_new_tokens=9", "decoding.stop=['a b','x']"],
     ["experiment=paper", "task.dataset=sample", "max_new_tokens=10"],

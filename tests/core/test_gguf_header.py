@@ -35,6 +35,13 @@ def written(file, kinds=("F32", "BF16"), **metadata):
     return file
 
 
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
+    file = written(tmp_path / "x.gguf")
+    file.write_bytes(file.read_bytes()[:-1200])  # the last tensor, of 8 rows
+    with pytest.raises(UsageError, match=r"ends before its last tensor.*download it again"):
+        read_gguf_header(file)
+
+
 @pytest.mark.parametrize(
     ("kinds", "dtype"),
     [

@@ -22,6 +22,17 @@ def test_listed_layers_are_kept_at_every_ratio():
     assert strategy.kept_layers(ScheduleRequest(6, strategy.num_kept(6, 9.0))) == (0, 3)
 
 
+def test_all_but_the_skipped_layers_are_kept():
+    strategy = Custom(skip=[1, 4])
+    assert strategy.kept_layers(ScheduleRequest(6, strategy.num_kept(6, 9.0))) == (0, 2, 3, 5)
+    for options, match in (
+        ({"skip": [6]}, r"0 and 5\b.*\[6\]"),
+        ({"layers": [0], "skip": [1]}, "both"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            Custom(**options).kept_layers(ScheduleRequest(6, 4))
+
+
 def test_layers_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match=r"0 and 5\b.*\[0, 6\]"):
         Custom(layers=[0, 6]).kept_layers(ScheduleRequest(6, 2))

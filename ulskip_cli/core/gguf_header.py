@@ -131,13 +131,15 @@ def _read_header(file: mmap) -> tuple[Table, dict[str, tuple[int, ...]], set[int
         raise ValueError("it does not begin as version 2 or 3 of the format")
     num_tensors, num_keys = _number(file, _UINT64), _number(file, _UINT64)
     metadata = {_text(file): _value(file, _number(file, _UINT32)) for _ in range(num_keys)}
-    shapes, types = dict[str, tuple[int, ...]](), set[int]()
+    shapes, types, last = dict[str, tuple[int, ...]](), set[int](), 0
     for _ in range(num_tensors):
         name = _text(file)
         sizes = [_number(file, _UINT64) for _ in range(_number(file, _UINT32))]
         shapes[name] = tuple(reversed(sizes))
         types.add(_number(file, _UINT32))
-        _number(file, _UINT64)  # the place of its values
+        last = max(last, _number(file, _UINT64))  # the place of its values behind the header
+    if shapes and file.tell() + last >= len(file):
+        raise ValueError(f"it has {len(file):,} bytes and ends before its last tensor")
     return metadata, shapes, types
 
 

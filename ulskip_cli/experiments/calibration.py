@@ -274,6 +274,11 @@ def _fit_patches(
         losses[ridge] = texts.scores(patched).decode_loss
         report(len(losses))
     best = min(losses, key=losses.__getitem__)
+    if best in (RIDGES[0], RIDGES[-1]):
+        evaluator.progress.note(
+            f"patches: the best ridge, {best:g}, is at the edge of those tried,"
+            f" {RIDGES[0]:g} to {RIDGES[-1]:g}; one beyond it may be better"
+        )
     if fitting:
         fitter = fitter.with_batches(fitter.batches + evaluator.fitter(choosing).batches)
     return fitter.fit(plan.skipping_sets, kind, best), {

@@ -33,6 +33,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit
+from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
@@ -755,10 +756,23 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     def label(self) -> str:
         """The strategy with its correction, e.g. `unified + full patch`, or what drafts."""
         correction = f" + {self.correction.label}" if self.correction else ""
-        label = f"{self.strategy}{correction}"
+        label = f"{self.strategy}{self._skipped}{correction}"
         if not self.draft_tokens:
             return label
         return f"{'n-gram' if self.config.decoding.draft == 'ngram' else label} drafts"
+
+    @property
+    def _skipped(self) -> str:
+        """The layers that a custom strategy skips, if they are fewer than the kept ones, e.g.
+        ` without 3-5, 9`.
+        """
+        kept = self.kept_layers or ()
+        skipped = sorted({*range(self.num_layers or 0)} - {*kept})
+        if self.strategy != "custom" or not 0 < len(skipped) < len(kept):
+            return ""
+        ranges = ((start, end - 1) for start, end in layer_ranges(skipped))
+        texts = [f"{start}" if start == last else f"{start}-{last}" for start, last in ranges]
+        return f" without {', '.join(texts)}"
 
     @property
     def speedup(self) -> Interval | None:

@@ -5,6 +5,7 @@ the two simple baselines, and a user's own schedule.
 from typing import Literal
 
 from ulskip_cli.core import schedule
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import option
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
@@ -64,15 +65,23 @@ class BottomSkip(Strategy):
 
 
 class Custom(Strategy):
-    """Keep exactly the listed layers."""
+    """Keep exactly the listed layers, or all but the listed ones."""
 
     layers: Layers = option((), "layers to keep, ascending numbers from 0")
+    skip: Layers = option((), "layers to skip instead, ascending numbers from 0")
     follows_ratio = False
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return the number of listed layers."""
-        return len(self.layers)
+        """Return the number of kept layers."""
+        return num_layers - len(self.skip) if self.skip else len(self.layers)
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the listed layers, checked against the model's depth."""
-        return schedule.checked(request.num_layers, self.layers)
+        """Return the kept layers; raise UsageError if the model does not have the listed ones."""
+        if not self.skip:
+            return schedule.checked(request.num_layers, self.layers)
+        if self.layers:
+            raise UsageError("expected strategy.layers or strategy.skip, got both; leave out one")
+        skipped = schedule.checked(request.num_layers, self.skip)
+        return schedule.checked(
+            request.num_layers, sorted({*range(request.num_layers)} - {*skipped})
+        )
