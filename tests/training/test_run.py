@@ -223,7 +223,7 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
     saved = sorted(path.name for path in (tmp_path / "out/checkpoints").glob("checkpoint-*"))
     assert saved and "checkpoint-9" not in saved
     explosion = ["train.learning_rate=1e39", "train.warmup=0", "train.max_steps=1"]
-    with pytest.raises(RunError, match=r"finite weights.*train\.learning_rate .now 1e\+39.*output=DIR"):
+    with pytest.raises(RunError, match=r"finite weights.*rate \(now 1e\+39.*output=DIR"):
         run_training(
             compose_training([*overrides, *explosion, f"output={tmp_path}/x"]), ProgressCallback()
         )

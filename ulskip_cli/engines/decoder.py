@@ -123,8 +123,7 @@ class Decoder:
         engine, _ = self.engine(decoding)
         if isinstance(engine, Torch):
             return self._linear_backend
-        name = engine.name
-        return Backend(name if engine.is_runtime else TORCH, f"the engine is {name}")
+        return Backend(engine.name if engine.is_runtime else TORCH)
 
     def generate(
         self,

@@ -614,7 +614,7 @@ class Provenance(Section):
     linear_backend: Text = value(
         "`native` (a step is one call), `panels` (our products), `onednn` or `torch`"
     )
-    linear_backend_reason: Text = value("why it is not `native` on a CPU")
+    linear_backend_reason: Text = value("why a model in torch on a CPU does not decode in `native`")
     device: Text = value("of the weights", detected=True)
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
