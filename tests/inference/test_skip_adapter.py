@@ -45,6 +45,7 @@ def tokens(decoder, ids, mask):
     return decoder.generate(ids, mask, DecodeContext(FAST, 0, LENGTH)).token_ids
 
 
+@pytest.mark.usefixtures("single_thread")
 @pytest.mark.parametrize("kept", [KEPT, (0, 3, 5), (0, 1)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
