@@ -46,7 +46,8 @@ class ModelMetadata:
     hidden_size: int | None = None
     vocab_size: int | None = None
     weight_bytes: int | None = None  # of one weight
-    stored_dtype: str | None = None  # that of the files, unless they are quantized
+    dtype: str | None = None  # of the loaded weights
+    stored_dtype: str | None = None  # of the files, unless they are quantized
     model_type: str | None = None
     # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
     context: int | None = None
@@ -202,6 +203,7 @@ class ModelFolder:
             hidden_size=hidden,
             vocab_size=vocab,
             weight_bytes=width,
+            dtype=model.dtype,
             stored_dtype=sizes.dtype if has_floats else None,
             model_type=sizes.model_type,
             context=sizes.max_position_embeddings,

@@ -30,7 +30,7 @@ class Views:
     prompt_model: PreTrainedModel
     # Their first steps are those of the plan; those of `BatchRequest.stages` may differ.
     stages: tuple[StageView, ...]
-    linear_backend: str = "torch"  # the name of a `LinearBackend`
+    linear_backend: str = "torch"  # the name of a `Backend`
 
     def at_full_depth(self) -> Self:
         """Return the views of a plan that keeps all layers."""

@@ -20,7 +20,7 @@ from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import BatchRequest, ExitStats
 from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, EagerSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeModel
+from ulskip_cli.engines.torch.native_model import NativeModel, one_layer
 from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
@@ -106,9 +106,8 @@ class NativeParts:
 
     def layer(self, index: int, states: Tensor) -> Tensor:
         """Run a layer in place."""
-        self.model.run(
-            self.steps.layers, self.steps.batch(states), states=states, part=range(index, index + 1)
-        )
+        layer = one_layer(self.steps.layers, index)
+        self.model.run(layer, self.steps.batch(states), states=states)
         return states
 
     def logits(self, states: Tensor) -> Tensor:

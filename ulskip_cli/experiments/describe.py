@@ -94,7 +94,7 @@ def bytes_per_step(plan: Plan, output: BatchOutput) -> int | None:
     if weights is None or plan.drafts or plan.exits:
         return None
     steps = schedule.step_counts(plan.stages, output.steps)
-    weight_bytes = (weights.head + sum(weights.layers)) / weights.staged_speedup(steps)
+    weight_bytes = weights.total / weights.staged_speedup(steps)
     positions = output.prompt_tokens + output.generated_tokens / 2
     kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
     return round(weight_bytes + kv_bytes * plan.cached_share(output.steps))

@@ -51,7 +51,7 @@ class TuneResult:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """What to use, in two sentences."""
+        """Say in two sentences what to use."""
         # named by the strategy that chose the layers
         config = self.record.config.replace(strategy=self.chosen.config.strategy)
         named = self.record.replace(config=config, correction=self.chosen.correction)

@@ -134,6 +134,14 @@ def chosen_and_logits(native, states, banned=()):
     return chosen[0], logits[0], int(left)
 
 
+CONTEXT = DecodeContext(DecodingConfig(), 0, 12)
+
+
+def prompts():
+    ids = random_ids(8, 5)
+    return ids, torch.ones_like(ids)
+
+
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, 3.0, -7.0, 127.0, 1 / 127])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
@@ -167,13 +175,21 @@ def test_a_screen_of_a_large_head_leaves_few_rows():
     assert left < 50 * 20
 
 
+def test_a_head_that_was_written_is_screened_anew(llama):
+    decoder_for(llama, "strategy=full").generate(*prompts(), CONTEXT)
+    with torch.no_grad():
+        llama.lm_head.weight[:] = torch.randn_like(llama.lm_head.weight)
+    output = decoder_for(llama, "strategy=full").generate(*prompts(), CONTEXT)
+    ids, _ = prompts()
+    wanted = llama.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert output.token_ids == wanted[:, ids.shape[1] :].tolist()
+
+
 def test_a_screen_that_leaves_many_rows_is_given_up(llama):
     with torch.no_grad():
         llama.lm_head.weight[:] = llama.lm_head.weight[0]  # all logits are equal
-    decoder, ids = decoder_for(llama, "strategy=full"), random_ids(8, 5)
-    mask = torch.ones_like(ids)
-    context = DecodeContext(DecodingConfig(), 0, 12)
-    first, second = (decoder.generate(ids, mask, context) for _ in range(2))
+    decoder = decoder_for(llama, "strategy=full")
+    first, second = (decoder.generate(*prompts(), CONTEXT) for _ in range(2))
     assert {token for row in second.token_ids for token in row} == {0}
     assert first.head_rows == llama.config.vocab_size
     assert second.head_rows is None

@@ -56,9 +56,10 @@ class Torch(Engine):
         """Return the sizes in the kernels' layout, where float32 weights that were stored in
         bfloat16 take its bytes; None if the kernels do not run.
         """
-        if not metadata.weights or not runs_on_cpu(config.model.device) or not compiler():
+        has_kernels = runs_on_cpu(config.model.device) and metadata.dtype != "float16"
+        if not metadata.weights or not has_kernels or not compiler():
             return None
-        is_narrow = metadata.stored_dtype == "bfloat16" and metadata.weight_bytes == 4
+        is_narrow = (metadata.stored_dtype, metadata.dtype) == ("bfloat16", "float32")
         return metadata.weights.scaled(0.5, 0.5) if is_narrow else metadata.weights
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:

@@ -92,7 +92,7 @@ class Batch(Structure):
 
 
 class Choice(Structure):
-    """Where the most likely tokens are written, and tokens that must not be chosen."""
+    """The structure says where the most likely tokens are written, and which are not chosen."""
 
     _fields_ = [
         ("tokens", c_void_p),

@@ -16,7 +16,13 @@ from transformers.activations import ACT2CLS
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.engines.torch import kernels
-from ulskip_cli.engines.torch.packed_linear import HUGE_PAGES, is_linear, packed_weight
+from ulskip_cli.engines.torch.packed_linear import (
+    HUGE_PAGES,
+    is_linear,
+    linear_weight,
+    packed_weight,
+    weight_version,
+)
 from ulskip_cli.engines.torch.static_cache import Cursor, FixedLayer, PositionsAndMasks, step_masks
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -100,19 +106,17 @@ class NativeModel:
         states: Tensor | None = None,
         logits: Tensor | None = None,
         choice: kernels.Choice | None = None,
-        part: range | None = None,
     ) -> None:
-        """Run layers, or the `part` of them, for the new tokens of a batch.
+        """Run layers for the new tokens of a batch.
 
         `tokens` [batch, count] are embedded; without them, `states` [batch, count, hidden_size] are
         the inputs of the first layer. If `states` are given, the outputs of the last layer are
         written to them; `logits` [batch, count, vocab_size] in float32 and a choice are written.
         """
-        part = part or range(len(layers or ()))
         kernels.library().ulskip_step(
             byref(self._model),
-            byref(layers, part.start * sizeof(kernels.Layer)) if layers else None,
-            len(part),
+            layers,
+            len(layers or ()),
             byref(batch),
             *(None if held is None else held.data_ptr() for held in (tokens, states, logits)),
             None if choice is None else byref(choice),
@@ -214,15 +218,20 @@ class NativeModel:
 
     def _screen(self, head: nn.Module) -> None:
         """Make the copy of the head in 8 bits, which screens decide with (`kernels.cpp`)."""
-        weight: Any = head.weight
-        if head not in _screens:
-            _screens[head] = screen_tensors(weight)
-        bits, *floats = _screens[head]
+        weight, version, known = linear_weight(head), weight_version(head), _screens.get(head)
+        if known is None or known[0] != version:
+            known = _screens[head] = (version, screen_tensors(weight))
+        bits, *floats = known[1]
         self._tensors += [bits, *floats]
         self._model.rows = self._at(weight.detach())
         self._model.screen, self._model.quads = bits.data_ptr(), bits.shape[1]
         for name, values in zip(("scale", "error", "size"), floats, strict=True):
             setattr(self._model, name, values.data_ptr())
+
+
+def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Layer]":
+    """Return one of several layers, in their memory."""
+    return (kernels.Layer * 1).from_buffer(layers, index * sizeof(kernels.Layer))
 
 
 def screen_tensors(weight: Tensor) -> list[Tensor]:
@@ -262,7 +271,8 @@ def unrecognized_reason(model: PreTrainedModel) -> str | None:
 
 _reasons: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 _windows: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by the first norm of a layer
-_screens: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+# By head, with the version of its weight.
+_screens: WeakKeyDictionary[nn.Module, tuple[int, list[Tensor]]] = WeakKeyDictionary()
 
 
 def _require(is_known: object, part: object) -> None:
@@ -308,7 +318,7 @@ def _compare(model: PreTrainedModel) -> None:
     layers = native.bind(cache)
     for index in range(len(layers)):
         after, states = layerwise.layer(index, before, inputs), before.clone()
-        native.run(layers, batch, states=states, part=range(index, index + 1))
+        native.run(one_layer(layers, index), batch, states=states)
         _check_close(f"layer {index}", states, after, (after - before).float())
         before = after
     wanted = layerwise.logits(before)

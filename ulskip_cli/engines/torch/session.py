@@ -48,7 +48,7 @@ class TorchSession(SteppingSession):
 
     @functools.cached_property
     def step_models(self) -> list[NativeModel | PreTrainedModel]:
-        """What runs the steps of each stage."""
+        """Return what runs the steps of each stage."""
         return [self.step_model(stage.view) for stage in self.views.stages]
 
     def prepare(self, request: BatchRequest) -> float:
