@@ -134,10 +134,11 @@ def measure(args, loaded, config):
         prompts = prompt_batches(work.prompts, work.pad_token_id, batch_size, args.pairs + WARMUP)
         plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
         layers = f"{len(plan.kept_layers)}/{plan.num_layers}"
-        weights = loaded.metadata.weights
-        step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
+        read = {"torch": plan.sizes.weights}  # the native step reads other bytes of the head
         decoder = Decoder(loaded.model, plan)
         for row in compare_engines(decoder, config.decoding, prompts, args, work.pad_token_id):
+            weights = read.get(row["side"], loaded.metadata.weights)
+            step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
             share = step_bytes * row.pop("steps_per_second") / bandwidth
             rows.append(
                 {"batch_size": batch_size, "layers": layers, **row, "bandwidth_share": share}
