@@ -2,9 +2,8 @@
 
     python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64]
 
-The table has decode tokens/s, relative to the view's own `generate` with the same layers, and the
-share of this machine's memory bandwidth at which weights were read. `layer by layer` are the steps
-of models that the kernels have no step for. All ratios are medians of pairs within one run: the
+The table has decode tokens/s, relative to the view's own `generate` with the same layers. `layer by
+layer` are the steps of models that the kernels have no step for. All ratios are medians of pairs within one run: the
 sides take turns on the same prompts with the same number of new tokens. The results go to
 benchmarks/results/decode-MODEL.json and .md. `ulskip bench` compares the other engines, and
 measured with predicted speedups.
@@ -26,7 +25,6 @@ from ulskip_cli.engines.loop import now
 from ulskip_cli.engines.torch.packed_linear import PANELS
 from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.intervals import ratio_interval
-from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
@@ -76,7 +74,7 @@ def make_sides(decoder, decoding, tokens, pad):
 
 
 def compare_engines(decoder, decoding, prompts, args, pad):
-    """Time all sides in turns; returns tokens/s, steps/s and the ratio to `generate` of each."""
+    """Time all sides in turns; return tokens/s and the ratio to `generate` of each."""
     sides = make_sides(decoder, decoding, args.tokens, pad)
     seconds = {name: [] for name in sides}
     for i, (ids, mask) in enumerate(prompts):
@@ -88,15 +86,14 @@ def compare_engines(decoder, decoding, prompts, args, pad):
     rows = []
     for name, spent in seconds.items():
         ratio = ratio_interval([a / b for a, b in zip(seconds["generate"], spent, strict=True)])
-        steps_per_second = (args.tokens - 1) / sorted(spent)[len(spent) // 2]
+        new_tokens = len(prompts[0][0]) * (args.tokens - 1)
         rows.append(
             {
                 "side": name,
-                "tokens_per_second": len(prompts[0][0]) * steps_per_second,
+                "tokens_per_second": new_tokens / sorted(spent)[len(spent) // 2],
                 "over_generate": ratio.value,
                 "low": ratio.low,
                 "high": ratio.high,
-                "steps_per_second": steps_per_second,
             }
         )
     return rows
@@ -104,23 +101,21 @@ def compare_engines(decoder, decoding, prompts, args, pad):
 
 def as_markdown(result, facts, args):
     """Format the result as a table with its provenance."""
-    heads = ["engine", "batch", "layers", "tokens/s", "over generate", "interval", "of bandwidth"]
+    heads = ["engine", "batch", "layers", "tokens/s", "over generate", "interval"]
     lines = [
         [
             *(str(row[key]) for key in ("side", "batch_size", "layers")),
             f"{row['tokens_per_second']:.0f}",
             f"{row['over_generate']:.2f}",
             f"{row['low']:.2f}-{row['high']:.2f}",
-            f"{row['bandwidth_share']:.0%}",
         ]
         for row in result["engines"]
     ]
     dtype = facts.pop("dtype")
     here = Environment(**facts)
-    memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
     provenance = (
         f"{args.model}, {args.pairs} pairs of {args.tokens} tokens; ulskip {here.version},"
-        f" {here.machine}, {dtype}; {memory}."
+        f" {here.machine}, {dtype}."
     )
     return f"{markdown_table(heads, lines)}\n\n{provenance}\n"
 
@@ -128,24 +123,17 @@ def as_markdown(result, facts, args):
 def measure(args, loaded, config):
     """Time all sides for every batch size, at all layers and half of them."""
     work = encode_workload(resolve(config), load_tokenizer(config.model))
-    bandwidth = bandwidth_meter(loaded.model.device)()
     rows = []
     for batch_size, ratio in product(BATCH_SIZES, RATIOS):
         prompts = prompt_batches(work.prompts, work.pad_token_id, batch_size, args.pairs + WARMUP)
         plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
         layers = f"{len(plan.kept_layers)}/{plan.num_layers}"
-        read = {"torch": plan.sizes.weights}  # the native step reads other bytes of the head
         decoder = Decoder(loaded.model, plan)
         for row in compare_engines(decoder, config.decoding, prompts, args, work.pad_token_id):
-            weights = read.get(row["side"], loaded.metadata.weights)
-            step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
-            share = step_bytes * row.pop("steps_per_second") / bandwidth
-            rows.append(
-                {"batch_size": batch_size, "layers": layers, **row, "bandwidth_share": share}
-            )
+            rows.append({"batch_size": batch_size, "layers": layers, **row})
             print(rows[-1], flush=True)
     counts = {"pairs": args.pairs, "new_tokens": args.tokens}
-    return {"engines": rows, "bytes_per_second": bandwidth, **counts}
+    return {"engines": rows, **counts}
 
 
 def main() -> None:
