@@ -3,10 +3,10 @@
     python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64]
 
 The table has decode tokens/s, relative to the view's own `generate` with the same layers. `layer by
-layer` are the steps of models that the kernels have no step for. All ratios are medians of pairs within one run: the
-sides take turns on the same prompts with the same number of new tokens. The results go to
-benchmarks/results/decode-MODEL.json and .md. `ulskip bench` compares the other engines, and
-measured with predicted speedups.
+layer` are the steps of models that the kernels have no step for. All ratios are medians of pairs
+within one run: the sides take turns on the same prompts with the same number of new tokens. The
+results go to benchmarks/results/decode-MODEL.json and .md. `ulskip bench` compares the other
+engines, and measured with predicted speedups.
 """
 
 import argparse
