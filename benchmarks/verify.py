@@ -21,10 +21,10 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
+from ulskip_cli.experiments.jobs import Sweep, make_jobs
 from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
-from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.report import reference, rows
 from ulskip_cli.report.tables import TableSection, markdown, provenance
 

@@ -8,11 +8,11 @@ from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.describe import describe_schedule
+from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.jobs import make_jobs
 from ulskip_cli.experiments.preflight import Resolver, resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.settings import settings
-from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.tasks.wmt import Wmt
 
 RANDOM = ["model=random", "model.path=llama-12x128"]

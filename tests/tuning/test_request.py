@@ -10,7 +10,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
 from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
 from ulskip_cli.inference.skip_adapter import zero_adapter
-from ulskip_cli.tuning.request import at, divide, resolve_tuning
+from ulskip_cli.tuning import at, divide, resolve_tuning
 
 
 def resolved(*overrides):
@@ -162,12 +162,8 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     assert all("pip install" in text for text in request.left_out)
 
 
-def test_the_outlook_says_what_is_tried_and_how_long_it_takes():
-    few = ["limit=20", "choice_examples=16", "engine=torch", "batch_size=1", "speed.seconds=30"]
+def test_the_outlook_says_what_is_tried():
+    few = ["limit=20", "choice_examples=16", "engine=torch", "batch_size=1"]
     text = resolved("speedup=1.5", *few).outlook()
     for part in ("4 candidates at 7 of 12 layers", "best 2", "1 other way", "16 ex", "20 others"):
         assert part in text
-    minutes = int(text.rpartition("about ")[2].split()[0])
-    assert 2 <= minutes <= 5  # at least the seconds of five timed points
-    longer = resolved("quality=0.9", *few).outlook()
-    assert int(longer.rpartition("about ")[2].split()[0]) > minutes

@@ -5,9 +5,8 @@ import pytest
 from report_rows import configured, sweep_row
 
 from ulskip_cli.core.config import compose_tuning
-from ulskip_cli.experiments.sweep.jobs import SweepObserver
-from ulskip_cli.tuning.request import resolve_tuning
-from ulskip_cli.tuning.search import TuneResult, Tuning
+from ulskip_cli.experiments.jobs import SweepObserver
+from ulskip_cli.tuning import TuneResult, Tuning, resolve_tuning
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
 FEW += ["speed.seconds=0", "speed.new_tokens=4", "max_new_tokens=6", "engine=torch"]

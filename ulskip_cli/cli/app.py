@@ -11,17 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli import (
-    config_keys,
-    export,
-    generate,
-    lm_eval,
-    plan,
-    results,
-    run,
-    train,
-    tune,
-)
+from ulskip_cli.cli import generate, models, plan, results, run
 from ulskip_cli.core import interruption
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
@@ -37,9 +27,9 @@ app = typer.Typer(
     ),
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(generate.generate, run.run, run.sweep, run.bench, tune.tune, train.train),
-    *(plan.plan, export.export, lm_eval.lm_eval),
-    *(results.score, results.report, config_keys.config, config_keys.env),
+    *(generate.generate, run.run, run.sweep, run.bench, run.tune, models.train),
+    *(plan.plan, models.export, run.lm_eval),
+    *(results.score, results.report, plan.config, plan.env),
 )
 for command in COMMANDS:
     app.command()(command)

@@ -1,7 +1,12 @@
-"""`ulskip plan`: the kept layers, drawn and listed, without loading weights."""
+"""The commands that show something and load no weights: `ulskip plan` the kept layers, drawn and
+listed, `config` groups and keys, and `env` the machine.
+"""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
 
@@ -176,3 +181,46 @@ def ruler(num_layers: int) -> str:
     '0    5    10'
     """
     return "".join(str(i).ljust(5) for i in range(0, num_layers, 5)).rstrip()
+
+
+def config(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A group, e.g. model; a choice, e.g. strategy=early_exit; or a key.",
+            show_default=False,
+        ),
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """List config groups, their choices and their keys, e.g. `ulskip config model` or `ulskip
+    config speed.seconds`.
+    """
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    from ulskip_cli.core.config_reference import describe
+
+    console = Console(highlight=False)
+    for title, entries in describe(name or ""):
+        table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+        table.add_column(style="bold cyan", no_wrap=True)
+        table.add_column()
+        for key, text in entries.items():
+            table.add_row(Text(key), Text(text))
+        console.print(Panel(table, title=Text(title), title_align="left", border_style="dim"))
+
+
+def env(as_json: Json = False) -> None:
+    """Show versions, device, threads and instruction set, for bug reports."""
+    from ulskip_cli.core import environment
+
+    facts = {**environment.code(), **environment.machine()}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    facts |= facts.pop("packages")
+    width = max(map(len, facts))
+    print("\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))

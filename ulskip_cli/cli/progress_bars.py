@@ -21,9 +21,9 @@ from rich.progress import (
 from ulskip_cli.core import interruption
 from ulskip_cli.core.files import printable
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
+from ulskip_cli.experiments.jobs import Job, SweepObserver
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.sweep.jobs import Job, SweepObserver
 
 LINE_SECONDS = 30.0  # between two lines of a phase, also while it reports nothing
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables

@@ -1,5 +1,6 @@
-"""`ulskip run` measures one point, `ulskip sweep` a grid of points, and `ulskip bench` times one.
-Each runs the points that have no row yet, with their baselines.
+"""The commands that measure and store rows: `ulskip run`, `sweep`, `bench`, `tune` and `lm-eval`.
+
+All but the last run the points that have no row yet, with their baselines.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,11 +26,12 @@ from ulskip_cli.cli.shared import (
     print_json,
     print_yaml,
 )
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
+    from ulskip_cli.experiments.jobs import Sweep, SweepOutcome
     from ulskip_cli.experiments.results import ResultsFolder
-    from ulskip_cli.experiments.sweep.jobs import Sweep, SweepOutcome
 
 
 def run(
@@ -42,7 +45,7 @@ def run(
     model. Stored rows are shown, and not measured again unless `--force` is given.
     """
     from ulskip_cli.core.config import compose
-    from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.jobs import Sweep, make_jobs
 
     chosen = compose(overrides, "run")
     if print_config:
@@ -63,8 +66,8 @@ def bench(
 
     After an interruption or a failure, the same command runs the remaining points.
     """
-    from ulskip_cli.experiments.sweep.grid import points
-    from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.grid import points
+    from ulskip_cli.experiments.jobs import Sweep, make_jobs
 
     grid = points(overrides, "bench")
     if print_config:
@@ -96,9 +99,9 @@ def sweep(
     Without keys, it runs the paper's grid, experiment=reproduce. After an interruption or a
     failure, the same command runs the remaining points.
     """
-    from ulskip_cli.experiments.sweep.grid import points
-    from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
-    from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
+    from ulskip_cli.experiments.grid import points
+    from ulskip_cli.experiments.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.launchers import END_WITH_STDIN
 
     grid = points(overrides)
     if print_config:
@@ -115,6 +118,77 @@ def sweep(
     _measure(Sweep(jobs, force=force, fail_fast=fail_fast, since=since, words=words), as_json)
 
 
+def tune(
+    overrides: Overrides,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Find what to use for speedup=1.5, or for quality=0.95 of the full model's score: look-ups or
+    another engine with all layers, or the best layers and patches.
+
+    After an interruption, the same command continues.
+    """
+    from ulskip_cli.core.config import compose_tuning
+
+    chosen = compose_tuning(overrides)
+    if print_config:
+        print_yaml(chosen)
+        return
+    from ulskip_cli.tuning import Tuning, resolve_tuning
+
+    request = resolve_tuning(chosen)
+    from ulskip_cli.cli.progress_bars import SweepDisplay
+    from ulskip_cli.core.command_line import command_line
+    from ulskip_cli.experiments.jobs import SweepOutcome
+    from ulskip_cli.experiments.results import ResultsFolder
+
+    result = Tuning(request, SweepDisplay).run()
+    if as_json:
+        print_json(result.as_json())
+        return
+    tried = {record.id: record for record in result.tried}
+    outcome = SweepOutcome(len(tried), tried)
+    _show_outcome(outcome, ResultsFolder.of(chosen), as_json=False, lead=result.verdict)
+    make_console().print(f"command: {command_line(result.use, 'run')}")
+
+
+def lm_eval(
+    overrides: Overrides,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness with layer skipping.
+
+    Words behind `--` are options of the harness; `ulskip lm-eval -- --help` lists them.
+    Example: ulskip lm-eval model=tiny ratio=2 -- --tasks arc_easy --limit 100
+    """
+    from ulskip_cli.core.config import compose
+
+    options = (number for number, word in enumerate(overrides) if word.startswith("-"))
+    end = next(options, len(overrides))
+    keys, words = overrides[:end], overrides[end:]
+    chosen = compose(keys, command="lm-eval")
+    if print_config:
+        print_yaml(chosen)
+        return
+    if find_spec("lm_eval") is None:
+        raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
+    from ulskip_cli.cli.progress_bars import ProgressBars
+
+    ProgressBars().note(f"load {chosen.model.label}")  # the harness has bars of its own
+    from ulskip_cli.experiments.lm_eval_adapter import run_harness
+    from ulskip_cli.report.tables import write_tables
+
+    try:
+        folder = run_harness(keys, chosen, words)
+    except SystemExit as ended:  # after its help, or an error that it has printed
+        raise typer.Exit(ended.code if isinstance(ended.code, int) else 1) from None
+    if folder.records():
+        write_tables(folder)
+        make_console().print(f"written to {folder.path}/")
+
+
 def _measure(sweep: "Sweep", as_json: bool) -> None:
     """Run the jobs of a sweep and show their rows, unless this process is a worker."""
     from ulskip_cli.cli.progress_bars import SweepDisplay
@@ -128,7 +202,7 @@ def _measure(sweep: "Sweep", as_json: bool) -> None:
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(sweep.folder)
-    show_outcome(outcome, sweep.folder, as_json)
+    _show_outcome(outcome, sweep.folder, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -159,7 +233,7 @@ def _show_dry_run(sweep: "Sweep", as_json: bool) -> None:
         console.print(printable(line.rstrip()))
 
 
-def show_outcome(
+def _show_outcome(
     outcome: "SweepOutcome", folder: "ResultsFolder", as_json: bool, lead: Sequence[str] = ()
 ) -> None:
     """Print a JSON object, or else the sentences of `lead` or of the best points, a table and

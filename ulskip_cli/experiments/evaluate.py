@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from ulskip_cli.core.answer import Answer
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
@@ -30,9 +32,12 @@ from ulskip_cli.experiments.record import Quality, Row
 from ulskip_cli.experiments.workload import Workload, answers_of, decode_context
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import Answers, degenerate, resamples
+from ulskip_cli.tasks.metrics import Answers, resamples
 
 Values = NDArray[np.float64]
+# Signs of degenerate output, which a corpus score hides.
+FLAGS = ("empty", "loop", "hit_limit")
+MIN_REPEATS, MAX_PERIOD = 4, 8  # of the tokens at the end of an output that is a loop
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,12 @@ def generate_answers(
         for position, answer in zip(
             batch.positions, answers_of(batch.output, context), strict=True
         ):
-            text, ids = answer.text, answer.token_ids
             generations[position] = {
                 **workload.examples[position].plain(),
-                "hypothesis": workload.task.hypothesis(text),
-                "output": text,
-                "token_ids": ids,
-                "flags": degenerate.flags(ids, text, answer.hit_limit),
+                "hypothesis": workload.task.hypothesis(answer.text),
+                "output": answer.text,
+                "token_ids": answer.token_ids,
+                "flags": degenerate_flags(answer),
             }
     return GeneratedAnswers(
         name,
@@ -178,6 +182,37 @@ def generate_answers(
         size,
         max(batch.peak_memory_bytes for batch in finished),
     )
+
+
+def degenerate_flags(answer: Answer) -> list[str]:
+    """Return the signs of degenerate output, in the order of FLAGS, that an answer shows.
+
+    >>> degenerate_flags(Answer("a b a b a b a b", [5, 6] * 4, True))
+    ['loop', 'hit_limit']
+    """
+    signs = not answer.text.strip(), ends_in_loop(answer.token_ids), answer.hit_limit
+    return list(compress(FLAGS, signs))
+
+
+def ends_in_loop(token_ids: Sequence[int]) -> bool:
+    """Return True if the output ends in a block of up to `MAX_PERIOD` tokens that is repeated at
+    least `MIN_REPEATS` times.
+    """
+    for period in range(1, MAX_PERIOD + 1):
+        tail = list(token_ids[-period * MIN_REPEATS :])
+        if len(tail) == period * MIN_REPEATS and tail == tail[:period] * MIN_REPEATS:
+            return True
+    return False
+
+
+def length_ratio(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Return the number of words in all hypotheses divided by the number of words in all
+    references.
+    """
+    hypothesis_words, reference_words = (
+        sum(len(text.split()) for text in texts) for texts in (hypotheses, references)
+    )
+    return hypothesis_words / max(1, reference_words)
 
 
 def score_answers(
@@ -199,7 +234,7 @@ def score_answers(
     for generation in answers.generations:
         flags.update(generation["flags"])
     quality = Quality(
-        degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
+        degenerate={flag: flags[flag] for flag in FLAGS},
         num_truncated_sources=sum(example.truncated for example in workload.encoded),
         evaluated_batch_size=answers.batch_size.used,
         peak_memory_bytes=answers.peak_memory_bytes,
@@ -220,7 +255,7 @@ def score_answers(
         **scores.values,
         signatures=scores.signatures,
         vs_baseline=scores.against_full,
-        length_ratio=degenerate.length_ratio(texts.hypotheses, texts.references),
+        length_ratio=length_ratio(texts.hypotheses, texts.references),
     )
     return scored
 

@@ -14,6 +14,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.launchers import POOLS, worker_command
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
 from ulskip_cli.experiments.record import (
     DONE,
@@ -25,7 +26,6 @@ from ulskip_cli.experiments.record import (
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import Key, config_settings, differences
-from ulskip_cli.experiments.sweep.launchers import POOLS, worker_command
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.runner import Session

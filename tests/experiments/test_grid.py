@@ -4,7 +4,7 @@ import pytest
 
 from ulskip_cli.core.config import use_config_dir
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.sweep.grid import points
+from ulskip_cli.experiments.grid import points
 
 
 def grid(*overrides):

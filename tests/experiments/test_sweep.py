@@ -10,10 +10,10 @@ from report_rows import timeless_rows
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
+from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.jobs import Sweep, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import Sweep, make_jobs
 from ulskip_cli.strategies.static import Unified
 
 

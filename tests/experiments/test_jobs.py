@@ -5,10 +5,10 @@ import pytest
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.jobs import Sweep, failure_reason, make_jobs
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import Sweep, failure_reason, make_jobs
 
 
 def jobs_of(*overrides):

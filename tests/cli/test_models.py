@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.cli.train import next_config
+from ulskip_cli.cli.models import next_config
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config import compose_training
 

@@ -1,0 +1,405 @@
+"""`ulskip tune`: find what to use for a wanted speedup or a wanted quality, on held-out examples.
+
+It is a sweep whose later points depend on the rows of earlier ones. `resolve_tuning` divides the
+examples and makes the points. `Tuning` runs them: candidates by decode loss, the best by their
+answers beside other ways, and the best of all on examples that chose nothing. Every point is a row
+of the results folder, so that an interrupted tuning continues. Imports no torch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from ulskip_cli.core import capabilities
+from ulskip_cli.core import config as configuration
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.command_line import overrides_of
+from ulskip_cli.core.config_schema import Config, TuneConfig
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import user_path
+from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.task import AUTO, check_references
+from ulskip_cli.corrections import Patch, read_record
+from ulskip_cli.experiments.jobs import Job, Sweep, SweepObserver, make_jobs
+from ulskip_cli.experiments.preflight import Resolver, evaluated_examples
+from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sentence, shares
+
+MIN_EXAMPLES = 16  # of a task without held-out examples
+FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
+BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all layers
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """A checked request, whose points are configurations of ordinary runs."""
+
+    config: TuneConfig
+    choice: Config  # evaluates the examples that choose
+    final: Config  # evaluates examples that choose nothing
+    candidates: tuple[Config, ...]  # follow the ratio, which is set later
+    beside: tuple[Config, ...]  # ways with all layers, and candidates with layers of their own
+    left_out: tuple[str, ...]  # what cannot run here, each with the reason
+    num_layers: int
+    first: int  # the number of kept layers that is tried first
+
+    @property
+    def wanted(self) -> float:
+        """The wanted speedup, or share of the full model's score."""
+        return self.config.speedup or self.config.quality or 1.0
+
+    @property
+    def wish(self) -> str:
+        """The wanted value as the user gave it."""
+        return f"{'speedup' if self.config.speedup else 'quality'}={self.wanted:g}"
+
+    def outlook(self) -> str:
+        """Say what is tried, and on how many examples."""
+        choosing, last = (evaluated_examples(config) for config in (self.choice, self.final))
+        count, beside = len(self.candidates), len(self.beside)
+        ways = [
+            f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss, the"
+            f" best {min(count, self.config.finalists)} by their answers" * bool(count),
+            f"{beside} other way{'s' * (beside > 1)}" * bool(beside),
+        ]
+        return (
+            f"tries {', and '.join(filter(None, ways))} on {len(choosing)} examples; then the best"
+            f" of all on {len(last)} others"
+        )
+
+
+def resolve_tuning(config: TuneConfig) -> TuneRequest:
+    """Check a request, divide the examples and make the points; raise UsageError for a wish or data
+    that cannot be used.
+    """
+    if (config.speedup is None) is (config.quality is None):
+        found = "neither" if config.speedup is None else "both"
+        raise UsageError(
+            f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
+            " quality=0.95"
+        )
+    choice, final = divide(config)
+    resolver = Resolver()
+    files, full = resolver.schedule(configuration.baseline_config(choice), "run")
+    choice, num_layers = choice.replace(model=files.model), full.num_layers
+    first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
+    if config.speedup:
+        first = _predicted(choice, num_layers, config.speedup, resolver)
+    candidates = [_candidate(text, choice) for text in config.candidates]
+    beside, left_out = _with_all_layers(choice, resolver)
+    own = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
+    if not candidates:
+        raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
+    resolver.resolve(configuration.baseline_config(final))  # its examples and metrics
+    return TuneRequest(
+        config=config,
+        choice=choice,
+        final=final,
+        candidates=tuple(one for one in candidates if one not in own),
+        beside=(*own, *beside),
+        left_out=tuple(left_out),
+        num_layers=num_layers,
+        first=first,
+    )
+
+
+def at(config: Config, num_layers: int, count: int) -> Config:
+    """Return a candidate's configuration that keeps `count` of `num_layers` layers."""
+    ratio = num_layers / count
+    if config.strategy.num_kept(num_layers, ratio) != count:
+        ratio *= 1 - 1e-12  # the published spacing rounds down without a tolerance
+    return config.replace(ratio=ratio)
+
+
+def divide(config: TuneConfig) -> tuple[Config, Config]:
+    """Return a configuration that evaluates `choice_examples` to choose, and one that evaluates
+    `limit` others, which choose nothing.
+
+    The examples that choose and those after them, for calibration, are those of `calibration.task`,
+    the held-out ones of the task, or if these are few, those after `limit`.
+    """
+    final = Config.model_construct(**{key: getattr(config, key) for key in Config.model_fields})
+    task, calibration, wanted = config.task, config.calibration, config.choice_examples
+    examples = task.examples()
+    check_references(examples, "`ulskip tune`")
+    source = task.held_out()
+    if source and len(source.examples()) < MIN_EXAMPLES // 2:
+        source = None
+    if calibration.task is not None:
+        source = configuration.changed_choice(task, calibration.task, "calibration.task.")
+    if source:
+        held, limit = source.examples(), min(config.limit or len(examples), len(examples))
+        count = min(wanted, len(held) // 2)
+        rest = calibration.replace(task={})
+        choice = final.replace(task=source, limit=count, calibration=rest)
+    else:
+        limit = min(config.limit or len(examples), len(examples) // 2)
+        held, count = examples[limit:], min(wanted, len(examples) // 4)
+        choice = final.replace(offset=limit, limit=count)
+    if count < MIN_EXAMPLES // 4:
+        raise UsageError(
+            f"expected at least {MIN_EXAMPLES} examples, or {MIN_EXAMPLES // 2} held-out ones in"
+            f" calibration.task, got {len(held)} to choose and to calibrate; use more data"
+        )
+    unique = {example.texts for example in held}
+    shared = sum(example.texts in unique for example in examples[:limit])
+    if repeated := len(held) - len(unique) + shared:
+        raise UsageError(
+            f"expected examples that occur once, got {repeated} again among those that choose,"
+            " calibrate or choose nothing; set data without the repeated ones"
+        )
+    return choice, final.replace(limit=limit)
+
+
+def _predicted(choice: Config, num_layers: int, wanted: float, resolver: Resolver) -> int:
+    """Return the largest number of layers whose predicted speedup reaches the wanted one; raise
+    UsageError if none does.
+    """
+    highest = 0.0
+    for count in range(num_layers - 1, MIN_KEPT - 1, -1):
+        _, plan = resolver.schedule(at(choice, num_layers, count), "run")
+        highest = plan.predicted_speedup or plan.layer_ratio
+        if highest >= wanted:
+            return count
+    raise UsageError(
+        f"speedup={wanted:g} is out of reach by skipping layers: {MIN_KEPT} of {num_layers} layers"
+        f" are predicted to decode {highest:.2f} times as fast; use speedup <="
+        f" {math.floor(100 * highest) / 100:g}"
+    )
+
+
+def _candidate(text: str, choice: Config) -> Config:
+    """Read a candidate, such as `strategy=search correction=patch`, or the folder of a trained
+    adapter, `correction.path=runs/a`, which runs the layers that it was trained for.
+    """
+    words = text.split()
+    if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
+        raise UsageError(
+            f"expected keys of strategy and correction in candidates, got {others[0]}; leave it out"
+        )
+    path = next((word for word in words if word.startswith("correction.path=")), "")
+    if path and "correction=adapter" not in words:
+        words.append("correction=adapter")
+    if not any(word.startswith("strategy=") for word in words):
+        if not path:
+            raise UsageError(
+                f"expected strategy=NAME or correction.path=FOLDER in each candidate, got"
+                f" '{text[:80]}'; for example candidates=['strategy=search correction=patch']"
+            )
+        record = read_record(user_path(path.partition("=")[2], path), choice.model)
+        layers = ",".join(map(str, record.kept_sets[0]))
+        words += ["strategy=custom", f"strategy.layers=[{layers}]"]
+    chosen = configuration.compose_unvalidated(words, "run")
+    strategy, correction = chosen.strategy, chosen.correction
+    if strategy.keeps_all:
+        raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
+    is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
+    if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
+        correction = correction.replace(kind="folded")
+    candidate = choice.replace(strategy=strategy, correction=correction)
+    capabilities.check(candidate.needs(), "tune")
+    return candidate
+
+
+def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:
+    """Return what may be faster with all layers: drafts by look-up at batch size 1, and engines of
+    llama.cpp unless the request names an engine; also what cannot run here, with the reasons.
+    """
+    full, points, left_out = configuration.baseline_config(choice), list[Config](), list[str]()
+    wanted = {
+        f"engine={name}": {"engine": configuration.preset("engine", name), "baseline_engine": AUTO}
+        for name in BESIDE
+        if choice.engine.name == AUTO
+    }
+    if choice.batch_size == 1:
+        drafts = configuration.read_choice("decoding", "prompt_lookup")
+        keys = ("name", "draft", "draft_tokens")
+        decoding = choice.decoding.replace(**{key: drafts[key] for key in keys})
+        wanted["decoding=prompt_lookup"] = {"decoding": decoding}
+    for name, changes in wanted.items():
+        point = full.replace(**changes)
+        try:
+            resolver.schedule(point, "run")
+            points.append(point)
+        except UsageError as error:
+            left_out.append(f"{name}: {error}")
+    return points, left_out
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The best point that was tried, measured again on examples that chose nothing."""
+
+    request: TuneRequest
+    chosen: Record  # among the examples that choose
+    record: Record  # on the others
+    config: Config  # of the latter, which needs no calibration
+    tried: tuple[Record, ...]
+
+    @property
+    def use(self) -> Config:
+        """The configuration to use: the best point, or the full model if that is not faster."""
+        return self.config if is_faster(self.record) else configuration.baseline_config(self.config)
+
+    @property
+    def value(self) -> tuple[float, float | None]:
+        """The measured speedup or kept share of the score, with the low end of its interval."""
+        measured = self.record.speedup
+        if self.request.config.quality:
+            measured = next((one.interval for one in judge([self.record], self.request)), None)
+        return (measured.value, measured.low) if measured else (0.0, None)
+
+    @property
+    def meets_wish(self) -> bool:
+        """True if the measured value reaches the wanted one."""
+        return self.value[0] >= self.request.wanted
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Say in two sentences what to use."""
+        # named by the strategy that chose the layers
+        config = self.record.config.replace(strategy=self.chosen.config.strategy)
+        named = self.record.replace(config=config, correction=self.chosen.correction)
+        wish, found = self.request.wish, sentence(named)
+        if not is_faster(self.record):
+            return (
+                "Use the full model, because the best of what was tried is not surely faster.",
+                f"The best: {found}",
+            )
+        if not self.meets_wish:
+            return f"The best of what was tried misses {wish}.", f"It is the nearest: {found}"
+        _, low = self.value
+        sure = "surely met" if low and low >= self.request.wanted else "met, but not surely"
+        return f"Use this: {found}", f"{wish} is {sure}, on examples that chose nothing."
+
+    def as_json(self) -> Row:
+        """Return what `--json` prints."""
+        return {
+            "verdict": list(self.verdict),
+            "meets_wish": self.meets_wish,
+            "candidate": self.chosen.label,
+            "use": overrides_of(self.use, "run"),
+            "row": self.record.to_row(),
+            "tried": [record.to_row() for record in self.tried],
+        }
+
+
+@dataclass
+class Tuning:
+    """Runs a request. `observe` returns the display of some jobs."""
+
+    request: TuneRequest
+    observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
+    tried: dict[str, Record] = field(default_factory=dict)  # by id
+
+    def __post_init__(self) -> None:
+        self._folder, self._resolver = ResultsFolder.of(self.request.choice).path, Resolver()
+        left_out = [f"left out: {text}" for text in self.request.left_out]
+        self._notes = [self.request.outlook(), *left_out]
+
+    def run(self) -> TuneResult:
+        """Run the points that have no row yet, and return the best one; raise RunError if no point
+        can be judged.
+        """
+        if self.request.beside:
+            self._measure(self.request.beside)
+        self._try_layers()
+        judged = judge(list(self.tried.values()), self.request)
+        if not judged:
+            raise RunError(
+                "no point has a speed and a score to compare, or the full model's score is 0; use"
+                " other candidates, another task or model"
+            )
+        best = max(judged, key=self._rank).record
+        config = self._pinned(best)
+        if not (last := self._measure([config])):
+            raise RunError("the last run failed; repair its reason, and run the same command again")
+        return TuneResult(self.request, best, last[0][1], config, tuple(self.tried.values()))
+
+    def _try_layers(self) -> None:
+        """Try candidates at one number of layers after another: for a wanted speedup fewer until
+        one is fast enough, for a wanted quality by bisection.
+        """
+        request, candidates, count = self.request, self.request.candidates, self.request.first
+        few, many = MIN_KEPT, request.num_layers  # `few` to `many` - 1 are untried
+        while candidates and few < many:
+            candidates, records = self._best(candidates, count)
+            if request.config.speedup:
+                fastest = max(record.measured_speedup or 0.0 for record in records)
+                many = few if fastest >= request.wanted else count
+                count = max(few, min(count - 1, int(count * fastest / request.wanted)))
+            else:
+                keeps = any(share.passes for share in judge(records, request))
+                few, many = (few, count) if keeps else (count + 1, many)
+                count = (few + many) // 2
+
+    def _best(
+        self, candidates: Sequence[Config], count: int
+    ) -> tuple[tuple[Config, ...], list[Record]]:
+        """Score the answers of the candidates with the lowest decode loss at a number of layers;
+        return them with their rows.
+        """
+        request, choice = self.request, self.request.choice
+        points = [at(candidate, request.num_layers, count) for candidate in candidates]
+        if len(points) > request.config.finalists:
+            untimed = choice.speed.replace(enabled=False)
+            changes = {"answers": False, "baseline": False, "speed": untimed}
+            measured = self._measure([point.replace(**changes) for point in points])
+            distinct = dict[object, Config]()  # the best with the same layers and kind of patches
+            for point, row in sorted(measured, key=lambda pair: pair[1].decode_loss or 0.0):
+                distinct.setdefault((row.kept_layers, point.correction.label), point)
+            changes = {"answers": True, "baseline": True, "speed": choice.speed}
+            points = [point.replace(**changes) for point in distinct.values()]
+        scored = self._measure(points[: request.config.finalists])
+        if not scored:
+            raise RunError(f"no candidate works with {count} layers; set other candidates=[...]")
+        return tuple(point for point, _ in scored), [row for _, row in scored]
+
+    def _measure(self, points: Sequence[Config]) -> list[tuple[Config, Record]]:
+        """Run points with their baselines as a sweep, and return those that work with their
+        rows.
+        """
+        jobs = make_jobs(points, self._resolver)
+        with self.observe(jobs) as observer:
+            while self._notes:
+                observer.note(self._notes.pop(0))
+            records = Sweep(jobs, observer).run().records
+        rows = [(job, records[job.id].replace(folder=str(self._folder))) for job in jobs]
+        measured = [(job.config, row) for job, row in rows if job.requested and row.is_done]
+        self.tried |= {row.id: row for _, row in measured}
+        return measured
+
+    def _rank(self, share: QualityShare) -> tuple[bool, float, float]:
+        """Order points: those that meet the wish first; for a wanted speedup by the kept score, for
+        a wanted quality by the speedup, and those that miss it by how near they are.
+        """
+        speedup, kept = share.record.measured_speedup or 0.0, min(1.0, share.share)
+        if self.request.config.speedup:
+            meets = speedup >= self.request.wanted
+            return meets, kept if meets else speedup, speedup
+        return share.passes, speedup if share.passes else kept, speedup
+
+    def _pinned(self, record: Record) -> Config:
+        """Return the configuration that runs a point again, without calibration, on the examples
+        that chose nothing.
+        """
+        final, ran, used = self.request.final, record.config, record.correction
+        if record.keeps_all or record.draft_tokens:
+            full = configuration.baseline_config(final)
+            return full.replace(
+                decoding=ran.decoding, engine=ran.engine, baseline_engine=ran.baseline_engine
+            )
+        correction = configuration.preset("correction", "none")
+        if used:
+            folder = used.path or str(self._folder / "calibrations" / str(used.id))
+            correction = configuration.preset("correction", "adapter", {"path": [folder]})
+        strategy = configuration.preset("strategy", "custom", {"layers": record.kept_layers})
+        return final.replace(strategy=strategy, correction=correction)
+
+
+def judge(records: Sequence[Record], request: TuneRequest) -> list[QualityShare]:
+    """Return the share of the full model's score that each timed record keeps."""
+    timed = [record for record in records if record.speedup]
+    return shares(timed, request.config.quality or GATE)
