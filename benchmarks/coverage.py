@@ -36,7 +36,7 @@ def measure(point, with_opened):
     """Time a point in this process, and return what the table needs."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
-    from ulskip_cli.engines.torch import packed_linear
+    from ulskip_cli.engines.torch import kernels
     from ulskip_cli.experiments.paired_timing import BATCHES, Pair, measure_pairs, time_pairs
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.runner import Session, prepare_run
@@ -51,7 +51,7 @@ def measure(point, with_opened):
     batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
-            packed_linear._copies.clear()
+            kernels._weights.clear()
             sides = full.with_own_sessions(), decoder.with_own_sessions()
             pair = Pair(*sides, batches, decode_context(config, workload))
             measure_pairs(pair, new_tokens, range(1))

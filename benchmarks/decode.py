@@ -22,7 +22,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
-from ulskip_cli.engines.torch.packed_linear import PANELS
+from ulskip_cli.engines.torch.kernels import PANELS
 from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.intervals import ratio_interval
 from ulskip_cli.experiments.preflight import resolve

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ulskip_cli.core.files import cache_dir, replacing
-from ulskip_cli.engines.torch import kernel_build
+from ulskip_cli.engines.torch import compiler
 
 NAME = "pretended"
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -52,7 +52,7 @@ def library():
     """Return the path of the compiled device; compile it, which takes about 10 s, if the cache does
     not have it.
     """
-    command = kernel_build.compiler()
+    command = compiler()
     if not command:
         pytest.skip("requires a C++ compiler")
     torch_folder = Path(torch.__path__[0])

@@ -4,11 +4,10 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import ModelConfig
-from ulskip_cli.core.correction import PATCHES
+from ulskip_cli.core.correction import PATCHES, Adapter, read_record
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.corrections import Adapter, read_record
 from ulskip_cli.strategies.plan import make_plan
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ulskip_cli"
-WITHOUT_TORCH = ("core", "strategies", "tasks", "corrections", "report", "cli")
+WITHOUT_TORCH = ("core", "strategies", "tasks", "report", "cli")
 
 
 def modules(*packages):

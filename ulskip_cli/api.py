@@ -150,7 +150,7 @@ def generate(
         UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture
             is not supported, or the skip adapter does not fit the model or the layers.
     """
-    from ulskip_cli.corrections import read_record
+    from ulskip_cli.core.correction import read_record
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
     from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view

@@ -16,11 +16,11 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
+from ulskip_cli.core.correction import Patch, read_record
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, check_references
-from ulskip_cli.corrections import Patch, read_record
 from ulskip_cli.experiments.jobs import Job, Sweep, SweepObserver, make_jobs
 from ulskip_cli.experiments.preflight import Resolver, evaluated_examples
 from ulskip_cli.experiments.record import Record, Row

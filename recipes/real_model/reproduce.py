@@ -24,8 +24,8 @@ from pathlib import Path
 
 from ulskip_cli.cli.progress_bars import SweepDisplay
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import RECORD
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.corrections import RECORD
 from ulskip_cli.experiments.jobs import Sweep, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder

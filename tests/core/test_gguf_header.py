@@ -4,8 +4,7 @@ import pytest
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.gguf_header import read_gguf_header
-from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")

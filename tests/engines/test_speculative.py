@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.base import DraftStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.speculative import LookUp
+from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch.session import SpeculativeSession
 from ulskip_cli.strategies.plan import Plan
 

@@ -42,7 +42,7 @@ EXIT = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=9"]
 STAGED = ["strategy=skip_decode", "strategy.horizon=9"]
 EXITED = {"exit_depths": {"5": 1}, "target_kept_layers": 4.0}
 MISSED = {**EXITED, "evaluated_mean_kept_layers": 5.0}
-NOT_BUILT = {"linear_backend": "onednn", "linear_backend_reason": "no compiler"}
+NOT_BUILT = {"linear_backend": "torch", "linear_backend_reason": "no compiler"}
 CUT_OFF = {"degenerate": {"hit_limit": 2}}
 UNTRAINED = {"trained_for_these_layers": False}
 PATCH = CorrectionUsed(name="patch", kind="full")

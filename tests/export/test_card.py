@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.export.card import source_license
+from ulskip_cli.export.checkpoint import source_license
 
 
 @pytest.mark.parametrize(

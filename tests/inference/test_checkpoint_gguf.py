@@ -4,8 +4,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference import checkpoint

@@ -7,7 +7,7 @@ from reference import build_model
 from safetensors.torch import load_file, save_file
 
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.model_metadata import ModelConfig
 from ulskip_cli.inference import batching
 from ulskip_cli.inference.loading import load, load_tokenizer, pick_device
 

@@ -3,13 +3,12 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.core.config import compose, group_choices
-from ulskip_cli.core.correction import NO_PATCHES, PATCHES
+from ulskip_cli.core.correction import NO_PATCHES, PATCHES, Adapter
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.corrections import Adapter
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(

@@ -64,9 +64,6 @@ def generate(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     with ProgressBars(chosen.model.label) as bars:
-        from ulskip_cli.engines.torch import kernel_build
-
-        kernel_build.start(chosen.model.device)  # while torch is imported
         from ulskip_cli.experiments.comparison import PromptComparer
         from ulskip_cli.experiments.runner import Session
 

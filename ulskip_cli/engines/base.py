@@ -6,19 +6,25 @@ session is a `SteppingSession` (`loop.py`) with `encode` and `step`. If the libr
 answers, the session has `generate` and `losses`.
 """
 
+import hashlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table, cache_dir, replacing
+from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.inference.shallow_view import StageView, num_layers
+from ulskip_cli.inference.skip_adapter import GapPatch
 
 
 @dataclass(frozen=True)
@@ -248,11 +254,8 @@ class EngineSession:
         """
         return True
 
-    def prepare(self, request: BatchRequest) -> float:
-        """Do the work that all batches of one shape need once, such as packing weights; return its
-        seconds.
-        """
-        return 0.0
+    def prepare(self) -> None:
+        """Do the work that all batches need once, such as packing weights."""
 
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch. A `SteppingSession` needs no such method."""
@@ -289,3 +292,46 @@ def _until_end(row: Sequence[int], request: BatchRequest) -> list[int]:
     if request.stops:
         row = row[: bisect_left(lengths, True, key=lambda length: request.is_stopped(row[:length]))]
     return list(row)
+
+
+def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
+    """Return the weights of a view by name, tied weights once; raise UsageError if the view is not
+    on the CPU, where the libraries decode, or has patches that are not folded.
+    """
+    if view.device.type != "cpu":
+        raise UsageError(
+            f"engine={engine} decodes on the CPU, got a model on {view.device}; set"
+            " model.device=cpu"
+        )
+    for module in view.modules():
+        if isinstance(module, GapPatch):
+            raise UsageError(
+                f"engine={engine} supports folded patches, got {module.kind.name} ones; use"
+                " correction.kind=folded, or engine=torch"
+            )
+    tied = getattr(view, "_tied_weights_keys", None) if view.config.tie_word_embeddings else None
+    return {name: tensor for name, tensor in view.state_dict().items() if name not in (tied or ())}
+
+
+def cached_export(
+    engine: str,
+    tensors: Mapping[str, Tensor],
+    settings: Sequence[object],
+    suffix: str,
+    write: Callable[[Path], None],
+) -> Path:
+    """Return the file or folder that `write` makes from `tensors` and `settings`, or the one of an
+    earlier call.
+
+    If `write` fails, nothing is left behind.
+    """
+    content = hashlib.blake2b()
+    for tensor in tensors.values():
+        content.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    described = [(name, str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()]
+    name = key(settings, described, content.hexdigest())
+    target = cache_dir() / "engines" / engine / f"{name}{suffix}"
+    if not target.exists():
+        with replacing(target) as staging:
+            write(staging)
+    return target

@@ -29,8 +29,7 @@ from ulskip_cli.engines.base import (
     take_turns,
 )
 from ulskip_cli.engines.torch import Torch
-from ulskip_cli.engines.torch.backend import Backend, choose_backend
-from ulskip_cli.engines.torch.packed_linear import TORCH
+from ulskip_cli.engines.torch.session import TORCH, Backend, choose_backend
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -174,7 +173,7 @@ class Decoder:
         # A warm-up is short, but the batches after it must fit into the same session.
         room = Room(batch, prompt_len + max(length, context.max_new_tokens))
         session, seconds = self._session(engine, room)
-        seconds += session.prepare(request)
+        session.prepare()
         if decoding.do_sample:
             torch.manual_seed(context.seed)
         output = yield from session.run(request)

@@ -37,10 +37,9 @@ class EarlyExitSession(TorchSession):
         model = self.step_model(self.views.model)
         return model if isinstance(model, NativeModel) else LayerwiseModel(model)
 
-    def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; return no seconds."""
+    def prepare(self) -> None:
+        """Pack the weights."""
         _ = self.full
-        return 0.0
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> "ExitSteps":
         """Return the steps of a batch."""

@@ -13,12 +13,12 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
+from ulskip_cli.core.correction import RECORD, Patch
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues
-from ulskip_cli.corrections import RECORD, Patch
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.own_responses import (

@@ -321,9 +321,6 @@ class Sweep:
         """
         if not self.to_do:
             return
-        from ulskip_cli.engines.torch import kernel_build
-
-        kernel_build.start(self.jobs[0].config.model.device)  # while torch is imported
         from ulskip_cli.experiments.runner import Session
 
         folder, session = self.folder, Session(self.observer)

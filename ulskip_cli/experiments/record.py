@@ -612,7 +612,7 @@ class Provenance(Section):
     engine_weights: Text = value("format of the weights in another library", detected=True)
     engine_build: Row | None = value("package, version, instruction sets, threads of that library")
     linear_backend: Text = value(
-        "`native` (a step is one call), `panels` (our products), `onednn` or `torch`"
+        "`native` (a step is one call), `panels` (our products) or `torch`"
     )
     linear_backend_reason: Text = value("why a model in torch on a CPU does not decode in `native`")
     device: Text = value("of the weights", detected=True)

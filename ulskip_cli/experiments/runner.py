@@ -21,7 +21,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.engines.torch.backend import choose_backend
+from ulskip_cli.engines.torch.session import choose_backend
 from ulskip_cli.experiments.calibration import (
     LOSS_BATCH,
     calibrate_patches,

@@ -17,8 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import psutil
 import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,10 +31,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import RunError, UsageError, reason
+from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export import card, run
+from ulskip_cli.export import run
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
@@ -43,8 +48,11 @@ from ulskip_cli.inference.loading import (
     meta_model,
 )
 from ulskip_cli.inference.skip_adapter import load_adapter
-from ulskip_cli.strategies.plan import is_trained_for
+from ulskip_cli.report.tables import escape_markdown
+from ulskip_cli.strategies.plan import Plan, is_trained_for
 
+CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
+_TEMPLATES = Path(__file__).parent
 CONFIG = "config.json"
 MAX_FILE = "5GB"  # of weights
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
@@ -102,10 +110,10 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         every = range(plan.num_layers)
         config = _shallow_config(source, loaded.model, every, model.trust_remote_code)
         progress.phase(f"write {plan.num_layers} layers")
-        folders["prefill"] = folder / card.PREFILL
+        folders["prefill"] = folder / PREFILL
         _write_model(point, source, loaded.model, config, folders["prefill"])
-        page = card.serving_page(plan, adapter_entry is not None)
-        (folder / card.SERVING).write_text(page, "utf-8")
+        page = serving_page(plan, adapter_entry is not None)
+        (folder / SERVING).write_text(page, "utf-8")
     (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
     parameters = list(exported.view.parameters())  # lists tied parameters once
     notes, training = loaded.notes, loaded.notes["training"]
@@ -117,7 +125,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": plan.prompt_layers,
-        "prefill": card.PREFILL if point.is_pair else None,
+        "prefill": PREFILL if point.is_pair else None,
         "weights_digest": {role: weights_digest(path) for role, path in folders.items()},
         "parameters": sum(parameter.numel() for parameter in parameters),
         "total_bytes": sum(parameter.nbytes for parameter in parameters),
@@ -125,10 +133,10 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "training": training,
         "trained_for_these": is_trained_for(notes["trained_for"], plan),
         "quantization": notes["quantization"],
-        "license": card.source_license(source),
+        "license": source_license(source),
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
-    card.model_card(point, record, adapter_entry, has_chat).save(folder / card.CARD)
+    model_card(point, record, adapter_entry, has_chat).save(folder / CARD)
     return {**run.write_record(folder, record), "next": point.next}
 
 
@@ -329,3 +337,54 @@ def _shorten(
         is_list = "layer" in key and isinstance(value, (list, tuple))
         if is_list and list(getattr(derived, key, None) or ()) != list(value):
             text[key] = list(value)
+
+
+def model_card(
+    point: ResolvedExport, record: Row, skip_adapter: Row | None, has_chat: bool
+) -> ModelCard:
+    """Return the model card of an export, whose record it gets, with its metadata.
+
+    `has_chat` shows the use of the tokenizer's chat template.
+    """
+    model, adapter = point.config.model, skip_adapter or {}
+    is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=record["license"],
+        base_model=[model.label] if is_hub else None,
+        tags=["ulskip", "layer-skipping"],
+    )
+    kind, rank = adapter.get("kind"), adapter.get("lora_rank")
+    parts = [f"{kind} patches"] * (kind in PATCHES) + [f"LoRA of rank {rank}"] * bool(rank)
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATES / "card.md"),
+        point=point,
+        record=record,
+        skip_adapter=skip_adapter,
+        training=escape_markdown(record["training"] or "not recorded"),
+        correction=" and ".join(parts) or "no patches",
+        has_chat=has_chat,
+        chat_options="".join(
+            f", {key}={value!r}" for key, value in (model.chat_options or {}).items()
+        ),
+    )
+    return card
+
+
+def serving_page(plan: Plan, has_adapter: bool) -> str:
+    """Return the page about serving a prefill/decode pair, in Markdown."""
+    text = (_TEMPLATES / "serving.md").read_text("utf-8")
+    template = jinja2.Template(text, keep_trailing_newline=True)
+    page: str = template.render(plan=plan, has_adapter=has_adapter)
+    return page
+
+
+def source_license(folder: Path) -> str | None:
+    """Return the license in the source model's card, or None if the card states no license."""
+    try:
+        name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license
+    except (ValueError, yaml.YAMLError):  # no file, not UTF-8, or no valid metadata
+        return None
+    return name if isinstance(name, str) else None

@@ -30,8 +30,7 @@ from ulskip_cli.core.files import (
 )
 from ulskip_cli.core.fingerprint import TOKENIZER_FILES, file_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
-from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelFolder
+from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
 from ulskip_cli.core.options import Stored, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage

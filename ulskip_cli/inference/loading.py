@@ -23,8 +23,7 @@ from transformers import (
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.model_config import ModelConfig
-from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
+from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder, ModelMetadata
 from ulskip_cli.core.options import load_json
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes

@@ -21,12 +21,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import KINDS, PatchKind
+from ulskip_cli.core.correction import KINDS, RECORD, PatchKind
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
-from ulskip_cli.corrections import RECORD
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import Plan
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.correction import RECORD
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.schedule import Stage, checked_stages
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.task import check_references
-from ulskip_cli.corrections import RECORD
 
 
 def schedules(

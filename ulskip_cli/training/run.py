@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.correction import RECORD
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, noticing_full_disk, user_path, write_atomic
 from ulskip_cli.core.fingerprint import folder_fingerprint, key
@@ -24,7 +25,6 @@ from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.corrections import RECORD
 from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.engines.own_responses import OWN_RESPONSES
 from ulskip_cli.inference import loading

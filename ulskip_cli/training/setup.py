@@ -15,13 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.config_schema import TrainingConfig
-from ulskip_cli.core.correction import KINDS, NO_PATCHES
+from ulskip_cli.core.correction import KINDS, NO_PATCHES, read_record
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.corrections import read_record
 from ulskip_cli.engines.own_responses import (
     OWN_RESPONSES,
     generate_own_responses,

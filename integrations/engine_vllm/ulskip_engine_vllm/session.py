@@ -20,8 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from ulskip_cli.core.errors import RunError, UsageError, one_line
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Room, Views
-from ulskip_cli.engines.library import cached_export, exportable_tensors
+from ulskip_cli.engines.base import (
+    BatchOutput,
+    BatchRequest,
+    Clock,
+    EngineSession,
+    Room,
+    Views,
+    cached_export,
+    exportable_tensors,
+)
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.loading import first_difference, meta_model

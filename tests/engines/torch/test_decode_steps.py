@@ -4,9 +4,9 @@ import pytest
 import torch
 from reference import NATIVE_ARCHITECTURES, NUM_LAYERS, batch, build_model, random_adapter
 
-from ulskip_cli.engines.torch.backend import NATIVE, choose_backend
 from ulskip_cli.engines.torch.decode_steps import EagerSteps, NativeSteps
 from ulskip_cli.engines.torch.native_model import NativeModel
+from ulskip_cli.engines.torch.session import NATIVE, choose_backend
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from reference import NATIVE_ARCHITECTURES, build_model, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ulskip_cli.engines.torch.backend import NATIVE, choose_backend
 from ulskip_cli.engines.torch.decode_steps import NativeSteps
 from ulskip_cli.engines.torch.native_model import NativeModel
+from ulskip_cli.engines.torch.session import NATIVE, choose_backend
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 PROMPT_LEN = 11

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ulskip_cli.engines.torch import kernel_build, kernels
+from ulskip_cli.engines import torch as torch_engines
+from ulskip_cli.engines.torch import kernels
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +48,16 @@ def test_the_product_of_any_shape(rows, inputs, outputs, with_bias, half):
 
 
 def multiplied(hidden, weight, bias=None):
-    packed, kind = kernels.pack(weight)
-    return kernels.multiply(kernels.linear(packed, kind, bias, len(weight)), hidden)
+    packed = kernels.pack(weight)
+    return kernels.multiply(packed.linear(bias), hidden)
 
 
 def test_float32_weights_that_bfloat16_represents_take_half_of_the_bytes_for_the_same_bits():
     weight, hidden = torch.randn(70, 48).bfloat16().float(), torch.randn(9, 48)
-    halves, other = (kernels.pack(part)[0] for part in (weight, weight + 2**-20))
+    halves, other = (kernels.pack(part).panels for part in (weight, weight + 2**-20))
     assert 2 * halves.nbytes == other.nbytes
     panels = kernels.panels(weight, 1)
-    exact = kernels.linear(panels, 0, None, 70)  # points to the panels
+    exact = kernels.PackedWeight(panels, 0, 70).linear(None)  # points to the panels
     assert torch.equal(multiplied(hidden, weight), kernels.multiply(exact, hidden))
 
 
@@ -84,7 +85,7 @@ def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
     assert kernels.load_kernels() == "ULSKIP_KERNEL=off"
     monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(kernel_build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch_engines.shutil, "which", lambda name: None)
     assert kernels.build_failure() == kernels.load_kernels() == "no C++ compiler"
     assert not not_loaded and not list(tmp_path.iterdir())
 
@@ -103,18 +104,3 @@ def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tm
     monkeypatch.setenv("CXX", os.devnull)  # another compiler is another try
     assert kernels.build_failure() is None
     assert os.devnull in kernels.load_kernels()
-
-
-def test_a_build_in_the_background_is_the_one_that_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
-    monkeypatch.delenv("ULSKIP_KERNEL", raising=False)
-    compiler, log = tmp_path / "compiler", tmp_path / "log"
-    script = f'echo built >> {log}\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n'
-    compiler.write_text(f"#!/bin/sh\n{script}")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    kernel_build.start("cpu")
-    path = kernel_build.build(kernel_build.compiler())
-    assert path.is_file() and log.read_text() == "built\n"
-    kernel_build.start("cpu")
-    assert kernel_build.build(kernel_build.compiler()) == path and log.read_text() == "built\n"

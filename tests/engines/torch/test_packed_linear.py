@@ -12,13 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines.decoder import DecodeContext
-from ulskip_cli.engines.torch import backend
-from ulskip_cli.engines.torch.backend import NATIVE, choose_backend
-from ulskip_cli.engines.torch.packed_linear import (
+from ulskip_cli.engines.torch import session
+from ulskip_cli.engines.torch.kernels import (
     HugePages,
     PackedLinear,
     packed,
 )
+from ulskip_cli.engines.torch.session import choose_backend
 from ulskip_cli.inference import shallow_view
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
@@ -29,30 +29,21 @@ EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 def packing_of(model):
     """The model over packed weights, also where the kernels have a step for it."""
-    name = choose_backend(model).name
-    return packed(model, "panels" if name == NATIVE else name)
+    return model if choose_backend(model).name == "torch" else packed(model)
 
 
 def set_free_memory(monkeypatch, count):
     """Set the free memory to `count` bytes."""
     memory = SimpleNamespace(available=count)
-    monkeypatch.setattr(backend.psutil, "virtual_memory", lambda: memory)
-
-
-@pytest.fixture(params=["panels", "onednn"])
-def by(request, monkeypatch):
-    """Each packing backend that this machine supports."""
-    if request.param == "onednn":
-        monkeypatch.setenv("ULSKIP_KERNEL", "off")
-    if choose_backend(build_model("bloom").to(torch.bfloat16)).name != request.param:
-        pytest.skip(f"no packing by {request.param} on this machine")
-    return request.param
+    monkeypatch.setattr(session.psutil, "virtual_memory", lambda: memory)
 
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
-def test_packed_layers_compute_the_plain_product(name, dtype, by):
+def test_packed_layers_compute_the_plain_product(name, dtype):
     model = build_model(name).to(dtype)
+    if choose_backend(model).name == "torch":
+        pytest.skip("no kernels on this machine")
     view, ids = shallow_view.shallow_view(model, (0, 2, 5)), random_ids(3, 7)
     fast = packing_of(view)
     with torch.inference_mode():
@@ -60,14 +51,14 @@ def test_packed_layers_compute_the_plain_product(name, dtype, by):
     torch.testing.assert_close(got, expected, **CLOSE[dtype])
     kinds = (PackedLinear, nn.Linear, Conv1D)
     linears = [module for module in fast.modules() if type(module) in kinds]
-    assert {(type(module), module.by) for module in linears} == {(PackedLinear, by)}
+    assert set(map(type, linears)) == {PackedLinear}
 
 
 def test_views_of_one_model_share_the_copies(llama):
     if choose_backend(llama).name == "torch":
         pytest.skip("no packing on this machine")
     deep, shallow = (
-        {id(module) for module in packing_of(view).modules() if type(module) is PackedLinear}
+        {id(module.packed) for module in packing_of(view).modules() if type(module) is PackedLinear}
         for view in (shallow_view.shallow_view(llama, kept) for kept in ((0, 2, 3, 5), (0, 5)))
     )
     assert shallow < deep

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchRequest, Room, Views
-from ulskip_cli.engines.library import cached_export, exportable_tensors
+from ulskip_cli.engines.base import BatchRequest, Room, Views, cached_export, exportable_tensors
 from ulskip_cli.engines.llama_cpp import LlamaCpp
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.batching import unpadded

@@ -2,6 +2,9 @@
 kernels; early exit and drafts in this loop.
 """
 
+import os
+import shlex
+import shutil
 from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +14,6 @@ from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.environment import runs_on_cpu
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.engines.torch.kernel_build import compiler
 from ulskip_cli.engines.transformers import Transformers
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 # What reads all logits instead of the most likely token.
 WHOLE_HEAD = {Need.SAMPLING, Need.PENALTIES, Need.EARLY_EXIT}
+
+
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler, or nothing without one or with ULSKIP_KERNEL=off."""
+    if os.environ.get("ULSKIP_KERNEL") == "off":
+        return []
+    named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
+    return shlex.split(named)
 
 
 class Torch(Engine):

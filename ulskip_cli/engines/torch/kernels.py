@@ -1,9 +1,13 @@
-"""The CPU kernels of decode steps: the library of kernels.cpp and the structures that it reads."""
+"""The CPU kernels of decode steps: the library of kernels.cpp, which is compiled once on each
+machine, the structures that it reads, and the packed weights of linear layers.
+"""
 
+import mmap
 import os
+import platform
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import (
     CDLL,
     Structure,
@@ -14,17 +18,29 @@ from ctypes import (
     c_int64,
     c_void_p,
 )
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.engines.torch import kernel_build
+from ulskip_cli.core.environment import cpu_flags
+from ulskip_cli.core.files import cache_dir, replacing
+from ulskip_cli.core.fingerprint import key
+from ulskip_cli.engines.torch import compiler
+from ulskip_cli.inference import shallow_view
 
+SOURCE = Path(__file__).with_name("kernels.cpp")
 PANEL = 32  # outputs that are stored together
+CHUNK_BYTES = 32 * 2**20
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
+_ALIGNMENT = 64  # bytes; the kernels read whole vectors
 DTYPES = (torch.float32, torch.bfloat16)
-MAX_TOKENS = 8  # of each sequence in one step; more tokens are a task for matrix products
 _FLOAT32, _BFLOAT16, _EXACT_PAIRS = range(3)  # kinds of packed weights
 
 _failures: dict[str, str] = {}  # reason by compile command, for builds that failed in this process
@@ -112,12 +128,19 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
+def library_path(command: Sequence[str]) -> Path:
+    """Return the path of the library that a compiler builds for this processor."""
+    processor = cpu_flags() or platform.machine() + platform.processor()
+    name = key(SOURCE.read_text("utf-8"), command, _FLAGS, processor)
+    return cache_dir() / "kernels" / f"{name}.so"
+
+
 def build_failure() -> str | None:
     """Return the reason why this process cannot build the kernels or failed to build or load them,
     or None.
     """
-    compiler = kernel_build.compiler()
-    return _failures.get(shlex.join(compiler)) if compiler else "no C++ compiler"
+    command = compiler()
+    return _failures.get(shlex.join(command)) if command else "no C++ compiler"
 
 
 def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
@@ -132,14 +155,18 @@ def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
         return None
     if failure := build_failure():
         return failure
-    compiler = kernel_build.compiler()
+    command = compiler()
+    path = library_path(command)
     try:
-        if not kernel_build.library(compiler).is_file():
+        if not path.is_file():
             on_build()
-        library = CDLL(str(kernel_build.build(compiler)))
+            with replacing(path) as made:
+                words = [*command, *_FLAGS, str(SOURCE), "-o", str(made)]
+                subprocess.run(words, check=True, capture_output=True, text=True)
+        library = CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         text = getattr(error, "stderr", "") or str(error)
-        _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
+        _failures[shlex.join(command)] = f"{command[0]} failed: {' '.join(text.split())[:160]}"
         return build_failure()
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
@@ -153,9 +180,24 @@ def library() -> Any:
     return _loaded[0]
 
 
-def pack(weight: Tensor) -> tuple[Tensor, int]:
-    """Pack a weight [out_features, in_features] into panels [panels, units, 32, unit_size], padded
-    with zeros; return them and their kind.
+@dataclass(frozen=True)
+class PackedWeight:
+    """The weight of a linear layer in panels."""
+
+    panels: Tensor  # [panels, units, 32, unit_size]
+    kind: int
+    outputs: int
+
+    def linear(self, bias: Tensor | None) -> Linear:
+        """Return the structure that the kernels read; it does not keep the tensors alive."""
+        bias_at = None if bias is None else bias.data_ptr()
+        return Linear(
+            self.panels.data_ptr(), bias_at, self.outputs, self.panels.shape[1], self.kind
+        )
+
+
+def pack(weight: Tensor) -> PackedWeight:
+    """Pack a weight [out_features, in_features] into panels, padded with zeros.
 
     Float32 weights that bfloat16 represents exactly, as in checkpoints that were saved in it, are
     stored so: a step reads half of the bytes and computes the same bits. In bfloat16, in_features
@@ -166,7 +208,8 @@ def pack(weight: Tensor) -> tuple[Tensor, int]:
         halves, kind = weight.bfloat16(), _FLOAT32
         if weight.shape[1] % 2 == 0 and torch.equal(halves.float(), weight):
             weight, kind = halves, _EXACT_PAIRS
-    return panels(weight, 4 // weight.element_size()), kind
+    packed = HUGE_PAGES.copy(panels(weight, 4 // weight.element_size()))
+    return PackedWeight(packed, kind, len(weight))
 
 
 def panels(rows: Tensor, unit: int) -> Tensor:
@@ -175,12 +218,6 @@ def panels(rows: Tensor, unit: int) -> Tensor:
     count = -(-outputs // PANEL)
     filled = functional.pad(rows, (0, -inputs % unit, 0, count * PANEL - outputs))
     return filled.view(count, PANEL, -1, unit).transpose(1, 2).contiguous()
-
-
-def linear(packed: Tensor, kind: int, bias: Tensor | None, outputs: int) -> Linear:
-    """Return the structure of a packed linear layer; it does not keep the tensors alive."""
-    bias_at = None if bias is None else bias.data_ptr()
-    return Linear(packed.data_ptr(), bias_at, outputs, packed.shape[1], kind)
 
 
 def multiply(layer: Linear, hidden: Tensor) -> Tensor:
@@ -198,3 +235,91 @@ def multiply(layer: Linear, hidden: Tensor) -> Tensor:
         torch.get_num_threads(),
     )
     return product
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = source.weight, source.bias  # for modules that read them
+        self.packed = packed_weight(source)
+        self.out_features = self.packed.outputs
+        self._linear = self.packed.linear(source.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
+        return multiply(self._linear, hidden)
+
+
+class HugePages:
+    """Copies of tensors, stored one after the other in chunks of memory that the kernel may map
+    with huge pages.
+
+    With pages of 4 kB, a processor's prefetching stops at every page, and a decode step spends its
+    time on address translation. A chunk is freed with the last tensor in it.
+    """
+
+    def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous copy of a CPU tensor in this memory."""
+        if tensor.nbytes > self._chunk_bytes:
+            return _typed(_allocate(tensor.nbytes), tensor)
+        if self._used + tensor.nbytes > len(self._chunk):
+            self._chunk, self._used = _allocate(self._chunk_bytes), 0
+        held = _typed(self._chunk[self._used : self._used + tensor.nbytes], tensor)
+        self._used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return held
+
+
+def _typed(held: Tensor, tensor: Tensor) -> Tensor:
+    return held.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _allocate(size: int) -> Tensor:
+    try:
+        # by default it would be shared
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except (AttributeError, OSError):  # another system than Linux, or a kernel without huge pages
+        return torch.empty(size, dtype=torch.uint8)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+HUGE_PAGES = HugePages()
+# The packed copy of each layer and the version of its weight; all views of a model share them.
+_weights: WeakKeyDictionary[nn.Module, tuple[int, PackedWeight]] = WeakKeyDictionary()
+
+
+def packed(view: PreTrainedModel) -> PreTrainedModel:
+    """Return a view whose linear layers are packed."""
+    linears = filter(is_linear, view.modules())
+    return shallow_view.substituted(view, {module: PackedLinear(module) for module in linears})
+
+
+def packed_weight(module: nn.Module) -> PackedWeight:
+    """Return the weight of a linear layer in panels; the copy is made once."""
+    version, known = weight_version(module), _weights.get(module)
+    if known is None or known[0] != version:
+        known = _weights[module] = (version, pack(linear_weight(module)))
+    return known[1]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return True if a module is a linear layer whose weight is not quantized."""
+    return type(module) in shallow_view.LINEARS and type(module.weight) is nn.Parameter
+
+
+def linear_weight(module: Any) -> Tensor:
+    """Return the weight [out_features, in_features] of a linear layer."""
+    weight: Tensor = module.weight
+    return weight.t() if type(module) is Conv1D else weight
+
+
+def weight_version(module: Any) -> int:
+    """Return a number that changes when the weight of a module is written."""
+    return 0 if module.weight.is_inference() else module.weight._version

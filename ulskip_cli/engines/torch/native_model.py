@@ -16,7 +16,7 @@ from transformers.activations import ACT2CLS
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.engines.torch import kernels
-from ulskip_cli.engines.torch.packed_linear import (
+from ulskip_cli.engines.torch.kernels import (
     HUGE_PAGES,
     is_linear,
     linear_weight,
@@ -167,8 +167,7 @@ class NativeModel:
         bias = None if linear.bias is None else linear.bias.detach()
         if bias is not None:
             self._at(bias)
-        outputs = linear.weight.shape[0 if type(linear) is nn.Linear else 1]
-        return weight.linear(bias, outputs)
+        return weight.linear(bias)
 
     def _patch(self, patch: nn.Module | None) -> kernels.Linear:
         if patch is None:

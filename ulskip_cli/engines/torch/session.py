@@ -1,22 +1,81 @@
-"""The decode loop of engines on torch: preallocated KV caches, packed weights and decode steps."""
+"""The session of engines on torch: preallocated KV caches, decode steps, and the choice of what
+runs them.
+"""
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
-from ulskip_cli.engines.loop import SteppingSession
-from ulskip_cli.engines.speculative import Drafter
-from ulskip_cli.engines.torch.backend import NATIVE
+from ulskip_cli.engines.loop import Drafter, SteppingSession
+from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, EagerSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeModel
-from ulskip_cli.engines.torch.packed_linear import packed
+from ulskip_cli.engines.torch.kernels import is_linear, linear_weight, packed
+from ulskip_cli.engines.torch.native_model import NativeModel, unrecognized_reason
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
+
+NATIVE, PANELS, TORCH = "native", "panels", "torch"
+MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The implementation of the decode steps of a model and all of its views."""
+
+    # `native` (one call a step) or `panels` (packed linear layers), both kernels.cpp, or `torch`
+    name: str
+    reason: str | None = None  # why it is not `native` on a CPU
+
+
+# The backend of each model, and the dtypes and devices of its weights at that time.
+_chosen: WeakKeyDictionary[nn.Module, tuple[object, Backend]] = WeakKeyDictionary()
+
+
+def choose_backend(
+    model: PreTrainedModel, on_build: Callable[[], object] = lambda: None
+) -> Backend:
+    """Choose the backend of a loaded model and all of its views.
+
+    Later calls return the first choice, so that the full model and its schedules run on one
+    backend. If the model can use the kernels, the first call calls `on_build` and compiles them.
+    """
+    weights = [linear_weight(module) for module in model.modules() if is_linear(module)]
+    kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
+    known = _chosen.get(model)
+    if known is None or known[0] != kinds:
+        known = _chosen[model] = (kinds, _choose(model, weights, on_build))
+    return known[1]
+
+
+def _choose(
+    model: PreTrainedModel, weights: list[Tensor], on_build: Callable[[], object]
+) -> Backend:
+    dtypes = {weight.dtype for weight in weights}
+    if any(weight.device.type != "cpu" for weight in weights):
+        return Backend(TORCH)
+    if len(dtypes) != 1 or not dtypes <= set(kernels.DTYPES):
+        return Backend(TORCH, "the weights are neither all float32 nor all bfloat16")
+    needed = sum(weight.nbytes for weight in weights)
+    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+        return Backend(
+            TORCH,
+            f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory",
+        )
+    if torch.bfloat16 in dtypes and any(weight.shape[1] % 2 for weight in weights):
+        return Backend(TORCH, "a bfloat16 layer has an odd number of inputs")
+    if failure := kernels.load_kernels(on_build):
+        return Backend(TORCH, failure)
+    unrecognized = unrecognized_reason(model)
+    return Backend(PANELS if unrecognized else NATIVE, unrecognized)
 
 
 def unsupported_by_loop(model: PreTrainedModel) -> str | None:
@@ -42,19 +101,22 @@ class TorchSession(SteppingSession):
         self.views = views
 
     def step_model(self, view: PreTrainedModel) -> NativeModel | PreTrainedModel:
-        """Return what runs the steps of a view: the kernels, or the view with packed weights."""
+        """Return what runs the steps of a view: the kernels, or the view, perhaps with packed
+        weights.
+        """
         backend = self.views.linear_backend
-        return NativeModel(view) if backend == NATIVE else packed(view, backend)
+        if backend == NATIVE:
+            return NativeModel(view)
+        return packed(view) if backend == PANELS else view
 
     @functools.cached_property
     def step_models(self) -> list[NativeModel | PreTrainedModel]:
         """Return what runs the steps of each stage."""
         return [self.step_model(stage.view) for stage in self.views.stages]
 
-    def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; return no seconds, because the first batch of a process does it."""
+    def prepare(self) -> None:
+        """Pack the weights."""
         _ = self.step_models
-        return 0.0
 
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
