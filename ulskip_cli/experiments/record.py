@@ -431,17 +431,19 @@ class Schedule(Section):
     later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
-        "mean number over the timed pairs",
+        "mean number of layers in the timed pairs, and in the evaluated answers",
         Column("timed\nlayers", "timed_layers", first=True),
     )
-    evaluated_mean_kept_layers: Positive = value("mean number over the evaluated answers")
+    evaluated_mean_kept_layers: Positive = value(
+        "mean number of layers in the timed pairs, and in the evaluated answers"
+    )
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
         Column("layer\nratio", form=".2f"),
     )
     predicted_speedup: Ratio = value(
-        "bytes that a full step reads, divided by those of a step of the kept layers, output head"
-        " included; none with drafts",
+        "bytes that a full step reads, divided by those of a step of the kept layers; none with"
+        " drafts",
         Column(
             "pre-\ndicted",
             form=".2f",
@@ -469,8 +471,7 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     pairs: Pairs | None = value(
-        "raw seconds, tokens and engine of both sides; `units` with `pairs`, time and the machine's"
-        " read rate; requested `precision`",
+        "raw values of each pair of both sides, and its `units`, with the machine's read rate",
         Column("pairs", "num_pairs", "d", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
@@ -482,9 +483,10 @@ class Timing(Section):
     time_to_first_token_seconds: Number = value("medians per batch")
     time_per_output_token_seconds: Positive = value("medians per batch")
     prompt_kv_bytes: Count = value(
-        "size of the prompt's KV cache", Column("KV\nkept", "kv_share", ".0%", optional=True)
+        "size of the prompt's KV cache, of all and of kept layers",
+        Column("KV\nkept", "kv_share", ".0%", optional=True),
     )
-    kept_kv_bytes: Count = value("this size without the skipped layers")
+    kept_kv_bytes: Count = value("size of the prompt's KV cache, of all and of kept layers")
     step_bytes: Count = value(
         "bytes that a step reads: head, kept layers, KV cache halfway",
         Column("of band-\nwidth", "bandwidth_share", ".0%", optional=True),
@@ -542,8 +544,8 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
         default={},
     )
     length_ratio: Number = value("words of hypotheses, divided by those of references")
-    num_truncated_sources: Count = value("sources truncated to fit the context")
-    num_truncated_references: Count = value("references whose end `decode_loss` does not count")
+    num_truncated_sources: Count = value("sources and references truncated to fit the context")
+    num_truncated_references: Count = value("sources and references truncated to fit the context")
     evaluated_batch_size: Count = value(
         "smaller than `batch_size` if a batch did not fit into memory"
     )
@@ -570,16 +572,16 @@ class Throughput(Section):
         "compilation, or conversion for another library; excluded from all times"
     )
     acceptance_rate: Share = value(
-        "accepted share of drafts",
+        "accepted share of drafts; tokens and drafts per check",
         Column("accept-\nance", form=".2f"),
     )
     mean_accepted_length: Number = value(
-        "tokens per check", Column("tokens\na check", form=".2f", optional=True)
+        "accepted share of drafts; tokens and drafts per check",
+        Column("tokens\na check", form=".2f", optional=True),
     )
-    mean_draft_length: Number = value("drafts per check")
+    mean_draft_length: Number = value("accepted share of drafts; tokens and drafts per check")
     head_rows: Number = value(
-        "mean rows of the output head whose logits a greedy choice computes exactly, after 8 bits"
-        " of each excluded the others; missing: all rows"
+        "mean rows of the output head that a greedy choice computes exactly; missing: all"
     )
     exit_depths: dict[Depth, KnownCount] | None = value("tokens by exit depth")
     exit_check_fraction: Number = value("share of decode time in exit checks")
@@ -608,7 +610,7 @@ class Provenance(Section):
     engine: Text = value(
         "engine that decoded, e.g. `torch`, `speculative` or `early_exit`", detected=True
     )
-    engine_reason: Text = value("why `torch` or `panels` was not used")
+    engine_reason: Text = value("why another engine than `torch` decoded")
     engine_weights: Text = value("format of the weights in another library", detected=True)
     engine_build: Row | None = value("package, version, instruction sets, threads of that library")
     linear_backend: Text = value(
