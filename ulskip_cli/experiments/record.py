@@ -45,7 +45,7 @@ MAX_SHARE = 10.0  # a larger share states only that one of the two scores is clo
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
 METRIC_KEYS = tuple(metrics.METRIC_OF)
-GLOSSARY = "see the [glossary](measuring.md#glossary)"  # the meaning of these fields
+GLOSSARY = "[glossary](measuring.md#glossary)"  # the meaning of these fields
 
 Row = Table  # a record as a JSON object
 Text = str | None  # None: not known
@@ -530,7 +530,7 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     agreement_high: Share = value("upper end of its interval")
     copied_share: Share = value("share of these positions whose token copies the prompt")
     new_agreement: Share = value(
-        "agreement on the other tokens, see the [glossary](measuring.md#glossary)",
+        "agreement on the other tokens",
         Column("of new\ntokens", form=".1%", optional=True),
     )
     new_agreement_low: Share = value("lower end of its interval")
@@ -637,8 +637,8 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
-    reason: Text = value("why there is no result")
-    log: Text = value("file with the traceback")
+    reason: Text = value("why there is no result, and the file with the traceback")
+    log: Text = value("why there is no result, and the file with the traceback")
     wall_seconds: Number = value(
         "duration, with interrupted attempts up to their last finished batch"
     )
