@@ -325,7 +325,7 @@ class Point(Section):
         "command that measured the row (`run` for a sweep)", default="run"
     )
     baseline_id: Name | None = value(
-        "row of the baseline; if that is in another engine, `predicted_speedup` is missing",
+        "row of the baseline",
         Column("full in", "full_engine", first=True),
     )
     config: StoredConfig = value("used settings that differ from the defaults", default=...)
@@ -443,7 +443,7 @@ class Schedule(Section):
     )
     predicted_speedup: Ratio = value(
         "bytes that a full step reads, divided by those of a step of the kept layers; none with"
-        " drafts",
+        " drafts, or if the baseline is in another engine",
         Column(
             "pre-\ndicted",
             form=".2f",
@@ -639,9 +639,7 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
     reason: Text = value("why there is no result, and the file with the traceback")
     log: Text = value("why there is no result, and the file with the traceback")
-    wall_seconds: Number = value(
-        "duration, with interrupted attempts up to their last finished batch"
-    )
+    wall_seconds: Number = value("duration, with interrupted attempts")
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )
