@@ -100,8 +100,7 @@ class Session:
 
     def decoders(self, run: "PreparedRun") -> tuple[Decoder, Decoder]:
         """Return the decoders of the full model and of the schedule; without skipped layers a
-        library holds one copy of the weights for both. The points share the full model's, so that
-        its steps are compiled once.
+        library holds one copy of the weights for both. All points share the full model's.
         """
         config, loaded = run.point.config, run.loaded
         decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
