@@ -23,9 +23,6 @@ AGAIN = [
     "BambaForCausalLM",
     "DeepseekV32ForCausalLM",
     "GPTNeoForCausalLM",
-    "DoryForCausalLM",
-    "Inkling2ForCausalLM",
-    "ZayaForCausalLM",
     "RobertaForCausalLM",
 ]
 same_transformers = pytest.mark.skipif(

@@ -38,12 +38,6 @@ def test_a_figure_holds_if_no_difference_is_sure(here, judged):
         assert figure.judged.startswith(expected)
 
 
-def test_a_row_that_cannot_be_measured_is_not_comparable():
-    (speed, quality) = verify.figures("page", STORED, None, "llama.cpp is missing")
-    assert speed.judged == quality.judged == "not comparable: llama.cpp is missing"
-    assert (speed.here, quality.stored) == (verify.MISSING, "93.3% (90.0% to 96.7%)")
-
-
 def test_stored_rows_are_measured_again_and_compared(
     model_folder, ulskip, quick, monkeypatch, capsys, tmp_path
 ):

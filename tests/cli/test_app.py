@@ -20,22 +20,11 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
 
 
-def for_bench(overrides):
-    read = [text for text in overrides if "bench" in Config.readers(text.partition("=")[0])]
-    return read
-
-
-def test_bench_requires_no_tokenizer(ulskip, model_folder, overrides, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
-    code, out, err = ulskip("bench", *for_bench(overrides), f"model.path={tmp_path}", "ratio=2")
-    assert (code, "unified" in out or "6/12" in out) == (0, True), err
-
-
 @pytest.mark.slow
 def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
-    sizes = ["batch_size=1,2", "speed.prompt_tokens=4"]
-    arguments = ["bench", "ratio=2", *for_bench(overrides), *sizes]
+    words = [*overrides, "ratio=2", "batch_size=1,2", "speed.prompt_tokens=4"]
+    read = [word for word in words if "bench" in Config.readers(word.partition("=")[0])]
+    arguments = ["bench", *read]
     code, out, err = ulskip(*arguments)
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):

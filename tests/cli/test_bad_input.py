@@ -11,14 +11,7 @@ import yaml
 from ulskip_cli.cli.app import invoke
 
 BAD = [
-    *(
-        "generate",
-        "generate ratio=2",
-        "generate a ratio=99",
-        "generate a b",
-        "generate a model=random",
-    ),
-    *("pln", "ratio=2", "--json run", "run --jsn", "run --limit 8"),
+    *("generate a b", "pln", "ratio=2", "--json run", "run --jsn", "run --limit 8"),
     *("run ratio=99 model=random", "run model=random task.pair=de-xx"),
     "run model=random task=cnn_dm task.file=nowhere.jsonl",
     *("run model=random task.metrics=[blue]", "run model=random task.dataset=some/dataset"),
@@ -80,8 +73,6 @@ MISTYPED = {  # the likeliest errors, with what the line names
     "ratio=${nothing}": "nothing",
     "decoding.stop=[[x]]": "a list of texts, written [a,b]",
     "decoding.temperature=0.7": "decoding.do_sample=true",
-    "decoding.top_p=0.5": "decoding.do_sample=true",
-    "decoding.top_k=3": "decoding.do_sample=true",
     "strategy=null": "strategy 'None'",
     "strategy=custom strategy.layers=[0,x]": "strategy.layers",
     "strategy=skip_decode strategy.horizon=0": "strategy.horizon",
@@ -91,14 +82,31 @@ MISTYPED = {  # the likeliest errors, with what the line names
 }
 
 
-@pytest.mark.parametrize(("line", "named"), MISTYPED.items())
-def test_a_mistyped_word_is_one_line_that_names_the_key(ulskip, line, named):
-    code, out, err = ulskip("run", *line.split())
+OTHERS = {
+    "run task.metrics=bleu,chrf": "write task.metrics=[bleu,chrf]",
+    "train train.ratios=1,2": "write train.ratios=[1,2]",
+    "train seed=1,2": "once for each value",
+    "tune speedup=1.5,2": "once for each value",
+    "run name=a,b": "once for each value",
+    "run experiment=reproduce,paper": "once for each value",
+    "run experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
+    "run strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
+    "train ratio=2": "did you mean 'train.ratios'?",
+    "sweep ratio=2, 3": "no space beside a comma",
+    "--verison": "did you mean --version?",
+    "tune speedup=50": "speedup <= 3.89",
+    "tune speedup=1.5 decoding=self_speculative": "does not support drafts",
+}
+LINES = {**{f"run {line}": named for line, named in MISTYPED.items()}, **OTHERS}
+
+
+@pytest.mark.parametrize(("line", "named"), LINES.items())
+def test_a_mistyped_word_is_one_line_that_says_what_to_write(ulskip, line, named):
+    code, out, err = ulskip(*line.split())
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
-    assert named in err and "ULSKIP_DEBUG" not in err
-    assert not any(
-        words in err for words in ("pydantic", "Input should", "validation error", "ydra")
-    )
+    assert named in err
+    words = ("ULSKIP_DEBUG", "pydantic", "Input should", "validation error", "ydra")
+    assert not any(word in err for word in (*words, "ulskip sweep name"))
 
 
 def test_the_model_of_a_training_is_never_named_for_deletion(ulskip, model_folder):
@@ -118,32 +126,6 @@ def test_several_values_are_told_a_sweep_that_works(ulskip, command, override):
     assert code == 2
     _, *advised = re.search("`(ulskip sweep .*)`", err)[1].split()
     assert ulskip(*advised, "--dry-run")[0] == 0
-
-
-LISTS = {
-    "run strategy.layers=0,2": "write strategy.layers=[0,2]",
-    "run task.metrics=bleu,chrf": "write task.metrics=[bleu,chrf]",
-    "train train.ratios=1,2": "write train.ratios=[1,2]",
-    "train seed=1,2": "once for each value",
-    "tune speedup=1.5,2": "once for each value",
-    "run name=a,b": "once for each value",
-    "run experiment=reproduce,paper": "once for each value",
-    "run experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
-    "plan experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
-    "run strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
-    "train ratio=2": "did you mean 'train.ratios'?",
-    "sweep ratio=2, 3": "no space beside a comma",
-    "--verison": "did you mean --version?",
-    "tune speedup=50": "speedup <= 3.89",
-    "tune speedup=1.5 decoding=self_speculative": "does not support drafts",
-}
-
-
-@pytest.mark.parametrize(("line", "advice"), LISTS.items())
-def test_lists_and_numbers_are_told_what_to_write(ulskip, line, advice):
-    code, out, err = ulskip(*line.split())
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert advice in err and "ulskip sweep name" not in err
 
 
 def test_a_key_that_is_given_twice_is_refused(capsys):
@@ -167,6 +149,7 @@ ROWS = {
     '{"prompt": "a", "reference": null}': "under reference, got null",
     '{"prompt": "a", "reference": " "}': 'under reference, got " "',
     '{"prompt": "a", "reference": ["b"]}': 'under reference, got ["b"]',
+    '{"prompt": true, "reference": "b"}': "under prompt, got true",
     '{"prompt": NaN, "reference": "b"}': "without NaN",
     '{"question": "a", "reference": "b"}': "only the keys question, reference",
 }
@@ -179,7 +162,7 @@ def test_a_row_that_is_no_example_is_told_why(ulskip, tmp_path, row, told):
     assert code == 2 and told in err and "1: expected a" in err
 
 
-NAMES = ["x.jsonl", "data (1).jsonl", "ü.jsonl", "[x].jsonl", "a,b.jsonl", "~;'&#x.jsonl"]
+NAMES = ["x.jsonl", "data (1).jsonl", "ü.jsonl", "[x].jsonl", "a,b.jsonl", "~;'=&#x!.jsonl"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -227,27 +210,6 @@ def test_an_unforeseen_error_is_one_line_and_exit_code_1(ulskip, monkeypatch, er
     code, out, err = ulskip("plan")
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert told in err
-
-
-def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(
-    ulskip, overrides, model_folder, tmp_path, quick
-):
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (bare / name).write_bytes((model_folder / name).read_bytes())
-    (tmp_path / "long.de").write_text("der Hund " * 60 + "\n")
-    files = ["task.dataset=files"]
-    files += [f"task.{key}_file={tmp_path}/long.de" for key in ("source", "reference")]
-    cases = {
-        "cannot load a tokenizer": [f"model.path={bare}", *quick],
-        "example 0: ": [*overrides, *files],
-        "the model's tokenizer has no chat template": [*overrides, "task.template=chat"],
-    }
-    for expected, arguments in cases.items():
-        code, out, err = ulskip("run", *arguments)
-        assert (code, out, len(err.splitlines())) == (2, "", 1), err
-        assert expected in err
 
 
 def test_help_plans_and_usage_errors_import_no_torch():

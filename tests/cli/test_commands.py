@@ -1,13 +1,6 @@
 import json
 
 
-def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
-    code, out, err = ulskip("run", "task=wmt", "ratio=2.0", *overrides)
-    assert code == 0 and "unified: generate" in err
-    assert all(text in out for text in ("unified", "full", f"written to {tmp_path / 'default'}/"))
-    assert all((tmp_path / "default" / name).is_file() for name in ("table.md", "table.csv"))
-
-
 def test_force_measures_the_baseline_of_a_run_again(ulskip, overrides, tmp_path):
     counts, stored = [], []
     for options in ([], [], ["--force"]):

@@ -50,12 +50,3 @@ def test_every_command_prints_its_configuration(ulskip, command):
     prompt = ["a"] * (command == "generate")
     code, out, _ = ulskip(command, *prompt, "--print-config", "prompt_layers=kept")
     assert (code, yaml.safe_load(out)["prompt_layers"]) == (0, "kept")
-
-
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("run", "sweep")])
-def test_a_printed_configuration_has_no_key_that_the_command_does_not_read(ulskip, command):
-    key = "train.epochs=2" if command != "train" else "ratio=2"
-    for text in ("baseline=false", key):
-        prompt = ["a"] * (command == "generate")
-        code, out, err = ulskip(command, *prompt, "--print-config", text)
-        assert (code, out) == (2, "") and text.partition("=")[0] in err

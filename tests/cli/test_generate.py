@@ -79,12 +79,6 @@ def test_engines_decodings_and_corrections_work(ulskip, model, words, tmp_path):
     assert not list(tmp_path.glob("*/runs.jsonl"))  # no row is stored
 
 
-def test_drafts_do_not_change_the_answer(ulskip, model):
-    words = ["decoding=self_speculative", "--json"]
-    told = json.loads(ulskip("generate", "the cat", *words, *model)[1].splitlines()[-1])
-    assert told["first_difference"] is None and "drafts" in told["strategy"]
-
-
 def test_prompts_of_a_file_are_answered_one_after_another(ulskip, model, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("the cat\n\nder Hund\n")

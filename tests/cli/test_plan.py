@@ -35,12 +35,3 @@ def test_a_plan_shows_the_bytes_of_weights_and_the_memory_of_a_run(ulskip):
     assert plans[0]["memory_bytes"] > 2 * plans[0]["weight_bytes"]
     more = plans[1]["memory_bytes"] - plans[0]["memory_bytes"]
     assert more == 1000 * plans[0]["kv_bytes_per_token"]
-
-
-def test_what_a_run_refuses_has_no_plan(ulskip):
-    code, out, err = ulskip("plan", "model=random", "model.path=bloom-7b1", "engine=llama_cpp")
-    assert (code, out) == (2, "") and "engine=llama_cpp" in err
-
-
-def test_a_plan_is_a_json_object(ulskip):
-    assert json.loads(ulskip("plan", "model=random", "--json")[1])["layer_ratio"] == 2.0

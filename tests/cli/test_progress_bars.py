@@ -1,4 +1,3 @@
-import sys
 import time
 from types import SimpleNamespace
 
@@ -38,13 +37,6 @@ def test_a_phase_that_reports_nothing_writes_lines_too(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert "4 of 4" not in " ".join(lines) and lines.count("warm up") == 1
     assert {"own answers: 0 of 4, 12 tokens", "warm up: 0:00:00"} <= set(lines)
-
-
-def test_the_model_is_named_once_before_torch_is_imported(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "torch")
-    with ProgressBars("tiny") as bars:
-        bars.phase("load tiny")
-    assert capsys.readouterr().err == "load tiny\n"
 
 
 def show_sweep(tmp_path):

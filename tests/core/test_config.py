@@ -52,11 +52,6 @@ def test_a_text_of_a_stored_row_is_literal(text):
     assert config.preset("task", "jsonl", {"prompt": text}).prompt == text
 
 
-def test_an_unknown_option_of_a_stored_row_is_named():
-    with pytest.raises(UsageError, match=r"strategy\.spacng.*strategy\.spacing"):
-        config.preset("strategy", "unified", {"spacng": "even"})
-
-
 ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
 
 
@@ -69,18 +64,6 @@ def test_escapes_are_those_of_texts_for_the_model_alone(more):
     template = r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"
     added = config.compose([template])
     assert added.task.templates["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
-
-
-def test_a_users_own_folder_adds_choices(tmp_path):
-    (tmp_path / "strategy").mkdir()
-    text = "_target_: ulskip_cli.strategies.static.Custom\nname: mine\nlayers: [0, 2, 11]\n"
-    (tmp_path / "strategy" / "mine.yaml").write_text(text)
-    config.use_config_dir(tmp_path)
-    assert config.compose(["strategy=mine"]).strategy.layers == (0, 2, 11)
-    assert "mine" in config.group_choices("strategy")
-    with pytest.raises(UsageError, match="nowhere"):
-        config.use_config_dir(tmp_path / "nowhere")
-    assert "mine" not in config.group_choices("strategy")
 
 
 HEAD = b"_target_: ulskip_cli.strategies.static.Full\nname: mine\n"
@@ -203,40 +186,9 @@ def test_values_of_a_row_that_are_not_known_are_kept_and_identify_it(values, com
     )
 
 
-@pytest.mark.parametrize(
-    ("values", "key"),
-    [
-        ({"batch_size": "eight"}, "config.batch_size"),
-        ({"speed": {"new_tokens": 0}}, "config.speed.new_tokens"),
-        ({"speed": 3}, "config.speed"),
-        ({"strategy": "unified"}, "config.strategy"),
-        ({"decoding": {"draft": "all"}}, "config.decoding.draft"),
-        ({"model": {"name": "tiny"}}, "config.model.source"),
-    ],
-    ids=str,
-)
-def test_a_known_key_of_a_row_with_a_wrong_value_is_named(values, key):
-    with pytest.raises(UsageError, match=re.escape(key)):
-        config.StoredConfig.read({**config.compose([]).recorded(), **values})
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["~/x.jsonl", "data (1).jsonl", "ü.jsonl", "[x].jsonl", "a=b&c#d.jsonl", "it's; !.jsonl"],
-)
-def test_texts_that_the_grammar_refuses_are_values(name):
-    assert config.compose(["task=jsonl", f"task.file={name}"]).task.file == name
-
-
 def test_a_comma_in_the_name_of_an_existing_file_separates_no_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="one value"):
         config.compose(["task=jsonl", "task.file=a,b.jsonl"])
     (tmp_path / "a,b.jsonl").touch()
     assert config.compose(["task=jsonl", "task.file=a,b.jsonl"]).task.file == "a,b.jsonl"
-
-
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1))
-def test_any_text_in_quotes_is_itself(text):
-    (override,) = config.parse_overrides([f"task.prompt={config.quoted(text)}"])
-    assert override.value() == text

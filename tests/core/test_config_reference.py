@@ -33,14 +33,3 @@ def test_defaults_are_those_of_a_composed_configuration(overrides):
         for part in key.name.split("."):
             value = value[part]
         assert value == key.default, key
-
-
-def test_a_choice_inherits_from_the_choices_in_its_defaults(tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "base.yaml").write_text("name: base\nepochs: 3\nlora: {rank: 4}\n")
-    (tmp_path / "train" / "mine.yaml").write_text(
-        "defaults: [base]\nname: mine\nlora: {alpha: 8}\n"
-    )
-    config.use_config_dir(tmp_path)
-    values = config.read_choice("train", "mine")
-    assert values == {"name": "mine", "epochs": 3, "lora": {"rank": 4, "alpha": 8}}

@@ -22,7 +22,6 @@ COMPOSE = {
     "tune": lambda overrides, command: compose_tuning(["speedup=2", *overrides]),
     "train": lambda overrides, command: compose_training(overrides),
 }
-KIND = {name: PRIMARY[primary_of(name)][0] for name in COMPOSE}
 
 
 def every_key(primary):

@@ -43,12 +43,6 @@ def test_presets_set_the_weights_and_the_baseline_has_the_same_engine():
     assert baseline_config(config).engine == config.engine
 
 
-def test_engine_and_weights_are_part_of_the_identity():
-    names = ["auto", "transformers", "torch", "llama_cpp", "llama_cpp_q4_0", "llama_cpp_q8_0"]
-    choices = [[f"engine={name}"] for name in names]
-    assert len({compose(choice).identity() for choice in choices}) == len(choices)
-
-
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=8), st.integers(1, 10**9))
 def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(layers, head):
     sizes = WeightSizes(64 * head, tuple(64 * layer for layer in layers))

@@ -22,7 +22,6 @@ from ulskip_cli.core.files import (
     noticing_full_disk,
     read_jsonl,
     read_object,
-    user_path,
     write_atomic,
 )
 
@@ -103,11 +102,6 @@ def test_any_object_survives_a_line(rows):
         for row in rows:
             append_line(path, json.dumps(row))
         assert read_jsonl(path) == rows
-
-
-def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert user_path("~/x", "output") == tmp_path / "x"
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,6 @@ def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
     assert metadata.total_bytes == sum(size for _, size in tensors.values())
 
 
-def test_the_dtype_that_is_asked_for_counts(model_folder):
-    whole, half = (
-        ModelFolder(hf(model_folder, dtype=name)).metadata for name in ("float32", "bfloat16")
-    )
-    assert whole.total_bytes == 2 * half.total_bytes
-
-
 def test_shards_are_read_together(tmp_path):
     for i in range(2):
         save_file({f"layers.{i}.w": torch.zeros(2)}, tmp_path / f"model-{i}.safetensors", NOTE)

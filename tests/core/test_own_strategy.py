@@ -6,11 +6,9 @@ import sys
 import pytest
 
 from ulskip_cli.core.config import StoredConfig, compose, use_config_dir
-from ulskip_cli.experiments.describe import run_warnings
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.report.rows import grouped
-from ulskip_cli.strategies.plan import Plan
 
 MODULE = '''
 from typing import Literal
@@ -51,14 +49,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "configs"
 
 
-def test_it_is_planned_and_listed(folder, ulskip):
-    code, out, _ = ulskip("plan", "strategy=loudest", "--json", "--config-dir", folder)
-    planned = json.loads(out)
-    assert (code, planned["kept_layers"]) == (0, [0, 1, 2, 3, 4, 11])
-    assert "calibrated" in planned["warnings"][0]
-    assert "strategy.side" in ulskip("config", "strategy=loudest", "--config-dir", folder)[1]
-
-
 def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     overrides = [*overrides, "calibration.examples=2", "strategy=loudest", "--config-dir", folder]
     code, out, err = ulskip("run", "--json", *overrides)
@@ -67,15 +57,6 @@ def test_it_is_calibrated_and_run(folder, ulskip, overrides):
     assert row["calibration"]["options"]["last"] in (4, 5)
     assert row["kept_layers"] == [0, 1, row["calibration"]["options"]["last"]]
     assert row["config"]["strategy"]["side"] == "right"
-
-
-def test_advice_about_other_strategies_is_not_given(folder):
-    use_config_dir(folder)
-    config = compose(["strategy=loudest"])
-    depths = {"target_kept_layers": 4.0, "evaluated_mean_kept_layers": 5.0}
-    record = Record.joined(Point.of(config, "0" * 12), **depths)
-    (line,) = run_warnings(config, Plan.from_layers(12, [0, 1, 2, 11]), record)
-    assert line.endswith("got 5.00, so the speed of these answers differs from the target")
 
 
 def test_rows_of_different_options_are_never_taken_for_one_another(folder):

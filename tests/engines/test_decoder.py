@@ -56,13 +56,6 @@ def test_a_checkpoints_sampling_defaults_are_ignored(llama, engine):
     assert collected(decoder, PROMPTS, GREEDY, 1) == plain
 
 
-@pytest.mark.parametrize("prompt_layers", ["all", "kept"])
-def test_batches_and_order_change_nothing(llama, prompt_layers):
-    decoder = decoder_for(llama, "ratio=2", f"prompt_layers={prompt_layers}")
-    one, pairs, all_ = (collected(decoder, PROMPTS, GREEDY, size) for size in (1, 2, 8))
-    assert one == pairs == all_
-
-
 def test_sampling_depends_on_the_seed(llama):
     decoder = decoder_for(llama, "ratio=2")
     sampled = DecodingConfig(name="s", do_sample=True, temperature=2.0)

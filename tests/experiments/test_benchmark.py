@@ -5,7 +5,7 @@ import torch
 from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose, compose_unvalidated
-from ulskip_cli.core.errors import NotApplicable, RunError
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import Stage, step_counts
 from ulskip_cli.experiments import paired_timing, runner
 from ulskip_cli.experiments.jobs import Sweep, SweepObserver, make_jobs
@@ -149,35 +149,12 @@ def test_the_full_model_of_a_further_engine_is_compared_with_that_of_the_first(p
     assert "in transformers runs all 6 layers: " in sentence(full)
 
 
-def test_points_that_are_refused_compare_no_engines(point):
-    engines = (f"engine={name}" for name in ("torch", "transformers"))
-    refused = [point(engine, "strategy=early_exit", by=compose_unvalidated) for engine in engines]
-    with pytest.raises(NotApplicable, match="early exit"):
-        make_jobs(refused, command="bench")
-
-
 def test_a_baseline_engine_is_that_of_every_point(point):
     engines = [
         point(f"engine={name}", "baseline_engine=torch") for name in ("transformers", "torch")
     ]
     records = run_all(*engines).records.values()
     assert [record.full_engine for record in records] == ["torch", None]
-
-
-def test_labels_name_what_differs_and_nothing_that_a_benchmark_refuses(point):
-    configs = [
-        point(f"engine={engine}", f"speed.new_tokens={length}")
-        for engine in ("torch", "transformers")
-        for length in (3, 4)
-    ]
-    assert [job.label for job in make_jobs(configs, command="bench")] == [
-        "unified ratio 2 engine torch new_tokens 3",
-        "unified ratio 2 engine torch new_tokens 4",
-        "unified ratio 2 engine transformers new_tokens 3",
-        "full over torch engine transformers new_tokens 3",
-        "unified ratio 2 engine transformers new_tokens 4",
-        "full over torch engine transformers new_tokens 4",
-    ]
 
 
 def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):

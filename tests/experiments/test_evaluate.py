@@ -85,16 +85,6 @@ def test_truncated_sources_are_counted(point, tmp_path, evaluated):
     assert quality.num_truncated_sources == 2
 
 
-def test_truncated_references_are_counted(point, tmp_path, evaluated):
-    lines = [json.dumps({"prompt": "the cat", "reference": "sat on the mat " * n}) for n in (1, 40)]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    overrides = ["task=jsonl", f"task.file={tmp_path}/a.jsonl", "model=tiny", "speed.new_tokens=6"]
-    decoder, workload, config = point(*overrides, context=64)
-    _, quality = evaluated(decoder, workload, config)
-    assert [one.truncated_response for one in workload.encoded] == [False, True]
-    assert quality.num_truncated_sources == 0
-
-
 def test_a_stop_string_ends_text_and_hypothesis(point, generated):
     free = generated(*point()).generations
     letter = free[0]["output"].strip()[-1]

@@ -142,19 +142,6 @@ def test_what_the_tasks_set_is_refused(key):
     SkippingLM(composed("model=tiny", "ratio=2", "decoding=beam"))
 
 
-@pytest.mark.parametrize(
-    "decoding",
-    [
-        ["strategy=early_exit", "strategy.horizon=9", "strategy.threshold=0.5"],
-        ["decoding.draft_tokens=2"],
-    ],
-)
-def test_beams_beside_exits_or_drafts_are_refused(decoding):
-    model = SkippingLM(composed("model=tiny", "batch_size=1", "ratio=2", *decoding))
-    with pytest.raises(UsageError, match=r"beam search.*decoding\.num_beams=1"):
-        model._model_generate(torch.tensor([[5, 6]]), 8, ["x"], num_beams=2)
-
-
 def scores(*overrides):
     """Score a continuation of three tokens and one of a single token."""
     model = SkippingLM(composed("model=tiny", "model.device=cpu", *overrides))
@@ -289,16 +276,3 @@ def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, command, tmp_pa
     assert row["task"] == "lm_eval:ulskip_sentences"
     assert (row["num_fewshot"], row["num_examples"]) == (1, 3)
     assert row["lm_eval_options"] == {"seed": [7, 7, 7, 7]}
-
-
-def test_what_the_harness_does_not_find_is_named(tasks, command, tmp_path):
-    files = {"data_files": {"test": str(tmp_path / "missing.jsonl")}}
-    task = {"task": "ulskip_far", "dataset_path": "json", "dataset_kwargs": files}
-    shape = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{a}}"}
-    (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape, "test_split": "test"}))
-    for folder, name, named in (
-        (tasks, "ulskip_no", "ulskip_no"),
-        (tmp_path, "ulskip_far", "jsonl"),
-    ):
-        code, _, err = command(options=["--include_path", folder, "--tasks", name])
-        assert code == 1 and named in err

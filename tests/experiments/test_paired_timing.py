@@ -104,12 +104,6 @@ def test_units_end_when_the_time_is_spent(units_of, clock):
     assert len(units_of(seconds=0).units) == UNITS
 
 
-def test_units_go_on_with_the_rounds(units_of, clock):
-    clock.unit = 1.0
-    units_of(seconds=40)
-    assert clock.rounds == list(range(len(clock.rounds))) and len(clock.rounds) > UNITS
-
-
 def test_a_short_step_gets_many_pairs(units_of):
     assert units_of(seconds=0).units[0].pairs == 1
     pair_seconds = 3 + 2  # with its prompts

@@ -165,14 +165,6 @@ def test_what_does_not_apply_is_refused(command, overrides, error, message):
         Resolver().resolve(compose(overrides, command=command), command)
 
 
-def test_a_benchmark_does_not_read_its_task():
-    config = compose(["task=jsonl"])
-    point = Resolver().resolve(config, "bench")
-    assert point.data is point.baseline is None
-    with pytest.raises(UsageError):
-        resolve(config)
-
-
 def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp_path):
     folder = tmp_path / "half"
     shutil.copytree(model_folder, folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_rows import ENVIRONMENT, configured, sweep_row
+from report_rows import ENVIRONMENT, sweep_row
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
@@ -90,18 +90,6 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
     assert found[Key("strategy.name")] == "unified" and found[Key("calibration.examples")] == 64
     assert not {Key("dataset"), Key("device"), Key("engine")} & found.keys()
     assert record.uses("calibration.examples") and not record.uses("baseline_engine")
-
-
-@pytest.mark.parametrize(
-    ("kept", "label"),
-    [
-        ([0, 1, 2, 6, 7, 8, 9, 11], "custom without 3-5, 10"),
-        ([0, 1, 2, 3, 4, 5], "custom"),  # as many as are skipped
-    ],
-)
-def test_a_label_names_the_layers_that_a_custom_strategy_skips(kept, label):
-    record = configured(sweep_row(), strategy={"name": "custom", "layers": kept})
-    assert record.replace(kept_layers=kept, num_layers=12).label == label
 
 
 @pytest.mark.parametrize(

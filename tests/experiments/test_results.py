@@ -10,7 +10,6 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.rows import warnings
 
 POINT = Record.joined(Point.of(compose([]), "p")).to_row()
-CONFIG = POINT["config"]
 
 
 def answer(text):
@@ -123,13 +122,6 @@ def timed(run_id, *seconds, precision=None):
     pairs = {**sides, "units": [{"pairs": 1}] * count, "precision": precision}
     row = record(run_id, pairs=pairs)
     return row.replace(**row.pairs.speedups())
-
-
-def test_a_repetition_replaces_the_row(folder):
-    for seconds in ([1.0] * 3, [0.5, 0.5]):
-        folder.append(timed("q", *seconds))
-    row = folder.records()[-1]
-    assert (row.num_pairs, row.speedup.value, row.timed_tokens_per_second) == (2, 4.0, 2.0)
 
 
 def test_a_wide_interval_is_warned_of():

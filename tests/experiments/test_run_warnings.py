@@ -111,20 +111,11 @@ def test_corrections_of_another_task_are_warned_of(warned):
     assert others == [(), ()]
 
 
-@pytest.mark.parametrize(
-    ("measured", "low", "units", "overrides", "count"),
-    [
-        (1.53, 0.6, 3, [], 0),
-        (1.53, 0.7, 3, [], 1),
-        (1.53, 0.7, 2, [], 0),
-    ],
-)
-def test_a_prediction_is_contradicted_by_a_whole_interval(
-    warned, measured, low, units, overrides, count
-):
+@pytest.mark.parametrize(("low", "units", "count"), [(0.6, 3, 0), (0.7, 3, 1), (0.7, 2, 0)])
+def test_a_prediction_is_contradicted_by_a_whole_interval(warned, low, units, count):
     timing = {"measured_speedup_low": low, "measured_speedup_high": 4.0}
     pairs = Pairs(strategy=Side(decode_seconds=(1.0,) * units), units=(Unit(pairs=1),) * units)
-    timing |= {"measured_speedup": measured, "pairs": pairs}
-    lines = warned(*overrides, predicted_speedup=0.65, **timing)
+    timing |= {"measured_speedup": 1.53, "pairs": pairs}
+    lines = warned(predicted_speedup=0.65, **timing)
     assert len(lines) == count
-    assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)
+    assert all("0.65" in line and "1.53" in line for line in lines)

@@ -206,16 +206,3 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     engines = {side: whole["pairs"][side]["engine"] for side in ("full", "strategy")}
     assert engines == {"full": "transformers", "strategy": "torch"}
     assert run_point(config(*overrides, "ratio=2"), session)[-1]["baseline_id"] == full["id"]
-
-
-def test_the_loss_of_look_ups_is_of_their_own_engine(config, monkeypatch):
-    engines, scores = [], runner.ForcedTexts.scores
-
-    def logged(texts, decoder, *more):
-        engines.append(decoder.asked.name)
-        return scores(texts, decoder, *more)
-
-    monkeypatch.setattr(runner.ForcedTexts, "scores", logged)
-    overrides = ["engine=torch", "baseline_engine=transformers", "strategy=full", "batch_size=1"]
-    run_point(config(*overrides, "decoding=prompt_lookup"), Session())
-    assert engines == ["transformers", "torch"]

@@ -4,7 +4,6 @@ import os
 import threading
 
 import pytest
-import torch
 from report_rows import timeless_rows
 
 from ulskip_cli.core.errors import RunError
@@ -188,25 +187,6 @@ def test_a_point_that_does_not_apply_is_in_rows_and_tables(sweep, tmp_path):
     rows = {row["status"]: row for row in stored(tmp_path / "x")}
     assert "decoding.draft_tokens" in rows["n/a"]["reason"]
     assert "N/A" in (tmp_path / "x" / "table.md").read_text()
-
-
-def test_a_failure_is_told_and_the_next_sweep_tries_it_again(sweep, tmp_path, monkeypatch):
-    generate = Decoder.generate
-
-    def fails(self, *args, **options):
-        if len(self.stages[0].kept) == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, *args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "generate", fails)
-        code, out, err = sweep("ratio=2,3", "baseline=false")
-    assert (code, "failed" in out) == (1, True)
-    last = err.splitlines()[-1]
-    assert "1 of 2 points" in last
-    assert "unified ratio 2: out of memory at batch size 1" in last
-    assert sweep("ratio=2,3", "baseline=false")[0] == 0
-    assert [row["status"] for row in stored(tmp_path / "x")] == ["failed", "done", "done"]
 
 
 def test_a_full_disk_ends_the_sweep_in_one_line_and_nothing_is_lost(sweep, tmp_path, monkeypatch):

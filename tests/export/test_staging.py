@@ -34,18 +34,6 @@ def test_a_complete_export_replaces_an_earlier_one_and_a_failed_one_does_not(tmp
     assert names(tmp_path) == ["deep", "deep/out", "deep/out/model", "deep/out/ulskip_export.json"]
 
 
-@pytest.mark.parametrize(
-    ("target", "is_folder"),
-    [("new", True), ("mine/file", False)],
-)
-def test_a_failure_leaves_nothing_behind(tmp_path, target, is_folder):
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(RuntimeError), staged(tmp_path / target, is_folder) as staging:
-        (staging / "half" if is_folder else staging).write_text("half")
-        raise RuntimeError
-    assert names(tmp_path) == ["mine"]
-
-
 def test_an_earlier_export_is_kept_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     def fail(path, target):
         raise OSError(errno.EIO, "Input/output error")

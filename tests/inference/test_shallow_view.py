@@ -59,16 +59,6 @@ def test_a_replaced_forward_is_refused(llama):
         shallow_view.shallow_view(llama, (0, 5))
 
 
-def test_compiled_code_stays_with_the_source(llama):
-    llama._compiled_call = llama._compiled_call_impl = lambda *args, **kwargs: pytest.fail(
-        "the source ran"
-    )
-    ids = random_ids(1, 4)
-    view = shallow_view.shallow_view(llama, (0, 5))
-    view(ids)
-    assert "_compiled_call" not in view.__dict__
-
-
 @pytest.mark.parametrize(
     ("model_type", "key"),
     [

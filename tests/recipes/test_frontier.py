@@ -1,5 +1,3 @@
-from hypothesis import given
-from hypothesis import strategies as st
 from recipe import load_recipe
 from report_rows import sweep_row
 
@@ -52,17 +50,3 @@ def test_each_batch_size_has_its_front():
     page = frontier.page([FULL, full, row("one", 1.5, 29.5), other])
     assert page.count("\n## ") == 1
     assert [cells[:2] for cells in lines(page)] == [["yes", "1"]] * 2 + [["yes", "4"]] * 2
-
-
-@given(st.lists(st.tuples(st.floats(1.1, 9), st.floats(1, 40)), min_size=1, max_size=12))
-def test_points_of_the_front_are_not_beaten(found):
-    rows = [row(str(number), *point) for number, point in enumerate(found)]
-    points = frontier.judged([FULL], rows)
-    front = frontier.pareto_front(list(map(frontier.place, points)))
-    for point in points:
-        speed, share = frontier.place(point)
-        is_beaten = any(
-            (fast > speed and kept >= share) or (fast == speed and kept > share)
-            for fast, kept in map(frontier.place, points)
-        )
-        assert is_beaten is not (frontier.place(point) in front)

@@ -91,19 +91,6 @@ def test_the_page_says_what_the_intervals_say(results, report):
     )
 
 
-def test_rows_that_are_made_again_are_compared_with_their_stored_answers(results, report):
-    report.write(results)
-    assert "made again" not in (results / "README.md").read_text()
-    for checkpoint in ("unified-2x-s1", "top_skip-2x-s1"):
-        strategy, target, *_ = CHECKPOINTS[checkpoint]
-        for link in ("test_2016_flickr", "test_2017_flickr"):
-            other = {"id": f"{checkpoint}-{link}-of-other-weights"}
-            write_row(results, checkpoint, link, strategy, target, REFERENCES, other)
-    report.write(results)
-    repeated = line((results / "README.md").read_text(), "4 rows")
-    assert repeated.endswith("answers of 3 are the same.")
-
-
 def test_the_page_is_made_again_without_generations(results, report):
     report.write(results)
     first = (results / "README.md").read_text()

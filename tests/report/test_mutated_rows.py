@@ -109,22 +109,6 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) <= 1
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [("measured_speedup", "fast", '"fast"'), ("vs_baseline", {"\x1b]0;x\x07": "x"}, "vs_baseline")],
-)
-def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip, key, value, words):
-    rows = some_rows("frontier")
-    rows[2][key] = value
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, _, err = ulskip("report", tmp_path, "--no-plots")
-    points = (tmp_path / "report" / "report.md").read_text().partition("## All points")[2]
-    lines = [line for line in points.splitlines() if line.startswith("|")]
-    assert (code, len(lines)) == (0, len(rows) + 1)  # with two lines of heads, without the refused
-    named = (str(tmp_path / "runs.jsonl"), "line 3", key, words)
-    assert all(text in err for text in named) and "\x1b" not in err
-
-
 def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):
     rows = some_rows("demo")
     for row in rows:

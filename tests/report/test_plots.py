@@ -15,11 +15,6 @@ def test_a_sweep_is_drawn_with_front_and_gate(tmp_path):
         assert f">{text}</text>" in svg.read_text("utf-8")
 
 
-def test_the_name_of_a_plot_keeps_its_dots(tmp_path):
-    files = save_quality(grouped(small_sweep()), tmp_path / "model-0.5b-news")
-    assert {file.name for file in files} == {"model-0.5b-news.png", "model-0.5b-news.svg"}
-
-
 def test_rows_without_quality_are_not_drawn(tmp_path):
     bare = sweep_row(bleu=None, chrf=None, decode_loss=None)
     for rows in ([not_applicable()], [bare], []):

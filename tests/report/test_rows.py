@@ -146,15 +146,3 @@ def test_benchmarks_of_two_tasks_are_one_group():
     (group,) = grouped(records)
     assert group.records == records and len({record.identity for record in records}) == 1
     assert len(grouped([Record.joined(Point.of(config, "x")) for config in configs])) == 3
-
-
-def test_benchmarks_differ_in_what_they_use_and_in_nothing_else():
-    changes = [[], ["limit=3"], ["offset=1"], ["max_new_tokens=9"], ["speed.new_tokens=9"]]
-    points = [Point.of(compose(words), "x", "bench") for words in changes]
-    records = [
-        Record.joined(point, device="cpu", engine="torch").replace(id=f"row {i}")
-        for i, point in enumerate(points)
-    ]
-    same, other = grouped(records)
-    assert (len(same.records), other.records) == (4, records[4:])
-    assert len({record.identity for record in records}) == 2

@@ -2,7 +2,7 @@ import csv
 import io
 
 import pytest
-from report_rows import bench_row, configured, sweep_row, two_depths, write_folder
+from report_rows import bench_row, configured, sweep_row, write_folder
 from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
@@ -128,11 +128,3 @@ def test_tokens_per_second_come_from_the_timed_pairs_or_are_left_out():
         assert not {"decode tok/s", "full tok/s", "total tok/s"} & set(
             make([evaluated.replace(**untimed)]).heads
         )
-
-
-def test_a_row_of_two_depths_shows_both():
-    line = tables.short_section([two_depths(), HALF]).frame.to_dict("records")
-    assert {row["strategy"]: (row["layers"], row["timed layers"]) for row in line} == {
-        "skip_decode": ("5.4/6", "4.0/6"),
-        "unified": ("3/6", "–"),
-    }

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from ulskip_cli.core.config import compose, group_choices
@@ -113,14 +111,6 @@ def test_stages_of_a_users_strategy_keep_layers_of_the_stage_before(stages):
 def test_strategies_of_ulskip_keep_as_many_layers_as_the_ratio_asks_for(name, ratio):
     plan = make_plan(compose([f"strategy={name}", f"ratio={ratio}", "batch_size=1"]), METADATA)
     assert not [warning for warning in plan.warnings if "asks for" in warning]
-
-
-def test_a_single_patch_counts_in_the_predicted_speedup():
-    metadata = replace(METADATA, hidden_size=10)
-    options = ["strategy=one_block", "correction=patch", "ratio=2"]
-    plan = make_plan(compose(options), metadata)
-    assert (plan.num_kept, plan.patch_bytes) == (6, 220)
-    assert plan.predicted_speedup == pytest.approx(1500 / 1120)
 
 
 def test_early_exit_promises_what_its_layers_and_heads_cost():

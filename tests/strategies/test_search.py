@@ -2,12 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.config import compose, preset
+from ulskip_cli.core.config import preset
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.schedule import even
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.search import BlockInfluence, OneBlock, Search, without_block
 
 
@@ -47,13 +45,6 @@ def test_the_layers_of_the_highest_influence_stay_and_of_equal_ones_the_lower():
         strategy.kept_layers(ScheduleRequest(5, 2))
     found = BlockInfluence().calibrate(ScheduleRequest(8, 2), Landscape(())).options
     assert BlockInfluence(**found).kept_layers(ScheduleRequest(8, 2)) == (0, 1)
-
-
-def test_a_plan_before_calibration_warns_and_shows_even_spacing():
-    config = compose(["strategy=block_influence"])
-    plan = make_plan(config, ModelFolder(config.model).metadata)
-    (warning,) = plan.warnings
-    assert plan.kept_layers == even(12, 6) and BlockInfluence.stand_in in warning
 
 
 @given(st.integers(3, 30), st.data())

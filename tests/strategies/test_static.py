@@ -31,8 +31,3 @@ def test_all_but_the_skipped_layers_are_kept():
     ):
         with pytest.raises(UsageError, match=match):
             Custom(**options).kept_layers(ScheduleRequest(6, 4))
-
-
-def test_layers_that_do_not_fit_are_refused():
-    with pytest.raises(UsageError, match=r"0 and 5\b.*\[0, 6\]"):
-        Custom(layers=[0, 6]).kept_layers(ScheduleRequest(6, 2))

@@ -70,12 +70,6 @@ def test_a_reference_that_is_missing_in_one_row_or_under_a_given_key_is_refused(
         some.replace(reference_key="answer").examples()
 
 
-def test_a_folder_is_read_like_a_hub_dataset(tmp_path):
-    written(tmp_path / "test.jsonl", [{"q": "a", "a": "b"}])
-    task = Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a")
-    assert task.examples()[0].reference == "b"
-
-
 def test_the_sample_is_frozen():
     assert hashlib.sha256(SAMPLES["sample"].read_bytes()).hexdigest() == SAMPLE_SHA256
     examples = CnnDm().examples()

@@ -8,12 +8,6 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read_objects, read_text
 
 
-@pytest.mark.parametrize("row", [{"q": "a"}, {"q": "a", "a": True}, {"q": " ", "a": "b"}, {}])
-def test_a_row_that_lacks_a_text_is_named(row):
-    with pytest.raises(UsageError, match=r"x\.jsonl, row 2: expected a text under [qa], got "):
-        examples_from_rows([{"q": "a", "a": "b"}, row], "q", "a", "x.jsonl")
-
-
 def test_a_number_is_read_as_its_text():
     (example,) = examples_from_rows([{"q": "a", "a": 5}], "q", "a", "x.jsonl")
     assert example.reference == "5"

@@ -1,7 +1,7 @@
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.task import Example, Template
+from ulskip_cli.core.task import Example
 from ulskip_cli.tasks.jsonl import Jsonl
 
 EXAMPLE = Example("0", "Guten {Tag}", "Good day")
@@ -42,8 +42,3 @@ def test_a_users_own_texts_replace_the_templates():
 def test_a_template_that_does_not_fit_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         chosen(False, **options)
-
-
-def test_an_unknown_field_is_named():
-    with pytest.raises(UsageError, match=r"\{source\}.*\{text\}"):
-        Template("{text}", "").prompt(EXAMPLE)

@@ -82,15 +82,6 @@ def test_bad_files_are_refused(files, source, reference, message):
         files(source, reference).examples()
 
 
-def test_prompts_name_the_languages_in_both_directions(files):
-    task = files(b"a", b"b")
-    texts = {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}
-    for pair, prompt in (("de-en", "German-English: a"), ("en-de", "English-German: a")):
-        direction = task.replace(pair=pair, **texts)
-        (example,) = direction.examples()
-        assert direction.template_for(False).prompt(example) == prompt
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

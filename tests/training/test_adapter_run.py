@@ -56,11 +56,6 @@ def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
     assert {layer for kind, layer, *_ in names if kind == "lora"} == {"0", "2", "5"}
 
 
-def test_references_that_are_too_long_are_counted(model_folder, tmp_path):
-    record = trained(model_folder, tmp_path / "out", "train.max_length=100", "train.max_steps=1")
-    assert record.left_out > 0
-
-
 OWN = ["train.ratios=[2,3]", "train.save_every=2", "train.responses=own"]
 OWN += ["train.own.samples=2", "max_new_tokens=4"]
 

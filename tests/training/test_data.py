@@ -47,13 +47,6 @@ def test_validation_is_the_task_with_changes(tokenizer, tmp_path):
     assert len(texts.train) == 2
 
 
-def test_validation_has_the_room_of_its_references(tokenizer):
-    settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
-    settings += ["train.validation={limit:4}", "max_new_tokens=590"]
-    texts = load_training_texts(compose_training(settings), tokenizer)
-    assert texts.validation == texts.train
-
-
 def test_a_bad_validation_set_is_named_as_such(tokenizer):
     with pytest.raises(UsageError, match=r"^train\.validation: "):
         changes = ["limit=2", "train.validation={pair:de-xx}"]

@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics import Answers, compare_segments
-from ulskip_cli.tasks.metrics.overlap import ExactMatch, NumberMatch, Rouge, one_sentence_per_line
+from ulskip_cli.tasks.metrics.overlap import ExactMatch, NumberMatch, Rouge
 
 HYPOTHESES = [
     "The mayor opened the bridge. Crowds were cheering.",
@@ -48,12 +48,6 @@ def test_values_equal_rouge_score_called_directly():
 def test_a_reference_that_rouge_cannot_read_is_refused():
     with pytest.raises(UsageError, match=r"rouge.*今天下雨.*chrf"):
         score(["天气很好"], ["今天下雨"])
-
-
-def test_only_text_without_line_breaks_is_split_into_sentences():
-    assert one_sentence_per_line("One. Two! Three?") == "One.\nTwo!\nThree?"
-    assert one_sentence_per_line("It is 3.5 m. long") == "It is 3.5 m. long"
-    assert one_sentence_per_line("a\nb. C") == "a\nb. C"
 
 
 def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
