@@ -1,8 +1,18 @@
-"""The files around the package agree with it: CITATION.cff, Dockerfile and the CI workflow."""
+"""The files around the package agree with it: CITATION.cff and Dockerfile; the wheel contains all
+files that the program needs without the checkout.
+"""
 
+import json
+import os
 import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 from ulskip_cli.core.environment import __version__
@@ -27,3 +37,70 @@ def test_the_image_copies_files_that_exist_and_are_not_ignored():
     ignored, *exceptions = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert ignored == "*"
     assert {f"!{name}" for name in sources} <= set(exceptions)
+
+
+SMALL = ["limit=2", "max_new_tokens=4", "speed.seconds=0"]
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_without_a_compiler(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if "__pycache__" in name]
+    assert wheel.stat().st_size < 25_000_000
+    ran = subprocess.run(
+        [installed(wheel, tmp_path / "venv"), "run", "task=wmt", "ratio=2.0", "--json", *SMALL],
+        cwd=tmp_path,
+        env={"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    row = json.loads(ran.stdout)
+    assert (row["strategy"], row["linear_backend_reason"]) == ("unified", "no C++ compiler")
+    assert any("install a C++ compiler" in warning for warning in row["warnings"])
+
+
+def installed(wheel, folder):
+    """Install a wheel into a new environment that sees the packages of this one; return the
+    command `ulskip`.
+    """
+    venv.create(folder)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    # Packages of a folder that a .pth file names, but not its own .pth files: no editable install.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", str(folder), "install"]
+    options = ["--quiet", "--no-index", "--no-deps", "--ignore-installed", str(wheel)]
+    subprocess.run(
+        [*pip, *options], check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ""}
+    )
+    return folder / "bin" / "ulskip"
+
+
+PACKAGE = Path(__file__).parent.parent / "ulskip_cli"
+WITHOUT_TORCH = ("core", "strategies", "tasks", "report", "cli")
+
+
+def modules(*packages):
+    for package in packages:
+        for path in sorted((PACKAGE / package).rglob("*.py")):
+            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_libraries_say_nothing_of_kernels_for_other_devices():
+    check = "import logging, ulskip_cli; logging.getLogger('torchao').warning('Failed to load')"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_planning_tasks_reports_and_the_command_line_load_no_torch():
+    imports = "".join(f"import {name}\n" for name in modules(*WITHOUT_TORCH))
+    check = f"{imports}import sys\nprint(*({{'torch', 'transformers'}} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", check], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.split() == []

@@ -2,14 +2,18 @@ import json
 import time
 
 import pytest
+import torch
+from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
     generate_answers,
+    is_copy,
     measure_by_teacher_forcing,
     score_answers,
 )
@@ -120,3 +124,121 @@ def test_progress_bounds_the_time_that_is_left(point, generated):
     during = [note for done, note in notes if note.endswith(" left")]
     assert len(during) > 2 and all("tok/s, at most 0:" in note for note in during)
     assert notes[-1] == (5, during[-1]) and during[-1].endswith("at most 0:00:00 left")
+
+
+TEXTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
+
+
+def agreement(model, view, answers=ANSWERS, prompts=TEXTS):
+    full = decoder_for(model, "strategy=full")
+    texts = ForcedTexts(prompts, [], BatchSize(2), 0, answers)
+    return measure_by_teacher_forcing(texts, view, full, "unified", ProgressCallback())
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])
+@pytest.mark.parametrize("prompt", ["all", "kept"])
+def test_it_is_that_of_uncached_logits(name, prompt):
+    model = build_model(name)
+    view = decoder_for(model, "ratio=2", f"prompt_layers={prompt}")
+    kept = plan_for("ratio=2").kept_layers
+    same, divergence, count = 0, 0.0, 0
+    for prompt_ids, answer in zip(TEXTS, ANSWERS, strict=True):
+        ids = torch.tensor([prompt_ids + answer])
+        mask, start = torch.ones_like(ids), 0 if prompt == "kept" else len(prompt_ids)
+        full, own = (
+            reference_logits(model, ids, mask, at, layers)[0, len(prompt_ids) - 1 : -1]
+            for at, layers in ((len(prompt_ids), tuple(range(NUM_LAYERS))), (start, kept))
+        )
+        same += int((full.argmax(-1) == own.argmax(-1)).sum())
+        p, q = full.softmax(-1), own.softmax(-1)
+        divergence += float((p * (p / q).log()).sum())
+        count += len(answer)
+    measured = agreement(model, view)
+    assert measured["agreement"] == pytest.approx(same / count)
+    assert measured["kl_divergence"] == pytest.approx(divergence / count, rel=1e-3)
+    for key in ("agreement", "kl_divergence"):
+        assert measured[f"{key}_low"] <= measured[key] <= measured[f"{key}_high"]
+
+
+def test_empty_answers_do_not_count(llama):
+    view = decoder_for(llama, "ratio=2")
+    assert agreement(llama, view, [ANSWERS[0], []])
+    assert agreement(llama, view, [[], []]) == {}
+
+
+def test_tokens_that_copy_the_prompt_count_apart(llama):
+    view, copying = decoder_for(llama, "ratio=2"), [[5, 6, 7, 8], [5, 6, 7, 13]]
+    values = agreement(llama, view, copying, [[5, 6, 7, 8, 9], [10, 5, 6, 7]])
+    assert values["copied_share"] == 3 / 8
+    same = values["agreement"] * 8 - values["new_agreement"] * 5
+    assert same == pytest.approx(round(same)) and 0 <= same <= 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "copies"),
+    [
+        ([7], [7, 7], [False, False]),
+        ([1, 2, 3, 1, 2], [3, 4], [True, False]),  # continues the end of the prompt
+        ([1, 2, 3, 4], [1, 2, 3, 4, 1], [False, False, True, True, False]),
+    ],
+)
+def test_a_token_copies_with_the_two_before_it(prompt, answer, copies):
+    assert is_copy(prompt, answer).tolist() == copies
+
+
+ORIGIN = {"code": "a", "threads": 2}
+ORDER = [2, 0, 1, 3]
+
+
+FIRST = BatchOutput([[1, 2], [3]], [False, False], 9, 0.1, 0.2, 0.3, 10, 5)
+SECOND = BatchOutput(
+    *([[4]], [True], 9, 0.1, 0.2, 0.3, 10, 5),
+    drafts=DraftStats(1, 2, 3, 4),
+    exits=ExitStats({3: 2}, 0.5),
+)
+
+
+def resumed(path, order=ORDER, **origin):
+    """The batches of a run that begins now, after an earlier attempt."""
+    batches = BatchCheckpoints(path, ORIGIN | origin, time.monotonic())
+    batches.resume(order)
+    return batches
+
+
+def finished(path, order=ORDER, **origin):
+    return resumed(path, order, **origin).finished
+
+
+@pytest.fixture
+def path(tmp_path):
+    partial = resumed(tmp_path / "a.partial.jsonl")
+    assert partial.finished == []
+    partial.add([2, 0], FIRST, 2, 100)
+    partial.add([1], SECOND, 1, 200)
+    return tmp_path / "a.partial.jsonl"
+
+
+def test_finished_batches_are_read_back_but_for_one_that_was_cut_off(path):
+    stored = [(batch.output, batch.batch_size, batch.peak_memory_bytes) for batch in finished(path)]
+    assert stored == [(FIRST, 2, 100), (SECOND, 1, 200)]
+    path.write_bytes(path.read_bytes()[:-20])
+    again = resumed(path)
+    assert [batch.positions for batch in again.finished] == [[2, 0]]
+    again.add([1, 3], FIRST, 2, 300)
+    assert [batch.positions for batch in finished(path)] == [[2, 0], [1, 3]]
+
+
+def test_batches_of_another_machine_order_or_shape_are_dropped(path):
+    assert len(finished(path, [2, 0, 3, 1])) == 1
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1].replace("token_ids", "tokens")]) + "\n")
+    assert len(finished(path)) == 1
+    assert finished(path, threads=1) == []
+
+
+def test_seconds_of_all_attempts_add_up_until_the_run_is_done(path):
+    path.write_text(path.read_text().replace('"elapsed_seconds":', '"elapsed_seconds":10'))
+    again = resumed(path)
+    assert again.elapsed_seconds >= 100
+    again.remove()
+    assert not path.exists() and finished(path) == []

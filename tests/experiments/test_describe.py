@@ -6,8 +6,9 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.torch import kernels
-from ulskip_cli.experiments.describe import run_warnings
+from ulskip_cli.experiments.describe import measure_throughput, run_warnings, sum_exits
 from ulskip_cli.experiments.record import (
     CorrectionUsed,
     Environment,
@@ -119,3 +120,33 @@ def test_a_prediction_is_contradicted_by_a_whole_interval(warned, low, units, co
     lines = warned(predicted_speedup=0.65, **timing)
     assert len(lines) == count
     assert all("0.65" in line and "1.53" in line for line in lines)
+
+
+OUTPUTS = [
+    BatchOutput([[1, 2, 3], [4]], [False, False], 10, 0.5, 1.0, 2.0, 0, 0),
+    BatchOutput([[5, 6]], [False], 6, 0.5, 1.0, 1.0, 0, 0),
+]
+
+
+def test_both_conventions_of_tokens_per_second():
+    measured = measure_throughput(OUTPUTS, "evaluation")
+    assert measured.decode_tokens_per_second == pytest.approx((2 + 0 + 1) / 3)
+    assert measured.total_tokens_per_second == pytest.approx((16 + 6) / 5)
+    assert measured.throughput_from == "evaluation"
+
+
+def test_drafts_and_exits_are_summed_before_they_are_divided():
+    one, other = (
+        DraftStats(checks=2, gained=6, drafted=8, accepted=4),
+        DraftStats(checks=1, gained=1, drafted=2, accepted=0),
+    )
+    drafted = measure_throughput(
+        [replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)], "evaluation"
+    )
+    assert (drafted.acceptance_rate, drafted.mean_accepted_length) == (4 / 10, 7 / 3)
+    early, late = ExitStats({2: 3, 6: 1}, 0.3), ExitStats({2: 1}, 0.1)
+    outputs = [replace(OUTPUTS[0], exits=early), replace(OUTPUTS[1], exits=late)]
+    exited = measure_throughput(outputs, "evaluation")
+    assert exited.exit_depths == {"2": 4, "6": 1}
+    assert exited.exit_check_fraction == pytest.approx(0.4 / 3)
+    assert sum_exits(outputs).mean_depth == pytest.approx(14 / 5)
