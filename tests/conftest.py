@@ -58,12 +58,7 @@ def llama():
     return build_model("llama")
 
 
-TEXTS = [
-    "the cat sat on the mat",
-    "der Hund schläft im Haus",
-    "Translate German to English:",
-    "a b c d e f g h i j",
-]
+TEXTS = ["the cat sat on the mat", "der Hund schläft im Haus", "Translate German to English:"]
 
 
 @pytest.fixture(scope="session")
@@ -72,14 +67,10 @@ def tokenizer():
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    options = {"special_tokens": ["<pad>", "<eos>"], "show_progress": False}
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    inner.train_from_iterator(TEXTS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, **options)
+    inner.train_from_iterator([*TEXTS, "a b c d e f g h i j"], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side="left"
     )

@@ -21,28 +21,12 @@ from ulskip_cli.strategies.plan import make_plan
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
 NEAR_TIE = 1e-4
-NEW_STYLE = {
-    "num_hidden_layers": NUM_LAYERS,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCAB_SIZE,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "initializer_range": 0.3,
-    "max_position_embeddings": 128,
-}
-OLD_STYLE = {
-    "n_layer": NUM_LAYERS,
-    "n_head": 4,
-    "vocab_size": VOCAB_SIZE,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "initializer_range": 0.3,
-}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+COMMON = {"vocab_size": VOCAB_SIZE, "initializer_range": 0.3, **ENDS}
+OLD_STYLE = {"n_layer": NUM_LAYERS, "n_head": 4, **COMMON}
+SIZES = {"num_hidden_layers": NUM_LAYERS, "hidden_size": 32, "intermediate_size": 32}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+NEW_STYLE = {**SIZES, **HEADS, "max_position_embeddings": 128, **COMMON}
 ARCHITECTURES = {
     "llama": ("Llama", NEW_STYLE),
     "qwen3": ("Qwen3", {**NEW_STYLE, "head_dim": 12}),  # norms of queries and keys
@@ -60,6 +44,8 @@ ARCHITECTURES = {
         {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
     ),
 }
+
+
 NATIVE_ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
@@ -69,6 +55,14 @@ def build_model(name):
     torch.manual_seed(0)
     head = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     return getattr(transformers, head)(getattr(transformers, f"{family}Config")(**options)).eval()
+
+
+def with_each(kinds, name="llama"):
+    """Return pairs of an architecture and a kind: the first kind with every architecture, and the
+    others with one.
+    """
+    first, *others = kinds
+    return [(each, first) for each in sorted(ARCHITECTURES)] + [(name, kind) for kind in others]
 
 
 def stack_of(model):

@@ -4,25 +4,15 @@ answers, for the tests of reports.
 
 import json
 import re
+from collections import defaultdict
 
 from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.results import ResultsFolder
 
-ENVIRONMENT = {
-    "ulskip": "0",
-    "git_commit": "abc",
-    "git_dirty": False,
-    "threads": 2,
-    "packages": {"torch": "2", "transformers": "5"},
-    "processor": "CPU",
-    "instruction_set": "AVX2",
-}
-COMMON = {
-    "dtype": "float32",
-    "device": "cpu",
-    "environment": ENVIRONMENT,
-    "warnings": [],
-}
+CODE = {"ulskip": "0", "git_commit": "abc", "git_dirty": False}
+MACHINE = {"threads": 2, "processor": "CPU", "instruction_set": "AVX2"}
+ENVIRONMENT = {**CODE, **MACHINE, "packages": {"torch": "2", "transformers": "5"}}
+COMMON = {"dtype": "float32", "device": "cpu", "environment": ENVIRONMENT, "warnings": []}
 # The keys of values that depend on time, on the name of the folder or on the number of threads.
 TIMES = re.compile(
     r"seconds|per_second|other_cpus|measured_speedup|end_to_end_speedup|speedup_interval|pairs"
@@ -48,6 +38,17 @@ def configured(record, **changes):
         section = config.get(key)
         config[key] = {**section, **value} if isinstance(section, dict) else value
     return read(json.dumps({**record.to_row(), "config": config})).replace(folder=record.folder)
+
+
+def sections(model, strategy, engine, target, batch):
+    """Return the configuration of a row."""
+    names = {"strategy": strategy, "correction": "none", "engine": engine, "decoding": "greedy"}
+    return {
+        "model": {"name": model, "source": "bundled", "path": model},
+        **{group: {"name": name} for group, name in names.items()},
+        "ratio": target,
+        "batch_size": batch,
+    }
 
 
 def sweep_row(
@@ -104,16 +105,7 @@ def sweep_row(
         "training": "with skipping",
         "finished_at": "2026-01-01T00:00:00+00:00",
     }
-    chosen = {
-        "model": {"name": "m", "source": "bundled", "path": "m"},
-        "task": {"name": "wmt"},
-        "strategy": {"name": strategy},
-        "correction": {"name": "none"},
-        "engine": {"name": "auto"},
-        "decoding": {"name": "greedy"},
-        "ratio": target,
-        "batch_size": batch,
-    }
+    chosen = {**sections("m", strategy, "auto", target, batch), "task": {"name": "wmt"}}
     return made({**row, **more}, {**chosen, **(config or {})})
 
 
@@ -146,15 +138,7 @@ def bench_row(target=2.0, batch=1, engine="torch", rate=100, config=None, **more
         "time_per_output_token_seconds": batch / own,
         "step_bytes": round(1e10 / 4 / (own / batch)),
     }
-    chosen = {
-        "model": {"name": "tiny", "source": "bundled", "path": "tiny"},
-        "strategy": {"name": "unified"},
-        "correction": {"name": "none"},
-        "engine": {"name": engine},
-        "decoding": {"name": "greedy"},
-        "ratio": target,
-        "batch_size": batch,
-    }
+    chosen = sections("tiny", "unified", engine, target, batch)
     return made({**row, **more}, {**chosen, **(config or {})})
 
 
@@ -213,3 +197,12 @@ def timeless_rows(folder):
         row["id"]: {key: value for key, value in row.items() if not TIMES.search(key)}
         for row in rows
     }
+
+
+def run_rows(config, session=None):
+    """Run a point; return its rows, in which the value of a missing key is None."""
+    from ulskip_cli.experiments.preflight import resolve
+    from ulskip_cli.experiments.runner import Session, run_point
+
+    records = run_point(resolve(config), session or Session())
+    return [defaultdict(lambda: None, record.to_row()) for record in records]

@@ -20,7 +20,6 @@ def installed(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["engine=lama_cpp"], "lama_cpp.*llama_cpp"),
         ([LLAMA, "engine.weights=q5"], r"engine\.weights.*q5.*q8_0"),
         (["engine.weights=q4_0"], r"engine\.weights=q4_0.*model\.dtype"),
     ],

@@ -70,20 +70,10 @@ def test_a_new_option_with_a_default_changes_no_identity():
     assert changed.identity() != later.identity()
 
 
-BASES = [
-    [],
-    ["strategy=full"],
-    ["strategy=custom", "strategy.layers=[0,5]"],
-    ["strategy=block_influence"],
-    ["correction=patch"],
-    ["decoding=self_speculative"],
-    ["baseline_engine=torch"],
-    ["speed.enabled=false"],
-]
-CONFIGS = [compose(overrides) for overrides in BASES]
+BASES = ["", "strategy=full", "strategy=custom strategy.layers=[0,5]", "strategy=block_influence"]
+BASES += ["correction=patch", "decoding=self_speculative", "baseline_engine=torch"]
+CONFIGS = [compose(words.split()) for words in (*BASES, "speed.enabled=false")]
 COMMANDS = ("run", "sweep", "bench", "plan", "export", "lm-eval", "tune")
-
-
 POOLS = {
     "tuple": st.lists(st.sampled_from(["x", 1, 2]), max_size=2),
     "dict": st.dictionaries(st.sampled_from("ab"), st.integers(0, 3), max_size=2),

@@ -77,13 +77,9 @@ def test_a_missing_key_and_the_file_of_a_misfit_are_named():
         assert "whole.json" in refusal(Whole, values, file=Path("whole.json"))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+TABLES = lambda inner: st.dictionaries(st.text(max_size=3), inner, max_size=3)  # noqa: E731
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | TABLES(inner), max_leaves=5)
 
 
 @given(st.dictionaries(st.sampled_from([*Whole.model_fields, "other"]), JSON, max_size=4))

@@ -45,14 +45,9 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
 def test_a_checkpoints_sampling_defaults_are_ignored(llama, engine):
     decoder = decoder_for(llama, "ratio=2").with_engine(engine)
     plain = collected(decoder, PROMPTS, GREEDY, 1)
-    llama.generation_config.update(
-        do_sample=True,
-        temperature=5.0,
-        repetition_penalty=3.0,
-        num_beams=2,
-        suppress_tokens=plain[0][:1],
-        return_dict_in_generate=True,
-    )
+    sampled = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "num_beams": 2}
+    other = {"suppress_tokens": plain[0][:1], "return_dict_in_generate": True}
+    llama.generation_config.update(**sampled, **other)
     assert collected(decoder, PROMPTS, GREEDY, 1) == plain
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, plan_for, reference_logits
+from reference import NUM_LAYERS, batch, plan_for, reference_logits, with_each
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.schedule import ExitRule
@@ -53,8 +53,12 @@ def median_threshold(model, ids, mask):
     return float(confidence_of(model(ids, attention_mask=mask).logits).median())
 
 
-@pytest.mark.parametrize(("rows", "rule"), [(3, {}), (1, {}), (1, {"every": 2, "horizon": 4})])
-def test_every_step_is_that_of_the_uncached_reference(model, rows, rule):
+RULES = [(3, {}), (1, {}), (1, {"every": 2, "horizon": 4})]
+
+
+@pytest.mark.parametrize(("model", "options"), with_each(RULES), indirect=["model"])
+def test_every_step_is_that_of_the_uncached_reference(model, options):
+    rows, rule = options
     ids, mask = (one[:rows] for one in batch(True))
     decoder = exiting(model, median_threshold(model, ids, mask), **rule)
     output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))

@@ -63,26 +63,23 @@ def test_finished_sequences_are_dropped_from_the_batch(llama, monkeypatch):
     context = DecodeContext(FAST, 0, LENGTH)
     free = decoder.generate(ids, mask, context).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
-    sizes = []
-    choose = TorchSession.choose
-    monkeypatch.setattr(
-        TorchSession,
-        "choose",
-        lambda self, tokens, banned: sizes.append(len(tokens)) or choose(self, tokens, banned),
-    )
+    sizes, choose = [], TorchSession.choose
+
+    def counted(self, tokens, banned):
+        sizes.append(len(tokens))
+        return choose(self, tokens, banned)
+
+    monkeypatch.setattr(TorchSession, "choose", counted)
     decoder.generate(ids, mask, context)
-    assert sizes[0] == 5
-    assert sizes[-1] <= 2
+    assert sizes[0] == 5 and sizes[-1] <= 2
     forced = decoder.generate(ids, mask, context, forced_length=6)
     assert {len(row) for row in forced.token_ids} == {6}
 
 
 @pytest.mark.parametrize("ends", [[], [3], [0, 8]])
 def test_eos_is_suppressed_as_by_transformers(ends):
-    logits, ids = (
-        torch.randn(2, 9, generator=torch.Generator().manual_seed(0)),
-        torch.ones(2, 5, dtype=torch.long),
-    )
+    logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
+    ids = torch.ones(2, 5, dtype=torch.long)
     wanted = MinNewTokensLengthLogitsProcessor(4, 2, ends)(ids, logits) if ends else logits.clone()
     assert torch.equal(TokenSampler(DecodingConfig(), ends, CPU).scores(ids, logits), wanted)
 

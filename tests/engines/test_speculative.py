@@ -20,7 +20,7 @@ from ulskip_cli.strategies.plan import Plan
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", draft_tokens=4)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
-KEPT = (0, 2, 5)
+KEPT, DRAFTS = (0, 2, 5), ["layers", "ngram"]
 
 
 def decoder_for(model, kept=None):
@@ -109,12 +109,10 @@ def with_drafter(patch, drafter):
 def tiny(seed, vocab_size, width, spread):
     """Make a random model of 3 layers."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 3}
+    sizes = {"vocab_size": vocab_size, "hidden_size": width, "intermediate_size": width}
+    sizes |= {"num_hidden_layers": 3, "num_attention_heads": 2, "initializer_range": spread}
     ends = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-    shape = LlamaConfig(
-        vocab_size=vocab_size, num_attention_heads=2, initializer_range=spread, **sizes, **ends
-    )
-    return LlamaForCausalLM(shape).eval()
+    return LlamaForCausalLM(LlamaConfig(**sizes, **ends)).eval()
 
 
 @settings(max_examples=40)
@@ -127,19 +125,14 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
     mask = torch.ones_like(ids)
     mask[0, : data.draw(st.integers(0, 4))] = 0
     length = data.draw(st.integers(1, 30))
-    decoding = DecodingConfig(
-        draft_tokens=data.draw(st.sampled_from([1, 3, 10])),
-        draft=data.draw(st.sampled_from(["layers", "ngram"])),
-    )
-    plain = decoder_for(model).generate(
-        ids * mask, mask, DecodeContext(decoding.without_drafts(), 0, length)
-    )
+    count, draft = data.draw(st.tuples(st.sampled_from([1, 3, 10]), st.sampled_from(DRAFTS)))
+    decoding = DecodingConfig(draft_tokens=count, draft=draft)
+    contexts = [DecodeContext(one, 0, length) for one in (decoding.without_drafts(), decoding)]
+    plain = decoder_for(model).generate(ids * mask, mask, contexts[0])
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):
             with_drafter(patch, Rubbish(seed, vocab_size))
-        drafted = decoder_for(model, kept).generate(
-            ids * mask, mask, DecodeContext(decoding, 0, length)
-        )
+        drafted = decoder_for(model, kept).generate(ids * mask, mask, contexts[1])
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length
 

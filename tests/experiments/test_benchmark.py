@@ -133,12 +133,8 @@ def test_a_finished_point_is_measured_again_only_on_request(point, tmp_path):
 
 def test_the_full_model_of_a_further_engine_is_compared_with_that_of_the_first(point):
     engines = ["torch", "transformers", "transformers"]
-    outcome = run_all(
-        *(
-            point(f"engine={name}", f"ratio={ratio}")
-            for name, ratio in zip(engines, (2, 2, 3), strict=True)
-        )
-    )
+    asked = zip(engines, (2, 2, 3), strict=True)
+    outcome = run_all(*(point(f"engine={name}", f"ratio={ratio}") for name, ratio in asked))
     outcome.check()
     first, second, full, third = outcome.records.values()
     half = first, second, third

@@ -136,13 +136,10 @@ def test_both_conventions_of_tokens_per_second():
 
 
 def test_drafts_and_exits_are_summed_before_they_are_divided():
-    one, other = (
-        DraftStats(checks=2, gained=6, drafted=8, accepted=4),
-        DraftStats(checks=1, gained=1, drafted=2, accepted=0),
-    )
-    drafted = measure_throughput(
-        [replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)], "evaluation"
-    )
+    one = DraftStats(checks=2, gained=6, drafted=8, accepted=4)
+    other = DraftStats(checks=1, gained=1, drafted=2, accepted=0)
+    outputs = [replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)]
+    drafted = measure_throughput(outputs, "evaluation")
     assert (drafted.acceptance_rate, drafted.mean_accepted_length) == (4 / 10, 7 / 3)
     early, late = ExitStats({2: 3, 6: 1}, 0.3), ExitStats({2: 1}, 0.1)
     outputs = [replace(OUTPUTS[0], exits=early), replace(OUTPUTS[1], exits=late)]

@@ -75,15 +75,8 @@ def evaluated(tasks):
     names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
 
     def evaluate(model, arguments=None):
-        found = lm_eval.simple_evaluate(
-            model=model,
-            model_args=arguments,
-            tasks=names,
-            task_manager=manager,
-            batch_size=3,
-            device="cpu",
-            bootstrap_iters=0,
-        )
+        asked = {"tasks": names, "task_manager": manager, "batch_size": 3, "device": "cpu"}
+        found = lm_eval.simple_evaluate(model, arguments, **asked, bootstrap_iters=0)
         answers = {task: [row["resps"] for row in rows] for task, rows in found["samples"].items()}
         return found, answers
 
@@ -201,11 +194,11 @@ def own_tasks_only(monkeypatch):
     """Leave out the harness's thousands of tasks, whose files take long to read, and its log."""
     monkeypatch.setenv("LMEVAL_LOG_LEVEL", "CRITICAL")
     made = TaskManager.__init__
-    monkeypatch.setattr(
-        TaskManager,
-        "__init__",
-        lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False}),
-    )
+
+    def make(self, *args, **options):
+        made(self, *args, **{**options, "include_defaults": False})
+
+    monkeypatch.setattr(TaskManager, "__init__", make)
 
 
 @pytest.fixture

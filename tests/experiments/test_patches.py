@@ -1,17 +1,14 @@
 import json
-from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 import torch
+from report_rows import run_rows
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.experiments import runner
-from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import zero_adapter
@@ -26,19 +23,11 @@ def config(overrides):
     return make
 
 
-def run(config, session=None):
-    """The rows of a run."""
-    return [
-        defaultdict(lambda: None, record.to_row())
-        for record in runner.run_point(resolve(config), session or Session())
-    ]
-
-
 @pytest.mark.parametrize("kind", PATCHES)
 def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, kind):
     changes = [f"correction.kind={kind}", *["correction.responses=both"] * (kind == "full")]
     half = config("ratio=2", "correction=patch", *changes)
-    full, row = run(half)
+    full, row = run_rows(half)
     folder = tmp_path / "default" / "calibrations" / row["correction"]["id"]
     assert row["correction"]["kind"] == kind and "correction" not in full
     assert row["correction"]["ridge"] > 0
@@ -47,7 +36,7 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(PatchFitter, "fit", lambda *args: pytest.fail("measured again"))
-    again = run(half.replace(batch_size=2))[-1]
+    again = run_rows(half.replace(batch_size=2))[-1]
     assert again["correction"] == row["correction"]
     assert again["decode_loss"] == pytest.approx(row["decode_loss"])
     assert (folder / "adapter.safetensors").stat().st_mtime_ns == saved
@@ -66,25 +55,20 @@ def adapter(config, tmp_path):
 
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):
     given = ["correction=adapter", f"correction.path={adapter}"]
-    plain = run(config("ratio=2", "name=plain"))
-    corrected = run(config("ratio=2", "name=corrected", *given))
+    plain = run_rows(config("ratio=2", "name=plain"))
+    corrected = run_rows(config("ratio=2", "name=corrected", *given))
     assert plain[0]["id"] == corrected[0]["id"]
     assert plain[-1]["id"] != corrected[-1]["id"]
-    texts = [
-        (tmp_path / name / "generations" / f"{plain[0]['id']}.jsonl").read_text()
-        for name in ("plain", "corrected")
-    ]
-    assert texts[0] == texts[1]
-    (full,) = run(config("strategy=full", "name=full", *given))
+    file = f"generations/{plain[0]['id']}.jsonl"
+    assert (tmp_path / "plain" / file).read_text() == (tmp_path / "corrected" / file).read_text()
+    (full,) = run_rows(config("strategy=full", "name=full", *given))
     assert sum("has no effect with strategy=full" in line for line in full["warnings"]) == 1
 
 
 def test_a_search_with_patches_depends_on_their_fit(config):
     searched = ["strategy=search", "correction=patch", "strategy.budget=3", "ratio=2"]
-    rows = [
-        run(config(*searched, f"correction.responses={responses}"))[-1]
-        for responses in ("reference", "own")
-    ]
+    fits = [f"correction.responses={responses}" for responses in ("reference", "own")]
+    rows = [run_rows(config(*searched, fit))[-1] for fit in fits]
     assert rows[0]["id"] != rows[1]["id"]
     assert rows[0]["calibration"]["id"] != rows[1]["calibration"]["id"]
     assert rows[0]["calibration"]["notes"]["tried"] == 3
@@ -92,11 +76,11 @@ def test_a_search_with_patches_depends_on_their_fit(config):
 
 def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
     with pytest.raises(UsageError, match=r"correction\.path.*\[0,2,5\].*\[0,5\]"):
-        run(config("ratio=3", "correction=adapter", f"correction.path={adapter}"))
+        run_rows(config("ratio=3", "correction=adapter", f"correction.path={adapter}"))
     other = load(config().model)
     other.model.model.norm.weight.data.mul_(2)
     other.model.save_pretrained(tmp_path / "model")
     load_tokenizer(config().model).save_pretrained(tmp_path / "model")
     given = ["correction=adapter", f"correction.path={adapter}"]
     with pytest.raises(UsageError, match=rf"correction\.path={adapter}"):
-        run(config("ratio=2", f"model.path={tmp_path / 'model'}", *given))
+        run_rows(config("ratio=2", f"model.path={tmp_path / 'model'}", *given))

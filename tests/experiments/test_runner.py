@@ -1,11 +1,11 @@
 import json
 import subprocess
 import sys
-from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from report_rows import run_rows
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
@@ -21,21 +21,13 @@ from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.plan import make_plan
 
 
-def run_point(config, session):
-    """The rows of a run."""
-    return [
-        defaultdict(lambda: None, record.to_row())
-        for record in runner.run_point(resolve(config), session)
-    ]
-
-
 @pytest.fixture
 def config(overrides):
     return lambda *changes: compose([*overrides, *changes])
 
 
 def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
-    rows = run_point(config("ratio=2"), Session())
+    rows = run_rows(config("ratio=2"))
     full, half = rows
     assert (full["strategy"], half["strategy"]) == ("full", "unified")
     assert half["kept_layers"] == [0, 2, 5]
@@ -64,7 +56,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
 
 @pytest.mark.parametrize("drafts", ["decoding=self_speculative", "decoding=prompt_lookup"])
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
-    full, drafted = run_point(config(drafts, "ratio=2", "batch_size=1"), Session())
+    full, drafted = run_rows(config(drafts, "ratio=2", "batch_size=1"))
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
     if drafts == "decoding=self_speculative":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
@@ -81,8 +73,8 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
     session, loads = Session(), []
     real = runner.load
     monkeypatch.setattr(runner, "load", lambda *args: loads.append(1) or real(*args))
-    first = run_point(config("ratio=2"), session)
-    second = run_point(config("ratio=3"), session)
+    first = run_rows(config("ratio=2"), session)
+    second = run_rows(config("ratio=3"), session)
     assert loads == [1]
     assert first[0] == second[0]
 
@@ -91,7 +83,7 @@ def test_the_order_of_weights_and_texts_changes_nothing(config):
     changes = ["strategy=full", "decoding.stop=[xyz]", "speed.enabled=false"]
     session, asked = Session(), config(*changes)
     session.load(asked.model, asked.seed)
-    assert run_point(asked, session)[0]["bleu"] is not None
+    assert run_rows(asked, session)[0]["bleu"] is not None
 
 
 @pytest.mark.parametrize("strategy", ["unified", "full"])
@@ -103,23 +95,23 @@ def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatc
         return run(self, *args, **options)
 
     monkeypatch.setattr(Decoder, "run", counted)
-    run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
+    run_rows(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"))
     assert timed.count(5) == 1 + UNITS  # rounds
 
 
 def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
-    first = run_point(config("ratio=2"), Session())[0]
+    first = run_rows(config("ratio=2"))[0]
     here = environment.machine()
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(environment, "machine", lambda *args: {**here, "processor": "another"})
-        other = run_point(config("ratio=2"), Session())[0]
+        other = run_rows(config("ratio=2"))[0]
     assert (other["id"], other["environment"]["processor"]) == (first["id"], "another")
-    assert run_point(config("ratio=3"), Session())[0] == first  # although the other one is newer
+    assert run_rows(config("ratio=3"))[0] == first  # although the other one is newer
 
 
 def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
     where = ["model=random", "model.path=llama-12x128", f"results_dir={tmp_path}"]
-    full, half = run_point(compose([*where, *quick]), Session())
+    full, half = run_rows(compose([*where, *quick]))
     assert half["measured_speedup"] > 0
     assert "bleu" not in half
     assert half["throughput_from"] == "timed pairs"
@@ -159,7 +151,7 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
 def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Session()
-    row = run_point(config(*overrides), session)[-1]
+    row = run_rows(config(*overrides), session)[-1]
     assert (row["engine"], row["target_kept_layers"]) == ("early_exit", 3)
     calibration = row["calibration"]
     assert calibration["options"]["threshold"] > 0 and calibration["options"]["horizon"] >= 1
@@ -173,7 +165,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     assert 0 < row["exit_check_fraction"] < 1
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]
     given = [f"strategy.{key}={value}" for key, value in calibration["options"].items()]
-    again = run_point(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
+    again = run_rows(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
     assert again["calibration"] is None
     assert (again["exit_depths"], again["decode_loss"]) == (row["exit_depths"], row["decode_loss"])
 
@@ -190,19 +182,19 @@ def test_answers_that_are_right_or_wrong_have_a_decode_loss_only_alone(config, t
     lines = [{"prompt": "the cat sat", "reference": "on the mat " * n} for n in (1, 40, 200)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     task = ["task=jsonl", f"task.file={tmp_path}/a.jsonl", "task.metrics=[exact_match]"]
-    _, row = run_point(config(*task), Session())
+    _, row = run_rows(config(*task))
     assert (row["exact_match"], row["decode_loss"]) == (0, None) and row["agreement"] is not None
-    row = run_point(config(*task, "answers=false"), Session())[-1]
+    row = run_rows(config(*task, "answers=false"))[-1]
     assert row["decode_loss"] > 0 and row["num_truncated_references"] == 1
 
 
 def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     overrides = ["engine=torch", "baseline_engine=transformers"]
     session = Session()
-    full, whole = run_point(config(*overrides, "ratio=1"), session)
+    full, whole = run_rows(config(*overrides, "ratio=1"), session)
     assert (full["engine"], whole["engine"]) == ("transformers", "torch")
     assert (whole["baseline_id"], whole["bleu"]) == (full["id"], full["bleu"])
     assert whole["measured_speedup"] is not None and whole["predicted_speedup"] is None
     engines = {side: whole["pairs"][side]["engine"] for side in ("full", "strategy")}
     assert engines == {"full": "transformers", "strategy": "torch"}
-    assert run_point(config(*overrides, "ratio=2"), session)[-1]["baseline_id"] == full["id"]
+    assert run_rows(config(*overrides, "ratio=2"), session)[-1]["baseline_id"] == full["id"]

@@ -13,7 +13,6 @@ from ulskip_cli.experiments.grid import points
 from ulskip_cli.experiments.jobs import Sweep, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.strategies.static import Unified
 
 
 class Watcher(runner.ProgressCallback):
@@ -152,33 +151,6 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
     assert len(answered) == 3 * 5  # no prompt was answered twice
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
-
-
-def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(
-    sweep, tmp_path, monkeypatch, limit_memory
-):
-    limit_memory()
-    assert sweep("strategy=full", name="whole")[0] == 0
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        assert sweep("strategy=full")[0] == 130
-    assert sweep("strategy=full")[0] == 0
-    assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
-    assert {row["evaluated_batch_size"] for row in stored(tmp_path / "x")} == {1}
-
-
-def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypatch):
-    grid = ["ratio=2"]
-    assert sweep(*grid, name="whole")[0] == 0
-    with monkeypatch.context() as patch:
-        first = lambda self, request: tuple(range(request.num_kept))  # noqa: E731
-        patch.setattr(Unified, "kept_layers", first)
-        interrupt_after(patch, 5)
-        assert sweep(*grid)[0] == 130
-    (unfinished,) = (tmp_path / "x" / "generations").glob("*.partial.jsonl")
-    assert len(unfinished.read_text().splitlines()) > 1
-    assert sweep(*grid)[0] == 0
-    assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
 
 
 def test_a_point_that_does_not_apply_is_in_rows_and_tables(sweep, tmp_path):

@@ -64,10 +64,8 @@ def folder(model_folder, tmp_path):
     ],
 )
 def test_a_missing_or_broken_file_is_named(folder, name, reason):
-    broken = {
-        "generation_config.json": "{",
-        "config.json": '{"model_type": "other", "num_hidden_layers": 6}',
-    }
+    broken = {"generation_config.json": "{"}
+    broken["config.json"] = '{"model_type": "other", "num_hidden_layers": 6}'
     (folder / name).unlink()
     if name in broken:
         (folder / name).write_text(broken[name])

@@ -38,11 +38,11 @@ def last_states(model, view, kept, pairs):
     prompt, prompt_mask = padded([one.prompt_ids for one in pairs], 0, left=True)
     response, mask = padded([one.response_ids for one in pairs], 0, left=False)
     states = []
-    hook = stack_of(view)[-1].register_forward_hook(
-        lambda module, args, output: states.append(
-            output[0] if isinstance(output, tuple) else output
-        )
-    )
+
+    def keep(module, args, output):
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = stack_of(view)[-1].register_forward_hook(keep)
     with torch.no_grad():
         response_logits(model, one_stage(view, kept), prompt, prompt_mask, response, mask)
     hook.remove()

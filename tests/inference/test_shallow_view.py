@@ -2,7 +2,7 @@ import pytest
 import tiny_configs
 import torch
 import transformers
-from reference import NUM_LAYERS, one_stage, random_ids, reference_greedy, stack_of
+from reference import NUM_LAYERS, one_stage, random_ids, reference_greedy, stack_of, with_each
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import kv_cache, shallow_view
@@ -30,16 +30,17 @@ def test_a_view_owns_no_parameter(model):
     assert len(stack_of(view)) == 3
 
 
-@pytest.mark.parametrize("kept", KEPT_SETS)
+@pytest.mark.parametrize(("model", "kept"), with_each(KEPT_SETS, "qwen2"), indirect=["model"])
 def test_skipping_equals_the_uncached_reference(model, kept):
     ids = random_ids(1, 9)
     expected = reference_greedy(model, ids, torch.ones_like(ids), kept, 8)
     assert torch.equal(decode(model, kept, ids), expected)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 3}, {"num_beams": 2, "no_repeat_ngram_size": 2}]
-)
+BEAMS = [{"num_beams": 2, "no_repeat_ngram_size": 2}, {}, {"num_beams": 3}]
+
+
+@pytest.mark.parametrize(("model", "options"), with_each(BEAMS), indirect=["model"])
 def test_keeping_all_equals_generate(model, options):
     ids, kept = random_ids(2, 9), tuple(range(NUM_LAYERS))
     assert torch.equal(decode(model, kept, ids, **options), generated(model, ids, **options))

@@ -17,6 +17,7 @@ from reference import (
     reference_response,
     response_logits,
     training_batch,
+    with_each,
 )
 from safetensors.torch import save_file
 
@@ -44,7 +45,9 @@ def tokens(decoder, ids, mask):
 
 
 @pytest.mark.usefixtures("single_thread")
-@pytest.mark.parametrize("kept", [KEPT, (0, 3, 5), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("model", "kept"), with_each([KEPT, (0, 3, 5), (0, 1)]), indirect=["model"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
     adapter, corrections = random_adapter(model, kept, kind)
@@ -94,17 +97,15 @@ def test_each_stage_has_patches_of_its_own(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", PATCHES)
+@pytest.mark.parametrize(("model", "kind"), with_each(PATCHES), indirect=["model"])
 def test_a_zero_adapter_changes_nothing(model, kind, dtype):
     model, ids = model.to(dtype), random_ids(2, 5)
     adapter = zero_adapter(model, [KEPT, (0, 5)], PATCHES[kind])
     assert bool(adapter.tensors) == PATCHES[kind].takes_time
     for kept in (KEPT, (0, 5)):
+        views = adapter.view(model, kept), shallow_view.shallow_view(model, kept)
         with torch.no_grad():
-            assert torch.equal(
-                adapter.view(model, kept)(ids).logits,
-                shallow_view.shallow_view(model, kept)(ids).logits,
-            )
+            assert torch.equal(*(view(ids).logits for view in views))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,11 +6,8 @@ from report_rows import sweep_row
 
 from ulskip_cli.experiments.results import ResultsFolder
 
-REFERENCES = [
-    f"a {colour} dog runs over the {place} with a ball"
-    for colour in ("red", "blue", "black")
-    for place in ("grass", "road")
-]
+COLOURS = ("red", "blue", "black", "brown", "white", "grey")
+REFERENCES = [f"a {colour} dog runs over the grass with a ball" for colour in COLOURS]
 ENDS = [text[:20] for text in REFERENCES]
 # strategy, target, hypotheses on test_2016_flickr and test_2017_flickr, further keys
 ADAPTER = {"correction": {"name": "adapter", "path": "runs/adapter-unified-2x-reference-s1"}}
@@ -35,11 +32,8 @@ def report(monkeypatch):
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
     path = f"runs/{'base' if 'correction' in more else checkpoint}"
-    config = {
-        "speed": {"enabled": False},
-        "task": {"name": "wmt", "source_file": f"data/{link}.de"},
-        "model": {"name": "hf", "source": "hf", "path": path},
-    }
+    config = {"speed": {"enabled": False}, "model": {"name": "hf", "source": "hf", "path": path}}
+    config["task"] = {"name": "wmt", "source_file": f"data/{link}.de"}
     layers = {"num_layers": 12, "kept_layers": list(range(int(12 / target)))}
     values = {"id": f"{checkpoint}-{link}"}
     values |= {"num_examples": len(REFERENCES), "layer_ratio": target, **layers, **more}

@@ -82,10 +82,8 @@ def test_a_loss_of_few_noisy_units_is_not_sure(report, tmp_path):
     def stored(name, speedup):
         seconds = [0.62 / speedup * math.exp(shift) for shift in (-0.03, 0.0, 0.03)]
         sides = {"full": [0.62] * 3, "strategy": seconds}
-        pairs = {
-            side: {"decode_seconds": spent, "decoded_tokens": [31] * 3}
-            for side, spent in sides.items()
-        }
+        tokens = {"decoded_tokens": [31] * 3}
+        pairs = {side: {"decode_seconds": spent, **tokens} for side, spent in sides.items()}
         row = sweep_row(speedup=speedup, pairs=pairs | {"units": [{"pairs": 1}] * 3})
         return write_folder(tmp_path / name, [sweep_row("full"), row])
 

@@ -109,11 +109,8 @@ def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):
 
 
 def test_runs_of_equal_labels_are_told_apart_by_what_differs(tmp_path):
-    rows = [
-        configured(row, seed=seed).replace(id=f"{row.id}-{seed}")
-        for row in small_sweep()
-        for seed in (1, 2)
-    ]
+    seeds = [(row, seed) for row in small_sweep() for seed in (1, 2)]
+    rows = [configured(row, seed=seed).replace(id=f"{row.id}-{seed}") for row, seed in seeds]
     rows += [rows[0].replace(id="twin")]
     stored = {row.id: ["a"] for row in rows if row.batch_size == 1}
     labels = [run.label for run in collected(tmp_path, stored, rows=rows).sets[0].runs]

@@ -33,10 +33,8 @@ def test_ours_stand_beside_the_papers():
     assert (both["paper of full"], both["ours of full"]) == ("89%", "97%")
     assert (both["paper x"], both["ours x"]) == ("1.76", "1.71")
     assert found["early_exit", "2", "1"]["ours x"] == "N/A"
-    assert (found["full", "1", "8"]["paper of full"], found["full", "1", "8"]["paper x"]) == (
-        "100%",
-        "1.00",
-    )
+    full = found["full", "1", "8"]
+    assert (full["paper of full"], full["paper x"]) == ("100%", "1.00")
 
 
 def test_a_speed_of_another_depth_than_the_score_is_shown_with_its_depth():

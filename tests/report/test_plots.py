@@ -26,11 +26,8 @@ def test_rows_without_quality_are_not_drawn(tmp_path):
 def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_path, kind):
     ends = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
     row = sweep_row(**dict.fromkeys(ends)) if kind == "predicted" else sweep_row()
-    rows = [
-        sweep_row("full"),
-        row,
-        configured(row.replace(id="c"), strategy={"name": "custom", "layers": [0, 2, 5]}),
-    ]
+    custom = configured(row.replace(id="c"), strategy={"name": "custom", "layers": [0, 2, 5]})
+    rows = [sweep_row("full"), row, custom]
     png, svg = save_quality([Group("a title", rows)], tmp_path / "plots" / "quality")
     assert png.read_bytes().startswith(b"\x89PNG")
     for text in ("custom", f"{kind} decode speedup, batch size 1", "a title", "3 layers"):

@@ -47,10 +47,8 @@ def test_a_star_stands_where_the_interval_leaves_out_no_difference():
 
 
 def test_every_pair_has_verdicts():
-    worse = [
-        record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6)
-        for record in small_sweep()
-    ]
+    slow = {"measured_speedup": 0.5, "measured_speedup_low": 0.4, "measured_speedup_high": 0.6}
+    worse = [record.replace(**slow) for record in small_sweep()]
     full, *_, same = against(small_sweep(), small_sweep(unified_2=20.5)).section("x").cells
     assert same[-3:] == [FAILS, HOLDS, TIE]
     assert full[-3:-1] == ["–", "–"]  # a full model that was timed against itself

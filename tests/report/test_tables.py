@@ -58,11 +58,7 @@ def test_csv_has_every_plain_value_once_under_the_row_keys():
     assert {"model", "batch_size", drafts} <= {*heads} and not {"config", "pairs"} & {*heads}
     full, half = csv.DictReader(io.StringIO(text))
     assert (half["kept_layers"], half["predicted_speedup"]) == ("0 2 5", "")
-    assert (full["bleu"], full[drafts], half[drafts]) == (
-        "30.0",
-        "1.5",
-        "",
-    )
+    assert (full["bleu"], full[drafts], half[drafts]) == ("30.0", "1.5", "")
 
 
 def test_code_machine_and_weights_are_told_once():

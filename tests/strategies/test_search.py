@@ -37,10 +37,8 @@ class OneMinimum(Landscape):
 
 def test_the_layers_of_the_highest_influence_stay_and_of_equal_ones_the_lower():
     strategy = BlockInfluence(scores=[0.5, 0.1, 0.1, 0.9])
-    assert [strategy.kept_layers(ScheduleRequest(4, count)) for count in (2, 3)] == [
-        (0, 3),
-        (0, 1, 3),
-    ]
+    for kept in ((0, 3), (0, 1, 3)):
+        assert strategy.kept_layers(ScheduleRequest(4, len(kept))) == kept
     with pytest.raises(UsageError, match=r"\b5 .*strategy\.scores.*\b4\b"):
         strategy.kept_layers(ScheduleRequest(5, 2))
     found = BlockInfluence().calibrate(ScheduleRequest(8, 2), Landscape(())).options
@@ -86,11 +84,11 @@ def test_a_search_goes_from_even_spacing_to_the_best_set_and_keeps_the_path():
 
 @given(st.integers(1, 30), st.integers(0, 5))
 def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, seed):
-    landscapes = [Landscape((0, 1, 2, 3)) for _ in range(2)]
-    first, _ = (
-        Search(budget=budget, seed=seed).calibrate(ScheduleRequest(10, 4), seen)
-        for seen in landscapes
+    landscapes, search = (
+        [Landscape((0, 1, 2, 3)) for _ in range(2)],
+        Search(budget=budget, seed=seed),
     )
+    first, _ = (search.calibrate(ScheduleRequest(10, 4), seen) for seen in landscapes)
     asked = landscapes[0].asked
     assert len(asked) == len(set(asked)) <= budget and asked == landscapes[1].asked
     losses = [landscapes[0].decode_loss(layers) for layers in [first.options["layers"], *asked]]
@@ -99,10 +97,8 @@ def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, se
 
 def test_found_layers_are_for_one_count():
     strategy = Search(layers=[0, 1, 5])
-    assert (
-        strategy.kept_layers(ScheduleRequest(6, 3)),
-        Search().kept_layers(ScheduleRequest(6, 4)),
-    ) == ((0, 1, 5), even(6, 4))
+    assert strategy.kept_layers(ScheduleRequest(6, 3)) == (0, 1, 5)
+    assert Search().kept_layers(ScheduleRequest(6, 4)) == even(6, 4)
     with pytest.raises(UsageError, match=r"\b4 of 6 layers.*strategy\.layers"):
         strategy.kept_layers(ScheduleRequest(6, 4))
     with pytest.raises(UsageError, match=r"strategy\.budget"):

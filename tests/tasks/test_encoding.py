@@ -18,9 +18,8 @@ WORDS = Example("7", "the cat sat on the mat and the dog sleeps", "cats")
 
 def test_plain_texts_decode_to_themselves_and_end_with_eos(tokenizer):
     formatter = PromptFormatter(PLAIN)
-    (one,) = formatter.tokenize(
-        tokenizer, [formatter.format(Example("0", "Hund im Haus", "a dog"))]
-    )
+    texts = formatter.format(Example("0", "Hund im Haus", "a dog"))
+    (one,) = formatter.tokenize(tokenizer, [texts])
     assert tokenizer.decode(one.prompt_ids) == "Hund im Haus\nSummarize:"
     assert tokenizer.decode(one.response_ids[:-1]) == " a dog"
     assert one.response_ids[-1] == tokenizer.eos_token_id
@@ -72,17 +71,15 @@ def test_a_long_source_is_truncated_and_the_instruction_never(tokenizer, context
 def test_a_prompt_that_may_not_be_truncated_is_refused_with_its_length(tokenizer):
     with pytest.raises(UsageError, match=r"example 7: .*\d+ tokens and 4 new .* 20"):
         encode(PromptFormatter(PLAIN), tokenizer, [WORDS], 20, 4, False)
-    with pytest.raises(
-        UsageError, match=r"example 7: .* 2 tokens.*max_new_tokens"
-    ):  # not even the instruction fits
+    # not even the instruction fits
+    with pytest.raises(UsageError, match=r"example 7: .* 2 tokens.*max_new_tokens"):
         encode(PromptFormatter(PLAIN), tokenizer, [WORDS], 6, 4, True)
 
 
 def test_a_response_is_truncated_at_the_end_of_the_context(tokenizer):
     example = Example("0", "cat", "the dog sleeps on the mat in the house")
-    (whole,) = encode(PromptFormatter(PLAIN), tokenizer, [example], None, 4, False)
-    (one,) = encode(
-        PromptFormatter(PLAIN), tokenizer, [example], len(whole.prompt_ids) + 5, 4, False
-    )
+    formatter = PromptFormatter(PLAIN)
+    (whole,) = encode(formatter, tokenizer, [example], None, 4, False)
+    (one,) = encode(formatter, tokenizer, [example], len(whole.prompt_ids) + 5, 4, False)
     assert one.response_ids == whole.response_ids[:5]
     assert (one.truncated, one.truncated_response, whole.truncated_response) == (False, True, False)

@@ -12,6 +12,7 @@ from reference import (
     stack_of,
     through,
     unchanged,
+    with_each,
 )
 from reference import training_batch as batch
 from torch.nn import functional
@@ -82,7 +83,7 @@ def trained(module, inputs, steps=8):
 
 
 @pytest.mark.parametrize("weights", [CROSS_ENTROPY, DISTILL], ids=["references", "distillation"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("model", "kind"), with_each(KINDS), indirect=["model"])
 def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, kind, weights):
     with unchanged(model):
         module = made(model, zero_adapter(model, [KEPT], KINDS[kind]), weights)
@@ -90,8 +91,13 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, kind
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("full", 0), ("none", 2), ("folded", 2)])
-def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "options"),
+    with_each([("full", 2), ("full", 0), ("none", 2), ("folded", 2)]),
+    indirect=["model"],
+)
+def test_the_saved_adapter_computes_what_was_trained(model, options, tmp_path):
+    kind, rank = options
     adapter = zero_adapter(model, [KEPT], KINDS[kind])
     if kind == "folded":
         adapter, _ = random_adapter(model, KEPT, kind)
@@ -137,7 +143,9 @@ def layer_states(model, ids, replaced=None):
     return states
 
 
-@pytest.mark.parametrize("kept", [(0, 2, 5), (1, 2, 4), (0, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("model", "kept"), with_each([(1, 2, 4), (0, 2, 5), (0, 2, 3)]), indirect=["model"]
+)
 def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
     adapter, corrections = random_adapter(model, kept, "full")
     inputs, losses, patches = batch(), [], corrections["patches"]

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from reference import NUM_LAYERS, reference_divergence, reference_loss, through
+from reference import NUM_LAYERS, reference_divergence, reference_loss, through, with_each
 from reference import training_batch as batch
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
@@ -40,7 +40,9 @@ def stepwise_exit(model, depth, inputs):
     return losses[inputs["labels"] != -100].sum()
 
 
-@pytest.mark.parametrize("stages", SCHEDULES)
+@pytest.mark.parametrize(
+    ("model", "stages"), with_each(SCHEDULES[::-1], "qwen2"), indirect=["model"]
+)
 def test_the_loss_is_that_of_an_uncached_reference(model, stages):
     inputs = batch()
     kept = {stage.first_step: stage.kept_layers for stage in stages}

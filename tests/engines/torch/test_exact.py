@@ -28,13 +28,9 @@ def _kernels():
 def steps_after(model, ids, mask, rows=slice(None), length=64):
     """Return the decode steps of some rows after a prompt that is encoded as one batch."""
     cache = encode_prompt(model, ids, mask).cache
-    cache.layers = [_of_rows(layer, rows) for layer in cache.layers]
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
     return NativeSteps(NativeModel(model), cache, mask[rows], length)
-
-
-def _of_rows(layer, rows):
-    layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-    return layer
 
 
 def one_by_one(steps, tokens):

@@ -20,26 +20,17 @@ def built():
 sizes = st.integers(1, 70)
 
 
-@given(
-    rows=st.integers(1, 20),
-    inputs=sizes,
-    outputs=sizes,
-    with_bias=st.booleans(),
-    half=st.booleans(),
-)
+@given(st.integers(1, 20), sizes, sizes, st.booleans(), st.booleans())
 def test_the_product_of_any_shape(rows, inputs, outputs, with_bias, half):
     dtype = torch.bfloat16 if half else torch.float32
     inputs += inputs % 2 * half
     generator = torch.Generator().manual_seed(rows * inputs + outputs)
-    hidden, weight, bias = (
-        torch.randn(*shape, generator=generator).to(dtype)
-        for shape in ((rows, inputs), (outputs, inputs), (outputs,))
-    )
+    shapes = ((rows, inputs), (outputs, inputs), (outputs,))
+    hidden, weight, bias = (torch.randn(*one, generator=generator).to(dtype) for one in shapes)
     bias = bias if with_bias else None
     got = multiplied(hidden, weight, bias)
-    exact = functional.linear(
-        hidden.double(), weight.double(), bias.double() if with_bias else None
-    )
+    wide = bias.double() if with_bias else None
+    exact = functional.linear(hidden.double(), weight.double(), wide)
     assert got.dtype == dtype
     tolerance = {"rtol": 2**-8, "atol": 2**-6} if half else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(got.double(), exact, **tolerance)
@@ -69,12 +60,9 @@ def not_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "_loaded", [])
     monkeypatch.setattr(kernels, "_failures", {})  # those of earlier tests in this process
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
-    commands = []
-    run = subprocess.run
+    commands, run = [], subprocess.run
     monkeypatch.setattr(
-        subprocess,
-        "run",
-        lambda command, **options: commands.append(command) or run(command, **options),
+        subprocess, "run", lambda command, **_: commands.append(command) or run(command, **_)
     )
     return commands
 

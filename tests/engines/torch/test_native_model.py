@@ -38,13 +38,10 @@ def test_a_plan_counts_the_bytes_of_all_copies(dtype):
     model = LlamaForCausalLM.from_pretrained(
         ModelFolder(config.model).file.parent, dtype=getattr(torch, config.model.dtype)
     )
-    held = {
-        tensor.data_ptr(): tensor.nbytes
-        for tensor in NativeModel(model)._tensors
-        if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
-    }
-    planned = config.engine.copied_bytes(config, metadata)
-    assert planned == pytest.approx(sum(held.values()), rel=0.05)
+    shared = {weight.data_ptr() for weight in model.parameters()}
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in NativeModel(model)._tensors}
+    copied = sum(count for place, count in held.items() if place not in shared)
+    assert config.engine.copied_bytes(config, metadata) == pytest.approx(copied, rel=0.05)
 
 
 def scaled_residual(model):
@@ -105,15 +102,9 @@ def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why
 def model_with_head(rows):
     """Return the native model of a Llama with this head [vocab_size, hidden_size]."""
     vocab_size, hidden = rows.shape
-    config = LlamaConfig(
-        num_hidden_layers=1,
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        intermediate_size=8,
-        num_attention_heads=1,
-        head_dim=8,
-    )
-    model = LlamaForCausalLM(config).eval().to(rows.dtype)
+    sizes = {"num_hidden_layers": 1, "vocab_size": vocab_size, "hidden_size": hidden}
+    heads = {"intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval().to(rows.dtype)
     model.lm_head.weight = nn.Parameter(rows, requires_grad=False)
     return NativeModel(model)
 

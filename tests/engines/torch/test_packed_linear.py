@@ -111,12 +111,8 @@ def test_copies_are_equal_aligned_and_separate(shapes):
     originals = [torch.randn(rows, columns).to(dtype) for rows, columns, dtype in shapes]
     copies = [memory.copy(tensor.t()) for tensor in originals]
     for original, copy in zip(originals, copies, strict=True):
-        assert (
-            torch.equal(copy, original.t())
-            and copy.is_contiguous()
-            and copy.dtype == original.dtype
-        )
-        assert copy.data_ptr() % 64 == 0
+        assert torch.equal(copy, original.t()) and copy.dtype == original.dtype
+        assert copy.is_contiguous() and copy.data_ptr() % 64 == 0
     spans = sorted((copy.data_ptr(), copy.data_ptr() + copy.nbytes) for copy in copies)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
@@ -126,7 +122,6 @@ def test_a_system_without_huge_pages_gets_ordinary_ones(monkeypatch, missing):
     if missing == "option":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     else:
-        monkeypatch.setattr(
-            mmap, "MADV_HUGEPAGE", -1, raising=False
-        )  # an option that no kernel has
+        # an option that no kernel has
+        monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)
     assert torch.equal(HugePages().copy(torch.ones(3)), torch.ones(3))

@@ -15,14 +15,8 @@ RIGHT = [
     "square = r * r\n    return pi * square",  # the first line lost its indentation
     "   square = r * r\n    return pi * square",
 ]
-WRONG = [
-    "    return r",
-    "",
-    "I cannot",
-    "    exit()",
-    "def area(r):\n    exit(0)",
-    "    import os; os._exit(0)",
-]
+WRONG = ["    return r", "", "I cannot", "    exit()", "def area(r):\n    exit(0)"]
+WRONG.append("    import os; os._exit(0)")
 
 
 def metric(allow_code):

@@ -11,16 +11,9 @@ from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics import Answers, compare_segments
 from ulskip_cli.tasks.metrics.overlap import ExactMatch, NumberMatch, Rouge
 
-HYPOTHESES = [
-    "The mayor opened the bridge. Crowds were cheering.",
-    "Prices rose\nagain",
-    "Nothing here",
-]
-REFERENCES = [
-    "Mayor opens the new bridge .\nA crowd cheered .",
-    "Prices rise again .",
-    "The team lost .",
-]
+MAYOR = "The mayor opened the bridge. Crowds were cheering."
+HYPOTHESES = [MAYOR, "Prices rose\nagain", "Nothing here"]
+REFERENCES = ["Mayor opens the new bridge .\nA crowd cheered .", "Prices rise again .", "It lost ."]
 
 
 def score(hypotheses, references, full=None):
@@ -32,14 +25,8 @@ def score(hypotheses, references, full=None):
 def test_values_equal_rouge_score_called_directly():
     ours = score(HYPOTHESES, REFERENCES)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
-    lines = [
-        "The mayor opened the bridge.\nCrowds were cheering.",
-        "Prices rose\nagain",
-        "Nothing here",
-    ]
-    scored = [
-        scorer.score(reference, text) for text, reference in zip(lines, REFERENCES, strict=True)
-    ]
+    lines = [MAYOR.replace(". ", ".\n"), *HYPOTHESES[1:]]
+    scored = list(map(scorer.score, REFERENCES, lines))
     for kind, value in ours.values.items():
         assert value == pytest.approx(100 * sum(each[kind].fmeasure for each in scored) / 3)
     assert "stemmer=yes" in ours.signatures["rougeL"]
@@ -52,11 +39,9 @@ def test_a_reference_that_rouge_cannot_read_is_refused():
 
 def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
     references = ["new york", "b", "c", "d"]
-    scores = ExactMatch("exact_match", Scoring(("exact_match",))).score(
-        Answers(
-            [" New  York\n", "x", "x", "x"], references, references, ["new york", "b", "x", "x"]
-        )
-    )
+    texts, full = [" New  York\n", "x", "x", "x"], ["new york", "b", "x", "x"]
+    metric = ExactMatch("exact_match", Scoring(("exact_match",)))
+    scores = metric.score(Answers(texts, references, references, full))
     assert scores.values == {"exact_match": 25.0}
     assert scores.against_full["exact_match"]["delta"] == -25.0
 
