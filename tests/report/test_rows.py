@@ -108,37 +108,6 @@ def test_two_adapters_of_a_point_are_named():
     assert {approach for _, approach in group.points()} == expected
 
 
-ONE = sweep_row(engine="torch")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"strategy": {"gain": 2.0}},  # an option of a later version
-        {"strategy": {"name": "mine", "_target_": "mine.Loudest", "side": "left"}},
-        {"correction": {"name": "mine", "kind": "full"}},
-        {"batch_size": 8, "seed": 2},
-        {"engine": {"name": "mine", "weights": "q3"}},
-        {"task": {"name": "mine", "file": "x"}},
-        {"task": {"of_tomorrow": "x"}},
-        {"decoding": {"of_tomorrow": 2}},
-    ],
-    ids=str,
-)
-def test_rows_of_settings_that_are_not_known_are_never_taken_for_others(changes):
-    other = configured(ONE.replace(id="other"), **changes)
-    again = configured(other, of_tomorrow=None)
-    groups = grouped([ONE, other])
-    if changes.keys() & {"strategy", "correction"}:  # lines of one table
-        (group,) = groups
-        assert len({group.approach(record) for record in (ONE, other)}) == 2
-    else:
-        assert [group.records for group in groups] == [[ONE], [other]]
-        assert len({group.label for group in groups}) == 2
-    assert len(grouped([other, other.replace(id="twin")])) == 1
-    assert again.identity != other.identity and len({ONE.identity, other.identity}) == 2
-
-
 def test_benchmarks_of_two_tasks_are_one_group():
     configs = [compose([f"task={name}", "model=tiny"]) for name in ("wmt", "cnn_dm", "jsonl")]
     points = [Point.of(config, str(i), "bench") for i, config in enumerate(configs)]

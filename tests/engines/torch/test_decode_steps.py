@@ -45,16 +45,6 @@ def tokens(count):
     return torch.arange(2, 2 + 5 * count).view(5, count)
 
 
-@torch.inference_mode()
-def test_steps_write_into_the_same_buffers(llama):
-    for steps in both(llama, shallow_view(llama, KEPT)):
-        addresses = [layer.keys.data_ptr() for layer in steps.cache.layers]
-        for _ in range(4):
-            steps.logits(tokens(1))
-        assert {layer.keys.shape[2] for layer in steps.cache.layers} == {28}
-        assert [layer.keys.data_ptr() for layer in steps.cache.layers] == addresses
-
-
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @torch.inference_mode()
 def test_steps_of_any_length(native, dtype):
