@@ -17,7 +17,6 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_class, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.engines import library
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Room, Views, take_turns
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.loop import SteppingSession
@@ -178,7 +177,7 @@ def test_fewer_bits_add_rounding_errors():
 
 
 def test_an_export_is_used_again_unless_a_weight_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("ulskip_cli.engines.base.cache_dir", lambda: tmp_path)
     model, counts = build_model("llama"), []
     for change in (0, 0, 1):
         with torch.no_grad():

@@ -8,7 +8,6 @@ import pytest
 
 from ulskip_cli.core.config import StoredConfig, compose
 from ulskip_cli.core.engines import engine_names
-from ulskip_cli.engines import speculative
 
 CLASS = """
 from typing import ClassVar
@@ -105,7 +104,9 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
 
 @pytest.mark.usefixtures("acme")
 def test_an_engine_that_defines_check_has_look_ups(ulskip, tmp_path, monkeypatch):
-    monkeypatch.setattr(speculative, "SHORTEST_MATCH", 1)  # longer ones are rare in few tokens
+    monkeypatch.setattr(
+        "ulskip_cli.engines.loop.SHORTEST_MATCH", 1
+    )  # longer ones are rare in few tokens
     lookup = ["decoding=prompt_lookup", "decoding.draft_tokens=3", "batch_size=1"]
     code, _, err = ulskip("run", "engine=acme", *lookup, *SMALL, f"results_dir={tmp_path}")
     assert code == 0, err
