@@ -206,7 +206,7 @@ OTHERS = ["strategy=unified", "strategy=skip_decode", "strategy=early_exit strat
 OTHERS.append("strategy=unified decoding=self_speculative batch_size=1")
 
 
-@pytest.mark.parametrize("overrides", map(str.split, OTHERS), ids=OTHERS)
+@pytest.mark.parametrize("overrides", [*map(str.split, OTHERS)], ids=OTHERS)
 def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monkeypatch, overrides):
     monkeypatch.setattr(paired_timing, "TURN_SECONDS", 0)  # one step
     decoding = compose(overrides).decoding

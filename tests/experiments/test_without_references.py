@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose, compose_training, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import resolve, resolve_prompts
 from ulskip_cli.training.preflight import check_trainable
-from ulskip_cli.tuning import request
+from ulskip_cli.tuning import divide
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_training_and_tuning_require_references(model_folder, prompts, tmp_path)
     check_trainable(compose_training([*words, "train.responses=own"]))
     config = compose_tuning(["speedup=2", *words[:-1]])
     with pytest.raises(UsageError, match="tune` requires references"):
-        request.divide(config)
+        divide(config)
     with pytest.raises(UsageError, match="answers=false requires references"):
         resolve(compose([*words[:-1], "answers=false"], command="run"))
 
