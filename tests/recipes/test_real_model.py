@@ -2,7 +2,6 @@ import sys
 
 import pytest
 from recipe import RECIPES, load_recipe
-from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose
 
@@ -28,21 +27,6 @@ def test_every_point_is_a_valid_configuration(name, tmp_path):
         model = [] if point is real_model.SMALLER else ["model.path=model"]
         config = compose([*task, *model, *point], command="run")
         assert f"task={config.task.name}" == task[0]
-
-
-def test_the_page_has_a_table_for_each_task():
-    config = {"task": {"name": "humaneval"}}
-    rows = [
-        sweep_row(
-            "full", engine="torch", config=config, pass_at_1=75.0, peak_memory_bytes=5_000_000_000
-        )
-    ]
-    rows += [row.replace(num_examples=100) for row in rows]
-    text = real_model.page(rows)
-    assert text.index("100 examples, ") < text.index("20 examples, ")
-    assert "## HumanEval" in text and "CNN/DM" not in text
-    assert "| full | none | all |" in text and "| 75.0 | 100.0% | 1 |" in text
-    assert "5.0 GB" in text
 
 
 def test_an_answer_continues_or_defines_the_function():
