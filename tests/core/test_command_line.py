@@ -42,12 +42,10 @@ def test_the_overrides_of_a_configuration_compose_it_again(overrides):
 )
 def test_any_value_is_written_so_that_it_is_read_again(prompt, temperature, seed, layers):
     config = compose(["strategy=custom", "strategy.layers=[0]", "batch_size=1"])
-    config = config.replace(
-        seed=seed,
-        decoding=config.decoding.replace(do_sample=True, temperature=temperature),
-        task=config.task.replace(prompt=f"{prompt}{{source}}", subset=prompt),
-        strategy=config.strategy.replace(layers=tuple(sorted(layers))),
-    )
+    decoding = config.decoding.replace(do_sample=True, temperature=temperature)
+    task = config.task.replace(prompt=f"{prompt}{{source}}", subset=prompt)
+    strategy = config.strategy.replace(layers=tuple(sorted(layers)))
+    config = config.replace(seed=seed, decoding=decoding, task=task, strategy=strategy)
     assert compose(overrides_of(config, "run")) == config
 
 

@@ -42,10 +42,8 @@ def test_a_linear_layer_with_a_folded_patch_adds_the_patch_to_its_output(name, h
     parts = kind.solve(pairs(), 0.1, has_bias)
     weight, bias = torch.eye(6) + inputs[:6], inputs[6] if has_bias else None
     output = torch.nn.functional.linear(inputs, weight, bias)
-    merged = torch.nn.functional.linear(
-        inputs.double(),
-        *kind.merged(parts, weight.double(), bias if bias is None else bias.double()),
-    )
+    wide = None if bias is None else bias.double()
+    merged = torch.nn.functional.linear(inputs.double(), *kind.merged(parts, weight.double(), wide))
     expected = output + kind.added(parts, output)
     torch.testing.assert_close(merged.float(), expected, rtol=1e-4, atol=1e-4)
 

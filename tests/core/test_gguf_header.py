@@ -52,16 +52,9 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
 )
 def test_a_header_tells_the_sizes_of_the_model(tmp_path, kinds, dtype):
     header = read_gguf_header(written(tmp_path / "x.gguf", kinds))
-    assert header.config == {
-        "model_type": "qwen2",
-        "num_hidden_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "vocab_size": 3,
-        "dtype": dtype,
-    }
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    assert header.config == {"model_type": "qwen2", "dtype": dtype, **sizes, **heads}
     shape, size = header.tensors["blk.1.ffn_up.weight"]
     assert shape == (8, 32)
     assert size == 8 * 32 * (4 if dtype == "float32" else 2)

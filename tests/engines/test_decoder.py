@@ -12,6 +12,21 @@ GREEDY = DecodingConfig(name="greedy")
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 
 
+def talking(llama, tokenizer, texts, length, *overrides):
+    """Return a decoder of a model with the vocabulary of a tokenizer, the encoded texts, and a
+    function that makes the context of stop strings.
+    """
+    llama.resize_token_embeddings(len(tokenizer))
+    pad = tokenizer.pad_token_id
+    prompts = padded(tokenizer(texts)["input_ids"], pad, left=True)
+
+    def context(*stops, **options):
+        decoding = GREEDY.replace(stop=stops, **options)
+        return DecodeContext(decoding, pad, length, tokenizer=tokenizer)
+
+    return decoder_for(llama, *overrides), prompts, context
+
+
 def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
     found = {}
     context = DecodeContext(decoding, 0, 8, seed)
@@ -66,18 +81,13 @@ def test_sampling_depends_on_the_seed(llama):
 def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
     if engine == "transformers" and options:
         pytest.skip("drafts of transformers are tested elsewhere")
-    llama.resize_token_embeddings(len(tokenizer))
-    decoder = decoder_for(llama, *(["strategy=full"] if options else ["ratio=2"])).with_engine(
-        engine
-    )
-    (prompt, *_), pad = tokenizer(["the cat"])["input_ids"], tokenizer.pad_token_id
-    ids, mask = padded([prompt], pad, left=True)
-    (free,) = decoder.generate(ids, mask, DecodeContext(GREEDY, pad, 40)).token_ids
+    schedule, steps = "strategy=full" if options else "ratio=2", []
+    decoder, prompts, context = talking(llama, tokenizer, ["the cat"], 40, schedule)
+    decoder = decoder.with_engine(engine)
+    (free,) = decoder.generate(*prompts, context()).token_ids
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    decoding, steps = GREEDY.replace(stop=(pieces[at],), **options), []
-    context = DecodeContext(decoding, pad, 40, tokenizer=tokenizer)
-    stopped = decoder.generate(ids, mask, context, on_step=steps.append)
+    stopped = decoder.generate(*prompts, context(pieces[at], **options), on_step=steps.append)
     (row,) = stopped.token_ids
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)
@@ -86,11 +96,9 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
 
 
 def test_a_sequence_that_has_stopped_does_not_end_the_others(llama, tokenizer):
-    llama.resize_token_embeddings(len(tokenizer))
-    decoder, pad = decoder_for(llama, "ratio=2"), tokenizer.pad_token_id
-    prompts = tokenizer(["the cat", "der Hund", "a b"])["input_ids"]
-    ids, mask = padded(prompts, pad, left=True)
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, pad, 40)).token_ids
+    texts = ["the cat", "der Hund", "a b"]
+    decoder, prompts, context = talking(llama, tokenizer, texts, 40, "ratio=2")
+    free = decoder.generate(*prompts, context()).token_ids
     texts = tokenizer.batch_decode(free)
     stop, ended = next(
         (text[start : start + 2], row)
@@ -99,22 +107,17 @@ def test_a_sequence_that_has_stopped_does_not_end_the_others(llama, tokenizer):
         if "\ufffd" not in text[start : start + 2]
         and sum(text[start : start + 2] in other for other in texts) == 1
     )
-    context = DecodeContext(GREEDY.replace(stop=(stop,)), pad, 40, tokenizer=tokenizer)
-    stopped = decoder.generate(ids, mask, context).token_ids
+    stopped = decoder.generate(*prompts, context(stop)).token_ids
     assert [row == whole for row, whole in zip(stopped, free, strict=True)].count(False) == 1
     assert stopped[ended] == free[ended][: len(stopped[ended])]
 
 
 def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_answer(llama, tokenizer):
-    llama.resize_token_embeddings(len(tokenizer))
-    decoder = decoder_for(llama, "ratio=2")
-    (prompt,), pad = tokenizer(["the cat"])["input_ids"], tokenizer.pad_token_id
-    ids, mask = padded([prompt], pad, left=True)
-    (free,) = decoder.generate(ids, mask, DecodeContext(GREEDY, pad, 8)).token_ids
-    stop = tokenizer.decode([prompt[-1], free[0]])
+    decoder, (ids, mask), context = talking(llama, tokenizer, ["the cat"], 8, "ratio=2")
+    (free,) = decoder.generate(ids, mask, context()).token_ids
+    stop = tokenizer.decode([ids[0, -1], free[0]])
     assert stop not in tokenizer.decode(free)
-    context = DecodeContext(GREEDY.replace(stop=(stop,)), pad, 8, tokenizer=tokenizer)
-    assert decoder.generate(ids, mask, context).token_ids == [free]
+    assert decoder.generate(ids, mask, context(stop)).token_ids == [free]
 
 
 def test_a_padded_batch_of_a_model_with_alibi_in_its_layers_equals_its_prompts_alone():

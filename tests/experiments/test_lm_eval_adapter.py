@@ -39,11 +39,11 @@ def tasks(tmp_path_factory):
     score a text.
     """
     folder = tmp_path_factory.mktemp("tasks")
-    rows = [
-        {"german": german, "english": right, "options": [right, wrong], "label": 0}
-        for german, right, wrong in SENTENCES
-    ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = ""
+    for german, right, wrong in SENTENCES:
+        row = {"german": german, "english": right, "options": [right, wrong], "label": 0}
+        lines += json.dumps(row) + "\n"
+    (folder / "pairs.jsonl").write_text(lines)
     data = {"data_files": {"test": str(folder / "pairs.jsonl")}}
     common = {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}
 

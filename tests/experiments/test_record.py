@@ -156,10 +156,3 @@ def test_a_row_belongs_to_this_machine_if_its_accelerator_is_here(monkeypatch, d
     assert not sweep_row(environment={**on_cpu, "threads": 99}).is_from_here("threads")
     other, unknown = sweep_row(environment=ENVIRONMENT), sweep_row(environment=None)
     assert not any(row.is_from_here(quick=quick) for row in (other, unknown) for quick in (0, 1))
-
-
-def test_the_layers_of_a_row_tell_another_number_that_the_ratio_asks_for():
-    row = {**POINT, "kept_layers": [0, 1, 2, 5], "num_layers": 6, "layer_ratio": 1.5}
-    shown = {wanted: read(json.dumps({**row, "target_kept_layers": wanted})) for wanted in (2, 4)}
-    assert {wanted: record.layers for wanted, record in shown.items()} == {2: "4/6 for 2", 4: "4/6"}
-    assert shown[2].summary == "4 of 6 layers"

@@ -58,10 +58,6 @@ def test_a_finished_row_counts_if_it_is_accepted_and_has_its_generations(folder)
         ('{"id": "half', "JSON object"),
         ("[" * 100_000, "JSON object"),
         ('{"id": "q", "status": "done"}', "config"),
-        (
-            json.dumps({**POINT, "config": {**POINT["config"], "batch_size": "s"}}),
-            "config.batch_size",
-        ),
         (json.dumps({**POINT, "dataset": "\ud800"}), "JSON object"),
     ],
 )
@@ -112,14 +108,11 @@ def test_a_failed_row_is_superseded_by_a_later_one_with_its_identity(folder):
 def timed(run_id, *seconds, precision=None):
     """A row with one unit for each of `seconds` of the strategy, beside those of the full model."""
     count = len(seconds)
-    sides = {
-        "full": {"decode_seconds": [2.0] * count},
-        "strategy": {"decode_seconds": list(seconds)},
-    }
-    counts = {"decoded_tokens": [1] * count, "generated_tokens": [1] * count}
-    for side in sides.values():
-        side |= {**counts, "first_token_seconds": [1.0] * count}
-    pairs = {**sides, "units": [{"pairs": 1}] * count, "precision": precision}
+    spent = {"full": [2.0] * count, "strategy": list(seconds)}
+    counts = dict.fromkeys(("decoded_tokens", "generated_tokens"), [1] * count)
+    counts["first_token_seconds"] = [1.0] * count
+    pairs = {side: {"decode_seconds": spent[side], **counts} for side in spent}
+    pairs |= {"units": [{"pairs": 1}] * count, "precision": precision}
     row = record(run_id, pairs=pairs)
     return row.replace(**row.pairs.speedups())
 
@@ -133,8 +126,6 @@ def test_a_wide_interval_is_warned_of():
 
 def test_a_pair_without_a_decoded_token_does_not_count():
     row = timed("q", 1.0, 1.0, 1.0)
-    sides = {
-        side: getattr(row.pairs, side).replace(decode_seconds=seconds, decoded_tokens=(8, 8, 0))
-        for side, seconds in {"strategy": (1.0, 1.0, 0.001), "full": (2.0, 2.0, 0.1)}.items()
-    }
-    assert row.pairs.replace(**sides).speedup().value == pytest.approx(2.0)
+    own = row.pairs.strategy.replace(decode_seconds=(1.0, 1.0, 0.001), decoded_tokens=(8, 8, 0))
+    full = row.pairs.full.replace(decode_seconds=(2.0, 2.0, 0.1), decoded_tokens=(8, 8, 0))
+    assert row.pairs.replace(strategy=own, full=full).speedup().value == pytest.approx(2.0)

@@ -89,10 +89,8 @@ def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp
     exported = transformers.AutoModelForCausalLM.from_pretrained(to).eval()
     ids = random_ids(2, 9)
     with torch.no_grad():
-        own, expected, plain = (
-            one(ids).logits
-            for one in (exported, adapter.view(model, KEPT), shallow_view(model, KEPT))
-        )
+        views = (exported, adapter.view(model, KEPT), shallow_view(model, KEPT))
+        own, expected, plain = (one(ids).logits for one in views)
     assert torch.equal(own, expected)
     assert not torch.allclose(own, plain, atol=1e-3)
     assert json.loads((to / "ulskip_export.json").read_text())["skip_adapter"] == str(folder)
@@ -105,11 +103,8 @@ def test_the_prefill_model_of_a_pair_is_not_changed(stored, tmp_path):
     source, folder = stored(model, fitted(model), max_shard_size="5GB")
     export(source, tmp_path / "plain")
     export(source, tmp_path / "out", *given(folder))
-    one, two = (
-        (tmp_path / name / "prefill" / "model.safetensors").read_bytes()
-        for name in ("plain", "out")
-    )
-    assert one == two
+    file = "prefill/model.safetensors"
+    assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
     decode = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out")]
     changed = {name for name in decode[0] if not torch.equal(decode[0][name], decode[1][name])}
     # before a gap each

@@ -14,18 +14,13 @@ pytest.importorskip("gguf")
 
 
 class Phases(ProgressCallback):
-    """Keeps the labels of phases and the last report of each."""
+    """Keeps the last report of each phase."""
 
     def __init__(self):
         self.reports = {}
 
     def phase(self, label, total=0):
-        self.reports[label] = (0, total)
-
-        def report(done, note=""):
-            self.reports[label] = (done, total)
-
-        return report
+        return lambda done, note="": self.reports.update({label: (done, total)})
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from report_rows import configured, small_sweep, write_folder
+from report_rows import small_sweep, write_folder
 
 from ulskip_cli.report.build import Report, write
 
@@ -94,34 +94,3 @@ def test_a_point_is_read_beside_full_and_differences_are_marked(dom):
     text = dom("ex=2")
     assert "&lt;b&gt;" in re.sub(r"</?(?:ins|del)>", "", text)
     assert "<b>bold</b>" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-
-
-SIZES = """
-addEventListener("load", () => {
-  const beyond = (element) => element.scrollWidth - element.clientWidth;
-  const nav = document.querySelector("nav"), grid = document.querySelector(".cards");
-  const tops = [...grid.children].map((card) => card.offsetTop);
-  const last = tops.filter((top) => top === Math.max(...tops)).length;
-  const wide = document.querySelector(".scroll"), plot = document.querySelector("figure");
-  document.body.dataset.sizes = [beyond(document.documentElement), beyond(nav), nav.clientWidth,
-    tops.length, new Set(tops).size, last, beyond(wide) > 1 === !wide.previousElementSibling.hidden,
-    beyond(plot)].map(Number).join(",");
-});
-"""
-
-
-@pytest.mark.parametrize("width", [420, 1000, 1400])
-def test_the_page_fits_and_no_card_is_alone_in_the_last_row(tmp_path, width):
-    file = tmp_path / "page.html"
-    others = [
-        configured(row, model={"name": "n"}).replace(id=f"{row.id}-n") for row in small_sweep()
-    ]
-    rows = [*small_sweep(), *others]
-    text = page_of(write_folder(tmp_path / "x", rows, ANSWERS))
-    file.write_text(text.replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8")
-    text = opened(file.as_uri(), tmp_path, f"--window-size={width},1000")
-    sizes = re.search(r'data-sizes="(.*?)"', text)[1].split(",")
-    whole, beyond, nav, cards, rows, last, hinted, plot_beyond = map(int, sizes)
-    assert whole == 0 and (rows == cards or last > 1)
-    assert hinted and plot_beyond == 0
-    assert width > 420 or (beyond == 0 and nav > 300)

@@ -94,10 +94,8 @@ def test_rows_of_several_machines_are_warned_of():
     rows = [sweep_row("full"), sweep_row()]
     assert not any("several machines" in text for text in caveats(Group("", rows)))
     facts = {"ulskip": "1", "packages": {"torch": "2", "transformers": "5"}, "threads": 2}
-    elsewhere = [
-        row.replace(environment={**facts, "instruction_set": chip})
-        for row, chip in zip(rows, ("AVX2", "AVX512"), strict=True)
-    ]
+    machines = [{**facts, "instruction_set": chip} for chip in ("AVX2", "AVX512")]
+    elsewhere = [row.replace(environment=facts) for row, facts in zip(rows, machines, strict=True)]
     (text,) = caveats(Group("", elsewhere))
     assert "AVX2; " in text and "AVX512)" in text
 

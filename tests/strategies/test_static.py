@@ -17,11 +17,6 @@ def test_only_even_forgives_float_division():
     assert Unified(spacing="reference").num_kept(10, ratio) == 6
 
 
-def test_listed_layers_are_kept_at_every_ratio():
-    strategy = Custom(layers=[0, 3])
-    assert strategy.kept_layers(ScheduleRequest(6, strategy.num_kept(6, 9.0))) == (0, 3)
-
-
 def test_all_but_the_skipped_layers_are_kept():
     strategy = Custom(skip=[1, 4])
     assert strategy.kept_layers(ScheduleRequest(6, strategy.num_kept(6, 9.0))) == (0, 2, 3, 5)

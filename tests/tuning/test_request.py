@@ -98,11 +98,9 @@ def test_a_speedup_that_no_number_of_layers_is_predicted_to_reach_is_refused():
 
 def test_patches_are_folded_for_engines_without_others(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
-    labels = [
-        [one.correction.label for one in resolved("speedup=2", engine).candidates]
-        for engine in ("engine=auto", "engine=llama_cpp")
-    ]
-    assert labels == [["full", "full", "", "full"], ["folded", "folded", "", "folded"]]
+    for engine, kind in (("engine=auto", "full"), ("engine=llama_cpp", "folded")):
+        labels = [point.correction.label for point in resolved("speedup=2", engine).candidates]
+        assert labels == [kind, kind, "", kind]
 
 
 def test_a_trained_adapter_is_a_candidate_with_its_own_layers(tmp_path):
@@ -155,11 +153,9 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     request = resolved("speedup=2", "batch_size=1")
     assert [point.decoding.name for point in request.beside] == ["prompt_lookup"]
-    assert [text.partition(":")[0] for text in request.left_out] == [
-        "engine=llama_cpp_q8_0",
-        "engine=llama_cpp_q4_0",
-    ]
-    assert all("pip install" in text for text in request.left_out)
+    names = [f"engine=llama_cpp_{weights}:" for weights in ("q8_0", "q4_0")]
+    for text, name in zip(request.left_out, names, strict=True):
+        assert text.startswith(name) and "pip install" in text
 
 
 def test_the_outlook_says_what_is_tried():
