@@ -35,6 +35,7 @@ USED = [
     (["correction=patch"], "calibration.examples=9"),
     (["strategy=block_influence"], "calibration.examples=9"),
     (["decoding=self_speculative"], "decoding.draft=ngram"),
+    (["engine=llama_cpp"], "engine.weights=q8_0"),
     (["strategy=custom", "strategy.layers=[0,5]"], "strategy.layers=[0,4]"),
 ]
 
