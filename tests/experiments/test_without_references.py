@@ -40,6 +40,7 @@ def test_a_run_is_scored_by_agreement(ulskip, overrides, prompts, tmp_path):
     ("words", "match"),
     [
         (["strategy=search", "limit=5"], "strategy=search requires references"),
+        (["strategy=search", "strategy.objective=score", "limit=5"], "search requires references"),
         (["correction=patch", "limit=5"], "correction.responses=auto requires references"),
     ],
 )

@@ -5,6 +5,7 @@ of a calibrated strategy, and the patches of a plan as a skip adapter.
 import contextlib
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from ulskip_cli.engines.own_responses import (
 )
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
+from ulskip_cli.experiments.evaluate import BatchCheckpoints, generate_answers, score_answers
 from ulskip_cli.experiments.preflight import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -38,6 +40,7 @@ from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
+from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
@@ -124,6 +127,34 @@ class HeldOutEvaluator:
         plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
         return self._texts.scores(Decoder(self.loaded.model, plan, adapter=adapter)).decode_loss
 
+    def score(self, kept_layers: Sequence[int]) -> float:
+        """Return the primary score of answers with the run's decoding settings; if lower is better,
+        its negative. Finished batches are stored, so that an interrupted search resumes.
+
+        With correction=patch, each half is answered with patches that the other half fits.
+        """
+        config, loaded, whole, progress = self.config, self.loaded, self.workload, self.progress
+        plan = Plan.from_layers(loaded.metadata.num_layers, kept_layers, config.prompt_layers)
+        halves = [slice(0, None, 2), slice(1, None, 2)] if self.corrects else [slice(None)]
+        parts = [
+            replace(whole, examples=whole.examples[half], encoded=whole.encoded[half])
+            for half in halves
+        ]
+        metric, adapter = metrics.METRICS[whole.task.scoring().metrics[0]].primary, None
+        scores: list[float] = []
+        for part, other in zip(parts, reversed(parts), strict=True):
+            if self.corrects:
+                adapter, _ = calibrate_patches(config, loaded, other, plan, progress)
+            read = [_token_ids(each.encoded) for each in (part, other)]
+            name = key(CALIBRATION, config.identity(), loaded.files.fingerprint, plan, read)
+            path = ResultsFolder.of(config).path / "calibrations" / f"{name}.jsonl"
+            checkpoints = BatchCheckpoints(path, {}, time.monotonic())
+            decoder = Decoder(loaded.model, plan, adapter=adapter)
+            answers = generate_answers(decoder, part, config, progress, checkpoints)
+            scores.append(getattr(score_answers(answers, part, None, progress), metric))
+        sign = -1 if metrics.ROW_KEYS[metric].lower_is_better else 1
+        return sign * sum(scores) / len(scores)
+
     def tell(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""
         if done == 1:
@@ -161,6 +192,9 @@ def calibrate_strategy(
         "decoding": [_without_name(config.decoding), config.answer_tokens],
         "batch_size": config.batch_size,
     }
+    names = strategy.calibrated_for
+    if getattr(strategy, "objective", "loss") == "score":  # of generated answers
+        names = (*names, "decoding")
     name = key(
         CALIBRATION,
         strategy.changed(),
@@ -168,7 +202,7 @@ def calibrate_strategy(
         config.correction.changed(),
         _without_name(config.model),
         loaded.files.fingerprint,
-        {name: depends[name] for name in strategy.calibrated_for},
+        {name: depends[name] for name in names},
         config.prompt_layers,
         config.seed,
         _token_ids(workload.encoded),

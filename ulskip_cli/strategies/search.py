@@ -5,6 +5,7 @@ by a search.
 import math
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -19,6 +20,7 @@ from ulskip_cli.core.strategy import (
 )
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
+FINALISTS = 4  # sets of layers with the lowest loss that objective=score compares
 
 
 class BlockInfluence(Strategy):
@@ -138,6 +140,9 @@ class Search(Strategy):
     )
     budget: int = option(100, "number of schedules whose loss the search measures", ge=1)
     seed: int = option(1, "seed for the order in which the search tries schedules")
+    objective: Literal["loss", "score"] = option(
+        "loss", "what chooses: the decode loss; or of its best sets, the score of answers"
+    )
     calibrated = ("layers",)
     calibrated_for = ("num_kept",)
     stand_in = "evenly spread layers, the start of the search"
@@ -160,28 +165,25 @@ class Search(Strategy):
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Swap one layer at a time, near layers first, and start again after each improvement until
-        the budget is used.
+        the budget is used. With objective=score, answers then choose among the best sets.
         """
         num_layers, num_kept = request.num_layers, request.num_kept
-        rng, tried = random.Random(self.seed), 0
-        best, best_loss = schedule.even(num_layers, num_kept), math.inf
+        rng, losses = random.Random(self.seed), dict[Layers, float]()
         path: list[OptionValues] = []
 
         def improves(layers: Layers) -> bool:
-            nonlocal tried, best, best_loss
-            tried += 1
-            held_out.tell(tried, self.budget)
+            lowest = min(losses.values(), default=math.inf)
+            held_out.tell(len(losses) + 1, self.budget)
             try:
-                loss = held_out.decode_loss(layers)
+                losses[layers] = loss = held_out.decode_loss(layers)
             except UsageError:  # e.g. no layer before a folded patch
-                loss = math.inf
-            if loss >= best_loss:
+                losses[layers] = loss = math.inf
+            if loss >= lowest:
                 return False
-            best, best_loss = layers, loss
-            path.append({"tried": tried, "loss": loss, "layers": list(layers)})
+            path.append({"tried": len(losses), "loss": loss, "layers": list(layers)})
             return True
 
-        starts = [best]
+        starts = [schedule.even(num_layers, num_kept)]
         # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
         if held_out.corrects:
             influence = BlockInfluence(scores=tuple(held_out.block_influence()))
@@ -189,20 +191,26 @@ class Search(Strategy):
                 without_block(num_layers, num_kept, first)
                 for first in spread(range(1, num_kept), BLOCKS)
             ]
-            starts = [influence.kept_layers(request), *blocks, best]
+            starts = [influence.kept_layers(request), *blocks, *starts]
             starts = list(dict.fromkeys(starts))[: self.budget]
         for start in starts:
             improves(start)
-        seen = set(starts)
-        while tried < self.budget:
-            candidates = [layers for layers in swaps(best, num_layers, rng) if layers not in seen]
-            for candidate in candidates[: self.budget - tried]:
-                seen.add(candidate)
+        while len(losses) < self.budget:
+            best = min(losses, key=losses.__getitem__)
+            candidates = [layers for layers in swaps(best, num_layers, rng) if layers not in losses]
+            for candidate in candidates[: self.budget - len(losses)]:
                 if improves(candidate):
                     break
             else:
                 break  # no swap improves the loss, or the budget is used up
-        return CalibrationResult({"layers": list(best)}, {"path": path, "tried": tried})
+        ranked = sorted(losses, key=losses.__getitem__)
+        notes: dict[str, object] = {"path": path, "tried": len(losses)}
+        finalists = [layers for layers in ranked[:FINALISTS] if losses[layers] < math.inf]
+        if self.objective == "score" and len(finalists) > 1:
+            scores = [held_out.score(layers) for layers in finalists]
+            ranked = [finalists[scores.index(max(scores))]]
+            notes |= {"finalists": list(map(list, finalists)), "scores": scores}
+        return CalibrationResult({"layers": list(ranked[0])}, notes)
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[Layers]:
