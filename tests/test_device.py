@@ -238,8 +238,7 @@ OWN = ["train.responses=own", "max_new_tokens=4"]
 ADAPTER = ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
 TRAININGS = {
     "full": ["train.ratios=[1,2]"],
-    "full towards a teacher": ["train.distill_weight=1", "train.teacher=initial"],
-    "full for stages": ["strategy=skip_decode", "train.full_weight=1"],
+    "full for stages": ["strategy=skip_decode", "train.distill_weight=1"],
     "full for early exit": ["strategy=early_exit"],
     "full on own answers": OWN,
     "lora": ["train=lora", "train.lora.rank=2", "train.gradient_accumulation_steps=1"],

@@ -72,17 +72,6 @@ def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(
     assert ModelFolder(hf(tmp_path / "snapshots" / "spoofed")).fingerprint == "abc"
 
 
-def test_the_code_of_a_folder_counts_if_it_is_trusted(model_folder, tmp_path):
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    without, trusted = hf(folder), hf(folder, trust_remote_code=True)
-    before = [ModelFolder(model).fingerprint for model in (without, trusted)]
-    (folder / "modeling_own.py").write_text("GAIN = 1")
-    plain, first = (ModelFolder(model).fingerprint for model in (without, trusted))
-    (folder / "modeling_own.py").write_text("GAIN = 2")
-    assert ModelFolder(without).fingerprint == plain == before[0]
-    assert len({before[1], first, ModelFolder(trusted).fingerprint}) == 3
-
-
 def test_a_key_is_of_values_and_a_version(monkeypatch):
     options, stage = compose(["seed=2"]), Stage(0, (0, 2))
     known = fingerprints.key("a", {"b": 1, "a": 2}, options, [stage])

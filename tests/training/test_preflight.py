@@ -58,7 +58,7 @@ def test_early_exit_trains_the_full_depth_with_an_exit_at_every_check():
         (["strategy=search"], "strategy=search"),
         (["strategy=skip_decode", "train=adapter", "correction.kind=folded"], "later positions"),
         (["strategy=early_exit", "strategy.min_exit=12"], "min_exit"),
-        (["strategy=early_exit", "train.full_weight=1"], "full_weight"),
+        (["strategy=early_exit", "train.distill_weight=1"], "distill_weight"),
         (["strategy=early_exit", "prompt_layers=kept"], "prompt_layers"),
         (["train.ratios=[20]"], "ratio=20"),
     ],

@@ -438,20 +438,15 @@ class TrainOptions(Options):
     ratios: tuple[float, ...] = option(
         (2.0,), "target speedups to train for; 1 trains the full depth", min_length=1
     )
-    ratio_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = option(
-        None, "relative frequency of each ratio; null: equal"
-    )
     ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)
-    full_weight: float = option(0.0, "weight of the cross-entropy at full depth", ge=0)
-    distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
+    distill_weight: float = option(
+        0.0, "weight of the distillation from the model at full depth", ge=0
+    )
     gap_weight: float = option(
         0.0,
         "weight of the gap loss of a skip adapter: the layers around each gap alone reproduce the"
         " full model's state behind it",
         ge=0,
-    )
-    teacher: Literal["self", "initial"] = option(
-        "self", "full-depth teacher: self (the model in training) or initial"
     )
     method: Literal["full", "lora", "adapter"] = option(
         "full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model"

@@ -48,13 +48,12 @@ def code_fingerprint(kind: type) -> str:
     return key([file.read_text("utf-8") for file in files]) if files else ""
 
 
-def folder_fingerprint(config_file: Path, weights: bool = True, code: bool = False) -> str:
+def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
     """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
     file from the hub.
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes. Without `weights`, for a model with random ones, they are left out; with `code`,
-    the modules beside the file are hashed too.
+    take minutes. Without `weights`, for a model with random ones, they are left out.
     """
     folder = config_file.parent.resolve()
     if folder.parent.name == "snapshots":
@@ -62,7 +61,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True, code: bool = Fal
 
         if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
             return folder.name  # the commit
-    patterns = [*TOKENIZER_FILES, "*.safetensors"] * weights + ["*.py"] * code
+    patterns = [*TOKENIZER_FILES, "*.safetensors"] * weights
     files = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
     stamps = [_stamp(file) for file in sorted(filter(Path.is_file, files))]
     return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))

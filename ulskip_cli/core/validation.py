@@ -10,7 +10,7 @@ from ulskip_cli.core.errors import UsageError
 
 # Options of train that one method alone has.
 ADAPTER_KEYS = ("start", "gap_weight")
-MODEL_KEYS = ("full_weight", "freeze_embeddings")
+MODEL_KEYS = ("freeze_embeddings",)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")  # others are looked up in torch, whose import takes time
 
@@ -55,7 +55,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_device(config.model.device)
     needs = config.needs()
     capabilities.check(needs, "train")
-    train, weights, kind = config.train, config.train.ratio_weights, KINDS[config.correction.kind]
+    train, kind = config.train, KINDS[config.correction.kind]
     trains_adapter = train.method == "adapter"
     _, _, index = config.model.device.partition(":")
     foreign: tuple[str, ...] = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
@@ -65,11 +65,8 @@ def check_training(config: TrainingConfig) -> None:
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {
-        "expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0": not (
-            train.ce_weight + train.full_weight + train.distill_weight + train.gap_weight
-        ),
-        f"expected {len(train.ratios)} train.ratio_weights, one per ratio": (
-            weights is not None and len(weights) != len(train.ratios)
+        "expected train.ce_weight or train.distill_weight > 0, got 0": not (
+            train.ce_weight + train.distill_weight + train.gap_weight
         ),
         f"expected train.ratios without repetitions, got {list(train.ratios)}": (
             len({*train.ratios}) < len(train.ratios)
@@ -104,12 +101,10 @@ def check_training(config: TrainingConfig) -> None:
     }
     for reason, applies in for_adapters.items():
         refused[f"train.method=adapter does not support {reason}"] = trains_adapter and applies
-    name, trains_exits = config.strategy.name, config.strategy.exits_early
-    for key in ("full_weight", "distill_weight"):
-        refused[
-            f"train.{key} is not supported with strategy={name}, which trains every exit; set"
-            f" train.{key}=0"
-        ] = trains_exits and getattr(train, key)
+    refused[
+        f"train.distill_weight is not supported with strategy={config.strategy.name}, which trains"
+        " every exit; set train.distill_weight=0"
+    ] = config.strategy.exits_early and train.distill_weight > 0
     for message, is_wrong in refused.items():
         if is_wrong:
             raise UsageError(message)

@@ -86,12 +86,12 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             " another folder"
         )
     # refuses damaged and quantized checkpoints before the weights are loaded
-    _read_config(source, model.trust_remote_code)
+    _read_config(source)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)
-    config = _shallow_config(source, view, kept, model.trust_remote_code)
+    config = _shallow_config(source, view, kept)
     return KeptLayers(source, loaded, view, config, entry)
 
 
@@ -104,14 +104,14 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     exported = load_kept(point, progress)
     source, loaded, adapter_entry = exported.source, exported.loaded, exported.skip_adapter
     progress.phase(f"write {plan.num_kept} layers")
-    _write_model(point, source, exported.view, exported.config, folder)
+    _write_model(source, exported.view, exported.config, folder)
     folders = {"decode": folder}  # of the models
     if point.is_pair:
         every = range(plan.num_layers)
-        config = _shallow_config(source, loaded.model, every, model.trust_remote_code)
+        config = _shallow_config(source, loaded.model, every)
         progress.phase(f"write {plan.num_layers} layers")
         folders["prefill"] = folder / PREFILL
-        _write_model(point, source, loaded.model, config, folders["prefill"])
+        _write_model(source, loaded.model, config, folders["prefill"])
         page = serving_page(plan, adapter_entry is not None)
         (folder / SERVING).write_text(page, "utf-8")
     (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
@@ -140,16 +140,13 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     return {**run.write_record(folder, record), "next": point.next}
 
 
-def _write_model(
-    point: ResolvedExport, source: Path, model: PreTrainedModel, config: Row, folder: Path
-) -> None:
+def _write_model(source: Path, model: PreTrainedModel, config: Row, folder: Path) -> None:
     """Save a model with a given config.json and the other files of its source."""
     model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    code = ["*.py"] if point.config.model.trust_remote_code else []  # trusted code only
-    for pattern in (*COMPANIONS, *code):
+    for pattern in COMPANIONS:
         for file in filter(Path.is_file, source.glob(pattern)):
             target = folder / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +208,6 @@ def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
         folder,
         use_safetensors=True,
         output_loading_info=True,
-        trust_remote_code=point.config.model.trust_remote_code,
     )
     if loading["missing_keys"]:
         raise RunError(
@@ -270,14 +266,12 @@ def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     return output[:, input_ids.shape[1] :]
 
 
-def _shallow_config(
-    folder: Path, view: PreTrainedModel, kept: Sequence[int], trust_remote_code: bool
-) -> Row:
+def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> Row:
     """Return the config.json of a view of the kept layers of the checkpoint in `folder`; raise
     UsageError if no config can describe the view: its layers, or the weights that a skip adapter
     has changed.
     """
-    source = _read_config(folder, trust_remote_code)
+    source = _read_config(folder)
     values: Row = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, kept)
@@ -285,7 +279,7 @@ def _shallow_config(
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix(
         "torch."
     )
-    rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
+    rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)))
     if difference := first_difference(view, rebuilt):
         raise UsageError(
             f"{type(view).__name__} is not supported: no config describes {len(kept)} of its"
@@ -294,20 +288,15 @@ def _shallow_config(
     return values
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+def _read_config(folder: Path) -> PreTrainedConfig:
     """Return a checkpoint's config; raise UsageError if it cannot be read or the weights are
     quantized.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each config class of transformers checks its values in its own way
-        advice = "use another model"
-        if "trust_remote_code" in str(error):
-            advice = "model.trust_remote_code=true runs its code"
         raise UsageError(
-            f"transformers cannot read {folder / CONFIG} ({reason(error)}); {advice}"
+            f"transformers cannot read {folder / CONFIG} ({reason(error)}); use another model"
         ) from None
     if quantization := getattr(config, "quantization_config", None):
         raise UsageError(

@@ -85,7 +85,7 @@ def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> P
         return folder
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", *_WEIGHTS, *COMPANIONS, *["*.py"] * model.trust_remote_code]
+    wanted = ["config.json", *_WEIGHTS, *COMPANIONS]
     try:
         with environment.offline_if_hub_unreachable():
             return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))

@@ -149,7 +149,7 @@ def _from_pretrained(config: ModelConfig, source: Source, factory: Any, **option
     """Load a model or a tokenizer; raise UsageError if it cannot be loaded."""
     path, options["revision"] = source
     try:
-        return factory.from_pretrained(path, trust_remote_code=config.trust_remote_code, **options)
+        return factory.from_pretrained(path, trust_remote_code=False, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -244,14 +244,14 @@ def _random_model(files: ModelFolder, device: torch.device, seed: int) -> PreTra
     )
 
 
-def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a model without weights; raise UsageError if the config's model class cannot be built
     that way.
     """
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code
+                config, trust_remote_code=False
             )
     except Exception as error:
         raise UsageError(

@@ -2,7 +2,6 @@
 loss module.
 """
 
-import copy
 import math
 import random
 import sys
@@ -226,16 +225,10 @@ def build_adapter_loss(
 def build_loss(
     config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]
 ) -> TwoPassLoss:
-    """Build the loss module with its teacher, adapters and frozen embeddings."""
+    """Build the loss module, with LoRA or frozen embeddings."""
     train = config.train
-    teacher, trained = None, model
-    if train.teacher == "initial" and train.distill_weight > 0:
-        # LoRA leaves the model itself unchanged, so that no copy is needed.
-        teacher = (
-            model if train.method == "lora" else copy.deepcopy(model).eval().requires_grad_(False)
-        )
     if train.method == "lora":
-        trained, _ = with_lora(model, range(shallow_view.num_layers(model)), train.lora)
+        model, _ = with_lora(model, range(shallow_view.num_layers(model)), train.lora)
     elif train.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
-    return TwoPassLoss(trained, config.prompt_layers, train, teacher, exits)
+    return TwoPassLoss(model, config.prompt_layers, train, exits)

@@ -72,7 +72,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         all processes and resumed trainings agree.
         """
         rng = random.Random(f"{self.config.seed} {self.state.global_step}")
-        (stages,) = rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)
+        (stages,) = rng.choices(list(self.schedules.values()))
         return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
     def training_step(self, *args: object, **kwargs: object) -> Tensor:

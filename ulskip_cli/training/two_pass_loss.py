@@ -17,7 +17,6 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
     divergence,
@@ -44,14 +43,10 @@ class TwoPassLoss(nn.Module):
         model: PreTrainedModel,
         prompt_layers: str = "all",
         weights: TrainOptions | None = None,
-        teacher: PreTrainedModel | None = None,
         exits: Collection[int] = (),
     ) -> None:
         """Wrap a causal LM; views are built at first use, when the weights are on their final
-        device.
-
-        `teacher` is a frozen causal LM to distill from; if None, the model at full depth is the
-        teacher. The early-exit loss is averaged over the depths `exits`.
+        device. The early-exit loss is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
@@ -59,11 +54,9 @@ class TwoPassLoss(nn.Module):
         self.prompt_layers = prompt_layers
         self.weights = weights or TrainOptions()
         self.exits = tuple(exits)
-        # A dict and a list hide these modules from nn.Module, because their weights are the model's
-        # or are not trained.
+        # A dict hides these modules from nn.Module, because their weights are the model's.
         self._views: dict[Layers, PreTrainedModel] = {}
         self._layerwise_views: dict[Layers, LayerwiseModel] = {}
-        self._teacher = [teacher] if teacher is not None else []
 
     @property
     def config(self) -> object:
@@ -87,34 +80,23 @@ class TwoPassLoss(nn.Module):
         labels of this batch.
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
-        total = (
-            depth_weighted_mean(self.exit_losses(batch))
-            if self.exits
-            else self.schedule_loss(batch, stages)
-        )
+        if self.exits:
+            total = depth_weighted_mean(self.exit_losses(batch))
+        else:
+            total = self.schedule_loss(batch, stages)
         count = batch.is_labelled.sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
-        weights, kept = self.weights, stages[0].kept_layers
-        full_prompt = (
-            encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
-            if self.prompt_layers == "all"
-            else None
-        )
-        logits = self._student_logits(batch, stages, full_prompt)
+        weights, prompt = self.weights, None
+        if self.prompt_layers == "all":
+            prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
+        logits = self._student_logits(batch, stages, prompt)
         loss = weights.ce_weight * self._cross_entropy(logits, batch.labels)
-        target = self._teacher_logits(batch)
-        skips = len(kept) < len(self.all_layers) or len(stages) > 1
-        if skips and (weights.full_weight or (weights.distill_weight and target is None)):
-            with torch.set_grad_enabled(weights.full_weight > 0 and torch.is_grad_enabled()):
-                whole = (Stage(0, self.all_layers),)
-                full = self._student_logits(batch, whole, full_prompt)
-            target = full.detach() if target is None else target
-            if weights.full_weight:
-                loss = loss + weights.full_weight * self._cross_entropy(full, batch.labels)
-        if weights.distill_weight and target is not None:
+        if weights.distill_weight and stages[-1].kept_layers != self.all_layers:
+            with torch.no_grad():
+                target = self._student_logits(batch, (Stage(0, self.all_layers),), prompt)
             chosen = batch.is_labelled
             loss = loss + weights.distill_weight * divergence(target[chosen], logits[chosen])
         return loss
@@ -186,18 +168,6 @@ class TwoPassLoss(nn.Module):
         cached = self.all_layers if full_prompt else first
         views = shallow_view.stage_views(stages, cached, self._view)
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
-
-    def _teacher_logits(self, batch: LossBatch) -> Tensor | None:
-        """Return the teacher's logits of the response, or None without a separate teacher or
-        without distillation.
-        """
-        if not self._teacher or not self.weights.distill_weight:
-            return None
-        teacher = self._teacher[0].to(batch.prompt_ids.device)
-        with torch.no_grad():
-            prompt = encode_prompt(teacher, batch.prompt_ids, batch.prompt_mask)
-            views = [StageView(0, teacher, self.all_layers)]
-            return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
