@@ -14,7 +14,6 @@ from ulskip_cli.core.config_schema import Config
 RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
     Need.SAMPLING: ["decoding.do_sample=true"],
-    Need.PENALTIES: ["decoding.repetition_penalty=1.1"],
     Need.DRAFTS: [
         *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]
     ],

@@ -4,7 +4,6 @@ from reference import NUM_LAYERS, decoder_for, random_ids
 from transformers import FalconConfig, FalconForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
 
@@ -137,16 +136,3 @@ def test_tokens_are_reported_as_they_are_generated(llama):
     assert reports[-1] == (4, 32)
     assert reports[0] == (0, 2)
     assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
-
-
-def test_transformers_looks_drafts_up_without_changing_answers(llama):
-    decoder = decoder_for(llama, "strategy=full").with_engine("transformers")
-    drafted = GREEDY.replace(draft="ngram", draft_tokens=3)
-    prompts = [[5, 6, 7, 5, 6, 7, 5, 6], [8, 9, 8, 9, 8]]
-    plain = collected(decoder, prompts, drafted.without_drafts(), 1)
-    assert collected(decoder, prompts, drafted, 1) == plain
-    ids = torch.tensor([prompts[0]])
-    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(drafted, 0, 24))
-    assert 0 < output.prefill_seconds <= output.first_token_seconds <= output.total_seconds
-    with pytest.raises(UsageError, match="batch_size=1"):
-        collected(decoder, [prompts[0]] * 2, drafted, 2)

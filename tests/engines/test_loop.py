@@ -15,7 +15,6 @@ from ulskip_cli.engines.torch.session import TorchSession
 LENGTH, CPU = 14, torch.device("cpu")
 FAST = DecodingConfig(name="g")
 SAMPLED = FAST.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50)
-PENALIZED = FAST.replace(repetition_penalty=1.3, no_repeat_ngram_size=2)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 
 
@@ -53,9 +52,8 @@ def test_tokens_equal_those_of_transformers_generate(model, overrides):
     assert compared(decoder_for(model, *overrides)) <= 1  # of 20 sequences
 
 
-@pytest.mark.parametrize("decoding", [SAMPLED, PENALIZED], ids=["sampled", "penalized"])
-def test_sampling_and_penalties_are_transformers_own(llama, decoding):
-    assert compared(decoder_for(llama, "ratio=2"), decoding) == 0
+def test_sampling_is_that_of_transformers(llama):
+    assert compared(decoder_for(llama, "ratio=2"), SAMPLED) == 0
 
 
 def test_finished_sequences_are_dropped_from_the_batch(llama, monkeypatch):

@@ -198,5 +198,5 @@ def test_a_model_with_code_of_its_own_is_refused(model_folder, tmp_path):
     classes["AutoModelForCausalLM"] = "modeling_own.OwnModel"
     config |= {"auto_map": classes, "model_type": "own", "architectures": ["OwnModel"]}
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="trust_remote_code"):
+    with pytest.raises(UsageError, match=r"custom code.*use another model"):
         export(source, tmp_path / "out", "prompt_layers=kept")

@@ -60,8 +60,8 @@ def test_validation_needs_references(tokenizer, tmp_path):
     ("change", "message"),
     [
         ("train.validation={pair:de-xx}", r"^train\.validation: "),
-        ("train.validation={limit:2.5}", r"limit of train\.validation .*got 2.5$"),
-        ("train.validation={limit:0}", r"limit of train\.validation .*got 0$"),
+        ("train.validation={limit:2.5}", r"^train\.validation: expected limit .*got 2\.5$"),
+        ("train.validation={limit:0}", r"^train\.validation: expected limit .*got 0$"),
         ("train.held_out=3", r"train\.held_out.* 3, got 3"),
         ("offset=100000", "offset"),
     ],

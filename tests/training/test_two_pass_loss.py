@@ -14,7 +14,12 @@ from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.teacher_forcing import divergence, response_losses
+from ulskip_cli.inference.teacher_forcing import (
+    divergence,
+    encode_prompt,
+    predict_response,
+    response_losses,
+)
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lora
 
@@ -71,11 +76,15 @@ def test_distillation_moves_the_student_alone(llama):
     gradients = [p.grad.clone() for p in llama.parameters()]
     llama.zero_grad()
     # The same loss towards logits that were computed before.
-    student, teacher = (
-        reference_response(llama, batch(), layers)[batch()["labels"] != -100]
-        for layers in ((0, 2, 5), EVERY)
+    inputs = LossBatch(**batch())
+    prompt = encode_prompt(llama, inputs.prompt_ids, inputs.prompt_mask)
+    views = shallow_view.stage_views(
+        stages, EVERY, lambda kept: shallow_view.shallow_view(llama, kept)
     )
-    divergence(teacher.detach(), student).div(len(student)).backward()
+    student = predict_response(views, prompt, inputs.response_ids, inputs.is_labelled)
+    teacher = reference_response(llama, batch(), EVERY)[inputs.is_labelled]
+    student = student[inputs.is_labelled]
+    divergence(teacher, student).div(len(student)).backward()
     assert sum(one.abs().sum() for one in gradients) > 0
     for own, parameter in zip(gradients, llama.parameters(), strict=True):
         torch.testing.assert_close(own, parameter.grad, rtol=1e-4, atol=1e-6)

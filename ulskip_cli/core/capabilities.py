@@ -17,7 +17,10 @@ from ulskip_cli.core.errors import NotApplicable
 class Need(Enum):
     """Something that a request needs: its name in messages, and the option that does without it."""
 
-    BEAMS = "beam search", "decoding.num_beams=1"
+    BEAMS = (
+        "beam search",
+        "decoding.num_beams=1 and decoding.no_repeat_ngram_size=0",
+    )
     SAMPLING = "sampling", "decoding.do_sample=false"
     DRAFTS = "drafts", "decoding.draft_tokens=0"
     LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
@@ -25,10 +28,6 @@ class Need(Enum):
     STAGES = "position-dependent layers", "strategy=unified"
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
-    PENALTIES = (
-        "penalties of repetition",
-        "decoding.repetition_penalty=1 and decoding.no_repeat_ngram_size=0",
-    )
     FOLDED_PATCHES = (
         "correction=patch with folded patches",
         "correction=none, or to export them correction=adapter with their folder in calibrations/",
@@ -49,9 +48,8 @@ class Need(Enum):
 
 ALL = frozenset(Need)
 _CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
-# A check takes the most likely tokens, which these change.
-_CHOICES = {Need.SAMPLING, Need.PENALTIES}
-_DRAFTED = ALL - {Need.BEAMS} - _CHOICES - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
+# A check takes the most likely tokens, which sampling changes.
+_DRAFTED = ALL - {Need.BEAMS, Need.SAMPLING, Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {

@@ -31,11 +31,9 @@ from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choic
 from ulskip_cli.core.files import Table, change_texts, is_existing
 from ulskip_cli.core.options import (
     Choice,
-    accepts_list,
     field_of,
     options_in,
     parse,
-    use_of,
 )
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
@@ -55,12 +53,6 @@ CHOICES: dict[str, type[Choice]] = {
 _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
-}
-_OR_ELSE = {  # by key or command
-    "speedup": ", or write ratio=VALUE",
-    "ratio": ", or write speedup=VALUE",
-    "lm-eval": ", or put an option of the harness behind `--`, e.g. -- --limit 100",
-    "tune": ", or list what is tried, e.g. candidates=['strategy=search']",
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -481,10 +473,9 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
                 override = override or parser.parse_override(line)
         is_typo = not key or value.startswith("=")
         if override is None or override.is_delete() or override.package or is_typo:
-            advice = _spelled_as_key(text) or "an example is task=wmt"
-            if text.startswith(",") or any(word.endswith(",") for word in overrides):
-                advice = "write no space beside a comma, e.g. ratio=2,3"
-            raise UsageError(f"expected key=value, got '{text[:80]}'; {advice}")
+            raise UsageError(
+                f"expected key=value without spaces, got '{text[:80]}'; an example is ratio=2"
+            )
         parsed.append(override)
     return parsed
 
@@ -517,21 +508,6 @@ def _unescaped(value: object) -> object:
     return change_texts(
         value, lambda text: re.sub(r"\\[nt\\]", lambda match: _ESCAPES[match[0]], text)
     )
-
-
-def _spelled_as_key(text: str) -> str:
-    """Suggest `task=wmt` for `wmt`, and `ratio=VALUE` for `ratio`; return an empty text for other
-    words.
-    """
-    word = text.lstrip("-+")
-    if pair := re.fullmatch(r"([\w.]+)(?:==+|:)([^=:]+)", word):
-        return f"did you mean {pair[1]}={pair[2]}?"
-    groups = {path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word}
-    if group := next((group for group in (*GROUPS, *TRAINING_GROUPS) if group in groups), None):
-        return f"did you mean {group}={word}?"
-    if word.strip("=") in {*Config.model_fields, *TrainingConfig.model_fields, ""}:
-        return f"write {word.strip('=') or 'key'}=VALUE without spaces around ="
-    return ""
 
 
 def primary_of(command: str) -> str:
@@ -594,7 +570,6 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
             others = ", ".join(readers) or "no command"
             raise UsageError(
                 f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
-                f"{_OR_ELSE.get(key) or _OR_ELSE.get(command, '')}"
             )
 
 
@@ -604,7 +579,12 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
         if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
-            raise _several_values(primary, override)
+            line = str(override.input_line)
+            raise UsageError(
+                f"expected one value, got '{line}'; for a list, write"
+                f" {line.replace('=', '=[', 1)}], for a grid, use `ulskip sweep {line}`, else run"
+                " the command once for each value"
+            )
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
                 f"{key} cannot be set, because {group}=NAME sets it; choose another {group}=NAME"
@@ -643,26 +623,6 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
             values[group] = make_choice(values[group], group)
     values.pop("description", None)
     return values
-
-
-def _several_values(primary: str, override: "Override") -> UsageError:
-    """Return the error for a key that has several values, with advice that works for the key."""
-    line, key = str(override.input_line), override.key_or_group
-    group, _, name = key.partition(".")
-    fields = [field_of(PRIMARY[primary][0], key)]
-    if name and group in CHOICES:
-        classes = (choice_class(read_choice(group, each), group) for each in group_choices(group))
-        fields = [kind.model_fields.get(name) for kind in classes]
-    hints = [field.annotation for field in fields if field]
-    swept = Config.model_fields.get(group)
-    advice = "run the command once for each value"
-    if any(map(accepts_list, hints)):
-        advice = f"for a list, write {line.replace('=', '=[', 1)}]"
-    elif primary == "config" and swept and use_of(swept).changes_results:
-        advice = f"for a grid, use `ulskip sweep {line}`"
-    if float in hints and (decimal := re.fullmatch(r".+=(\d+),(\d+)", line)):
-        advice = f"did you mean {key}={decimal[1]}.{decimal[2]}? {advice}"
-    return UsageError(f"expected one value, got '{line}'; {advice}")
 
 
 def read_files(primary: str, given: Mapping[str, str]) -> Table:

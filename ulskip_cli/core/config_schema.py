@@ -36,9 +36,6 @@ class DecodingConfig(Options):
     no_repeat_ngram_size: int = option(
         0, "length of n-grams that may occur only once; 0: no limit", ge=0
     )
-    repetition_penalty: float = option(
-        1.0, "penalty for tokens that already occur in the text; 1: none", gt=0
-    )
     do_sample: bool = option(False, "sample tokens instead of taking the most likely one")
     temperature: float = option(1.0, "temperature of sampling", gt=0)
     top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
@@ -60,9 +57,8 @@ class DecodingConfig(Options):
     def needs(self) -> frozenset[Need]:
         """Return what the decoding needs of an engine."""
         conditions = {
-            Need.BEAMS: self.num_beams > 1,
+            Need.BEAMS: self.num_beams > 1 or self.no_repeat_ngram_size,
             Need.SAMPLING: self.do_sample,
-            Need.PENALTIES: self.repetition_penalty != 1 or self.no_repeat_ngram_size,
             Need.DRAFTS: self.draft_tokens,
             Need.LAYER_DRAFTS: self.drafts_with_layers,
         }

@@ -6,7 +6,6 @@ of the group `ulskip.engines`. Presets name the class in `_target_`; a distribut
 in the folder `configs/engine/` of the entry point's package.
 """
 
-import contextlib
 import functools
 import itertools
 import os
@@ -89,10 +88,9 @@ class Engine(Choice):
         """
         missing = needs - self.engine_for(needs)[0].supports
         if missing:
-            able = (f"engine={name} or " for name, kind in _installed() if needs <= kind.supports)
             raise NotApplicable(
                 f"engine={self.name} does not support {texts(missing)};"
-                f" use {next(able, '')}{remedies(missing)}"
+                f" use engine=auto or {remedies(missing)}"
             )
         if (
             self.modules
@@ -169,14 +167,3 @@ def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
     it.
     """
     return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _installed() -> list[tuple[str, type[Engine]]]:
-    """Return the installed engines that a message may name, those on torch first; engines that
-    cannot be imported are left out.
-    """
-    kinds: dict[str, type[Engine]] = {}
-    for name in sorted({*engine_names()} - {"auto"}):
-        with contextlib.suppress(UsageError):
-            kinds[name] = engine_class(name)
-    return sorted(kinds.items(), key=lambda item: item[1].is_runtime)

@@ -9,7 +9,6 @@ The confidence is that of CALM (arXiv:2207.07061).
 
 import functools
 from collections import Counter
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,23 +55,8 @@ class EarlyExitSession(TorchSession):
         return {**super().details(), "exits": self.steps.exits}
 
 
-class Parts(Protocol):
-    """The parts of a step, which follow one another."""
-
-    def enter(self, tokens: Tensor) -> Tensor:
-        """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
-        the filled positions, in front of the first layer.
-        """
-
-    def layer(self, index: int, states: Tensor) -> Tensor:
-        """Run a layer on states [batch, count, hidden_size] of the tokens entered last."""
-
-    def logits(self, states: Tensor) -> Tensor:
-        """Return the logits [batch, count, vocab_size] of states behind any layer."""
-
-
 class EagerParts:
-    """The parts of the model's own forward pass."""
+    """The parts of a decode step by the model's own forward pass."""
 
     inputs: LayerInputs
 
@@ -81,18 +65,20 @@ class EagerParts:
         self.logits = layerwise.logits
 
     def enter(self, tokens: Tensor) -> Tensor:
-        """Return the inputs of the first layer."""
+        """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
+        the filled positions, in front of the first layer.
+        """
         options = self.steps.positions.options(self.steps.cursor.length, tokens.shape[1])
         self.inputs = self.layerwise.enter(tokens, self.steps.cache, **options)
         return self.inputs.hidden
 
     def layer(self, index: int, states: Tensor) -> Tensor:
-        """Run a layer."""
+        """Run a layer on states [batch, count, hidden_size] of the tokens entered last."""
         return self.layerwise.layer(index, states, self.inputs)
 
 
 class NativeParts:
-    """The parts of a step in the kernels."""
+    """The same parts of a decode step, in the kernels."""
 
     def __init__(self, steps: NativeSteps) -> None:
         self.steps, self.model = steps, steps.model
@@ -121,7 +107,11 @@ class ExitSteps(DecodeSteps):
     """Decode steps; the exit rule chooses the depth at which a step ends."""
 
     def __init__(
-        self, steps: DecodeSteps, parts: Parts, request: BatchRequest, rule: ExitRule
+        self,
+        steps: DecodeSteps,
+        parts: EagerParts | NativeParts,
+        request: BatchRequest,
+        rule: ExitRule,
     ) -> None:
         """Take over the steps of the full model, whose cache has the prompt in every layer."""
         self.steps, self.parts, self.rule = steps, parts, rule

@@ -212,10 +212,10 @@ class SteppingSession(EngineSession, ABC):
             end = prompt_len + step
             tokens = current[:, end - 1 : end]
             self._switch_at(step - 1, request)
-            if sampler.is_greedy:
-                chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
-            else:
+            if sampler.samples:
                 chosen = sampler(current[:, :end], self.step(tokens))
+            else:
+                chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
             if may_end:
                 chosen = chosen.masked_fill(done, request.pad_token_id)
                 done |= torch.isin(chosen, stops)

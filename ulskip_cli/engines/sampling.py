@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -38,25 +36,15 @@ class TokenSampler:
     def __init__(
         self, decoding: DecodingConfig, suppressed: Sequence[int], device: torch.device
     ) -> None:
-        self.sample = decoding.do_sample
+        self.samples = decoding.do_sample
         self.suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
         self.processors = processors = LogitsProcessorList()
-        if decoding.repetition_penalty != 1:
-            processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
-        if decoding.no_repeat_ngram_size:
-            processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-        if self.sample:
-            if decoding.temperature != 1:
-                processors.append(TemperatureLogitsWarper(decoding.temperature))
-            if decoding.top_k:
-                processors.append(TopKLogitsWarper(decoding.top_k))
-            if decoding.top_p < 1:
-                processors.append(TopPLogitsWarper(decoding.top_p))
-
-    @property
-    def is_greedy(self) -> bool:
-        """True if each token is the most likely one, whatever tokens are before it."""
-        return not self.sample and not self.processors
+        if decoding.temperature != 1:
+            processors.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_k:
+            processors.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p < 1:
+            processors.append(TopPLogitsWarper(decoding.top_p))
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch,
@@ -64,7 +52,7 @@ class TokenSampler:
         """
         scores = self.scores(ids, logits)
         best = checked(most_likely(scores[:, None], self.suppressed[:0])[:, 0])
-        if not self.sample:
+        if not self.samples:
             return best
         return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 

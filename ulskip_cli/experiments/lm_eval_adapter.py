@@ -48,7 +48,7 @@ ScoringRequest = tuple[object, list[int], list[int]]
 Score = tuple[float, bool]
 
 _SAMPLING = ("temperature", "top_p", "top_k")
-_DECODING = (*_SAMPLING, "num_beams", "repetition_penalty", "no_repeat_ngram_size")
+_DECODING = (*_SAMPLING, "num_beams", "no_repeat_ngram_size")
 FIRST_TOKEN = (
     "the full model predicts the first token of each continuation, so scores of single tokens show"
     " no effect of skipping; use tasks with longer continuations, or leave out prompt_layers=all"

@@ -25,8 +25,6 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.float32_products import float32_products
 
-# Hidden states [batch, count, hidden_size], alone or first.
-LayerOutput = Tensor | tuple[Tensor, ...]
 # Keys of a text config that make layers depend on one another.
 _DEPENDENCIES = {
     "num_kv_shared_layers": "its layers reuse the keys and values of other layers",
@@ -96,17 +94,6 @@ def num_layers(model: PreTrainedModel) -> int:
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the decoder layers of a causal LM in order."""
     return list(layer_stack(model)[1])
-
-
-def layer_index(layer: nn.Module) -> int | None:
-    """Return the index under which a decoder layer reads the KV cache, or None if it reads none."""
-    indices = (
-        getattr(part, name)
-        for part in layer.modules()
-        for name in _INDICES
-        if name in part.__dict__
-    )
-    return next(indices, None)
 
 
 def shallow_view(

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.options import parse
 from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair, truncate_source
@@ -49,17 +50,13 @@ def load_training_texts(
     if config.train.validation:
         changes = dict(config.train.validation)
         limit = changes.pop("limit", None)
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise UsageError(
-                "expected limit of train.validation to be null or a whole number from 1 on, got"
-                f" {limit}"
-            )
         try:
             task = changed_choice(config.task, changes, "task.")
             given = config.train.replace(responses="reference")  # which are used
-            other = config.replace(task=task, limit=limit, offset=0, train=given)
+            values = {"task": task, "limit": limit, "offset": 0, "train": given}
+            other = parse(TrainingConfig, {**dict(config), **values})
             validated = task.examples()
-            check_references(validated[:limit], "a validation loss")
+            check_references(validated[: other.limit], "a validation loss")
             validation = _texts(other, tokenizer, validated)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None

@@ -17,7 +17,6 @@ class Vllm(Engine):
     supports: ClassVar[frozenset[Need]] = PLAIN - {
         Need.DRAFTS,
         Need.SAMPLING,
-        Need.PENALTIES,
         Need.STAGES,
         Need.FULL_PROMPT,
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Models whose decode steps are one call of the kernels, if their modules agree.
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 # What reads all logits instead of the most likely token.
-WHOLE_HEAD = {Need.SAMPLING, Need.PENALTIES, Need.EARLY_EXIT}
+WHOLE_HEAD = {Need.SAMPLING, Need.EARLY_EXIT}
 
 
 def compiler() -> list[str]:

@@ -255,20 +255,16 @@ def screen_tensors(weight: Tensor) -> list[Tensor]:
 
 
 def unrecognized_reason(model: PreTrainedModel) -> str | None:
-    """Return the reason why the kernels have no step for a model and its views, or None.
-
-    The first call for a model compares its layers, norm and head with their own forward passes.
+    """Return the reason why the kernels have no step for a model and its views, or None: compare
+    its layers, norm and head with their own forward passes.
     """
-    if model not in _reasons:
-        try:
-            _compare(model)
-            _reasons[model] = None
-        except UnrecognizedError as error:
-            _reasons[model] = str(error)
-    return _reasons[model]
+    try:
+        _compare(model)
+    except UnrecognizedError as error:
+        return str(error)
+    return None
 
 
-_reasons: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 _windows: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by the first norm of a layer
 # By head, with the version of its weight.
 _screens: WeakKeyDictionary[nn.Module, tuple[int, list[Tensor]]] = WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""The engine `transformers`: its `generate` in two phases, with support for every option."""
+"""The engine `transformers`: its `generate` in two phases."""
 
 from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.engines import Engine
@@ -7,6 +7,6 @@ from ulskip_cli.core.engines import Engine
 class Transformers(Engine):
     """The `generate` method of transformers."""
 
-    supports = ALL - {Need.LAYER_DRAFTS, Need.EARLY_EXIT}
+    supports = ALL - {Need.DRAFTS, Need.LAYER_DRAFTS, Need.EARLY_EXIT}
     is_runtime = False
     session = "ulskip_cli.engines.transformers.session:TransformersSession"

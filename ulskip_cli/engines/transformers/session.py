@@ -11,14 +11,13 @@ from transformers import (
 )
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
 
 # Keys of decoding that transformers has too.
-_SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size", "repetition_penalty")
+_SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size")
 
 
 class TransformersSession(EngineSession):
@@ -32,8 +31,8 @@ class TransformersSession(EngineSession):
 
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
-        input_ids, decoding = request.input_ids, request.decoding
-        settings = generate_settings(decoding) | {
+        input_ids = request.input_ids
+        settings = generate_settings(request.decoding) | {
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
@@ -42,23 +41,13 @@ class TransformersSession(EngineSession):
         model = shallow_view.two_phase(self.views.prompt_model, request.stages, self._on_prefill)
         observer = StepObserver(self.device, input_ids.shape, request.on_step)
         start = now(self.device)
-        try:
-            sequences = model.generate(
-                input_ids=input_ids,
-                attention_mask=request.attention_mask,
-                generation_config=GenerationConfig(**settings),
-                stopping_criteria=[observer],
-            )
-        except (TypeError, ValueError) as error:
-            if not decoding.draft_tokens:
-                raise
-            raise UsageError(
-                f"transformers refuses decoding.draft_tokens={decoding.draft_tokens}"
-                f" ({reason(error)}); use batch_size=1, decoding.draft_tokens=0 or engine=auto"
-            ) from None
-        # transformers' own drafts run the prompt together with the first check.
-        prefilled_at = self._prefilled_at if self._prefilled_at > start else observer.first_at
-        clock = Clock(start, prefilled_at, observer.first_at, now(self.device))
+        sequences = model.generate(
+            input_ids=input_ids,
+            attention_mask=request.attention_mask,
+            generation_config=GenerationConfig(**settings),
+            stopping_criteria=[observer],
+        )
+        clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
         return BatchOutput.of(request, rows, clock, self._kv_bytes)
 
@@ -78,9 +67,8 @@ def generate_settings(decoding: DecodingConfig) -> Table:
     sampling: Table = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if decoding.do_sample:
         sampling = {key: getattr(decoding, key) for key in sampling}
-    drafts = decoding.draft_tokens or None
     shared = {key: getattr(decoding, key) for key in _SHARED}
-    return {**sampling, **shared, "use_cache": True, "prompt_lookup_num_tokens": drafts}
+    return {**sampling, **shared, "use_cache": True}
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]
