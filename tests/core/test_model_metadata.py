@@ -64,12 +64,11 @@ def test_nested_and_unusual_configs(tmp_path):
     assert metadata(**old, kv_lora_rank=8).kv_bytes_per_layer is None
 
 
-def test_the_stored_bytes_of_quantized_weights_count(tmp_path):
+def test_a_quantized_checkpoint_is_refused(tmp_path):
     facts = {"num_hidden_layers": 1, "dtype": "bfloat16", "quantization_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(facts))
-    packed = torch.zeros(8, dtype=torch.int32)
-    save_file({"model.layers.0.w": packed}, tmp_path / "model.safetensors", NOTE)
-    assert ModelFolder(hf(tmp_path)).metadata.total_bytes == 32
+    with pytest.raises(UsageError, match=r"without quantization.*config\.json"):
+        _ = ModelFolder(hf(tmp_path)).metadata
 
 
 def test_damaged_weights_are_refused(tmp_path):

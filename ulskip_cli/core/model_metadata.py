@@ -186,12 +186,11 @@ class ModelFolder:
     def model(self) -> ModelConfig:
         """The model with the checkpoint's own type in place of `dtype=auto`.
 
-        Models whose checkpoint names no type, and quantized models, stay as they are.
+        Models whose checkpoint names no type stay as they are.
         """
         model, stored = self.asked, self._sizes.dtype
-        if model.dtype != "auto" or "quantization_config" in self.config:
-            return model
-        return model.replace(dtype=stored) if stored in DTYPE_BYTES else model
+        is_known = model.dtype == "auto" and stored in DTYPE_BYTES
+        return model.replace(dtype=stored) if is_known else model
 
     @cached_property
     def _sizes(self) -> _Sizes:
@@ -200,6 +199,11 @@ class ModelFolder:
             raise UsageError(
                 f"expected a decoder-only causal LM in {file}, got a model with an encoder; choose"
                 " another model"
+            )
+        if "quantization_config" in config:
+            raise UsageError(
+                f"expected a checkpoint without quantization, got quantization_config in {file};"
+                " use the original checkpoint or a GGUF file"
             )
         inner = config.get("text_config", {})
         if not isinstance(inner, dict):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
@@ -96,7 +95,6 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     weights = [
         parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].tolist()
         for parameter in model.parameters()
-        if type(parameter) is nn.Parameter  # not quantized
     ]
     seed = context.seed if context.decoding.do_sample else None
     settings = context.decoding, context.max_new_tokens, seed

@@ -85,7 +85,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             f"expected --to outside the exported model, got {point.to} with the model in it; use"
             " another folder"
         )
-    # refuses damaged and quantized checkpoints before the weights are loaded
+    # refuses damaged checkpoints before the weights are loaded
     _read_config(source)
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
@@ -289,20 +289,13 @@ def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) ->
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
-    """Return a checkpoint's config; raise UsageError if it cannot be read or the weights are
-    quantized.
-    """
+    """Return a checkpoint's config; raise UsageError if it cannot be read."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each config class of transformers checks its values in its own way
         raise UsageError(
             f"transformers cannot read {folder / CONFIG} ({reason(error)}); use another model"
         ) from None
-    if quantization := getattr(config, "quantization_config", None):
-        raise UsageError(
-            f"expected a checkpoint without quantization, got {quantization.get('quant_method')} in"
-            f" {folder}; export the original checkpoint"
-        )
     return config
 
 

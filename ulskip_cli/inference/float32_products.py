@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
@@ -51,14 +51,10 @@ class _Float32Products(TorchFunctionMode):
 
 
 def _is_worth(func: object, args: tuple[object, ...]) -> bool:
-    """Return True for a product of several rows by plain tensors, not quantized ones."""
+    """Return True for a product of several rows."""
     place = _PRODUCTS.get(func, len(args))
     tensors = [part for part in args if isinstance(part, Tensor)]
-    return (
-        place < len(tensors)
-        and tensors[place].shape[-2] > FEW_TOKENS
-        and all(type(part) in (Tensor, nn.Parameter) for part in tensors)
-    )
+    return place < len(tensors) and tensors[place].shape[-2] > FEW_TOKENS
 
 
 def _widened(tensor: Tensor) -> Tensor:

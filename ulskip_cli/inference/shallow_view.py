@@ -51,7 +51,7 @@ _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
 LENGTH_DEPENDENT = "rotary positions that depend on the length"
-LINEARS = (nn.Linear, Conv1D)  # modules with a weight that is not quantized
+LINEARS = (nn.Linear, Conv1D)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 # compiled code of the source only

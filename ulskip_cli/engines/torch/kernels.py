@@ -310,8 +310,8 @@ def packed_weight(module: nn.Module) -> PackedWeight:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return True if a module is a linear layer whose weight is not quantized."""
-    return type(module) in shallow_view.LINEARS and type(module.weight) is nn.Parameter
+    """Return True if a module is a linear layer."""
+    return type(module) in shallow_view.LINEARS
 
 
 def linear_weight(module: Any) -> Tensor:
