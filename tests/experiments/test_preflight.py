@@ -52,7 +52,6 @@ def test_bundled_samples_hold_out_examples_that_no_run_evaluates(task):
     ("overrides", "expected"),
     [
         (["limit=4", "calibration.examples=3"], ["a4", "a5", "a6"]),
-        (["limit=2", "calibration.offset=3", "calibration.examples=2"], ["a5", "a6"]),
         (["offset=2", "limit=3", "calibration.examples=2"], ["a5", "a6"]),
         (["limit=7", "calibration.task={}"], ["a7", "a8"]),
         (

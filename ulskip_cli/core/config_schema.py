@@ -117,7 +117,6 @@ class CalibrationConfig(Options):
     """
 
     examples: int = option(64, "number of held-out examples", ge=1)
-    offset: int = option(0, "number of held-out examples that are left out at the start", ge=0)
     task: Table | None = option(
         None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
     )

@@ -49,7 +49,6 @@ class ModelConfig(Options):
     device: str = option(
         "auto", "device of the model, by its name in torch; auto: a GPU if available, else the CPU"
     )
-    revision: str | None = option(None, "branch, tag or commit of a hub model")
     chat_options: Table | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )
@@ -173,7 +172,7 @@ class ModelFolder:
                 raise unknown("model shape", model.path, known)
         if path.exists():
             return _config_in(path)
-        return _config_from_hub(model.path, model.revision)
+        return _config_from_hub(model.path)
 
     @cached_property
     def config(self) -> Table:
@@ -313,16 +312,16 @@ def _config_in(folder: Path) -> Path:
     return file
 
 
-def _config_from_hub(name: str, revision: str | None) -> Path:
+def _config_from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     check_hub_id(name, "model.path")
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
         return Path(cached)
     try:
         check_hub_reachable()
-        return Path(hf_hub_download(name, "config.json", revision=revision))
+        return Path(hf_hub_download(name, "config.json"))
     except Exception as error:
         raise UsageError(
             f"no such folder: model.path='{name}', and the hub gives no such model"

@@ -189,8 +189,7 @@ def find_held_out(config: Config, evaluated: Sequence[Example]) -> TaskExamples:
     """Return the calibration examples; raise UsageError if there are none.
 
     The first available source is used: the examples of `calibration.task` that are not evaluated,
-    the task's held-out examples, or the examples after the evaluated ones. The first
-    `calibration.offset` examples are left out.
+    the task's held-out examples, or the examples after the evaluated ones.
     """
     calibration, task = config.calibration, config.task
     if calibration.task is not None:
@@ -201,7 +200,7 @@ def find_held_out(config: Config, evaluated: Sequence[Example]) -> TaskExamples:
         task, examples = held_out, held_out.examples()
     else:
         examples = task.examples()[config.offset + config.limit :] if config.limit else []
-    chosen = examples[calibration.offset :][: calibration.examples]
+    chosen = examples[: calibration.examples]
     if not chosen:
         other = "{file: FILE}"
         if not hasattr(task, "file"):

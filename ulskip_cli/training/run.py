@@ -29,7 +29,7 @@ from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.engines.own_responses import OWN_RESPONSES
 from ulskip_cli.inference import loading
 from ulskip_cli.inference.batching import is_out_of_memory
-from ulskip_cli.inference.checkpoint import TRAINING
+from ulskip_cli.inference.checkpoint import TRAINING, training_record
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.preflight import schedules, trained_exits
@@ -228,7 +228,7 @@ def _make_record(
         train_loss=losses[-1] if losses else None,
         warnings=_warnings(config, losses),
         learning_curve=tuple(curve.values()),
-        based_on=setup.source.based_on,
+        based_on=training_record(config.model),
         config=config.resolved(),
         environment={**environment.code(), **environment.machine(str(trainer.args.device))},
         identity=identity,
@@ -263,10 +263,10 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     else:
         model = merged_lora(setup.module.model)
         dtype_name = ModelFolder(setup.config.model).model.dtype
-        dtype = setup.source.model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
+        dtype = model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
         model.config.use_cache = True
         model.to(dtype).save_pretrained(output)
-        setup.source.tokenizer.save_pretrained(output)
+        setup.tokenizer.save_pretrained(output)
         for file in output.glob("*.safetensors"):  # which only their owner may read otherwise
             file.chmod((output / "config.json").stat().st_mode)
     text = json.dumps(record.plain(), indent=1, ensure_ascii=False)

@@ -16,7 +16,7 @@ from transformers.trainer_utils import set_seed
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import KINDS, NO_PATCHES, read_record
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
@@ -25,7 +25,7 @@ from ulskip_cli.engines.own_responses import (
     generate_own_responses,
     greedy_context,
 )
-from ulskip_cli.inference import checkpoint, loading, shallow_view
+from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
@@ -46,21 +46,12 @@ FROZEN_SHARE = 0.4
 
 
 @dataclass(frozen=True)
-class SourceModel:
-    """The model that a training starts from."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    based_on: Table | None  # shortened record of the training that the weights come from
-
-
-@dataclass(frozen=True)
 class TrainingSetup:
     """Everything that Trainer needs, derived once from the configuration."""
 
     config: TrainingConfig
     texts: TrainingTexts
-    source: SourceModel
+    tokenizer: PreTrainedTokenizerBase
     train: TokenPairs
     validation: TokenPairs | None
     collator: PairCollator
@@ -78,29 +69,27 @@ def prepare_training(
     not fit the settings.
     """
     progress.phase(f"load {config.model.label}")
-    source = SourceModel(
-        _initial_model(config), tokenizer, checkpoint.training_record(config.model)
-    )
-    depth = shallow_view.num_layers(source.model)
+    model = _initial_model(config)
+    depth = shallow_view.num_layers(model)
     progress.phase("tokenize", len(texts.train))
 
     def tokenized(part: list[TextPair]) -> TokenPairs:
-        pairs = texts.formatter.tokenize(source.tokenizer, part)
+        pairs = texts.formatter.tokenize(tokenizer, part)
         return TokenPairs(pairs, config.train.max_length)
 
     has_references = config.train.responses != "own"  # else they may be missing or too long
     train = tokenized([(prompt, text * has_references) for prompt, text in texts.train])
     validation = tokenized(texts.validation) if texts.validation else None
-    train, lengths = with_responses(config, source, train, progress)
+    train, lengths = with_responses(config, model, tokenizer, train, progress)
     stages_by_ratio = schedules(config, depth, lengths)
-    collator = PairCollator(pad_token_id(source.tokenizer))
+    collator = PairCollator(pad_token_id(tokenizer))
     module = (
-        build_adapter_loss(config, source.model, train, collator, stages_by_ratio, progress)
+        build_adapter_loss(config, model, train, collator, stages_by_ratio, progress)
         if config.train.method == "adapter"
-        else build_loss(config, source.model, trained_exits(config, depth))
+        else build_loss(config, model, trained_exits(config, depth))
     )
     return TrainingSetup(
-        config, texts, source, train, validation, collator, stages_by_ratio, module
+        config, texts, tokenizer, train, validation, collator, stages_by_ratio, module
     )
 
 
@@ -117,7 +106,11 @@ def _initial_model(config: TrainingConfig) -> PreTrainedModel:
 
 
 def with_responses(
-    config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
+    config: TrainingConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    references: TokenPairs,
+    progress: ProgressCallback,
 ) -> tuple[TokenPairs, list[int]]:
     """Return the prompts of `references` with the responses that `train.responses` names, and the
     ends of prompts that `train.prompt_share` asks for; too short responses are left out. Also
@@ -137,8 +130,8 @@ def with_responses(
     prompts = [example.prompt_ids for example in examples]
     if length:
         file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
-        context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
-        answers = generate_own_responses(source.model, prompts, train.own, context, file, progress)
+        context = greedy_context(pad_token_id(tokenizer), length, config.seed)
+        answers = generate_own_responses(model, prompts, train.own, context, file, progress)
         set_seed(config.seed)  # sampled answers change the random state, stored ones do not
         answered, examples = examples, list[EncodedExample]()
         for example, several in zip(answered, answers, strict=True):
