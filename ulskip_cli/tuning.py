@@ -127,7 +127,7 @@ def divide(config: TuneConfig) -> tuple[Config, Config]:
     source = task.held_out()
     if source and len(source.examples()) < MIN_EXAMPLES // 2:
         source = None
-    if calibration.task is not None:
+    if calibration.task:
         source = configuration.changed_choice(task, calibration.task, "calibration.task.")
     if source:
         held, limit = source.examples(), min(config.limit or len(examples), len(examples))

@@ -121,11 +121,6 @@ class CalibrationConfig(Options):
         None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
     )
 
-    @field_validator("task")
-    @classmethod
-    def _drop_nothing(cls, value: Table | None) -> Table | None:
-        return value or None
-
 
 class LauncherConfig(Options):
     """Options of the launcher, which runs the points of a sweep. Presets are in
@@ -503,6 +498,4 @@ class TrainingConfig(Shared):
         """The limit of the model's own answers in tokens; 0 if it is trained on references
         alone.
         """
-        if self.train.responses == "reference":
-            return 0
-        return self.answer_tokens
+        return 0 if self.train.responses == "reference" else self.answer_tokens

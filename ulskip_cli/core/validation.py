@@ -8,9 +8,12 @@ from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
 
-# Options of train that one method alone has.
-ADAPTER_KEYS = ("start", "gap_weight")
-MODEL_KEYS = ("freeze_embeddings",)
+# Options of train that a method does not have.
+FOREIGN_KEYS = {
+    "full": {"start", "gap_weight", "lora"},
+    "lora": {"start", "gap_weight"},
+    "adapter": {"freeze_embeddings"},
+}
 
 DEVICES = ("auto", "cpu", "cuda", "mps")  # others are looked up in torch, whose import takes time
 
@@ -58,10 +61,7 @@ def check_training(config: TrainingConfig) -> None:
     train, kind = config.train, KINDS[config.correction.kind]
     trains_adapter = train.method == "adapter"
     _, _, index = config.model.device.partition(":")
-    foreign: tuple[str, ...] = MODEL_KEYS if trains_adapter else ADAPTER_KEYS
-    if train.method == "full":
-        foreign = (*foreign, "lora")
-    changed = [f"train.{key}" for key in train.changed() if key in foreign]
+    changed = [f"train.{key}" for key in train.changed() if key in FOREIGN_KEYS[train.method]]
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {

@@ -192,7 +192,7 @@ def find_held_out(config: Config, evaluated: Sequence[Example]) -> TaskExamples:
     the task's held-out examples, or the examples after the evaluated ones.
     """
     calibration, task = config.calibration, config.task
-    if calibration.task is not None:
+    if calibration.task:
         task = changed_choice(task, calibration.task, "calibration.task.")
         texts = {example.texts for example in evaluated}
         examples = [example for example in task.examples() if example.texts not in texts]

@@ -33,7 +33,9 @@ def float32_products(model: PreTrainedModel, num_tokens: int) -> AbstractContext
     Torch's own products are several times slower there; theirs are rounded after sums in float32,
     too, so that only the order of summation differs.
     """
-    if num_tokens <= FEW_TOKENS or model.device.type != "cpu" or not _is_slow(model.dtype):
+    flags = set(cpu_flags().split())  # empty if the system lists none
+    has_instructions = not flags or flags & _INSTRUCTIONS.get(model.dtype, flags)
+    if num_tokens <= FEW_TOKENS or model.device.type != "cpu" or has_instructions:
         return nullcontext()
     return _Float32Products()
 
@@ -59,8 +61,3 @@ def _is_worth(func: object, args: tuple[object, ...]) -> bool:
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _INSTRUCTIONS else tensor
-
-
-def _is_slow(dtype: torch.dtype) -> bool:
-    known = set(cpu_flags().split())
-    return dtype in _INSTRUCTIONS and bool(known) and not _INSTRUCTIONS[dtype] & known
