@@ -87,7 +87,7 @@ OTHERS = {
     "run experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
     "run strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
     "train ratio=2": "did you mean 'train.ratios'?",
-    "sweep ratio=2, 3": "no space beside a comma",
+    "sweep ratio=2, 3": "without spaces",
     "--verison": "did you mean --version?",
     "tune speedup=50": "speedup <= 3.89",
     "tune speedup=1.5 decoding=self_speculative": "does not support drafts",

@@ -34,6 +34,7 @@ from ulskip_cli.core.options import (
     field_of,
     options_in,
     parse,
+    use_of,
 )
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
@@ -579,11 +580,12 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     for override in overrides:
         key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
         if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
-            line = str(override.input_line)
+            line, field = str(override.input_line), Config.model_fields.get(group)
+            is_swept = primary == "config" and field and use_of(field).changes_results
+            grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
             raise UsageError(
                 f"expected one value, got '{line}'; for a list, write"
-                f" {line.replace('=', '=[', 1)}], for a grid, use `ulskip sweep {line}`, else run"
-                " the command once for each value"
+                f" {line.replace('=', '=[', 1)}], {grid}else run the command once for each value"
             )
         if group in groups and name in ("_target_", "name"):
             raise UsageError(
