@@ -80,6 +80,10 @@ def test_sampling_depends_on_the_seed(llama):
 def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
     if engine == "transformers" and options:
         pytest.skip("transformers has no drafts")
+    schedule, steps = "strategy=full" if options else "ratio=2", []
+    decoder, prompts, context = talking(llama, tokenizer, ["the cat"], 40, schedule)
+    decoder = decoder.with_engine(engine)
+    (free,) = decoder.generate(*prompts, context()).token_ids
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
     stopped = decoder.generate(*prompts, context(pieces[at], **options), on_step=steps.append)
