@@ -279,7 +279,6 @@ def option(command: str) -> st.SearchStrategy[list[str]]:
                 "2",
                 "paper",
                 "results",
-                "csv",
                 "long",
                 "bleu",
                 *HOSTILE,

@@ -31,7 +31,7 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
         assert part in out
     assert "[6/6] full over auto engine transformers batch 2: " in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
-    expected = "runs.jsonl configs table.md table.csv"
+    expected = "runs.jsonl configs table.md"
     assert files - {".locks"} == {*expected.split()}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     points = [(row["batch_size"], row["engine"]) for row in told["rows"]]

@@ -31,7 +31,6 @@ USED = [
     *[([], "max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],
     *[([], "strategy=top_skip"), ([], "strategy.spacing=reference")],
     *[([], "correction=patch"), (["correction=patch"], "correction.kind=folded")],
-    (["correction=patch"], "correction.responses=own"),
     (["correction=patch"], "calibration.examples=9"),
     (["strategy=block_influence"], "calibration.examples=9"),
     (["decoding=self_speculative"], "decoding.draft=ngram"),

@@ -25,8 +25,7 @@ def config(overrides):
 
 @pytest.mark.parametrize("kind", PATCHES)
 def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, kind):
-    changes = [f"correction.kind={kind}", *["correction.responses=both"] * (kind == "full")]
-    half = config("ratio=2", "correction=patch", *changes)
+    half = config("ratio=2", "correction=patch", f"correction.kind={kind}")
     full, row = run_rows(half)
     folder = tmp_path / "default" / "calibrations" / row["correction"]["id"]
     assert row["correction"]["kind"] == kind and "correction" not in full
@@ -67,8 +66,8 @@ def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adap
 
 def test_a_search_with_patches_depends_on_their_fit(config):
     searched = ["strategy=search", "correction=patch", "strategy.budget=3", "ratio=2"]
-    fits = [f"correction.responses={responses}" for responses in ("reference", "own")]
-    rows = [run_rows(config(*searched, fit))[-1] for fit in fits]
+    kinds = [f"correction.kind={kind}" for kind in ("full", "folded")]
+    rows = [run_rows(config(*searched, kind))[-1] for kind in kinds]
     assert rows[0]["id"] != rows[1]["id"]
     assert rows[0]["calibration"]["id"] != rows[1]["calibration"]["id"]
     assert rows[0]["calibration"]["notes"]["tried"] == 3

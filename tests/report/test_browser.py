@@ -30,7 +30,7 @@ def opened(address, folder, *more):
 
 
 def page_of(folder, against=None):
-    files = write(Report([folder], against, results_dir=folder.parent), page=True)
+    files = write(Report([folder], against), page=True)
     return next(file for file in files if file.name == "report.html").read_text("utf-8")
 
 

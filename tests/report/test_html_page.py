@@ -15,7 +15,7 @@ EVIL = "</script><script>alert('x')</script> <!-- \"quoted\" & \u2028"
 
 def page(tmp_path, rows, answers=None, against=None, **options):
     folder = write_folder(tmp_path / "x", rows, answers)
-    files = write(Report([folder], against, results_dir=tmp_path), page=True, **options)
+    files = write(Report([folder], against), page=True, **options)
     return next(file for file in files if file.name == "report.html").read_text("utf-8")
 
 

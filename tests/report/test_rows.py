@@ -13,14 +13,15 @@ SHARED = "m · wmt · de-en · greedy"
 
 def test_folders_are_found_by_their_rows(tmp_path):
     one, two = (write_folder(tmp_path / name, small_sweep()) for name in ("one", "two"))
-    assert find_folders([], tmp_path) == find_folders([tmp_path], tmp_path) == [one, two]
-    assert find_folders([two / "runs.jsonl", two], tmp_path) == [two]
+    assert find_folders([tmp_path]) == [one, two]
+    assert find_folders([two / "runs.jsonl", two]) == [two]
 
 
-def test_what_has_no_rows_is_refused_with_what_has(tmp_path):
-    write_folder(tmp_path / "one", small_sweep())
-    with pytest.raises(UsageError, match=rf"'nowhere'.*{tmp_path / 'one'}"):
-        find_folders([Path("nowhere")], tmp_path)
+def test_what_has_no_rows_is_refused_with_what_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "results" / "one", small_sweep())
+    with pytest.raises(UsageError, match=r"'nowhere'.*results/one"):
+        find_folders([Path("nowhere")])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "runs.jsonl").write_text("{broken\n")
     with pytest.raises(UsageError, match="empty"):

@@ -3,7 +3,7 @@ listed, `config` groups and keys, and `env` the machine.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,13 +11,10 @@ import typer
 from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
 
 if TYPE_CHECKING:
-    from ulskip_cli.core.config_schema import Config
-    from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.core.schedule import ExitRule
     from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
-KV_TOKENS = 1000  # of each sequence, in the estimate of memory
 UNKNOWN = "unknown without the model's files"
 
 
@@ -36,46 +33,25 @@ def plan(
         print_yaml(chosen)
         return
     files, planned = Resolver().schedule(chosen, "plan")
-    metadata = files.metadata
-    used = memory(chosen, metadata)
+    total = files.metadata.total_bytes
     if as_json:
-        total = metadata.total_bytes
-        print_json(planned.as_dict() | {"weight_bytes": total, "memory_bytes": used})
+        print_json(planned.as_dict() | {"weight_bytes": total})
         return
-    sizes = {"weights": UNKNOWN, "memory": UNKNOWN}
-    if used is not None:
-        sizes["weights"] = f"{gigabytes(metadata.total_bytes)} in {files.model.dtype}"
-        sizes["memory"] = (
-            f"{gigabytes(used)} in a run: weights, their copies for the engine, and KV of"
-            f" batch_size={chosen.batch_size} sequences of {KV_TOKENS:,} tokens"
-        )
-    lines = plan_lines(planned, chosen.model.label, chosen.correction.label, sizes)
+    weights = UNKNOWN if total is None else f"{gigabytes(total)} in {files.model.dtype}"
+    lines = plan_lines(planned, chosen.model.label, chosen.correction.label, weights)
     print("\n".join(lines))
 
 
-def gigabytes(size: int | None) -> str:
+def gigabytes(size: int) -> str:
     """Name a number of bytes.
 
     >>> gigabytes(2_520_000_000), gigabytes(41_000_000)
     ('2.5 GB', '41 MB')
     """
-    size = size or 0
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def memory(config: "Config", metadata: "ModelMetadata") -> int | None:
-    """Return the bytes that weights and KV of a run need; None if they are unknown.
-
-    The weights are those of the model and the copies of the engine.
-    """
-    kv = metadata.kv_bytes_per_layer
-    if metadata.total_bytes is None or metadata.weights is None or kv is None:
-        return None
-    weights = metadata.total_bytes + config.engine.copied_bytes(config, metadata)
-    return weights + config.batch_size * KV_TOKENS * kv * metadata.num_layers
-
-
-def plan_lines(plan: "Plan", model: str, correction: str, sizes: Mapping[str, str]) -> list[str]:
+def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.weight_sizes import gaps
 
@@ -97,9 +73,8 @@ def plan_lines(plan: "Plan", model: str, correction: str, sizes: Mapping[str, st
             if speedup is None
             else f"{speedup:.2f}x in decode over all layers in this engine, by the bytes of a step"
         ),
-        "weights": sizes["weights"],
+        "weights": weights,
         "KV bytes per token": cache,
-        "memory": sizes["memory"],
         "prompt_layers": (
             "all layers encode the prompt"
             if plan.prompt_layers == "all"

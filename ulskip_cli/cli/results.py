@@ -17,7 +17,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             **PATH,
-            help="Results folders. Default: all under --results-dir.",
+            help="Results folders, or folders of them. Default: results/.",
             show_default=False,
         ),
     ] = None,
@@ -41,17 +41,14 @@ def report(
             min=0.01, max=1, help="Quality gate: share of full's quality that a winner keeps."
         ),
     ] = 0.9,
-    results_dir: Annotated[
-        Path, typer.Option(**PATH, help="Folder that holds the results folders.")
-    ] = Path("results"),
 ) -> None:
     """Write tables, a plot and a page of stored rows; `NEW --compare OLD` compares two folders."""
     if check and compare in (None, "paper"):
         raise UsageError("--check requires --compare FOLDER, the results to compare with")
     from ulskip_cli.report import build
-    from ulskip_cli.report.rows import find_folders
+    from ulskip_cli.report.rows import RESULTS_DIR, find_folders
 
-    made = build.Report(find_folders(folders or (), results_dir), compare, gate, results_dir)
+    made = build.Report(find_folders(folders or [RESULTS_DIR]), compare, gate)
     written = build.write(made, plots, html)
     build.show(made, written, make_console(WIDTH_IN_FILE))
     if check and made.comparison and (losses := made.comparison.losses()):
@@ -60,38 +57,33 @@ def report(
 
 
 def score(
-    target: Annotated[
-        str, typer.Argument(help="Results folder, or id of a run.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(**PATH, help="Results folder.", show_default=False)],
     metric: Annotated[
         list[str] | None, typer.Option(help="Metric to add; can be given several times.")
     ] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the code of answers, for pass_at_1.")
     ] = False,
-    results_dir: Annotated[
-        Path, typer.Option(**PATH, help="Folder in which a run id is searched.")
-    ] = Path("results"),
     config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments import rescore
+    from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.report import tables
     from ulskip_cli.report.rows import displayed
 
-    scored = []
+    results = ResultsFolder(folder)
     with ProgressBars() as bars:
-        runs = rescore.find_runs(target, results_dir)
+        runs, scored = rescore.find_runs(results), list[rescore.RescoredRun]()
         report_progress = bars.phase("score", len(runs))
-        for folder, record in runs:
-            scored.append(rescore.rescore(folder, record, metric or (), allow_code))
-            scored[-1].save()
+        for record in runs:
+            scored.append(rescore.rescore(results, record, metric or (), allow_code))
+            if scored[-1].has_news:
+                results.append(scored[-1].record)
             report_progress(len(scored))
-    folders = {str(run.folder.path): run.folder for run in scored}
-    for folder in folders.values():
-        tables.write_tables(folder)
+    tables.write_tables(results)
     records = [run.record for run in scored]
     if as_json:
         print_rows([record.to_row() for record in records])
@@ -108,6 +100,6 @@ def score(
     ]
     same = f"{len(scored) - differ} of {len(scored)} runs"
     lines.append(f"added: {added}; the other scores of {same} are unchanged")
-    lines += [f"written to {path}/" for path in folders if any(run.has_news for run in scored)]
+    lines += [f"written to {folder}/"] * any(run.has_news for run in scored)
     for line in lines:
         console.print(line)

@@ -84,9 +84,6 @@ def sweep(
         bool, typer.Option("--dry-run", help="List points and their states; run nothing.")
     ] = False,
     force: Force = False,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")
-    ] = False,
     print_config: PrintConfig = False,
     since: Annotated[
         int | None,
@@ -112,10 +109,10 @@ def sweep(
         _show_dry_run(Sweep(jobs, force=force, quick=True), as_json)
         return
     words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
-    words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
+    words += ["--force"] * force
     if os.environ.get(END_WITH_STDIN):
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    _measure(Sweep(jobs, force=force, fail_fast=fail_fast, since=since, words=words), as_json)
+    _measure(Sweep(jobs, force=force, since=since, words=words), as_json)
 
 
 def tune(

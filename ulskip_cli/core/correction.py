@@ -216,11 +216,6 @@ class Patch(Correction):
     is_fitted = True
 
     kind: Kind = option("full", "; ".join(f"{name}: {kind.text}" for name, kind in PATCHES.items()))
-    responses: Literal["auto", "reference", "own", "both"] = option(
-        "auto",
-        "responses that patches are fitted on; auto: the full model's own answers too if the"
-        " references are few",
-    )
 
     @property
     def label(self) -> str:

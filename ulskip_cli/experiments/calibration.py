@@ -46,7 +46,7 @@ from ulskip_cli.tasks.encoding import EncodedExample
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
-ENOUGH_TOKENS = 4000  # of references, below which correction.responses=auto adds own answers
+ENOUGH_TOKENS = 4000  # of references, below which patches are fitted on own answers too
 LOSS_BATCH = 8  # examples per batch: they fill a pass over whole texts, and more add padding
 
 
@@ -259,7 +259,7 @@ def calibrate_patches(
     with contextlib.nullcontext() if is_stored() else results.hold(name):
         if not is_stored():
             evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
-            examples = _responses(evaluator, patch.responses, folder.with_name(OWN_RESPONSES))
+            examples = _responses(evaluator, folder.with_name(OWN_RESPONSES))
             adapter, notes = _fit_patches(evaluator, plan, examples)
             record = {
                 "base": {"model": config.model.label, "fingerprint": loaded.files.fingerprint},
@@ -267,7 +267,6 @@ def calibrate_patches(
                 "strategy": plan.strategy,
                 "prompt_layers": plan.prompt_layers,
                 **notes,
-                "responses": patch.responses,
                 "bytes": plan.patch_bytes,
             }
             replace(adapter, record=record).save(folder)
@@ -323,9 +322,9 @@ def _fit_patches(
     }
 
 
-def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[EncodedExample]:
-    """Return references, the full model's own answers, or both; `auto` adds answers until there are
-    ENOUGH_TOKENS tokens, but not more than `_most_samples` to each prompt.
+def _responses(evaluator: HeldOutEvaluator, file: Path) -> list[EncodedExample]:
+    """Return the references, and if they have fewer than `ENOUGH_TOKENS` tokens also the full
+    model's own answers, as many as are missing, but not more than `_most_samples` to each prompt.
     """
     config, workload = evaluator.config, evaluator.workload
     length, prompts = config.answer_tokens, workload.prompts
@@ -342,15 +341,12 @@ def _responses(evaluator: HeldOutEvaluator, wanted: str, file: Path) -> list[Enc
             for prompt, answers in zip(prompts, generated, strict=True)
         ]
 
-    references = [] if wanted == "own" else workload.encoded
+    references = workload.encoded if workload.examples[0].reference else []
     missing = ENOUGH_TOKENS - _num_tokens(references)
-    if wanted == "reference" or (wanted == "auto" and missing <= 0):
+    if missing <= 0:
         return references
-    answers = own_answers(1)
-    if wanted == "auto":
-        samples = math.ceil(missing / max(1, _num_tokens(answers)))
-        answers = own_answers(min(_most_samples(config), samples))
-    return [*references, *answers]
+    samples = math.ceil(missing / max(1, _num_tokens(own_answers(1))))
+    return [*references, *own_answers(min(_most_samples(config), samples))]
 
 
 def _most_samples(config: Config) -> int:

@@ -177,7 +177,6 @@ class Sweep:
     _: KW_ONLY
     quick: bool = False  # compare the processors of machines alone, which needs no torch
     force: bool = False  # run finished points again: only rows that this sweep appends count
-    fail_fast: bool = False  # stop at the first failure
     raises: bool = False  # raise the error of a job that fails, and store no row of it
     # in a worker: the number of rows when its sweep began; None: this process runs the sweep
     since: int | None = None
@@ -220,7 +219,7 @@ class Sweep:
                     time.sleep(POLL_SECONDS)
                     self.update()
             self.update()
-            if self.to_do and not (self.fail_fast and self.failures()):
+            if self.to_do:
                 raise RunError(
                     f"{len(self.to_do)} of {len(jobs)} points did not run, because all workers"
                     f" ended (perhaps out of memory); see {logs}, and run the same command again to"
@@ -327,8 +326,6 @@ class Sweep:
         order = sorted(self.to_do, key=lambda job: folder.was_claimed(job.id))
         while order:
             for job in order:
-                if self.fail_fast and self.failures():
-                    return
                 if job.baseline and job.baseline not in self._settled:
                     continue
                 with folder.claim(job.id) as is_claimed:

@@ -211,11 +211,9 @@ def find_held_out(config: Config, evaluated: Sequence[Example]) -> TaskExamples:
             f" the first N, or name other data that are not evaluated, calibration.task='{other}'"
         )
     # A calibration that depends on the decoding measures generated answers.
-    strategy, responses = config.strategy, getattr(config.correction, "responses", "own")
+    strategy = config.strategy
     if not strategy.is_calibrated and "decoding" not in strategy.calibrated_for:
         check_references(chosen, f"the calibration of strategy={strategy.name}")
-    if responses != "own":
-        check_references(chosen, f"correction.responses={responses}")
     return TaskExamples(task, chosen)
 
 

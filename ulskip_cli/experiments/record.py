@@ -40,7 +40,7 @@ from ulskip_cli.tasks import metrics
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 MISSING = "–"
 ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
-HIGHEST_SCORE = 100.0  # of all metrics where higher is better
+HIGHEST_SCORE = 100.0  # of all metrics
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count as the same
@@ -678,9 +678,8 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
 
     @property
     def kept(self) -> Interval | None:
-        """The kept share of the full model's primary score; if lower is better, the full model's
-        score divided by this one. Fewer than `MIN_FOR_STARS` examples have no interval, because a
-        bootstrap over so few has no power.
+        """The kept share of the full model's primary score, which can exceed 1. Fewer than
+        `MIN_FOR_STARS` examples have no interval, because a bootstrap over so few has no power.
         """
         metric = self.primary or ""
         score, compared = self.value(metric), self.vs_baseline.get(metric)
@@ -689,19 +688,9 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         full = compared.full
         if not full:
             return None
-
-        def share(score: float) -> float:
-            """Return the share of a score or of an end, which can exceed the metric's range."""
-            if not metrics.ROW_KEYS[metric].lower_is_better:
-                kept = min(score, HIGHEST_SCORE) / full
-            else:
-                kept = full / score if score > 0 else MAX_SHARE
-            return min(max(0.0, kept), MAX_SHARE)
-
-        if self.has_few_examples:
-            return Interval(share(score))
-        ends = sorted(share(full + end) for end in (compared.delta_low, compared.delta_high))
-        return Interval(share(score), *ends)
+        ends = () if self.has_few_examples else (compared.delta_low, compared.delta_high)
+        scores, most = Interval(score, *(full + end for end in ends)), HIGHEST_SCORE / full
+        return scores.through(lambda score: max(0.0, min(score / full, most, MAX_SHARE)))
 
     @property
     def kept_share(self) -> float | None:

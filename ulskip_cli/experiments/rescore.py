@@ -1,9 +1,7 @@
 """Score stored generations again without a model, also by other metrics (`ulskip score`)."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
@@ -14,44 +12,25 @@ from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import Answers
 
 TOLERANCE = 1e-9
-_RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
 class RescoredRun:
     """A run with new scores, and the differences between the new scores and the stored row."""
 
-    folder: ResultsFolder
-    record: Record
+    record: Record  # settings and measurements of the row are unchanged
     added: list[str]  # row keys of metrics that the row lacked
     changed: dict[str, tuple[float, float]]  # old and new value by row key
-
     has_news: bool  # a score or a difference from the full model is new or changed
 
-    def save(self) -> None:
-        """Append the record to runs.jsonl if it has news; settings and measurements of the row stay
-        unchanged.
-        """
-        if self.has_news:
-            self.folder.append(self.record)
 
-
-def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:
-    """Find runs by results folder or run id; raise UsageError if no run has stored generations."""
-    path = Path(target).expanduser()
-    folders, run_id = [path], ""
-    if _RUN_ID.fullmatch(target) and not path.is_dir():
-        folders, run_id = sorted(file.parent for file in results_dir.glob("*/runs.jsonl")), target
-    runs = [
-        (folder, record)
-        for folder in map(ResultsFolder, folders)
-        for record in folder.records(warn=True)
-        if record.is_done and run_id in ("", record.id) and _generations(folder, record.id, record)
-    ]
+def find_runs(folder: ResultsFolder) -> list[Record]:
+    """Find the runs of a results folder; raise UsageError if none has stored generations."""
+    records = [record for record in folder.records(warn=True) if record.is_done]
+    runs = [record for record in records if _generations(folder, record.id, record)]
     if not runs:
         raise UsageError(
-            f"expected a results folder or a run id with answers, got '{target}'; run ids are"
-            f" searched in {results_dir}/, set another folder with --results-dir"
+            f"expected a results folder with answers, got '{folder.path}'; name another folder"
         )
     return runs
 
@@ -72,7 +51,7 @@ def rescore(
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     if not all(answer["reference"] for answer in answers):
-        return RescoredRun(folder, record, [], {}, has_news=False)
+        return RescoredRun(record, [], {}, has_news=False)
     texts = _texts(answers)
     if len(full) == len(answers):
         texts = replace(texts, full=_texts(full).hypotheses)
@@ -93,7 +72,7 @@ def rescore(
     )
     added = [key for key in scores.values if key not in before]
     has_news = bool(added or changed or rescored.vs_baseline != record.vs_baseline)
-    return RescoredRun(folder, rescored, added, changed, has_news)
+    return RescoredRun(rescored, added, changed, has_news)
 
 
 def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row]:

@@ -24,7 +24,6 @@ from ulskip_cli.tasks.metrics import Answers
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 GATE = 0.9  # share of the full model's quality that a winner keeps
 TITLES = {key: row_key.title for key, row_key in metrics.ROW_KEYS.items()}
-LOWER_IS_BETTER = {key for key in TITLES if metrics.ROW_KEYS[key].lower_is_better}
 MIN_BLEU = 10.0  # translations below it have little in common with their references
 SAME_SCORE = 1e-6
 SAME = Interval(0.0, 0.0, 0.0)  # the difference of the same answers
@@ -175,9 +174,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     sources, references = map(list, zip(*shared, strict=True))
     answers = Answers(texts, references, sources, others)
     delta = metrics.compute_scores(scoring, answers).against_full[metric]
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    ends = sorted(sign * delta[key] for key in ("delta_low", "delta_high"))
-    return Interval(sign * delta["delta"], *ends)
+    return Interval(delta["delta"], delta["delta_low"], delta["delta_high"])
 
 
 @cache
@@ -209,7 +206,7 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
         ends = (against.delta_low, against.delta_high) if against else (0.0, 0.0)
         sides.append(Interval(score, *(full + end for end in ends)))
         fulls.append(full)
-    if metric in LOWER_IS_BETTER:
+    if metric == metrics.DECODE_LOSS.key:  # lower is better
         sides.reverse()
     better = sides[0].minus(sides[1])
     is_known = (
@@ -311,7 +308,7 @@ def score_text(record: Record) -> list[str]:
     if not compared.delta:
         return [f"{text}, like the full model's"]
     kept, changes = record.kept, tested_changes(record)
-    if kept is None or metric in LOWER_IS_BETTER:
+    if kept is None:
         text += f" instead of {compared.full:{form}}"
     else:
         text += f" is {kept.text('.0%')} of the full model's"
@@ -344,8 +341,6 @@ def tested_changes(record: Record) -> dict[str, str]:
     for key in record.scores:
         compared = record.vs_baseline.get(key)
         if compared and not record.has_few_examples:
-            is_worse = (compared.delta > 0) is (key in LOWER_IS_BETTER)
-            changes[key] = FAILS if is_worse else HOLDS
-            if not record.is_significant(key):
-                changes[key] = TIE
+            delta = Interval(compared.delta, compared.delta_low, compared.delta_high)
+            changes[key] = verdict(delta)
     return changes

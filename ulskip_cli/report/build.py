@@ -42,7 +42,6 @@ class Report:
     paths: list[Path]  # results folders
     against: str | None = None  # `paper`, or a folder of results to compare with
     gate: float = GATE
-    results_dir: Path = Path("results")
 
     @cached_property
     def records(self) -> list[Record]:
@@ -85,7 +84,7 @@ class Report:
         """The comparison with the folder `against`."""
         if not self.against or self.against == PAPER:
             return None
-        old = read_records(find_folders([Path(self.against)], self.results_dir))
+        old = read_records(find_folders([Path(self.against)]))
         compared = compare(self.records, old, self.gate)
         if not compared.pairs:
             names = ", ".join(f"'{path}'" for path in self.paths[:3])

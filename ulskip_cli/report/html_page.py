@@ -51,8 +51,8 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
     table = tables.long_section(records)
     names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     facets = {
-        head: sorted({order(text) for text in texts} - {""}, key=_as_number)
-        for head, texts in table.frame.items()
+        head: sorted({order(line[i]) for line in table.cells} - {""}, key=_as_number)
+        for i, head in enumerate(table.heads)
         if head in names
     }
     return environment.get_template("page.html").render(

@@ -13,9 +13,10 @@ import numpy as np
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, may_gain, primary
+from ulskip_cli.experiments.statistics import GATE, TITLES, may_gain, primary
 from ulskip_cli.report.rows import Group, collected
 from ulskip_cli.report.tables import shortened
+from ulskip_cli.tasks.metrics import DECODE_LOSS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -92,12 +93,12 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     axes.set_title(shortened(group.label, MAX_TITLE))
     metric = str(primary(group.records))
     compared = rows[0].vs_baseline.get(metric)
-    full = _draw_full(axes, compared.full, metric, gate) if compared else []
-    at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
+    full = _draw_full(axes, compared.full, gate) if compared else []
+    at_gate = [(1.0, gate * value) for _, value in full]
     _limit_to(axes, [*(_at(row, metric) for row in rows), *full, *at_gate])
     handles = dict[str, "Artist"]()
     gains = [_at(row, metric) for row in rows if may_gain(row)]
-    front = pareto_front([*gains, *full], metric in LOWER_IS_BETTER)
+    front = pareto_front([*gains, *full], metric == DECODE_LOSS.key)
     if len(front) > 1:
         handles["Pareto front"] = _draw_front(axes, front)
     for label, drawn in collected(rows, lambda row: row.label).items():
@@ -134,16 +135,15 @@ def _scored(group: Group) -> list[Record]:
     return [row for row in rows if row.batch_size == smallest]
 
 
-def _draw_full(axes: "Axes", value: float, metric: str, gate: float) -> list[tuple[float, float]]:
+def _draw_full(axes: "Axes", value: float, gate: float) -> list[tuple[float, float]]:
     """Draw the full model and the quality gate; return the full model's point."""
     colour = strategy_colour("full")
     axes.axhline(value, color=colour, linestyle="--", linewidth=1)
     axes.plot([1], [value], marker="D", color=colour, markersize=5)
     annotate(axes, "full", (1, value), (4, 4))
-    if metric not in LOWER_IS_BETTER:
-        axes.axhline(gate * value, color=colour, linestyle=":", linewidth=1)
-        left = {"xycoords": axes.get_yaxis_transform(), "va": "top"}
-        annotate(axes, f"quality gate: {gate:.0%} of full", (0, gate * value), (3, -3), **left)
+    axes.axhline(gate * value, color=colour, linestyle=":", linewidth=1)
+    left = {"xycoords": axes.get_yaxis_transform(), "va": "top"}
+    annotate(axes, f"quality gate: {gate:.0%} of full", (0, gate * value), (3, -3), **left)
     return [(1.0, value)]
 
 

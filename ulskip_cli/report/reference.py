@@ -27,9 +27,10 @@ from ulskip_cli.report.tables import TableSection, sentences
 
 TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 NOTE = (
-    "Quality: new minus old (of TER, old minus new); speedup: new divided by old. A star (*) marks"
-    " a 95% interval that excludes no difference, for each comparison and not corrected for their"
-    " number. Intervals of quality come from a paired bootstrap if both sides' answers are stored,"
+    "Quality: new minus old (of the decode loss, old minus new); speedup: new divided by old. A"
+    " star (*) marks a 95% interval that excludes no difference, for each comparison and not"
+    " corrected for their number. Intervals of quality come from a paired bootstrap if both sides'"
+    " answers are stored,"
     " else from the rows"
 )
 

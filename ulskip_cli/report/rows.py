@@ -26,6 +26,7 @@ from ulskip_cli.experiments.settings import (
 )
 
 FILE = "runs.jsonl"
+RESULTS_DIR = Path("results")  # default of results_dir
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
 
 Item = TypeVar("Item")
@@ -108,16 +109,14 @@ def _option_text(record: Record, key: Key) -> str:
     return "" if option is None else words(option)
 
 
-def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
-    """List the results folders that folders, parent folders or runs.jsonl files name; by default,
-    all in `results_dir`.
-    """
+def find_folders(named: Sequence[Path]) -> list[Path]:
+    """List the results folders that folders, parent folders or runs.jsonl files name."""
     folders: dict[Path, None] = {}
-    for path in named or [results_dir]:
+    for path in named:
         folder = path.parent if path.name == FILE else path
         below = [folder] if (folder / FILE).is_file() else _inside(folder)
         if not below:
-            known = ", ".join(map(str, _inside(results_dir)))
+            known = ", ".join(map(str, _inside(RESULTS_DIR)))
             raise UsageError(
                 f"expected a folder of results with {FILE}, or a folder of such folders, got"
                 f" '{path}'; known: {known or 'none'}; `ulskip run` makes one"
@@ -147,7 +146,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
 
 
 def displayed(record: Record, folder: Path) -> Record:
-    """Return a record with its folder and with texts that a terminal, Markdown and CSV can show."""
+    """Return a record with its folder and with texts that a terminal and Markdown can show."""
     text = record.model_dump_json(exclude_none=True)
     if "\\" in text or not text.isprintable():
         record = read(json.dumps(all_printable(json.loads(text))))

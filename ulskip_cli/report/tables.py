@@ -1,4 +1,4 @@
-"""Tables as text for a terminal, Markdown and CSV, and the long table, which has one line per
+"""Tables as text for a terminal and in Markdown, and the long table, which has one line per
 record.
 """
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,6 @@ from ulskip_cli.experiments.record import (
     COLUMNS,
     MIN_FOR_STARS,
     MISSING,
-    REPEATED,
     Column,
     Record,
 )
@@ -40,8 +38,6 @@ from ulskip_cli.tasks.metrics import AGREEMENT
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
-# The beginning of a text that a spreadsheet would run as a formula; a number is none.
-FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's: the 95% interval of the"
@@ -92,11 +88,6 @@ class TableSection:
     def heads(self) -> list[str]:
         """The titles of the columns, each on one line."""
         return [column.head for column in self.columns]
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The table as a data frame of texts."""
-        return pd.DataFrame(self.cells, columns=self.heads, dtype=object)
 
     @classmethod
     def of(
@@ -278,37 +269,11 @@ def write_markdown(file: Path, records: Sequence[Record], parts: Iterable[str]) 
     write_atomic(file, escape_markdown("\n\n".join(filter(None, whole)) + "\n"))
 
 
-def to_csv(records: Sequence[Record]) -> str:
-    """Write all plain values of records as CSV, one line per record, under the keys of a row. Texts
-    that a spreadsheet would run as a formula get a leading quote.
-    """
-    lines = []
-    keys = [key for key in differences(all_settings(records)) if "." in key.name]
-    for record in ordered(records):
-        derived = {
-            "kept_layers": " ".join(map(str, record.kept_layers or ())),
-            "correction": record.correction.label if record.correction else None,
-            "speedup_pairs": record.num_pairs,
-        }
-        options = {key.name: text for key in keys if (text := setting_text(record, key)) != MISSING}
-        lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
-    order = dict.fromkeys(["id", *REPEATED, *Record.model_fields, "speedup_pairs"])
-    plain = {
-        key for line in lines for key, value in line.items() if isinstance(value, str | int | float)
-    }
-    heads = [*filter(plain.__contains__, order), *sorted(plain - set(order))]
-    frame = pd.DataFrame(lines, columns=heads, dtype=object).replace(FORMULA, "'", regex=True)
-    frame.columns = frame.columns.str.replace(FORMULA, "'", regex=True)
-    table: str = frame.to_csv(index=False, lineterminator="\n")
-    return table
-
-
 def write_tables(folder: ResultsFolder) -> None:
-    """Write table.md and table.csv from all records of a folder."""
+    """Write table.md from all records of a folder."""
     records = stored(folder)
     long = long_section(records)
     write_markdown(folder.path / FILE, records, [markdown(long), long.note])
-    write_atomic(folder.path / "table.csv", to_csv(records))
 
 
 def title(records: Sequence[Record]) -> str:

@@ -1,5 +1,3 @@
-from decimal import Decimal
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics import Answers, compare_segments
-from ulskip_cli.tasks.metrics.overlap import ExactMatch, NumberMatch, Rouge
+from ulskip_cli.tasks.metrics.overlap import ExactMatch, Rouge
 
 MAYOR = "The mayor opened the bridge. Crowds were cheering."
 HYPOTHESES = [MAYOR, "Prices rose\nagain", "Nothing here"]
@@ -44,34 +42,6 @@ def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
     scores = metric.score(Answers(texts, references, references, full))
     assert scores.values == {"exact_match": 25.0}
     assert scores.against_full["exact_match"]["delta"] == -25.0
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("$1,204.50", "1204.50"),
-        ("is .5", "0.5"),
-        ("3-5", "5"),
-        ("7 - 2 = -5", "-5"),
-        ("\N{MINUS SIGN}5", "-5"),
-        ("1,2,3", "3"),
-        ("12.05.2024", "2024"),
-    ],
-)
-def test_a_number_is_read_as_a_person_reads_it(text, number):
-    metric = NumberMatch("number_match", Scoring(("number_match",)))
-    assert metric.part(text) == Decimal(number)
-
-
-def test_number_match_compares_the_last_numbers():
-    metric = NumberMatch("number_match", Scoring(("number_match",)))
-    references = ["2 + 2 = 4\n#### 4", "#### 1,200", "#### -3", "#### 18", "#### 7"]
-    hypotheses = ["It is 4.00.", "so $1200", "of 5, -3 remain", "18 or 19", "no number"]
-    scores = metric.score(Answers(hypotheses, references, references, references))
-    assert scores.values == {"number_match": 60.0}
-    assert scores.against_full["number_match"]["full"] == 100.0
-    with pytest.raises(UsageError, match=r"number_match.*'none'.*exact_match"):
-        metric.check(["1", "none"])
 
 
 values = st.lists(st.floats(0, 100), min_size=2, max_size=30)

@@ -114,7 +114,6 @@ class RowKey:
     title: str  # in text and plots
     short_title: str = ""  # of a table column; empty: `title`
     number_format: str = ".1f"
-    lower_is_better: bool = False
     optional: bool = False  # its column may be left out on a narrow terminal
 
 
@@ -149,18 +148,11 @@ ROUGE_KEYS = (
 _REGISTRY = (
     MetricSpec("bleu", "translation:Sacrebleu", (RowKey("bleu", "BLEU"),)),
     MetricSpec("chrf", "translation:Sacrebleu", (RowKey("chrf", "chrF", optional=True),)),
-    MetricSpec("ter", "translation:Sacrebleu", (RowKey("ter", "TER", lower_is_better=True),)),
     MetricSpec("rouge", "overlap:Rouge", ROUGE_KEYS, primary_key="rougeL"),
     MetricSpec(
         "exact_match",
         "overlap:ExactMatch",
         (RowKey("exact_match", "exact match", "exact"),),
-        is_binary=True,
-    ),
-    MetricSpec(
-        "number_match",
-        "overlap:NumberMatch",
-        (RowKey("number_match", "number match", "number"),),
         is_binary=True,
     ),
     MetricSpec(
@@ -174,7 +166,7 @@ _REGISTRY = (
 METRICS = {spec.name: spec for spec in _REGISTRY}
 # The evaluation measures the decode loss with the model itself, so that it has a row key but no
 # metric.
-DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f", lower_is_better=True)
+DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f")
 # The score of prompts without references.
 AGREEMENT = RowKey("agreement", "agreement", number_format=".1%")
 # By the key of a row, in the order of tables: the metric, and how reports show the number.

@@ -1,9 +1,7 @@
-"""Metrics of each answer that compare it with the reference: ROUGE, and equal texts or numbers."""
+"""Metrics of each answer that compare it with the reference: ROUGE, and equal texts."""
 
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 
 import numpy as np
 
@@ -12,57 +10,24 @@ from ulskip_cli.tasks.metrics import Answers, SegmentMetric
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
-# A minus begins a number only if nothing is before it: 3-5 ends with 5.
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|(?<!\d)\.[0-9]+)")
 _ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops all other characters
 
 
-class Match(SegmentMetric):
-    """Percentage of hypotheses of which the compared part equals that of the reference."""
-
-    @abstractmethod
-    def part(self, text: str) -> object:
-        """Return the part of a text that is compared; None equals nothing."""
-
-    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
-        """Return 100 for each answer that matches its reference, otherwise 0."""
-        matches = [
-            (part := self.part(reference)) is not None and part == self.part(text)
-            for text, reference in zip(texts, answers.references, strict=True)
-        ]
-        return {self.name: 100.0 * np.array(matches)}
-
-
-class ExactMatch(Match):
+class ExactMatch(SegmentMetric):
     """Percentage of hypotheses that equal the reference, ignoring case and differences in white
     space.
     """
 
     signature = "case and white space folded"
 
-    def part(self, text: str) -> str:
-        """Return the whole text, with case and white space normalized."""
-        return " ".join(text.split()).casefold()
+    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
+        """Return 100 for each answer that matches its reference, otherwise 0."""
+        pairs = zip(map(_folded, texts), map(_folded, answers.references), strict=True)
+        return {self.name: 100.0 * np.array([text == reference for text, reference in pairs])}
 
 
-class NumberMatch(Match):
-    """Percentage of hypotheses whose last number equals the last number of the reference."""
-
-    signature = "last number, without commas"
-
-    def part(self, text: str) -> Decimal | None:
-        """Return the last number, such as 1200.50 of `3 boxes of $1,200.50`."""
-        numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-        return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-    def check(self, references: Sequence[str] = ()) -> None:
-        """Raise UsageError if a reference has no number."""
-        for text in references:
-            if self.part(text) is None:
-                raise UsageError(
-                    f"metric number_match requires a number in every reference, got {text[:40]!r};"
-                    " task.metrics=[exact_match] compares texts"
-                )
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 class Rouge(SegmentMetric):

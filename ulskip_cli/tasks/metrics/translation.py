@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER, computed by sacrebleu and compared with the full model by a paired
+"""BLEU and chrF, computed by sacrebleu and compared with the full model by a paired
 bootstrap.
 """
 
@@ -9,24 +9,20 @@ import numpy as np
 from sacrebleu.metrics.base import Metric as SacrebleuMetric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.metrics.ter import TER
 
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.tasks.metrics import Answers, Metric, Scores, comparison, resamples
 
 
 class Sacrebleu(Metric):
-    """A corpus metric of sacrebleu: BLEU, chrF2 or TER."""
+    """A corpus metric of sacrebleu: BLEU or chrF2."""
 
     def make(self) -> SacrebleuMetric:
-        """Make BLEU with sacrebleu's tokenizer for the language, chrF2, which needs no tokenizer,
-        or TER, which counts characters instead of words for Chinese and Japanese.
+        """Make BLEU with sacrebleu's tokenizer for the language, or chrF2, which needs no
+        tokenizer.
         """
         language = self.scoring.target_language or ""
-        if self.name == "bleu":
-            return BLEU(trg_lang=language)
-        asian = language in ("zh", "ja")
-        return TER(normalized=asian, asian_support=asian) if self.name == "ter" else CHRF()
+        return BLEU(trg_lang=language) if self.name == "bleu" else CHRF()
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the tokenizer of the target language is not installed."""
