@@ -155,6 +155,7 @@ def generate(
     from ulskip_cli.experiments.workload import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
+    from ulskip_cli.inference.loading import load, load_tokenizer
     from ulskip_cli.inference.skip_adapter import SkipAdapter
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
@@ -169,12 +170,14 @@ def generate(
     engine_named(AUTO).check(chosen.needs())
     has_template, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
+        named = config.model_named(str(model))
         if isinstance(skip_adapter, str | Path):
-            folder = Path(skip_adapter).expanduser()
-            read_record(folder, config.model_named(str(model)), "skip_adapter")
-        chat_options = config.model_named(str(model)).chat_options
-        model, own_tokenizer = _loaded(model)
-        tokenizer = own_tokenizer if tokenizer is None else tokenizer
+            read_record(Path(skip_adapter).expanduser(), named, "skip_adapter")
+        if named.source == "random":
+            raise UsageError("random weights answer no prompts; use a pretrained model")
+        chat_options = named.chat_options
+        tokenizer = load_tokenizer(named) if tokenizer is None else tokenizer
+        model = load(named).model
     if tokenizer is None:
         raise UsageError("expected the tokenizer of the model, got none; write tokenizer=TOKENIZER")
     if isinstance(skip_adapter, str | Path):
@@ -250,18 +253,6 @@ def _chosen(
     if kept is None:
         kept = skip_adapter.kept_sets[0] if skip_adapter else range(depth)
     return _layers(kept)
-
-
-def _loaded(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a model that `ulskip config model` lists, or one from a folder or the hub."""
-    from ulskip_cli.inference.loading import load, load_tokenizer
-
-    chosen = config.model_named(str(model))
-    if chosen.source == "random":
-        raise UsageError("random weights answer no prompts; use a pretrained model")
-    tokenizer = load_tokenizer(chosen)
-    assert tokenizer is not None
-    return load(chosen).model, tokenizer
 
 
 def _layers(kept: Sequence[int]) -> list[int]:

@@ -12,11 +12,8 @@ from ulskip_cli.experiments.describe import measure_throughput, run_warnings, su
 from ulskip_cli.experiments.record import (
     CorrectionUsed,
     Environment,
-    Pairs,
     Point,
     Record,
-    Side,
-    Unit,
 )
 from ulskip_cli.strategies.plan import make_plan
 
@@ -110,16 +107,6 @@ def test_corrections_of_another_task_are_warned_of(warned):
     (line,), *others = [warned("ratio=2", correction=patch) for patch in corrections]
     assert "correction was made on examples of task=cnn_dm" in line and "calibrate on wmt" in line
     assert others == [(), ()]
-
-
-@pytest.mark.parametrize(("low", "units", "count"), [(0.6, 3, 0), (0.7, 3, 1), (0.7, 2, 0)])
-def test_a_prediction_is_contradicted_by_a_whole_interval(warned, low, units, count):
-    timing = {"measured_speedup_low": low, "measured_speedup_high": 4.0}
-    pairs = Pairs(strategy=Side(decode_seconds=(1.0,) * units), units=(Unit(pairs=1),) * units)
-    timing |= {"measured_speedup": 1.53, "pairs": pairs}
-    lines = warned(predicted_speedup=0.65, **timing)
-    assert len(lines) == count
-    assert all("0.65" in line and "1.53" in line for line in lines)
 
 
 OUTPUTS = [

@@ -141,7 +141,8 @@ def test_the_reason_is_told_why_a_point_with_a_row_is_to_do(jobs, folder):
 
     assert note(first) == note(second) == ""
     save(folder, first, processor="another")
-    assert note(first) == "again, because the stored row is of another processor, another"
+    assert note(first).startswith("again, because the stored row is of another machine")
+    assert "another, " in note(first)
     save(folder, first)
     assert note(first) == "" and "--force" in note(first, force=True)
     folder.append(done(second).replace(num_examples=5))

@@ -257,7 +257,7 @@ def test_options_of_the_harness_for_batches_and_the_device_win(rows):
 def test_a_generation_option_that_no_key_of_decoding_has_is_refused(tasks, command):
     where = ["--include_path", tasks, "--limit", "2", "--tasks", "ulskip_writing"]
     code, _, err = command(options=[*where, "--gen_kwargs", "length_penalty=0.5"])
-    assert (code, "got length_penalty; remove" in err) == (2, True), err
+    assert (code, "length_penalty" in err) == (2, True), err
 
 
 def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, command, tmp_path):

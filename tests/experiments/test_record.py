@@ -112,10 +112,10 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
     ],
     ids=str,
 )
-def test_a_row_that_cannot_be_read_is_refused_with_file_line_and_key(change, key):
+def test_a_row_that_cannot_be_read_is_refused_with_its_key(change, key):
     row = {name: value for name, value in {**POINT, **change}.items() if value is not None}
-    with pytest.raises(UsageError, match=rf"^runs.jsonl, line 3: .*\b{key}\b"):
-        read(json.dumps(row), Path("runs.jsonl"), 3)
+    with pytest.raises(UsageError, match=rf"\b{key}\b"):
+        read(json.dumps(row))
 
 
 @pytest.mark.parametrize("key", ["decoded_tokens", "first_token_seconds", "prefill_seconds"])

@@ -3,7 +3,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
-from ulskip_cli.experiments.record import Interval
 from ulskip_cli.experiments.statistics import (
     FAILS,
     HOLDS,
@@ -15,9 +14,7 @@ from ulskip_cli.experiments.statistics import (
     sentence,
     shares,
     speed_ratio,
-    unchanged,
     verdict,
-    within,
 )
 from ulskip_cli.report.rows import read_records
 
@@ -37,7 +34,7 @@ def test_stored_answers_are_compared_by_a_paired_bootstrap(tmp_path):
     assert verdict(better) == HOLDS and better.low > 50
     assert verdict(difference(bad, good, "bleu")) == FAILS
     same = difference(good, again, "bleu")
-    assert same == SAME and (verdict(same), unchanged(same)) == (TIE, HOLDS)
+    assert same == SAME and verdict(same) == TIE
 
 
 def test_without_answers_the_intervals_of_the_records_are_taken_together():
@@ -73,9 +70,7 @@ def test_only_shared_examples_are_compared_where_the_data_differ(tmp_path):
 def test_speedups_are_compared_as_ratios():
     ratio = speed_ratio(sweep_row(speedup=2.0), sweep_row(speedup=1.0))
     assert ratio.value == 2.0 and 1.9 < ratio.low < 2.0 < ratio.high < 2.1
-    assert verdict(ratio, 1.0) == HOLDS and within(ratio, 0.15) == FAILS
-    assert within(Interval(1.0, 0.99, 1.01), 0.15) == HOLDS
-    assert within(Interval(1.0, None, None), 0.15) == TIE
+    assert verdict(ratio, 1.0) == HOLDS
     assert speed_ratio(sweep_row(measured_speedup=None), sweep_row()) is None
     assert speed_ratio(sweep_row(units=2), sweep_row()).low is None
 

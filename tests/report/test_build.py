@@ -100,20 +100,6 @@ def test_a_check_needs_a_folder(report, folder, against):
     assert code == 2 and "--compare FOLDER" in err
 
 
-def test_rows_of_unlike_states_of_the_machine_are_named(report, tmp_path):
-    def stored(name, seconds):
-        tokens = {"decoded_tokens": [31] * 3}
-        sides = {"full": seconds, "strategy": 0.3}
-        pairs = {side: {"decode_seconds": [spent] * 3, **tokens} for side, spent in sides.items()}
-        return write_folder(
-            tmp_path / name, [sweep_row("full"), sweep_row(), sweep_row(target=3.0, pairs=pairs)]
-        )
-
-    code, out, _ = report(stored("alike", 0.63), "--no-plots")
-    assert code == 0 and "unlike states" not in out
-    assert "took 20 to 29" in " ".join(report(stored("apart", 0.9), "--no-plots")[1].split())
-
-
 def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
     busy = "other processes used {} CPUs"
     low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1}

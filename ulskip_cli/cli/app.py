@@ -86,17 +86,11 @@ def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
         return f"unknown command '{first[:80]}'; {advice}"
     if not message.startswith("No such option"):
         return message
-    option = str(getattr(error, "option_name", ""))
-    key, problem = option.lstrip("-").replace("-", "_"), f"unknown option {option[:80]};"
+    option = str(getattr(error, "option_name", ""))[:80]
     options = ", ".join(getattr(error, "possibilities", None) or ())
-    if option == first and not options:
-        return f"{problem} write options and keys after the command, e.g. ulskip run ratio=2"
-    from ulskip_cli.core.config import GROUPS
-    from ulskip_cli.core.config_schema import TrainingConfig, TuneConfig
-
-    if key.partition(".")[0] in {*TuneConfig.model_fields, *TrainingConfig.model_fields, *GROUPS}:
-        return f"{problem} keys have no dashes, write {key}=VALUE"
-    return f"{problem} {f'did you mean {options}?' if options else '`--help` lists the options'}"
+    key = option.lstrip("-").replace("-", "_")
+    advice = f"keys have no dashes, write {key}=VALUE; `--help` lists the options"
+    return f"unknown option {option}; {f'did you mean {options}?' if options else advice}"
 
 
 @app.callback(invoke_without_command=True)

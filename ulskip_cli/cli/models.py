@@ -1,7 +1,6 @@
 """The commands that write a model: `ulskip train` and `ulskip export`."""
 
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +22,6 @@ from ulskip_cli.core.files import check_writable, user_path
 from ulskip_cli.core.progress import ProgressCallback
 
 if TYPE_CHECKING:
-    from ulskip_cli.core.config_schema import Config, TrainingConfig
     from ulskip_cli.experiments.record import Row
 
 
@@ -59,12 +57,12 @@ def train(
     if as_json:
         print_json(record)
         return
-    for line in training_lines(record, output, chosen):
+    for line in training_lines(record, output):
         print(line)
 
 
-def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> list[str]:
-    """Return the lines of the summary: steps, losses, and the command to run next."""
+def training_lines(record: "Row", output: Path) -> list[str]:
+    """Return the lines of the summary: steps and losses."""
     since = " since the run resumed" if record["resumed"] else ""
     lines = [
         f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples,"
@@ -85,40 +83,8 @@ def training_lines(record: "Row", output: Path, config: "TrainingConfig") -> lis
             for key, loss in losses.items()
         )
         lines.append(f"validation loss: {shown}")
-    from ulskip_cli.core.command_line import command_line
-
     warnings = [f"warning: {text}" for text in record["warnings"]]
-    if not warnings and (following := next_config(config)):
-        lines.append(
-            f"next, on examples that it was not trained on: {command_line(following, 'run')}"
-        )
     return [*lines, f"written to {output}/", *warnings]
-
-
-def next_config(training: "TrainingConfig") -> "Config | None":
-    """Return the configuration that runs a trained model or skip adapter, with the layers and the
-    first ratio of the training, on other examples: those of validation, the task's held-out ones,
-    or those after the trained ones. Return None if the data have no others.
-    """
-    from ulskip_cli.core.config import changed_choice, compose, preset
-
-    shared = ("task", "max_new_tokens", "strategy", "limit", "prompt_layers")
-    kept = {key: getattr(training, key) for key in shared}
-    if validation := dict(training.train.validation or {}):
-        kept["limit"] = validation.pop("limit", None)
-        kept["task"] = changed_choice(training.task, validation, "task.")
-    elif held_out := training.task.held_out():
-        kept["task"] = held_out
-    else:
-        kept["offset"] = training.offset + (training.limit or sys.maxsize)
-        if kept["offset"] >= len(training.task.examples()):
-            return None
-    ratio = next((ratio for ratio in training.train.ratios if ratio != 1), 1.0)
-    config = compose([]).replace(**kept, ratio=ratio)
-    if training.train.method == "adapter":
-        adapter = preset("correction", "adapter", {"path": [training.output]})
-        return config.replace(model=training.model, correction=adapter)
-    return config.replace(model=training.model.saved_in(training.output))
 
 
 def export(

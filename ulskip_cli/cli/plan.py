@@ -60,7 +60,8 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         plan.kv_bytes_per_token,
         plan.kept_kv_bytes_per_token,
     )
-    if plan.prompt_layers == "kept":
+    kept = plan.prompt_layers == "kept"
+    if kept:
         cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
     else:
         cache = UNKNOWN if kv is None else f"{kv:,} during the prompt, {kept_kv:,} in decode"
@@ -75,11 +76,7 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         ),
         "weights": weights,
         "KV bytes per token": cache,
-        "prompt_layers": (
-            "all layers encode the prompt"
-            if plan.prompt_layers == "all"
-            else "the kept layers encode the prompt"
-        ),
+        "prompt_layers": f"{'the ' * kept}{plan.prompt_layers} layers encode the prompt",
     }
     if correction or plan.patch_bytes != 0:
         read = (
@@ -188,14 +185,8 @@ def config(
         console.print(Panel(table, title=Text(title), title_align="left", border_style="dim"))
 
 
-def env(as_json: Json = False) -> None:
-    """Show versions, device, threads and instruction set, for bug reports."""
+def env() -> None:
+    """Show versions, device, threads and instruction set as JSON, for bug reports."""
     from ulskip_cli.core import environment
 
-    facts = {**environment.code(), **environment.machine()}
-    if as_json:
-        print(json.dumps(facts))
-        return
-    facts |= facts.pop("packages")
-    width = max(map(len, facts))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))
+    print(json.dumps(environment.code() | environment.machine(), indent=1))

@@ -152,8 +152,7 @@ class HeldOutEvaluator:
             decoder = Decoder(loaded.model, plan, adapter=adapter)
             answers = generate_answers(decoder, part, config, progress, checkpoints)
             scores.append(getattr(score_answers(answers, part, None, progress), metric))
-        sign = -1 if metrics.ROW_KEYS[metric].lower_is_better else 1
-        return sign * sum(scores) / len(scores)
+        return sum(scores) / len(scores)
 
     def tell(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""

@@ -22,12 +22,9 @@ from ulskip_cli.experiments.record import (
     StageUsed,
     Throughput,
 )
-from ulskip_cli.experiments.statistics import TIE, verdict
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
-# factor between measured and predicted speedup that is allowed without a warning
-PREDICTION_FACTOR = 1.6
 # values of batches that are added up
 SUMMED = ("prompt_tokens", "generated_tokens", "decode_seconds", "total_seconds", "compile_seconds")
 
@@ -145,7 +142,6 @@ def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
         *_doubts_of_quality(config, plan, record),
         *_adjustments(config, record),
         *_depth_misses(config, record),
-        *_misprediction(record),
     )
 
 
@@ -264,18 +260,3 @@ def _depth_misses(config: Config, record: Record) -> Iterator[str]:
         f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the speed"
         f" of these answers differs from the target{advice and f'; {advice}'}"
     )
-
-
-def _misprediction(record: Record) -> Iterator[str]:
-    """Warn if the measured speedup surely differs from the prediction by `PREDICTION_FACTOR`."""
-    predicted, speedup = record.predicted_speedup, record.speedup
-    if not predicted or not speedup:
-        return
-    value = speedup.value
-    is_near = 1 / PREDICTION_FACTOR <= value / predicted <= PREDICTION_FACTOR
-    if not is_near and verdict(speedup, predicted) != TIE:
-        yield (
-            f"{record.strategy}: the cost model predicted a speedup of {predicted:.2f}, but"
-            f" {value:.2f} was measured; it counts only the bytes of weights that a step reads, so"
-            " rely on the measured speedup"
-        )

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import compress
 from pathlib import Path
 
@@ -148,15 +147,10 @@ def generate_answers(
     report = progress.phase(f"{name}: generate{resumed}", len(workload.examples))
     report(num_finished, "encode prompts")
     began = time.monotonic()
-    finished_tokens = {num_finished: 0}  # by the number of finished answers
 
     def on_tokens(done: int, tokens: int) -> None:
-        rate = max(1, tokens) / max(1e-9, time.monotonic() - began)
-        begun = tokens - finished_tokens.setdefault(done, tokens)
-        most = (len(workload.examples) - done) * config.answer_tokens - begun
-        left = timedelta(seconds=round(most / rate))
-        speed = f"{rate:,.{0 if rate >= 10 else 1}f} tok/s"
-        report(done, f"{tokens:,} tokens, {speed}, at most {left} left")
+        rate = tokens / max(1e-9, time.monotonic() - began)
+        report(done, f"{tokens:,} tokens, {rate:,.1f} tok/s")
 
     reset_peak(decoder.device)
     for positions, output in generate_all(
@@ -250,7 +244,6 @@ def score_answers(
         [example.test for example in examples],
     )
     scores = metrics.compute_scores(workload.task.scoring(), texts)
-    progress.note(f"{answers.strategy}: {_score_text(scores)}")
     scored: Quality = quality.replace(
         **scores.values,
         signatures=scores.signatures,
@@ -258,14 +251,6 @@ def score_answers(
         length_ratio=length_ratio(texts.hypotheses, texts.references),
     )
     return scored
-
-
-def _score_text(scores: metrics.Scores) -> str:
-    """Return the primary score beside the full model's, e.g. `BLEU 26.3, full 26.7`."""
-    key = metrics.METRIC_OF[next(iter(scores.values))].primary
-    row_key, full = metrics.ROW_KEYS[key], scores.against_full.get(key)
-    text = f"{row_key.title} {scores.values[key]:{row_key.number_format}}"
-    return f"{text}, full {full['full']:{row_key.number_format}}" if full else text
 
 
 def measure_by_teacher_forcing(

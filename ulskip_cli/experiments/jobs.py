@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core import environment, interruption
+from ulskip_cli.core import interruption
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
@@ -157,17 +157,6 @@ class SweepObserver(ProgressCallback):
         """Handle the record of a job; `is_new` is False if it was finished before the sweep."""
 
 
-def _made_elsewhere(record: Record) -> str:
-    """Say how the machine of a row differs from this one, e.g. `of another processor, X`."""
-    where = record.environment
-    if where is None:
-        return "of an unknown machine"
-    if where.processor != environment.processor():
-        return f"of another processor, {where.processor}"
-    facts = f"{where.threads} threads", where.instruction_set, where.accelerator
-    return f"of another setting of this machine: {', '.join(filter(None, facts))}"
-
-
 @dataclass
 class Sweep:
     """The jobs of a results folder: their states by the stored rows, and their run."""
@@ -276,7 +265,9 @@ class Sweep:
         if stored and self.force:
             return "again, because of --force"
         if stored:
-            return f"again, because the stored row is {_made_elsewhere(stored[-1])}"
+            where = stored[-1].environment
+            machine = where.machine if where else "unknown"
+            return f"again, because the stored row is of another machine or setting, {machine}"
         is_done = any(record.is_done for record in records)
         return "again, because the file of its answers is missing" if is_done else ""
 

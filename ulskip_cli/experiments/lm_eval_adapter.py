@@ -22,9 +22,9 @@ from torch import Tensor
 from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import check
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.config_schema import Config, DecodingConfig
 from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.options import parse
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
@@ -47,8 +47,7 @@ ScoringRequest = tuple[object, list[int], list[int]]
 # log probability of a continuation, and True if greedy decoding would generate it
 Score = tuple[float, bool]
 
-_SAMPLING = ("temperature", "top_p", "top_k")
-_DECODING = (*_SAMPLING, "num_beams", "no_repeat_ngram_size")
+_SAMPLING = ("temperature", "top_p", "top_k")  # without effect on greedy choices
 FIRST_TOKEN = (
     "the full model predicts the first token of each continuation, so scores of single tokens show"
     " no effect of skipping; use tasks with longer continuations, or leave out prompt_layers=all"
@@ -167,20 +166,13 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         ends = self.tokenizer.batch_decode(
             [[end] for end in ([eos] if type(eos) is int else eos or [])]
         )
-        known = {key: options.pop(key) for key in _DECODING if options.get(key) is not None}
-        samples = bool(options.pop("do_sample", None)) and known.get("temperature") != 0
+        given = {key: value for key, value in options.items() if value is not None}
+        samples = bool(given.pop("do_sample", False)) and given.get("temperature") != 0
         if not samples:
-            known = {key: value for key, value in known.items() if key not in _SAMPLING}
-        if options:
-            raise UsageError(
-                f"expected generation options among do_sample, {', '.join(_DECODING)}, got"
-                f" {', '.join(options)}; remove these from --gen_kwargs, or use another task"
-            )
-        decoding = self.ulskip_config.decoding.replace(
-            stop=(*self.ulskip_config.decoding.stop, *(text for text in stop if text not in ends)),
-            do_sample=samples,
-            **known,
-        )
+            given = {key: value for key, value in given.items() if key not in _SAMPLING}
+        decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in ends]
+        given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
+        decoding = parse(DecodingConfig, decoding.plain() | given)
         check(self.ulskip_config.replace(decoding=decoding).needs())
         self._batches += 1
         seed = self.ulskip_config.seed * 1_000_003 + self._batches

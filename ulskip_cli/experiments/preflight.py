@@ -202,13 +202,10 @@ def find_held_out(config: Config, evaluated: Sequence[Example]) -> TaskExamples:
         examples = task.examples()[config.offset + config.limit :] if config.limit else []
     chosen = examples[: calibration.examples]
     if not chosen:
-        other = "{file: FILE}"
-        if not hasattr(task, "file"):
-            other = "{source_file: FILE, reference_file: FILE}"
         raise UsageError(
             f"expected held-out examples to calibrate {_calibrated(config)}, got none;"
             f" set limit=N below {len(config.task.examples())} to calibrate on the examples after"
-            f" the first N, or name other data that are not evaluated, calibration.task='{other}'"
+            " the first N, or name other data that are not evaluated, calibration.task={KEY: FILE}"
         )
     # A calibration that depends on the decoding measures generated answers.
     strategy = config.strategy

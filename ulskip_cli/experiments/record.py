@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import compress
 from operator import attrgetter
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -769,15 +768,6 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return self._ratio("measured_speedup")
 
     @property
-    def full_step_seconds(self) -> float | None:
-        """The median seconds of the full model's steps in the timed pairs, the state of the
-        machine.
-        """
-        full = self.pairs and self.pairs.full
-        size = self.timed_batch_size or self.batch_size
-        return median(full.costs()) * size if full and full.decoded_tokens else None
-
-    @property
     def with_prompt(self) -> Interval | None:
         """The measured speedup of prefill and decode together, like `speedup`."""
         return self._ratio("end_to_end_speedup")
@@ -977,10 +967,9 @@ def _columns() -> Iterator[tuple[str, Column]]:
 COLUMNS = dict(_columns())
 
 
-def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:
-    """Read a row from a line of a file; keys of later versions are left out.
-
-    Raises UsageError with file, line and key if it is not a row.
+def read(line: str | bytes) -> Record:
+    """Read a row; keys of later versions are left out. Raises UsageError with the key if it is not
+    a row.
     """
     try:
         return _parse(line)
@@ -990,8 +979,7 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
             is_row = error.errors(include_url=False)[0]["loc"]
             got = "expected a JSON object, got a line that is damaged or cut off"
             reason = misfit(Record, error) if is_row else got
-        place = f"{file}, line {number}: " if file else ""
-        raise UsageError(f"{place}{reason}; repeat the run") from None
+        raise UsageError(f"{reason}; repeat the run") from None
 
 
 def _parse(line: str | bytes) -> Record:

@@ -55,9 +55,9 @@ class ResultsFolder:
         records, refused = [], []
         for number, line in enumerate(self._lines(), start=1):
             try:
-                records += [read(line, self.runs_path, number)] if line.strip() else []
+                records += [read(line)] if line.strip() else []
             except UsageError as error:
-                refused.append(one_line(str(error)))
+                refused.append(f"{self.runs_path}, line {number}: {one_line(str(error))}")
         for message in refused[:MAX_REFUSED] if warn else ():
             print(f"warning: skipped {message}", file=sys.stderr)
         return newest(records)

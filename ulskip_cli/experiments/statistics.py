@@ -232,29 +232,6 @@ def speed_ratio(new: Record, old: Record, confidence: float = CONFIDENCE) -> Int
     return logs[0].minus(logs[1]).through(math.exp)
 
 
-def unchanged(delta: Interval | None) -> str | None:
-    """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the
-    interval includes zero; None if the interval is not known.
-    """
-    if delta in (SAME, Interval(0.0)):
-        return HOLDS
-    if delta is None or delta.low is None:
-        return None
-    return TIE if verdict(delta) == TIE else FAILS
-
-
-def within(ratio: Interval | None, tolerance: float) -> str | None:
-    """Judge the claim that a ratio differs from 1 by at most a tolerance, symmetric for faster and
-    slower; None without a ratio.
-    """
-    if ratio is None:
-        return None
-    words = verdict(ratio, 1 - tolerance), verdict(ratio, 1 / (1 - tolerance))
-    if words == (HOLDS, FAILS):
-        return HOLDS
-    return TIE if TIE in words else FAILS
-
-
 def sentence(record: Record) -> str:
     """Return the result of a record in words: depth, speed, score and agreement. Speed and quality
     of two depths are two sentences, each with its depth.

@@ -11,21 +11,17 @@ from ulskip_cli.experiments.record import Column, Record
 from ulskip_cli.experiments.settings import Key, all_settings
 from ulskip_cli.experiments.statistics import (
     FAILS,
-    HOLDS,
     TIE,
     TITLES,
     difference,
     primary,
     reaches,
     speed_ratio,
-    unchanged,
     verdict,
-    within,
 )
 from ulskip_cli.report.rows import done
 from ulskip_cli.report.tables import TableSection, sentences
 
-TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 NOTE = (
     "Quality: new minus old (of the decode loss, old minus new); speedup: new divided by old. A"
     " star (*) marks a 95% interval that excludes no difference, for each comparison and not"
@@ -178,9 +174,8 @@ class Comparison:
                 "faster\nthan full",
                 lambda pair: pair.speedup and verdict(pair.new.speedup, 1.0),
             ),
-            Column("as\nbefore", self._is_as_before),
         ]
-        notes = [NOTE, f"As before: the same answers, and a speedup within {TOLERANCE:.0%}"]
+        notes = [NOTE]
         if self.differs:
             titles = dict.fromkeys(key.title for key in self.differs)
             notes.append(f"The sides differ in {', '.join(titles)}")
@@ -192,13 +187,6 @@ class Comparison:
         """Return the verdict on the claim that the row reaches the quality gate."""
         kept = None if pair.new.is_own_baseline else pair.new.kept
         return kept and reaches(kept, self.gate)
-
-    def _is_as_before(self, pair: ComparedPair) -> str | None:
-        """Return the verdict on the claim that the new side has the score of the old one, and its
-        speedup within the tolerance.
-        """
-        words = unchanged(pair.quality), within(pair.speedup, TOLERANCE)
-        return next((word for word in (FAILS, TIE, HOLDS) if word in words), None)
 
 
 def _starred(interval: Interval | None, word: str, form: str) -> str | None:

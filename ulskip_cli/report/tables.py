@@ -315,18 +315,14 @@ def provenance(records: Sequence[Record]) -> str:
     )
 
 
-def interval_notes(records: Sequence[Record]) -> list[str]:
-    """Explain how the intervals of measured speedups were computed."""
-    return [INTERVAL] * any(record.pairs and record.pairs.full for record in records)
-
-
 def explanations(records: Sequence[Record]) -> list[str]:
     """Explain the marks and columns of the long table, one note per item."""
     is_timed = any(record.measured_speedup is not None for record in records)
     notes = {
         STARS: any(record.vs_baseline for record in records),
         NO_REFERENCES: primary(records) == AGREEMENT.key,
-        **dict.fromkeys([MEASURED, *interval_notes(records)], is_timed),
+        MEASURED: is_timed,
+        INTERVAL: any(record.pairs and record.pairs.full for record in records),
         RATES: any(record.timed_tokens_per_second is not None for record in records),
         DEPTHS: any(record.timed_layers for record in records),
     }

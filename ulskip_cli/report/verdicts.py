@@ -23,7 +23,6 @@ from ulskip_cli.report.reference import ComparedPair
 from ulskip_cli.report.rows import Group, collected, grouped
 
 MAX_LEADS = 3  # sentences before the table of a sweep
-UNLIKE = 1.15  # ratio of the full model's step times in two states of a machine that are unlike
 RULE = (
     "A winner keeps {gate} of the full model's score, either by its whole 95% interval or without a"
     " significant loss in any metric, and is faster by the whole interval of its speedup. Points"
@@ -111,8 +110,7 @@ def _why_none(rivals: Sequence[QualityShare], passing: Sequence[QualityShare]) -
 
 def caveats(group: Group) -> Iterator[str]:
     """Yield a warning for every low score of a full model, for every point whose speed is of
-    another depth than its quality, and for rows that were timed on several machines or in unlike
-    states of one.
+    another depth than its quality, and for rows that were timed on several machines.
     """
     for share in shares(group.records):
         if share.caveat:
@@ -136,25 +134,6 @@ def caveats(group: Group) -> Iterator[str]:
             f"these rows were timed on several machines ({'; '.join(sorted(machines))}), on which"
             " speedups differ; time all on one to compare them"
         )
-    yield from _unlike_states(group)
-
-
-def _unlike_states(group: Group) -> Iterator[str]:
-    """Yield a warning for every batch size whose rows were timed in unlike states of one
-    machine.
-    """
-    timed = [record for record in group.done if record.environment and record.full_step_seconds]
-    alike = collected(
-        timed, lambda row: (row.batch_size, row.engine, row.environment and row.environment.machine)
-    )
-    for (batch, *_), rows in alike.items():
-        steps = [1e3 * (row.full_step_seconds or 0.0) for row in rows]
-        if max(steps) > UNLIKE * min(steps):
-            yield (
-                f"batch {batch}: a step of the full model took {min(steps):.3g} to"
-                f" {max(steps):.3g} ms when these rows were timed, so the machine was in unlike"
-                " states, in which speedups can differ; time the rows again to compare them closely"
-            )
 
 
 def lead(records: Sequence[Record]) -> list[str]:
