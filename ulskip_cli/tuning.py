@@ -19,6 +19,7 @@ from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, check_references
 from ulskip_cli.experiments.jobs import Job, Sweep, SweepObserver, make_jobs
@@ -30,6 +31,8 @@ from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sen
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all layers
+# For the estimate of the time: bytes of weights that are read in a second, letters of a token.
+BYTES_PER_SECOND, LETTERS = 5e9, 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class TuneRequest:
     left_out: tuple[str, ...]  # what cannot run here, each with the reason
     num_layers: int
     first: int  # the number of kept layers that is tried first
+    step_seconds: float  # of the full model, roughly
 
     @property
     def wanted(self) -> float:
@@ -56,17 +60,22 @@ class TuneRequest:
         return f"{'speedup' if self.config.speedup else 'quality'}={self.wanted:g}"
 
     def outlook(self) -> str:
-        """Say what is tried, and on how many examples."""
+        """Say what is tried, on how many examples, and about how long it takes."""
         choosing, last = (evaluated_examples(config) for config in (self.choice, self.final))
         count, beside = len(self.candidates), len(self.beside)
+        scored = min(count, self.config.finalists)
+        rounds = 1 if self.config.speedup else math.ceil(math.log2(self.num_layers - MIN_KEPT))
+        runs = scored * rounds + beside + 3  # the full model and the best on the last examples too
+        tokens = sum(len(example.reference) for example in (*choosing, *last)) / LETTERS
+        seconds = runs * (self.choice.speed.seconds + tokens * self.step_seconds)
         ways = [
             f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss, the"
-            f" best {min(count, self.config.finalists)} by their answers" * bool(count),
+            f" best {scored} by their answers" * bool(count),
             f"{beside} other way{'s' * (beside > 1)}" * bool(beside),
         ]
         return (
             f"tries {', and '.join(filter(None, ways))} on {len(choosing)} examples; then the best"
-            f" of all on {len(last)} others"
+            f" of all on {len(last)} others: {duration(seconds)}"
         )
 
 
@@ -93,6 +102,8 @@ def resolve_tuning(config: TuneConfig) -> TuneRequest:
     if not candidates:
         raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
     resolver.resolve(configuration.baseline_config(final))  # its examples and metrics
+    weights = full.sizes.weights
+    step_bytes = weights.head + sum(weights.layers) if weights else 0
     return TuneRequest(
         config=config,
         choice=choice,
@@ -102,6 +113,7 @@ def resolve_tuning(config: TuneConfig) -> TuneRequest:
         left_out=tuple(left_out),
         num_layers=num_layers,
         first=first,
+        step_seconds=step_bytes / BYTES_PER_SECOND,
     )
 
 

@@ -24,9 +24,9 @@ def test_a_plan_is_drawn_and_listed(ulskip, words, texts):
     assert (code, [text for text in texts if text not in out]) == (0, [])
 
 
-def test_a_plan_shows_the_bytes_of_weights(ulskip):
+def test_a_plan_shows_the_bytes_of_weights_and_of_their_copies(ulskip):
     whole = "model.dtype=float32"
     _, out, _ = ulskip("plan", "model=tiny", whole)
-    assert "weights             44 MB in float32\n" in out
+    assert "weights             44 MB in float32, and " in out
     plan = json.loads(ulskip("plan", "model=random", whole, "--json")[1])
     assert plan["weight_bytes"] == 4 * 134_515_008

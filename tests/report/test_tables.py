@@ -1,3 +1,4 @@
+import csv
 import io
 
 import pytest
@@ -52,6 +53,13 @@ def test_a_benchmark_shows_engines_bandwidth_and_what_varies():
     longer = bench_row(3.0, config={"speed": {"prompt_tokens": 512}})
     assert "speed prompt tokens" in tables.short_section([bench_row(), longer]).heads
     assert "of bandwidth" not in tables.short_section([HALF.replace(step_bytes=1)]).heads
+
+
+def test_csv_has_every_value_but_the_pairs_under_the_row_keys():
+    full, half = csv.DictReader(io.StringIO(tables.to_csv([FULL.replace(reason="=1+1"), HALF])))
+    assert (half["kept_layers"], half["batch_size"]) == ("[0, 2, 5]", "8")
+    assert (full["bleu"], full["reason"], half["reason"]) == ("30.0", "'=1+1", "")
+    assert not [key for key in full if key.startswith("pairs")]
 
 
 def test_code_machine_and_weights_are_told_once():

@@ -158,8 +158,12 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
         assert text.startswith(name) and "pip install" in text
 
 
-def test_the_outlook_says_what_is_tried():
-    few = ["limit=20", "choice_examples=16", "engine=torch", "batch_size=1"]
+def test_the_outlook_says_what_is_tried_and_how_long_it_takes():
+    few = ["limit=20", "choice_examples=16", "engine=torch", "batch_size=1", "speed.seconds=30"]
     text = resolved("speedup=1.5", *few).outlook()
     for part in ("4 candidates at 7 of 12 layers", "best 2", "1 other way", "16 ex", "20 others"):
         assert part in text
+    minutes = int(text.rpartition("about ")[2].split()[0])
+    assert 2 <= minutes <= 5  # at least the seconds of five timed points
+    longer = resolved("quality=0.9", *few).outlook()
+    assert int(longer.rpartition("about ")[2].split()[0]) > minutes

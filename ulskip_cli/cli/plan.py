@@ -33,11 +33,16 @@ def plan(
         print_yaml(chosen)
         return
     files, planned = Resolver().schedule(chosen, "plan")
-    total = files.metadata.total_bytes
+    total, copies = files.metadata.total_bytes, chosen.engine.copied_bytes(chosen, files.metadata)
     if as_json:
-        print_json(planned.as_dict() | {"weight_bytes": total})
+        print_json(planned.as_dict() | {"weight_bytes": total, "copied_bytes": copies})
         return
-    weights = UNKNOWN if total is None else f"{gigabytes(total)} in {files.model.dtype}"
+    weights = UNKNOWN
+    if total is not None:
+        weights = (
+            f"{gigabytes(total)} in {files.model.dtype}, and {gigabytes(copies)} for the copies of"
+            " the engine"
+        )
     lines = plan_lines(planned, chosen.model.label, chosen.correction.label, weights)
     print("\n".join(lines))
 

@@ -116,6 +116,13 @@ class Engine(Choice):
         layers, head = (size / 8 / width for size in self.formats[self.weights])
         return weights.scaled(layers, head)
 
+    def copied_bytes(self, config: "Config", metadata: "ModelMetadata") -> int:
+        """Return the bytes of all copies of the weights beside the model: by default for the
+        baseline, for the prompts and for the kept layers.
+        """
+        sizes = self.sizes(config, metadata)
+        return 3 * sizes.total if sizes else 0
+
 
 def engine_names() -> list[str]:
     """Return the names of all installed engines; none is imported."""

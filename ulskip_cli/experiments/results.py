@@ -5,7 +5,7 @@ runs.jsonl            one row per run, appended
 generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
-table.md              made from the rows (see `report`)
+table.md, table.csv   made from the rows (see `report`)
 .locks/               locks of writers and of running points
 """
 

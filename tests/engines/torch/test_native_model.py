@@ -8,7 +8,9 @@ from reference import ARCHITECTURES, NATIVE_ARCHITECTURES, build_model, decoder_
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch import kernels
@@ -27,6 +29,22 @@ def test_recognized_architectures(dtype):
         name for name in ARCHITECTURES if not unrecognized_reason(build_model(name).to(dtype))
     ]
     assert sorted(recognized) == NATIVE_ARCHITECTURES
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_counts_the_bytes_of_all_copies(dtype):
+    config = compose([f"model.dtype={dtype}"])
+    metadata = ModelFolder(config.model).metadata
+    model = LlamaForCausalLM.from_pretrained(
+        ModelFolder(config.model).file.parent, dtype=getattr(torch, config.model.dtype)
+    )
+    held = {
+        tensor.data_ptr(): tensor.nbytes
+        for tensor in NativeModel(model)._tensors
+        if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
+    }
+    planned = config.engine.copied_bytes(config, metadata)
+    assert planned == pytest.approx(sum(held.values()), rel=0.05)
 
 
 def scaled_residual(model):

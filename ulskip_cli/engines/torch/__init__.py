@@ -54,6 +54,13 @@ class Torch(Engine):
         is_screened = metadata.model_type in NATIVE_TYPES and not config.needs() & WHOLE_HEAD
         return replace(packed, head=vocab_size * (hidden + 12)) if is_screened else packed
 
+    def copied_bytes(self, config: "Config", metadata: "ModelMetadata") -> int:
+        """Return the bytes of the copies in the kernels' layout."""
+        packed, read = self._packed(config, metadata), self.sizes(config, metadata)
+        if not packed or not read:
+            return 0
+        return packed.total + (read.head if read.head != packed.head else 0)
+
     @staticmethod
     def _packed(config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
         """Return the sizes in the kernels' layout, where float32 weights that were stored in
