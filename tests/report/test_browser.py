@@ -9,6 +9,7 @@ import pytest
 from report_rows import small_sweep, write_folder
 
 from ulskip_cli.report.build import Report, write
+from ulskip_cli.report.html_page import write_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -30,8 +31,8 @@ def opened(address, folder, *more):
 
 
 def page_of(folder, against=None):
-    files = write(Report([folder], against), page=True)
-    return next(file for file in files if file.name == "report.html").read_text("utf-8")
+    report = Report([folder], against)
+    return write_page(report, write(report)).read_text("utf-8")
 
 
 @pytest.fixture(scope="module")

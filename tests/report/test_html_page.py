@@ -15,8 +15,8 @@ EVIL = "</script><script>alert('x')</script> <!-- \"quoted\" & \u2028"
 
 def page(tmp_path, rows, answers=None, against=None, **options):
     folder = write_folder(tmp_path / "x", rows, answers)
-    files = write(Report([folder], against), page=True, **options)
-    return next(file for file in files if file.name == "report.html").read_text("utf-8")
+    report = Report([folder], against)
+    return html_page.write_page(report, write(report, **options)).read_text("utf-8")
 
 
 def embedded(text):

@@ -61,7 +61,7 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
     assert plan.layer_ratio == pytest.approx(2, abs=0.02)
     assert not plan.warnings
-    sizes = config.engine.sizes(config, metadata)
+    sizes = config.engine.sizes(metadata, config.model.device, config.needs())
     assert plan.predicted_speedup == pytest.approx(
         sizes.predicted_speedup(schedule.even(12, 6)), rel=0.02
     )

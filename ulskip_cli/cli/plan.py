@@ -33,7 +33,8 @@ def plan(
         print_yaml(chosen)
         return
     files, planned = Resolver().schedule(chosen, "plan")
-    total, copies = files.metadata.total_bytes, chosen.engine.copied_bytes(chosen, files.metadata)
+    total, device = files.metadata.total_bytes, chosen.model.device
+    copies = chosen.engine.copied_bytes(files.metadata, device, chosen.needs())
     if as_json:
         print_json(planned.as_dict() | {"weight_bytes": total, "copied_bytes": copies})
         return

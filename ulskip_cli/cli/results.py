@@ -49,7 +49,11 @@ def report(
     from ulskip_cli.report.rows import RESULTS_DIR, find_folders
 
     made = build.Report(find_folders(folders or [RESULTS_DIR]), compare, gate)
-    written = build.write(made, plots, html)
+    written = build.write(made, plots)
+    if html:
+        from ulskip_cli.report.html_page import write_page
+
+        written.append(write_page(made, written))
     build.show(made, written, make_console(WIDTH_IN_FILE))
     if check and made.comparison and (losses := made.comparison.losses()):
         print("\n".join(f"surely worse: {loss}" for loss in losses))

@@ -26,7 +26,6 @@ from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
 if TYPE_CHECKING:
-    from ulskip_cli.core.config_schema import Config
     from ulskip_cli.core.model_metadata import ModelMetadata
 
 GROUP = "ulskip.engines"
@@ -108,19 +107,21 @@ class Engine(Choice):
         that cannot tell before it has the weights raises it then.
         """
 
-    def sizes(self, config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
-        """Return the bytes that a decode step reads in the engine's format."""
+    def sizes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> WeightSizes | None:
+        """Return the bytes that a decode step reads in the engine's format, on the device that
+        `model.device` names.
+        """
         weights, width = metadata.weights, metadata.weight_bytes
         if weights is None or self.weights is None or width is None:
             return weights
         layers, head = (size / 8 / width for size in self.formats[self.weights])
         return weights.scaled(layers, head)
 
-    def copied_bytes(self, config: "Config", metadata: "ModelMetadata") -> int:
+    def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
         """Return the bytes of all copies of the weights beside the model: by default for the
         baseline, for the prompts and for the kept layers.
         """
-        sizes = self.sizes(config, metadata)
+        sizes = self.sizes(metadata, device, needs)
         return 3 * sizes.total if sizes else 0
 
 

@@ -56,6 +56,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
         progress.phase("check gguf")
         checked = compare_with_view(file, exported.view, tokenizer)
     return {
+        "prompt_layers": "kept",
         "skip_adapter": point.skip_adapter,
         "parameters": parameters,
         "total_bytes": file.stat().st_size,

@@ -4,6 +4,7 @@ replace the target when the export is complete. Only formats that contain weight
 
 import contextlib
 import json
+import pkgutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -23,7 +24,12 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan
 
-FORMATS = ("hf", "gguf", "schedule")
+# The function that writes each format; it is imported when it is used.
+FORMATS = {
+    "hf": "checkpoint:export_checkpoint",
+    "gguf": "gguf:export_gguf",
+    "schedule": "run:export_schedule",
+}
 SCHEDULE = "schedule.json"
 RECORD = "ulskip_export.json"
 _FILE_NAMES = {"gguf": "model.gguf", "schedule": SCHEDULE}
@@ -110,19 +116,20 @@ def run_export(
     point, progress = resolve_export(config, request), progress or ProgressCallback()
     kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
     record: Row = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
+    if point.config.correction != config.correction:
+        record["omitted"] = config.correction.label
     with staged(point.to, request.format == "hf") as target:
         if point.to.exists():
             progress.note(f"replaces the earlier export {point.to}")
-        if request.format == "hf":
-            from ulskip_cli.export.checkpoint import export_checkpoint
+        export = pkgutil.resolve_name(f"ulskip_cli.export.{FORMATS[request.format]}")
+        added: Row = export(point, target, progress)
+    return record | added
 
-            return record | export_checkpoint(point, target, progress)
-        if request.format == "gguf":
-            from ulskip_cli.export.gguf import export_gguf
 
-            return record | {"prompt_layers": "kept"} | export_gguf(point, target, progress)
-        target.write_text(schedule_text(point), "utf-8")
-    return record | {"omitted": config.correction.label}
+def export_schedule(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Row:
+    """Write the layers of a plan as JSON; the record has nothing else to say of it."""
+    target.write_text(schedule_text(point), "utf-8")
+    return {}
 
 
 def summary(record: Row) -> list[str]:

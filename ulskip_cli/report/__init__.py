@@ -2,6 +2,6 @@
 model is loaded.
 
 `rows` reads and groups rows. `reference` compares a row with another one, by which `verdicts`
-judges rows. `tables`, `paper`, `plots` and `html_page` write reports. `build` runs these steps for
-`ulskip report`. The package imports no torch. Start with `build.py`, then `rows.py`.
+judges rows. `tables`, `paper`, `plots` and `html_page` write reports. `build` runs these steps but
+the page for `ulskip report`. The package imports no torch. Start with `build.py`, then `rows.py`.
 """

@@ -10,11 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.html_page import render
 from ulskip_cli.report.plots import save_quality
 from ulskip_cli.report.reference import Comparison, compare
 from ulskip_cli.report.rows import (
@@ -120,19 +118,15 @@ class Report:
         return [*parts, "## All points", tables.markdown(self.long), self.long.note]
 
 
-def write(report: Report, plots: bool = True, page: bool = False) -> list[Path]:
-    """Write all files of a report into `report/` in the results folder, or beside several, and
-    return their paths.
+def write(report: Report, plots: bool = True) -> list[Path]:
+    """Write the tables and the plot of a report into `report/` in the results folder, or beside
+    several, and return their paths.
     """
     paths, parts = report.paths, report.parts()  # refused rows leave no folder behind
     folder = (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
     plot = save_quality(report.groups, folder / "quality", report.gate) if plots else []
-    files = [folder / "report.md", *plot]
-    tables.write_markdown(files[0], report.records, parts)
-    if page:
-        files.append(folder / PAGE)
-        write_atomic(files[-1], render(report, plot))
-    return files
+    tables.write_markdown(folder / "report.md", report.records, parts)
+    return [folder / "report.md", *plot]
 
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
@@ -167,7 +161,9 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
         tell(f"report.md has {', '.join(left_out)}")
     for warning in report.warnings:
         tell(f"warning: {warning}", style="yellow")
-    folder = written[0].parent
-    has_page = folder / PAGE in written
-    page = f"open {folder / PAGE}" if has_page else "add --html for a page with examples"
-    console.print(f"written to {folder}/; {page}")  # not wrapped, so that a path stays whole
+    page = (
+        f"open {written[-1]}" if written[-1].name == PAGE else "add --html for a page with examples"
+    )
+    console.print(
+        f"written to {written[0].parent}/; {page}"
+    )  # not wrapped, so that a path stays whole

@@ -8,19 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
+from ulskip_cli.report.build import PAGE, Report
 from ulskip_cli.report.plots import CAPTION, strategy_colour
 from ulskip_cli.report.rows import Group, collected, setting_words
 from ulskip_cli.report.tables import EMPTY
-
-if TYPE_CHECKING:
-    from ulskip_cli.report.build import Report
 
 MAX_EXAMPLES = 200  # per data set
 MAX_RUNS = 48  # per data set
@@ -31,8 +29,10 @@ NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![^\W\d])")
 WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S)|\s+")
 
 
-def render(report: "Report", plot: Sequence[Path]) -> str:
-    """Return the page of a report; `plot` is a PNG and an SVG, or empty."""
+def write_page(report: Report, written: Sequence[Path]) -> Path:
+    """Write the page of a report beside the files that are written, report.md and the plot as PNG
+    and SVG, and return its path.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -43,6 +43,7 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["order"] = order
+    page, plot = written[0].with_name(PAGE), written[1:]
     groups, records, gate = report.groups, report.records, report.gate
     judged = {share.record.key: share for share in shares(records, gate)}
     labels = {record.key: group.approach(record) for group in groups for record in group.records}
@@ -55,7 +56,7 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
         for i, head in enumerate(table.heads)
         if head in names
     }
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         report=report,
         plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
         caption=CAPTION,
@@ -71,6 +72,8 @@ def render(report: "Report", plot: Sequence[Path]) -> str:
         notes=tables.explanations(records),
         provenance=list(filter(None, tables.provenance(records).split("  \n"))),
     )
+    write_atomic(page, text)
+    return page
 
 
 def order(text: str) -> str:

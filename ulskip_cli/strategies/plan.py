@@ -292,7 +292,7 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     kind = config.correction.patch_kind(config.model)
     weight_bytes = metadata.weight_bytes or 2
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
-    weights = config.engine.sizes(config, metadata)
+    weights = config.engine.sizes(metadata, config.model.device, config.needs())
     weights = weights and replace(weights, patch=patch)
     is_unknown = kind.takes_time and not metadata.hidden_size
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)

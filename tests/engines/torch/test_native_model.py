@@ -43,7 +43,7 @@ def test_a_plan_counts_the_bytes_of_all_copies(dtype):
         for tensor in NativeModel(model)._tensors
         if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
     }
-    planned = config.engine.copied_bytes(config, metadata)
+    planned = config.engine.copied_bytes(metadata, "cpu", frozenset())
     assert planned == pytest.approx(sum(held.values()), rel=0.05)
 
 

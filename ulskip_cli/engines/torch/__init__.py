@@ -17,7 +17,6 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.transformers import Transformers
 
 if TYPE_CHECKING:
-    from ulskip_cli.core.config_schema import Config
     from ulskip_cli.core.model_metadata import ModelMetadata
 
 # Models whose decode steps are one call of the kernels, if their modules agree.
@@ -43,30 +42,30 @@ class Torch(Engine):
     is_runtime = False
     session = "ulskip_cli.engines.torch.session:TorchSession"
 
-    def sizes(self, config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
+    def sizes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> WeightSizes | None:
         """Return the bytes that a decode step reads: those of the model or, on a CPU, of the copies
         in the kernels' layout. Greedy choices read the head in 8 bits with three floats a row.
         """
-        packed, width = self._packed(config, metadata), metadata.weight_bytes
+        packed, width = self._packed(metadata, device), metadata.weight_bytes
         vocab_size, hidden = metadata.vocab_size, metadata.hidden_size
         if not packed or not vocab_size or not hidden or width is None:
             return metadata.weights
-        is_screened = metadata.model_type in NATIVE_TYPES and not config.needs() & WHOLE_HEAD
+        is_screened = metadata.model_type in NATIVE_TYPES and not needs & WHOLE_HEAD
         return replace(packed, head=vocab_size * (hidden + 12)) if is_screened else packed
 
-    def copied_bytes(self, config: "Config", metadata: "ModelMetadata") -> int:
+    def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
         """Return the bytes of the copies in the kernels' layout."""
-        packed, read = self._packed(config, metadata), self.sizes(config, metadata)
+        packed, read = self._packed(metadata, device), self.sizes(metadata, device, needs)
         if not packed or not read:
             return 0
         return packed.total + (read.head if read.head != packed.head else 0)
 
     @staticmethod
-    def _packed(config: "Config", metadata: "ModelMetadata") -> WeightSizes | None:
+    def _packed(metadata: "ModelMetadata", device: str) -> WeightSizes | None:
         """Return the sizes in the kernels' layout, where float32 weights that were stored in
         bfloat16 take its bytes; None if the kernels do not run.
         """
-        has_kernels = runs_on_cpu(config.model.device) and metadata.dtype != "float16"
+        has_kernels = runs_on_cpu(device) and metadata.dtype != "float16"
         if not metadata.weights or not has_kernels or not compiler():
             return None
         is_narrow = (metadata.stored_dtype, metadata.dtype) == ("bfloat16", "float32")
