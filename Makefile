@@ -106,7 +106,7 @@ fuzz: setup ## Run the property tests with DRAWS new values each, and COUNT rand
 fuzz-long: ## Run `make fuzz` with ten times as many values and lines
 	$(MAKE) fuzz COUNT=$(COUNT)0 DRAWS=$(DRAWS)0
 
-soak: setup ## Interrupt sweep, train, export and tune by KILLS of each signal with SEED; fails if anything is lost, twice or left over
+soak: setup ## Interrupt sweep, bench, train, export and tune by KILLS of each signal with SEED; fails if anything is lost, twice or left over
 	$(BIN)/python benchmarks/soak.py --count $(KILLS) --seed $(SEED)
 
 architectures: setup ## Check every causal LM class of transformers on a tiny instance, and write docs/architectures.md

@@ -1,5 +1,5 @@
-"""Interrupt sweep, train, export and tune at random moments, and compare what they write in the end
-with an undisturbed run.
+"""Interrupt sweep, bench, train, export and tune at random moments, and compare what they write in
+the end with an undisturbed run.
 
     python benchmarks/soak.py [--count 10] [--seed 1]
 
@@ -49,7 +49,8 @@ EXPORT = ["ratio=2", "prompt_layers=kept", "--check"]
 TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.examples=8", *QUICK]
 TUNING += ["engine=torch", "finalists=1"]
 TUNING += ["candidates=['strategy=unified','strategy=unified correction=patch']"]
-COMMANDS = ("sweep", "train", "export", "tune")
+BENCH = ["model=tiny", "engine=torch,llama_cpp", "ratio=2,3", "batch_size=1", *QUICK[2:]]
+COMMANDS = ("sweep", "bench", "train", "export", "tune")
 MEASURED = re.compile(
     r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve|^resumed$"
 )
@@ -66,6 +67,7 @@ class Place:
         """Return the command line that writes into a folder."""
         given = {
             "sweep": [f"results_dir={folder}", "name=x", *GRID],
+            "bench": [f"results_dir={folder}", "name=x", *BENCH],
             "tune": [f"results_dir={folder}", "name=x", *TUNING],
             "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
             "export": ["model=tiny", "--to", str(folder / "x"), *EXPORT],
@@ -161,7 +163,7 @@ def differences(command: str, whole: Path, own: Path) -> list[str]:
     """List the differences between what two runs of a command wrote."""
     want, got = files_of(whole), files_of(own)
     rows: list[list[dict[str, Any]]] = []
-    if command in ("sweep", "tune"):
+    if command in ("sweep", "bench", "tune"):
         rows = [rows_of(whole / "x"), rows_of(own / "x")]
     if command == "tune":  # the best point, which runs last, depends on the clock
         last = {row["id"] for side in rows for row in side if row["dataset"] == "sample"}

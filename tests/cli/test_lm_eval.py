@@ -6,7 +6,7 @@ from ulskip_cli.cli import run as command_module
 
 BAD = [
     (["ratoi=2", "--", "--tasks", "x"], "ratio"),
-    (["limit=3", "--", "--tasks", "x"], "--limit"),
+    (["limit=3", "--", "--tasks", "x"], "does not read limit"),
     (["--tasks", "x"], "unknown option --tasks"),
     (["--", "x", "--tasks", "x"], "'x'"),
 ]
