@@ -31,7 +31,7 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
         assert part in out
     assert "[6/6] full over auto engine transformers batch 2: " in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
-    expected = "runs.jsonl configs table.md"
+    expected = "runs.jsonl configs table.csv table.md"
     assert files - {".locks"} == {*expected.split()}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     points = [(row["batch_size"], row["engine"]) for row in told["rows"]]
@@ -87,6 +87,6 @@ def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_p
     again = json.loads(rows)["rows"][-1]
     differ = {key for key in again if again[key] != run.get(key)}
     assert differ == {"exact_match", "signatures", "vs_baseline"}
-    assert "exact" in (folder / "table.md").read_text()
+    assert "exact" in (folder / "table.csv table.md").read_text()
     err = ulskip("sweep", "strategy=full,unified", *overrides)[2]
     assert "generate" not in err  # the point is still finished
