@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
+from report_rows import bench_row, not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
 from ulskip_cli.experiments.statistics import (
     FAILS,
@@ -165,6 +165,11 @@ DRAFTING = {"name": "self_speculative", "draft": "layers", "draft_tokens": 2}
             " the full model's, significantly worse; agrees with 94.2% of the full model's tokens.",
         ),
         (LLAMA, "m in llama_cpp q8_0 runs all 6 layers: no measurable gain in speed (1.00x); BLEU"),
+        (
+            bench_row(engine="llama_cpp", config=ENGINES),
+            "unified keeps 6 of 12 layers in llama_cpp: decodes 1.90x as fast as the full model in"
+            " torch.",
+        ),
         (two_depths(), "skip_decode ran 4.0 layers when it was timed: decodes 1.80x as fast."),
         (two_depths(), "fast. Its answers ran 5.4 of 6 layers: BLEU 30.0, like the full model's."),
         (not_applicable(), "early_exit has no result: early_exit decodes one sequence at a time."),
@@ -183,7 +188,7 @@ DRAFTING = {"name": "self_speculative", "draft": "layers", "draft_tokens": 2}
         (sweep_row(num_examples=4), "is 93% of the full model's, too few examples for a test."),
         (
             sweep_row(**ROUGE, vs_baseline=WORSE),
-            "full model's, no significant difference, but worse ROUGE-1 and ROUGE-2.",
+            "full model's, no significant difference, but significantly worse ROUGE-1 and ROUGE-2.",
         ),
         (sweep_row(bleu=34.0), "significantly better."),
         (

@@ -239,7 +239,8 @@ def sentence(record: Record) -> str:
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
     speed, quality = _speed_text(record), [*score_text(record), *_agreement_text(record)]
-    text = f"{record.label} keeps {record.summary}"
+    engine = f" in {record.decoded_by}" * (record.config.engine.name not in ("auto", "torch"))
+    text = f"{record.label} keeps {record.summary}{engine}"
     if record.draft_tokens:
         skips = len(record.kept_layers or ()) != record.num_layers
         text = f"the full model checks {record.label}" + f" of {record.summary}" * skips
@@ -261,14 +262,16 @@ def _speed_text(record: Record) -> list[str]:
     value = f"{record.speedup.value:.2f}x"
     if record.speedup.low is None:
         return [f"{value} is not certain, because too few units were timed"]
+    engine = f" in {record.full_engine}" * bool(record.full_engine)
     if not is_faster(record):
         is_tie = verdict(record.speedup, 1.0) == TIE
-        engine = f" in {record.full_engine}" * bool(record.full_engine)
         slower = f"decodes {value} as fast, slower than the full model{engine}"
         return [f"no measurable gain in speed ({value})" if is_tie else slower]
     total = record.with_prompt
     is_lost = total and total.low is not None and verdict(total, 1.0) != HOLDS
-    return [f"decodes {value} as fast{', no measurable gain including the prompt' * bool(is_lost)}"]
+    than = f" as the full model{engine}" * bool(engine)
+    lost = ", no measurable gain including the prompt" * bool(is_lost)
+    return [f"decodes {value} as fast{than}{lost}"]
 
 
 def score_text(record: Record) -> list[str]:
@@ -290,7 +293,9 @@ def score_text(record: Record) -> list[str]:
     else:
         text += f" is {kept.text('.0%')} of the full model's"
     worse = [TITLES[key] for key, change in changes.items() if change == FAILS]
-    but = f", but worse {' and '.join(worse)}" * (bool(worse) and changes.get(metric) == TIE)
+    but = f", but significantly worse {' and '.join(worse)}" * (
+        bool(worse) and changes.get(metric) == TIE
+    )
     return [f"{text}, {CHANGES[changes.get(metric)]}{but}"]
 
 
