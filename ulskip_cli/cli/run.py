@@ -162,8 +162,8 @@ def lm_eval(
     """
     from ulskip_cli.core.config import compose
 
-    options = (number for number, word in enumerate(overrides) if word.startswith("-"))
-    end = next(options, len(overrides))
+    # The parser has dropped the `--`.
+    end = next((i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides))
     keys, words = overrides[:end], overrides[end:]
     chosen = compose(keys, command="lm-eval")
     if print_config:

@@ -216,7 +216,7 @@ class ModelFolder:
         num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
         width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
         if file.parent == ASSETS / "shapes":
-            weights, total = _weights_of_shape(file.stem, num_layers, width)
+            weights, total = _random_weights(file.stem, num_layers, width)
         else:
             tensors = {
                 name: StoredTensor(
@@ -266,15 +266,18 @@ class ModelFolder:
         return folder_fingerprint(self.file, weights=source != "random")
 
 
-def _weights_of_shape(
-    name: str, num_layers: int, width: int | None
+def _random_weights(
+    shape: str, num_layers: int, weight_bytes: int | None
 ) -> tuple[WeightSizes | None, int | None]:
+    """Return the bytes of the head and of each layer, and of all weights, for random weights of a
+    shape; None and None if they are not known.
+    """
     shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
-    counts = shapes.get(name)
-    if not counts or not width:
+    counts = shapes.get(shape)
+    if not counts or not weight_bytes:
         return None, None
-    layers = (counts["layer"] * width,) * num_layers
-    return WeightSizes(counts["head"] * width, layers), counts["total"] * width
+    layers = (counts["layer"] * weight_bytes,) * num_layers
+    return WeightSizes(counts["head"] * weight_bytes, layers), counts["total"] * weight_bytes
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:

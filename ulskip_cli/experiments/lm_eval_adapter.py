@@ -249,9 +249,9 @@ def make_records(results: Row, shared: Record) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record. `shared` is the record of the model.
     """
-    every = results["config"] | results
-    options = {key: every[key] for key in _RECORDED if every.get(key)}
-    seeds = [every.get(key) for key in _SEEDS]
+    harness = results["config"] | results
+    options = {name: harness[name] for name in _RECORDED if harness.get(name)}
+    seeds = [harness.get(name) for name in _SEEDS]
     if seeds != DEFAULT_SEED:
         options["seed"] = seeds
     records = []
@@ -263,15 +263,15 @@ def make_records(results: Row, shared: Record) -> list[Record]:
             lm_eval_version=shared.lm_eval_version,
             scored_prompt_layers=shared.scored_prompt_layers,
             lm_eval={
-                key.removesuffix(",none").replace(",", " "): value
-                for key, value in values
-                if isinstance(value, (int, float)) and key not in ("sample_len", "sample_count")
+                metric.removesuffix(",none").replace(",", " "): value
+                for metric, value in values
+                if isinstance(value, (int, float)) and metric not in ("sample_len", "sample_count")
             },
             num_fewshot=results.get("n-shot", {}).get(task),
             task_version=results.get("versions", {}).get(task),
             lm_eval_options=options or None,
         )
-        asked = [shared.id, num_examples, section.model_dump(exclude={"lm_eval"})]
-        point = {"id": key(asked), "num_examples": num_examples}
-        records.append(shared.replace(**dict(section), **point))
+        identity = [shared.id, num_examples, section.model_dump(exclude={"lm_eval"})]
+        changes = {"id": key(identity), "num_examples": num_examples}
+        records.append(shared.replace(**dict(section), **changes))
     return records

@@ -62,15 +62,16 @@ class SkipDecode(Strategy):
         )
 
     def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
-        """Return the largest and the smallest number of layers of a step; R lies halfway between
-        them.
+        """Return the largest and the smallest number of layers of a step. `num_kept` lies halfway
+        between them; the largest is 4/3 of it, unless the smallest would be too few.
 
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
         """
         most = min(num_layers, round(4 * num_kept / 3))
         fewest = max(2 * num_kept - most, WARMUP_LAYERS + 1)
-        return min(most, 2 * num_kept - fewest), fewest
+        most = min(most, 2 * num_kept - fewest)
+        return most, fewest
 
     def horizon_for(self, request: ScheduleRequest) -> tuple[float, float]:
         """Return T, with four digits, and the mean number of layers per step over answers of the

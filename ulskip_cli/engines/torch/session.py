@@ -200,9 +200,9 @@ class LayerDrafter:
 
     def propose(self, ids: Tensor, most: int) -> Tensor:
         """Return `most` drafts, [count], after `ids` [1, len]."""
-        tokens = [ids[:, -1:]]
+        tokens, banned = [ids[:, -1:]], ids[0, :0]
         for _ in range(most):
             # -1, where no logit is finite, is no token that a model can read
-            tokens.append(self.steps.choose(tokens[-1], ids[0, :0]).clamp(min=0))
-        self.steps.remove(most)
+            tokens.append(self.steps.choose(tokens[-1], banned).clamp(min=0))
+        self.steps.remove(most)  # the check adds these positions again
         return torch.cat(tokens[1:], dim=1)[0]
