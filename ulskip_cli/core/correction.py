@@ -57,8 +57,8 @@ class PatchKind:
         return self.num_parameters(1) > 0
 
     def module(self, hidden_size: int) -> nn.Module:
-        """Return the module of a patch at a gap, [..., hidden_size] to the same shape; a new one
-        returns zeros. Training starts from it or from `solve`, and trains all parameters.
+        """Return the linear layer of a patch at a gap, [..., hidden_size] to the same shape; a new
+        one returns zeros. Training starts from it or from `solve`, and trains all parameters.
         """
         raise NotImplementedError
 
