@@ -32,8 +32,9 @@ BAD_LINES.append(["run", "task.prompt='{source} {nope}'"])
 MISTYPED = {  # the likeliest errors, with what the line names
     "ratio=abc": "ratio",
     "--ratio=2": "ratio=",
-    "ratio==2": "expected key=value",
-    "ratio:2": "expected key=value",
+    "ratio==2": "did you mean ratio=2?",
+    "ratio:2": "did you mean ratio=2?",
+    "ratio=2,5": "did you mean ratio=2.5?",
     "task=WMT": "did you mean 'wmt'?",
     "model=smollm": "did you mean 'smollm2-135m'",
     "decoding.num_beams=100000": "decoding.num_beams <= 1000",

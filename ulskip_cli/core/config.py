@@ -474,9 +474,9 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
                 override = override or parser.parse_override(line)
         is_typo = not key or value.startswith("=")
         if override is None or override.is_delete() or override.package or is_typo:
-            raise UsageError(
-                f"expected key=value without spaces, got '{text[:80]}'; an example is ratio=2"
-            )
+            meant = re.sub("==+|:", "=", text[:80], count=1)
+            hint = "an example is ratio=2" if meant == text[:80] else f"did you mean {meant}?"
+            raise UsageError(f"expected key=value without spaces, got '{text[:80]}'; {hint}")
         parsed.append(override)
     return parsed
 
@@ -583,8 +583,10 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
             line, field = str(override.input_line), Config.model_fields.get(group)
             is_swept = primary == "config" and field and use_of(field).changes_results
             grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
+            meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)
+            hint = f" did you mean {meant}?" * (meant != line)
             raise UsageError(
-                f"expected one value, got '{line}'; for a list, write"
+                f"expected one value, got '{line}';{hint} for a list, write"
                 f" {line.replace('=', '=[', 1)}], {grid}else run the command once for each value"
             )
         if group in groups and name in ("_target_", "name"):

@@ -327,6 +327,6 @@ def _config_from_hub(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:
         raise UsageError(
-            f"no such folder: model.path='{name}', and the hub gives no such model"
+            f"no such folder: model.path='{name}', and the hub did not give it"
             f" ({reason(error)}); give a local folder, or use model=tiny, which needs no network"
         ) from None
