@@ -45,18 +45,15 @@ def report(
     """Write tables, a plot and a page of stored rows; `NEW --compare OLD` compares two folders."""
     if check and compare in (None, "paper"):
         raise UsageError("--check requires --compare FOLDER, the results to compare with")
-    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.report import build
     from ulskip_cli.report.rows import RESULTS_DIR, find_folders
 
     made = build.Report(find_folders(folders or [RESULTS_DIR]), compare, gate)
-    with ProgressBars() as bars:
-        bars.phase("report")
-        written = build.write(made, plots)
-        if html:
-            from ulskip_cli.report.html_page import write_page
+    written = build.write(made, plots)
+    if html:
+        from ulskip_cli.report.html_page import write_page
 
-            written.append(write_page(made, written))
+        written.append(write_page(made, written))
     build.show(made, written, make_console(WIDTH_IN_FILE))
     if check and made.comparison and (losses := made.comparison.losses()):
         print("\n".join(f"surely worse: {loss}" for loss in losses))
