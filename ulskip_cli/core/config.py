@@ -583,11 +583,13 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
             line, field = str(override.input_line), Config.model_fields.get(group)
             is_swept = primary == "config" and field and use_of(field).changes_results
             grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
-            meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)
-            hint = f" did you mean {meant}?" * (meant != line)
+            hint = f"for a list, write {line.replace('=', '=[', 1)}], "
+            if field and field.annotation is float:
+                meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)
+                hint = f"did you mean {meant}? " * (meant != line)
             raise UsageError(
-                f"expected one value, got '{line}';{hint} for a list, write"
-                f" {line.replace('=', '=[', 1)}], {grid}else run the command once for each value"
+                f"expected one value, got '{line}'; {hint}{grid}else run the command once for each"
+                " value"
             )
         if group in groups and name in ("_target_", "name"):
             raise UsageError(

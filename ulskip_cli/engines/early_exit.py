@@ -56,7 +56,7 @@ class EarlyExitSession(TorchSession):
 
 
 class EagerParts:
-    """The parts of a decode step by the model's own forward pass."""
+    """Runs the parts of a decode step by the model's own forward pass."""
 
     inputs: LayerInputs
 
@@ -78,7 +78,7 @@ class EagerParts:
 
 
 class NativeParts:
-    """The same parts of a decode step, in the kernels."""
+    """Runs the same parts of a decode step in the kernels."""
 
     def __init__(self, steps: NativeSteps) -> None:
         self.steps, self.model = steps, steps.model

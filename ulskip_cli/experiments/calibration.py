@@ -128,8 +128,8 @@ class HeldOutEvaluator:
         return self._texts.scores(Decoder(self.loaded.model, plan, adapter=adapter)).decode_loss
 
     def score(self, kept_layers: Sequence[int]) -> float:
-        """Return the primary score of answers with the run's decoding settings; if lower is better,
-        its negative. Finished batches are stored, so that an interrupted search resumes.
+        """Return the primary score of answers with the run's decoding settings. Finished batches
+        are stored, so that an interrupted search resumes.
 
         With correction=patch, each half is answered with patches that the other half fits.
         """

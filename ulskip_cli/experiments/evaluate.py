@@ -244,6 +244,9 @@ def score_answers(
         [example.test for example in examples],
     )
     scores = metrics.compute_scores(workload.task.scoring(), texts)
+    shown = metrics.ROW_KEYS[metrics.METRIC_OF[next(iter(scores.values))].primary]
+    score = f"{scores.values[shown.key]:{shown.number_format}}"
+    progress.note(f"{answers.strategy}: {shown.title} {score}")
     scored: Quality = quality.replace(
         **scores.values,
         signatures=scores.signatures,
