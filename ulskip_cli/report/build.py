@@ -161,9 +161,7 @@ def show(report: Report, written: Sequence[Path], console: Console) -> None:
         tell(f"report.md has {', '.join(left_out)}")
     for warning in report.warnings:
         tell(f"warning: {warning}", style="yellow")
-    page = (
-        f"open {written[-1]}" if written[-1].name == PAGE else "add --html for a page with examples"
-    )
-    console.print(
-        f"written to {written[0].parent}/; {page}"
-    )  # not wrapped, so that a path stays whole
+    last, page = written[-1], "add --html for a page with examples"
+    if last.name == PAGE:
+        page = f"open {last}"
+    console.print(f"written to {last.parent}/; {page}")  # not wrapped, so that a path stays whole

@@ -26,8 +26,7 @@ NOTE = (
     "Quality: new minus old (of the decode loss, old minus new); speedup: new divided by old. A"
     " star (*) marks a 95% interval that excludes no difference, for each comparison and not"
     " corrected for their number. Intervals of quality come from a paired bootstrap if both sides'"
-    " answers are stored,"
-    " else from the rows"
+    " answers are stored, else from the rows"
 )
 
 

@@ -1,4 +1,4 @@
-"""Tables as text for a terminal and in Markdown, and the long table, which has one line per
+"""Tables as text for a terminal, in Markdown and as CSV, and the long table, which has one line per
 record.
 """
 
@@ -66,6 +66,7 @@ NO_REFERENCES = (
     " full model's answers that the strategy also finds most likely."
 )
 
+# The beginning of a text that a spreadsheet would run as a formula; a number is none.
 FORMULA = r"^(?=[=+\-@\t\r])(?![+-][\d.]+(e[+-]?\d+)?\Z)"
 EMPTY = {MISSING, *ABSENT.values()}
 
@@ -274,7 +275,7 @@ def to_csv(records: Sequence[Record]) -> str:
     """Write the values of records as CSV, one line per record, under the keys of a row, but for the
     timed pairs. Texts that a spreadsheet would run as a formula get a leading quote.
     """
-    import pandas  # takes half a second, which most commands spare
+    import pandas  # here, because it would delay every command
 
     rows = pandas.json_normalize([record.to_row() | {"pairs": None} for record in records])
     safe = rows.dropna(axis="columns", how="all").replace(FORMULA, "'", regex=True)
