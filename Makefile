@@ -58,6 +58,7 @@ lint: setup ## Check formatting and lint rules
 
 types: setup ## Check types
 	$(BIN)/mypy
+	$(BIN)/mypy integrations/engine_vllm/ulskip_engine_vllm
 
 imports: setup ## Check the direction of imports between packages
 	$(BIN)/lint-imports

@@ -211,9 +211,7 @@ def _export(view: PreTrainedModel, dtype: torch.dtype) -> Path:
         "architectures": [type(view).__name__],
         "dtype": str(dtype).removeprefix("torch."),
     }
-    rebuilt = meta_model(
-        type(view.config).from_dict(copy.deepcopy(config)), trust_remote_code=False
-    )
+    rebuilt = meta_model(type(view.config).from_dict(copy.deepcopy(config)))
     if difference := first_difference(view, rebuilt):
         raise UsageError(
             f"engine=vllm does not support these layers, which no config describes ({difference});"
