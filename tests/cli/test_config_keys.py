@@ -36,15 +36,6 @@ def test_config_shows_one_choice_or_one_key(ulskip):
     assert "[min|na] [default: min]" in " ".join(ulskip("config", "strategy.batch")[1].split())
 
 
-MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.secnds": "speed.seconds"}
-
-
-@pytest.mark.parametrize(("name", "nearest"), MISSPELT.items())
-def test_config_suggests_the_nearest_name(ulskip, name, nearest):
-    code, out, err = ulskip("config", name)
-    assert (code, out, nearest in err) == (2, "", True)
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_prints_its_configuration(ulskip, command):
     prompt = ["a"] * (command == "generate")

@@ -131,24 +131,3 @@ def test_the_task_of_a_prompt_follows_from_the_model(model_folder):
     assert compose_prompts([f"model.path={model_folder}", "task.pair=en-de"]).task.name == "wmt"
     assert compose_prompts([f"model.path={model_folder}", "task.split=a"]).task.name == "jsonl"
     assert compose_prompts(["model=smollm2-135m"]).model.name == "smollm2-135m"
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ([], "expected a prompt before the keys, got none"),
-        (["ratio=2"], "expected a prompt before the keys, got 'ratio=2'"),
-        (["Ich", "habe", "ratio=2"], "put the prompt in quotes"),
-        ([" "], "empty text"),
-        (["a", "ratio=99"], "ratio=99"),
-        (["a", "model=random"], "random weights"),
-        (["a", "baseline_engine=torch", "engine=transformers"], "does not read baseline_engine"),
-        (["a", "model=smollm2-135m", "correction=patch"], "correction.path=FOLDER"),
-        (["a", "model=smollm2-135m", "strategy=search"], "strategy.KEY=VALUE"),
-        (["a", "max_new_tokens=600"], "context"),
-    ],
-)
-def test_bad_requests_are_one_line(ulskip, words, named):
-    code, out, err = ulskip("generate", *words)
-    assert (code, out, len(err.splitlines())) == (2, "", 1), err
-    assert named in err

@@ -111,13 +111,6 @@ def test_the_value_of_an_override(text, value):
     assert override.value() == value and not override.is_sweep_override()
 
 
-def test_a_path_beside_a_model_with_weights_of_its_own_is_refused():
-    for name in ("tiny", "smollm2-135m"):
-        with pytest.raises(UsageError, match=rf"model={name} or model\.path"):
-            config.compose([f"model={name}", "model.path=runs/mine"])
-    assert config.compose(["model=random", "model.path=llama-12x128"]).model.path == "llama-12x128"
-
-
 def test_the_length_of_an_answer_is_the_tasks_unless_one_is_set():
     paper = ["experiment=paper", "task.dataset=sample"]
     lengths = [
@@ -192,3 +185,14 @@ def test_a_comma_in_the_name_of_an_existing_file_separates_no_values(tmp_path, m
         config.compose(["task=jsonl", "task.file=a,b.jsonl"])
     (tmp_path / "a,b.jsonl").touch()
     assert config.compose(["task=jsonl", "task.file=a,b.jsonl"]).task.file == "a,b.jsonl"
+
+
+def test_decoding_options_of_python_callers_are_checked():
+    assert config.decoding_of({"stop": "x"}).stop == ("x",)
+    for values, named in (({"draft_tokens": 2}, "draft_tokens"), ({"top_k": 3}, "do_sample")):
+        with pytest.raises(UsageError, match=named):
+            config.decoding_of(values)
+
+
+def test_any_device_of_torch_is_accepted():
+    assert config.compose(["model.device=xpu:1"]).model.device == "xpu:1"

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 
 from ulskip_cli.core.config import use_config_dir
@@ -37,26 +35,6 @@ def test_a_key_of_one_strategy_is_for_that_strategy():
     strategies = [config.strategy for config in swept]
     assert [strategy.name for strategy in strategies] == ["full", "unified", "unified"]
     assert [strategy.spacing for strategy in strategies[1:]] == ["even", "reference"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["strategy=full,unified", "strategy.spacnig=even"], r"strategy\.spacnig"),
-        (["strategy=unified", "strategy.batch=na"], r"strategy\.batch"),
-        (["ratio=glob(*)"], "ratio"),
-        (["strategy=glob(zzz*)"], "zzz"),
-        (["ratio=range(5,2)"], re.escape("ratio=range(5,2)")),
-        (["ratio=interval(2,5)"], re.escape("ratio=interval(2,5)")),
-        (["name=a,b"], "results/a, results/b.*name="),
-        (["experiment=reproduce,paper"], "one experiment.*experiment=reproduce,paper"),
-        (["ratio=2,3", "decoding.draft_tokens=x"], r"decoding\.draft_tokens.*x"),
-    ],
-    ids=str,
-)
-def test_bad_points_are_refused_before_anything_runs(overrides, message):
-    with pytest.raises(UsageError, match=message):
-        points(overrides)
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,15 @@ import pytest
 
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
-from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.grid import points
 from ulskip_cli.experiments.jobs import make_jobs
-from ulskip_cli.experiments.preflight import Resolver, resolve
+from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.settings import settings
 from ulskip_cli.tasks.wmt import Wmt
-
-RANDOM = ["model=random", "model.path=llama-12x128"]
 
 
 @pytest.fixture
@@ -142,26 +140,6 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     assert (failed.identity, failed.config) == (finished.identity, finished.config)
     assert (failed.dataset, failed.target_speedup) == ("sample", finished.target_speedup)
     assert (failed.status, finished.status) == ("failed", "done")
-
-
-EARLY_EXIT = "strategy=early_exit"
-
-
-@pytest.mark.parametrize(
-    ("command", "overrides", "error", "message"),
-    [
-        ("bench", ["speed.new_tokens=600"], UsageError, "speed.prompt_tokens.*512.* 64 \\+ 600"),
-        ("bench", ["strategy=skip_decode", "strategy.horizon=2000"], UsageError, "horizon"),
-        ("bench", ["speed.enabled=false"], UsageError, "does not read speed.enabled"),
-        ("bench", [EARLY_EXIT], NotApplicable, "early exit"),
-        ("run", [EARLY_EXIT, "strategy.batch=na"], NotApplicable, "batch_size=1 .*na, got 8"),
-        ("run", [*RANDOM, EARLY_EXIT], UsageError, r"strategy\.threshold"),  # no texts
-        ("run", [*RANDOM, "correction=patch"], NotApplicable, "correction=patch"),
-    ],
-)
-def test_what_does_not_apply_is_refused(command, overrides, error, message):
-    with pytest.raises(error, match=message):
-        Resolver().resolve(compose(overrides, command=command), command)
 
 
 def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.strategies.early_exit import EarlyExit
 
@@ -25,8 +25,9 @@ def test_any_layer_may_run_and_the_mean_is_that_of_the_static_strategies():
     ],
 )
 def test_exits_that_cannot_meet_the_request_are_refused(options, request_, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         EarlyExit(**options).exit_rule(request_)
+    assert isinstance(caught.value, NotApplicable) is ("batch" in options)
 
 
 class Smooth:

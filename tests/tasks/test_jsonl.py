@@ -98,27 +98,6 @@ def test_articles_are_read_truncated_and_scored(articles, tmp_path):
     assert task.data == "articles.jsonl"
 
 
-@pytest.mark.parametrize("code", ["zh-CN", "Chinese", "jpn", "ZH"])
-def test_a_language_that_bleu_would_ignore_is_refused(code):
-    with pytest.raises(UsageError, match=rf"ISO 639-1 .*'{code}'"):
-        Jsonl(target_language=code)
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        (Jsonl(), r"task\.file=.*neither"),
-        (Jsonl(file="a", dataset="a/b"), r"task\.file=.*both"),
-        (CnnDm(file="nowhere.jsonl"), r"nowhere\.jsonl"),
-        (CnnDm(file="a", dataset="a/b"), "both"),
-        (CnnDm(dataset="cnn"), r"'cnn'.*task\.file"),
-    ],
-)
-def test_bad_settings_are_refused(task, message):
-    with pytest.raises(UsageError, match=message):
-        task.examples()
-
-
 ROW = {
     "prompt": 'def inc(x):\n    """Add 1."""\n',
     "canonical_solution": "    return x + 1\n",

@@ -80,24 +80,6 @@ def test_bad_files_are_refused(files, source, reference, message):
         files(source, reference).examples()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"pair": "de-xx"}, r"'xx'.*task\.pair=de-xx"),
-        ({"pair": "german"}, r"task\.pair.*'german'"),
-        ({"pair": "de-de"}, r"task\.pair.*'de-de'"),
-        ({"pair": "zh-en"}, r"task\.pair.*de-en.*zh-en.*task\.dataset=files"),
-        ({"dataset": "files"}, r"task\.source_file"),
-        ({"source_file": "x"}, r"task\.dataset=files"),
-        ({"dataset": "wmt2"}, r"task\.dataset 'wmt2'.*'wmt2"),
-        ({"dataset": "wmt24"}, "wmt24.*de-en"),
-    ],
-)
-def test_bad_settings_are_refused(options, message):
-    with pytest.raises(UsageError, match=message):
-        Wmt(**options).examples()
-
-
 def test_a_failed_download_names_the_test_set_and_the_reason(monkeypatch):
     from sacrebleu.dataset import DATASETS
 

@@ -197,8 +197,3 @@ def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder,
     start = f"train.start={finished[0]}"
     with pytest.raises(UsageError, match=r"train\.start"):
         trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", start, change)
-
-
-def test_a_start_without_an_adapter_is_refused_before_the_training(ulskip, tmp_path):
-    code, _, error = ulskip("train", *QUICK, f"train.start={tmp_path}", f"output={tmp_path}/a")
-    assert code == 2 and "train.start" in error

@@ -56,21 +56,6 @@ def test_validation_needs_references(tokenizer, tmp_path):
         load_training_texts(compose_training([*files, validation]), tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("train.validation={pair:de-xx}", r"^train\.validation: "),
-        ("train.validation={limit:2.5}", r"^train\.validation: expected limit .*got 2\.5$"),
-        ("train.validation={limit:0}", r"^train\.validation: expected limit .*got 0$"),
-        ("train.held_out=3", r"train\.held_out.* 3, got 3"),
-        ("offset=100000", "offset"),
-    ],
-)
-def test_data_that_cannot_be_trained_on_are_refused(tokenizer, change, message):
-    with pytest.raises(UsageError, match=message):
-        load_training_texts(compose_training(["limit=3", change]), tokenizer)
-
-
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
     pairs = TokenPairs(PLAIN.tokenize(tokenizer, texts), max_length=8)

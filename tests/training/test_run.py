@@ -18,7 +18,6 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_notes
 from ulskip_cli.training.run import run_training
-from ulskip_cli.training.trainer import training_arguments
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 
@@ -241,15 +240,6 @@ def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
     assert len(record["warnings"]) == 1 and training_notes(tmp_path / "out")["training"].endswith(
         "it diverged"
     )
-
-
-def test_what_trainer_refuses_or_would_ignore_is_named():
-    for override, named in (
-        ("train.training_args={learning_speed:1}", "learning_speed"),
-        ("train.precision=fp16", "requires a GPU"),
-    ):
-        with pytest.raises(UsageError, match=named):
-            training_arguments(compose_training([override]))
 
 
 @pytest.mark.slow

@@ -61,34 +61,6 @@ def test_no_example_chooses_calibrates_and_is_reported(
     assert all(sides) and len(set.union(*sides)) == sum(map(len, sides))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        ([], "speedup=S"),
-        (["speedup=2", "quality=0.9"], "either speedup=S"),
-        (["speedup=2", "limit=20", "choice_examples=3"], "choice_examples"),
-        (["quality=1.1"], "quality"),
-        (["speedup=2", "strategy=unified"], "strategy"),
-        (["speedup=2", "correction=patch"], "correction"),
-        (["speedup=2", "model=random"], "random weights"),
-        (["speedup=2", "candidates=[ratio=2]"], "candidates"),
-        (["speedup=2", "candidates=[]"], "candidates"),
-        (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),
-        (["speedup=2", "candidates=['strategy=skip_decode']"], "position-dependent layers"),
-        (["speedup=2", "candidates=['strategy=full']"], "skip layers"),
-        (["speedup=2", "candidates=['correction=patch']"], "strategy=NAME"),
-        (["speedup=2", "candidates=['correction.path=x']"], "no skip adapter"),
-        (["quality=0.9", "decoding=prompt_lookup", "batch_size=1"], "drafts"),
-        (["quality=0.9", "experiment=reproduce"], "one point"),
-        (["speedup=2", "candidates=['strategy=early_exit']"], "early exit"),
-    ],
-)
-def test_what_cannot_be_tuned_is_refused_by_key(overrides, key):
-    quoted = [text.replace("[ratio=2]", "['ratio=2']") for text in overrides]
-    with pytest.raises(UsageError, match=key):
-        resolved(*quoted)
-
-
 def test_a_speedup_that_no_number_of_layers_is_predicted_to_reach_is_refused():
     with pytest.raises(UsageError, match=r"predicted .*3\.\d+ times as fast; use speedup <= 3\."):
         resolved("speedup=4")
