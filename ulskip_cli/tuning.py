@@ -1,15 +1,16 @@
 """`ulskip tune`: find what to use for a wanted speedup or a wanted quality, on held-out examples.
 
-It is a sweep whose later points depend on the rows of earlier ones. `resolve_tuning` divides the
-examples and makes the points. `Tuning` runs them: candidates by decode loss, the best by their
+It is a sweep whose later points depend on the rows of earlier ones. `Tuning.of` divides the
+examples and makes the points. `Tuning.run` runs them: candidates by decode loss, the best by their
 answers beside other ways, and the best of all on examples that chose nothing. Every point is a row
 of the results folder, so that an interrupted tuning continues. Imports no torch.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Self
 
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
@@ -34,10 +35,15 @@ BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all
 # For the estimate of the time: bytes of weights that are read in a second, letters of a token.
 BYTES_PER_SECOND, LETTERS = 5e9, 4
 
+# Returns the display of some jobs.
+Observe = Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
 
-@dataclass(frozen=True)
-class TuneRequest:
-    """A checked request, whose points are configurations of ordinary runs."""
+
+@dataclass
+class Tuning:
+    """A checked request, whose points are configurations of ordinary runs, and the rows of those
+    that have run.
+    """
 
     config: TuneConfig
     choice: Config  # evaluates the examples that choose
@@ -48,6 +54,47 @@ class TuneRequest:
     num_layers: int
     first: int  # the number of kept layers that is tried first
     step_seconds: float  # of the full model, roughly
+    resolver: Resolver
+    tried: dict[str, Record] = field(default_factory=dict)  # by id
+
+    @classmethod
+    def of(cls, config: TuneConfig) -> Self:
+        """Check a request, divide the examples and make the points; raise UsageError for a wish or
+        data that cannot be used.
+        """
+        if (config.speedup is None) is (config.quality is None):
+            found = "neither" if config.speedup is None else "both"
+            raise UsageError(
+                f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
+                " quality=0.95"
+            )
+        choice, final = divide(config)
+        resolver = Resolver()
+        files, full = resolver.schedule(configuration.baseline_config(choice), "run")
+        choice, num_layers = choice.replace(model=files.model), full.num_layers
+        first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
+        if config.speedup:
+            first = _predicted(choice, num_layers, config.speedup, resolver)
+        candidates = [_candidate(text, choice) for text in config.candidates]
+        beside, left_out = _with_all_layers(choice, resolver)
+        if not candidates:
+            raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
+        resolver.resolve(configuration.baseline_config(final))  # its examples and metrics
+        weights = full.sizes.weights
+        step_bytes = weights.head + sum(weights.layers) if weights else 0
+        own = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
+        return cls(
+            config=config,
+            choice=choice,
+            final=final,
+            candidates=tuple(one for one in candidates if one not in own),
+            beside=(*own, *beside),
+            left_out=tuple(left_out),
+            num_layers=num_layers,
+            first=first,
+            step_seconds=step_bytes / BYTES_PER_SECOND,
+            resolver=resolver,
+        )
 
     @property
     def wanted(self) -> float:
@@ -78,43 +125,173 @@ class TuneRequest:
             f" of all on {len(last)} others: {duration(seconds)}"
         )
 
+    def run(self, observe: Observe) -> "TuneResult":
+        """Run the points that have no row yet, and return the best one; raise RunError if no point
+        can be judged.
+        """
+        self._observe = observe
+        self._notes = [self.outlook(), *(f"left out: {text}" for text in self.left_out)]
+        if self.beside:
+            self._measure(self.beside)
+        self._try_layers()
+        judged = self.judged(self.tried.values())
+        if not judged:
+            raise RunError(
+                "no point has a speed and a score to compare, or the full model's score is 0; use"
+                " other candidates, another task or model"
+            )
+        best = max(judged, key=self._rank).record
+        config = self._pinned(best)
+        if not (last := self._measure([config])):
+            raise RunError("the last run failed; repair its reason, and run the same command again")
+        return TuneResult(self, best, last[0][1], config)
 
-def resolve_tuning(config: TuneConfig) -> TuneRequest:
-    """Check a request, divide the examples and make the points; raise UsageError for a wish or data
-    that cannot be used.
-    """
-    if (config.speedup is None) is (config.quality is None):
-        found = "neither" if config.speedup is None else "both"
-        raise UsageError(
-            f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
-            " quality=0.95"
-        )
-    choice, final = divide(config)
-    resolver = Resolver()
-    files, full = resolver.schedule(configuration.baseline_config(choice), "run")
-    choice, num_layers = choice.replace(model=files.model), full.num_layers
-    first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
-    if config.speedup:
-        first = _predicted(choice, num_layers, config.speedup, resolver)
-    candidates = [_candidate(text, choice) for text in config.candidates]
-    beside, left_out = _with_all_layers(choice, resolver)
-    own = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
-    if not candidates:
-        raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
-    resolver.resolve(configuration.baseline_config(final))  # its examples and metrics
-    weights = full.sizes.weights
-    step_bytes = weights.head + sum(weights.layers) if weights else 0
-    return TuneRequest(
-        config=config,
-        choice=choice,
-        final=final,
-        candidates=tuple(one for one in candidates if one not in own),
-        beside=(*own, *beside),
-        left_out=tuple(left_out),
-        num_layers=num_layers,
-        first=first,
-        step_seconds=step_bytes / BYTES_PER_SECOND,
-    )
+    def _try_layers(self) -> None:
+        """Try candidates at one number of layers after another: for a wanted speedup fewer until
+        one is fast enough, for a wanted quality by bisection.
+        """
+        candidates, count = self.candidates, self.first
+        few, many = MIN_KEPT, self.num_layers  # `few` to `many` - 1 are untried
+        while candidates and few < many:
+            candidates, records = self._best(candidates, count)
+            if self.config.speedup:
+                fastest = max(record.measured_speedup or 0.0 for record in records)
+                many = few if fastest >= self.wanted else count
+                count = max(few, min(count - 1, int(count * fastest / self.wanted)))
+            else:
+                keeps = any(share.passes for share in self.judged(records))
+                few, many = (few, count) if keeps else (count + 1, many)
+                count = (few + many) // 2
+
+    def _best(
+        self, candidates: Sequence[Config], count: int
+    ) -> tuple[tuple[Config, ...], tuple[Record, ...]]:
+        """Score the answers of the candidates with the lowest decode loss at a number of layers;
+        return them with their rows.
+        """
+        points = [at(candidate, self.num_layers, count) for candidate in candidates]
+        if len(points) > self.config.finalists:
+            speed = self.choice.speed
+            changes = {"answers": False, "baseline": False, "speed": speed.replace(enabled=False)}
+            measured = self._measure([point.replace(**changes) for point in points])
+            distinct = dict[object, Config]()  # the best with the same layers and kind of patches
+            for point, row in sorted(measured, key=lambda pair: pair[1].decode_loss or 0.0):
+                distinct.setdefault((row.kept_layers, point.correction.label), point)
+            changes = {"answers": True, "baseline": True, "speed": speed}
+            points = [point.replace(**changes) for point in distinct.values()]
+        scored = self._measure(points[: self.config.finalists])
+        if not scored:
+            raise RunError(f"no candidate works with {count} layers; set other candidates=[...]")
+        finalists, rows = zip(*scored, strict=True)
+        return finalists, rows
+
+    def _measure(self, points: Sequence[Config]) -> list[tuple[Config, Record]]:
+        """Run points with their baselines as a sweep, and return those that work with their
+        rows.
+        """
+        jobs = make_jobs(points, self.resolver)
+        with self._observe(jobs) as observer:
+            while self._notes:
+                observer.note(self._notes.pop(0))
+            sweep = Sweep(jobs, observer)
+            records = sweep.run().records
+        folder = str(sweep.folder.path)
+        rows = [
+            (job.config, records[job.id].replace(folder=folder)) for job in jobs if job.requested
+        ]
+        measured = [(config, row) for config, row in rows if row.is_done]
+        self.tried |= {row.id: row for _, row in measured}
+        return measured
+
+    def judged(self, records: Iterable[Record]) -> list[QualityShare]:
+        """Return the share of the full model's score that each timed record keeps."""
+        timed = [record for record in records if record.speedup]
+        return shares(timed, self.config.quality or GATE)
+
+    def _rank(self, share: QualityShare) -> tuple[bool, float, float]:
+        """Order points: those that meet the wish first; for a wanted speedup by the kept score, for
+        a wanted quality by the speedup, and those that miss it by how near they are.
+        """
+        speedup, kept = share.record.measured_speedup or 0.0, min(1.0, share.share)
+        if self.config.speedup:
+            meets = speedup >= self.wanted
+            return meets, kept if meets else speedup, speedup
+        return share.passes, speedup if share.passes else kept, speedup
+
+    def _pinned(self, record: Record) -> Config:
+        """Return the configuration that runs a point again, without calibration, on the examples
+        that chose nothing.
+        """
+        ran, used = record.config, record.correction
+        if record.keeps_all or record.draft_tokens:
+            full = configuration.baseline_config(self.final)
+            return full.replace(
+                decoding=ran.decoding, engine=ran.engine, baseline_engine=ran.baseline_engine
+            )
+        correction = configuration.preset("correction", "none")
+        if used:
+            fitted = ResultsFolder.of(self.choice).path / "calibrations" / str(used.id)
+            path = {"path": [used.path or str(fitted)]}
+            correction = configuration.preset("correction", "adapter", path)
+        strategy = configuration.preset("strategy", "custom", {"layers": record.kept_layers})
+        return self.final.replace(strategy=strategy, correction=correction)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The best point that was tried, measured again on examples that chose nothing."""
+
+    tuning: Tuning
+    chosen: Record  # among the examples that choose
+    record: Record  # on the others
+    config: Config  # of the latter, which needs no calibration
+
+    @property
+    def use(self) -> Config:
+        """The configuration to use: the best point, or the full model if that is not faster."""
+        return self.config if is_faster(self.record) else configuration.baseline_config(self.config)
+
+    @property
+    def value(self) -> tuple[float, float | None]:
+        """The measured speedup or kept share of the score, with the low end of its interval."""
+        measured = self.record.speedup
+        if self.tuning.config.quality:
+            measured = next((one.interval for one in self.tuning.judged([self.record])), None)
+        return (measured.value, measured.low) if measured else (0.0, None)
+
+    @property
+    def meets_wish(self) -> bool:
+        """True if the measured value reaches the wanted one."""
+        return self.value[0] >= self.tuning.wanted
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Say in two sentences what to use."""
+        # named by the strategy that chose the layers
+        config = self.record.config.replace(strategy=self.chosen.config.strategy)
+        named = self.record.replace(config=config, correction=self.chosen.correction)
+        wish, found = self.tuning.wish, sentence(named)
+        if not is_faster(self.record):
+            return (
+                "Use the full model, because the best of what was tried is not surely faster.",
+                f"The best: {found}",
+            )
+        if not self.meets_wish:
+            return f"The best of what was tried misses {wish}.", f"It is the nearest: {found}"
+        _, low = self.value
+        sure = "surely met" if low and low >= self.tuning.wanted else "met, but not surely"
+        return f"Use this: {found}", f"{wish} is {sure}, on examples that chose nothing."
+
+    def as_json(self) -> Row:
+        """Return what `--json` prints."""
+        return {
+            "verdict": list(self.verdict),
+            "meets_wish": self.meets_wish,
+            "candidate": self.chosen.label,
+            "use": overrides_of(self.use, "run"),
+            "row": self.record.to_row(),
+            "tried": [record.to_row() for record in self.tuning.tried.values()],
+        }
 
 
 def at(config: Config, num_layers: int, count: int) -> Config:
@@ -238,180 +415,3 @@ def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], 
         except UsageError as error:
             left_out.append(f"{name}: {error}")
     return points, left_out
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """The best point that was tried, measured again on examples that chose nothing."""
-
-    request: TuneRequest
-    chosen: Record  # among the examples that choose
-    record: Record  # on the others
-    config: Config  # of the latter, which needs no calibration
-    tried: tuple[Record, ...]
-
-    @property
-    def use(self) -> Config:
-        """The configuration to use: the best point, or the full model if that is not faster."""
-        return self.config if is_faster(self.record) else configuration.baseline_config(self.config)
-
-    @property
-    def value(self) -> tuple[float, float | None]:
-        """The measured speedup or kept share of the score, with the low end of its interval."""
-        measured = self.record.speedup
-        if self.request.config.quality:
-            measured = next((one.interval for one in judge([self.record], self.request)), None)
-        return (measured.value, measured.low) if measured else (0.0, None)
-
-    @property
-    def meets_wish(self) -> bool:
-        """True if the measured value reaches the wanted one."""
-        return self.value[0] >= self.request.wanted
-
-    @property
-    def verdict(self) -> tuple[str, str]:
-        """Say in two sentences what to use."""
-        # named by the strategy that chose the layers
-        config = self.record.config.replace(strategy=self.chosen.config.strategy)
-        named = self.record.replace(config=config, correction=self.chosen.correction)
-        wish, found = self.request.wish, sentence(named)
-        if not is_faster(self.record):
-            return (
-                "Use the full model, because the best of what was tried is not surely faster.",
-                f"The best: {found}",
-            )
-        if not self.meets_wish:
-            return f"The best of what was tried misses {wish}.", f"It is the nearest: {found}"
-        _, low = self.value
-        sure = "surely met" if low and low >= self.request.wanted else "met, but not surely"
-        return f"Use this: {found}", f"{wish} is {sure}, on examples that chose nothing."
-
-    def as_json(self) -> Row:
-        """Return what `--json` prints."""
-        return {
-            "verdict": list(self.verdict),
-            "meets_wish": self.meets_wish,
-            "candidate": self.chosen.label,
-            "use": overrides_of(self.use, "run"),
-            "row": self.record.to_row(),
-            "tried": [record.to_row() for record in self.tried],
-        }
-
-
-@dataclass
-class Tuning:
-    """Runs a request. `observe` returns the display of some jobs."""
-
-    request: TuneRequest
-    observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
-    tried: dict[str, Record] = field(default_factory=dict)  # by id
-
-    def __post_init__(self) -> None:
-        self._folder, self._resolver = ResultsFolder.of(self.request.choice).path, Resolver()
-        left_out = [f"left out: {text}" for text in self.request.left_out]
-        self._notes = [self.request.outlook(), *left_out]
-
-    def run(self) -> TuneResult:
-        """Run the points that have no row yet, and return the best one; raise RunError if no point
-        can be judged.
-        """
-        if self.request.beside:
-            self._measure(self.request.beside)
-        self._try_layers()
-        judged = judge(list(self.tried.values()), self.request)
-        if not judged:
-            raise RunError(
-                "no point has a speed and a score to compare, or the full model's score is 0; use"
-                " other candidates, another task or model"
-            )
-        best = max(judged, key=self._rank).record
-        config = self._pinned(best)
-        if not (last := self._measure([config])):
-            raise RunError("the last run failed; repair its reason, and run the same command again")
-        return TuneResult(self.request, best, last[0][1], config, tuple(self.tried.values()))
-
-    def _try_layers(self) -> None:
-        """Try candidates at one number of layers after another: for a wanted speedup fewer until
-        one is fast enough, for a wanted quality by bisection.
-        """
-        request, candidates, count = self.request, self.request.candidates, self.request.first
-        few, many = MIN_KEPT, request.num_layers  # `few` to `many` - 1 are untried
-        while candidates and few < many:
-            candidates, records = self._best(candidates, count)
-            if request.config.speedup:
-                fastest = max(record.measured_speedup or 0.0 for record in records)
-                many = few if fastest >= request.wanted else count
-                count = max(few, min(count - 1, int(count * fastest / request.wanted)))
-            else:
-                keeps = any(share.passes for share in judge(records, request))
-                few, many = (few, count) if keeps else (count + 1, many)
-                count = (few + many) // 2
-
-    def _best(
-        self, candidates: Sequence[Config], count: int
-    ) -> tuple[tuple[Config, ...], list[Record]]:
-        """Score the answers of the candidates with the lowest decode loss at a number of layers;
-        return them with their rows.
-        """
-        request, choice = self.request, self.request.choice
-        points = [at(candidate, request.num_layers, count) for candidate in candidates]
-        if len(points) > request.config.finalists:
-            untimed = choice.speed.replace(enabled=False)
-            changes = {"answers": False, "baseline": False, "speed": untimed}
-            measured = self._measure([point.replace(**changes) for point in points])
-            distinct = dict[object, Config]()  # the best with the same layers and kind of patches
-            for point, row in sorted(measured, key=lambda pair: pair[1].decode_loss or 0.0):
-                distinct.setdefault((row.kept_layers, point.correction.label), point)
-            changes = {"answers": True, "baseline": True, "speed": choice.speed}
-            points = [point.replace(**changes) for point in distinct.values()]
-        scored = self._measure(points[: request.config.finalists])
-        if not scored:
-            raise RunError(f"no candidate works with {count} layers; set other candidates=[...]")
-        return tuple(point for point, _ in scored), [row for _, row in scored]
-
-    def _measure(self, points: Sequence[Config]) -> list[tuple[Config, Record]]:
-        """Run points with their baselines as a sweep, and return those that work with their
-        rows.
-        """
-        jobs = make_jobs(points, self._resolver)
-        with self.observe(jobs) as observer:
-            while self._notes:
-                observer.note(self._notes.pop(0))
-            records = Sweep(jobs, observer).run().records
-        rows = [(job, records[job.id].replace(folder=str(self._folder))) for job in jobs]
-        measured = [(job.config, row) for job, row in rows if job.requested and row.is_done]
-        self.tried |= {row.id: row for _, row in measured}
-        return measured
-
-    def _rank(self, share: QualityShare) -> tuple[bool, float, float]:
-        """Order points: those that meet the wish first; for a wanted speedup by the kept score, for
-        a wanted quality by the speedup, and those that miss it by how near they are.
-        """
-        speedup, kept = share.record.measured_speedup or 0.0, min(1.0, share.share)
-        if self.request.config.speedup:
-            meets = speedup >= self.request.wanted
-            return meets, kept if meets else speedup, speedup
-        return share.passes, speedup if share.passes else kept, speedup
-
-    def _pinned(self, record: Record) -> Config:
-        """Return the configuration that runs a point again, without calibration, on the examples
-        that chose nothing.
-        """
-        final, ran, used = self.request.final, record.config, record.correction
-        if record.keeps_all or record.draft_tokens:
-            full = configuration.baseline_config(final)
-            return full.replace(
-                decoding=ran.decoding, engine=ran.engine, baseline_engine=ran.baseline_engine
-            )
-        correction = configuration.preset("correction", "none")
-        if used:
-            folder = used.path or str(self._folder / "calibrations" / str(used.id))
-            correction = configuration.preset("correction", "adapter", {"path": [folder]})
-        strategy = configuration.preset("strategy", "custom", {"layers": record.kept_layers})
-        return final.replace(strategy=strategy, correction=correction)
-
-
-def judge(records: Sequence[Record], request: TuneRequest) -> list[QualityShare]:
-    """Return the share of the full model's score that each timed record keeps."""
-    timed = [record for record in records if record.speedup]
-    return shares(timed, request.config.quality or GATE)

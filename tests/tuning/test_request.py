@@ -10,11 +10,11 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
 from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
 from ulskip_cli.inference.skip_adapter import zero_adapter
-from ulskip_cli.tuning import at, divide, resolve_tuning
+from ulskip_cli.tuning import Tuning, at, divide
 
 
 def resolved(*overrides):
-    return resolve_tuning(compose_tuning(list(overrides)))
+    return Tuning.of(compose_tuning(list(overrides)))
 
 
 def write(path, numbers):

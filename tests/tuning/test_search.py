@@ -6,7 +6,7 @@ from report_rows import configured, sweep_row
 
 from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.experiments.jobs import SweepObserver
-from ulskip_cli.tuning import TuneResult, Tuning, resolve_tuning
+from ulskip_cli.tuning import TuneResult, Tuning
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]
 FEW += ["speed.seconds=0", "speed.new_tokens=4", "max_new_tokens=6", "engine=torch"]
@@ -22,7 +22,7 @@ class FakeTuning(Tuning):
     def _measure(self, points):
         rows = []
         for point in points:
-            _, plan = self._resolver.schedule(point, "run")
+            _, plan = self.resolver.schedule(point, "run")
             depth, name = plan.num_kept, point.strategy.name
             self.asked.append((name, depth, point.answers))
             row = sweep_row(
@@ -46,9 +46,9 @@ def tried(tmp_path):
 
     def run(*overrides, speed=FakeTuning.speed):
         given = [*FEW, f"results_dir={tmp_path}", *overrides]
-        tuning = FakeTuning(resolve_tuning(compose_tuning(given)), None)
+        tuning = FakeTuning.of(compose_tuning(given))
         tuning.asked, FakeTuning.speed = [], speed
-        return tuning.run(), tuning.asked
+        return tuning.run(None), tuning.asked
 
     yield run
     FakeTuning.speed = lambda self, depth: 12 / depth
@@ -97,9 +97,9 @@ def test_a_quality_is_found_by_bisection(tried):
     ],
 )
 def test_the_verdict_says_what_to_use_in_two_sentences(row, sentences):
-    request = resolve_tuning(compose_tuning(["speedup=1.5", *FEW]))
+    tuning = Tuning.of(compose_tuning(["speedup=1.5", *FEW]))
     made = sweep_row(**row)
-    result = TuneResult(request, made, made, request.final, (made,))
+    result = TuneResult(tuning, made, made, tuning.final)
     assert all(text.startswith(part) for text, part in zip(result.verdict, sentences, strict=True))
     uses_full = sentences[0] == "Use the full model"
     assert (result.use.strategy.name == "full") is uses_full
@@ -181,12 +181,12 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
                     raise KeyboardInterrupt
 
         observe = lambda jobs: contextlib.nullcontext(Observer())  # noqa: E731
-        request = resolve_tuning(compose_tuning([*FEW, TWO, "finalists=1", "speedup=1.3"]))
-        return Tuning(request, observe).run()
+        tuning = Tuning.of(compose_tuning([*FEW, TWO, "finalists=1", "speedup=1.3"]))
+        return tuning.run(observe)
 
     for stop in (1, 2, 1, 1):
         with contextlib.suppress(KeyboardInterrupt):
             run(stop)
     result, stored = run(99), rows(tmp_path)
     assert len({row["id"] for row in stored}) == len(stored)  # no point is measured twice
-    assert {row.id for row in result.tried} <= {row["id"] for row in stored}
+    assert set(result.tuning.tried) <= {row["id"] for row in stored}

@@ -132,20 +132,19 @@ def tune(
     if print_config:
         print_yaml(chosen)
         return
-    from ulskip_cli.tuning import Tuning, resolve_tuning
+    from ulskip_cli.tuning import Tuning
 
-    request = resolve_tuning(chosen)
+    tuning = Tuning.of(chosen)
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.core.command_line import command_line
     from ulskip_cli.experiments.jobs import SweepOutcome
     from ulskip_cli.experiments.results import ResultsFolder
 
-    result = Tuning(request, SweepDisplay).run()
+    result = tuning.run(SweepDisplay)
     if as_json:
         print_json(result.as_json())
         return
-    tried = {record.id: record for record in result.tried}
-    outcome = SweepOutcome(len(tried), tried)
+    outcome = SweepOutcome(len(tuning.tried), tuning.tried)
     _show_outcome(outcome, ResultsFolder.of(chosen), as_json=False, lead=result.verdict)
     make_console().print(f"command: {command_line(result.use, 'run')}")
 
@@ -195,7 +194,11 @@ def _measure(sweep: "Sweep", as_json: bool) -> None:
         outcome = sweep.run()
     if is_worker:
         return
-    if outcome.num_requested > 1 and sweep.jobs[0].command == "run" and sweep.folder.records():
+    if (
+        outcome.num_requested > 1
+        and sweep.jobs[0].identity.command == "run"
+        and sweep.folder.records()
+    ):
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(sweep.folder)
