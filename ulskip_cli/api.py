@@ -220,13 +220,12 @@ def _encoded(
     """
     from ulskip_cli.tasks.encoding import PromptFormatter
 
-    formatter = PromptFormatter(Template("{source}", ""))
+    formatter = PromptFormatter(Template("{source}", ""), tokenizer)
     if has_template:
-        formatter = PromptFormatter.for_task(
-            config.preset("task", "jsonl"), tokenizer, chat_options
-        )
-    pairs = [formatter.format(Example("", text, "")) for text in texts]
-    ids = [example.prompt_ids for example in formatter.tokenize(tokenizer, pairs)]
+        task = config.preset("task", "jsonl")
+        formatter = PromptFormatter.for_task(task, tokenizer, chat_options)
+    encoded = formatter.encode([Example("", text, "") for text in texts])
+    ids = [example.prompt_ids for example in encoded]
     if [] in ids:
         raise UsageError(
             f"expected prompts of at least one token, got none in prompts[{ids.index([])}]"

@@ -12,7 +12,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.training import run, setup, trainer
+from ulskip_cli.training import run, trainer
 from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
@@ -89,7 +89,7 @@ def killed(*args):
 @pytest.mark.parametrize(
     ("target", "name", "stop"),
     [
-        (setup, "build_adapter_loss", killed),
+        (run, "build_adapter_loss", killed),
         (run, "write_atomic", killed_before_identity),
         (run, "last_checkpoint", killed),
         (trainer.SkipTrainer, "compute_loss", interrupted_in_step_4),

@@ -13,7 +13,7 @@ from ulskip_cli.training.data import (
     load_training_texts,
 )
 
-PLAIN = PromptFormatter(Template("{source}", "{reference}"))
+PLAIN = Template("{source}", "{reference}")
 
 
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
@@ -24,14 +24,14 @@ def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
     for prompt, response in texts.train:
         assert prompt.startswith("<user>Translate the following text")
         assert response.startswith("<assistant>") and response.endswith("<eos>")
-    example = texts.formatter.tokenize(tokenizer, texts.train)[0]
+    example = texts.formatter.tokenize(texts.train)[0]
     assert example.response_ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
     settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
     texts = load_training_texts(compose_training(settings), tokenizer)
-    pairs = TokenPairs(texts.formatter.tokenize(tokenizer, texts.train), 600)
+    pairs = TokenPairs(texts.formatter.tokenize(texts.train), 600)
     assert (len(pairs), pairs.num_too_long) == (4, 0)
     assert max(pairs.lengths()) <= 600
     assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
@@ -58,7 +58,7 @@ def test_validation_needs_references(tokenizer, tmp_path):
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
-    pairs = TokenPairs(PLAIN.tokenize(tokenizer, texts), max_length=8)
+    pairs = TokenPairs(PromptFormatter(PLAIN, tokenizer).tokenize(texts), max_length=8)
     assert (len(pairs), pairs.num_too_long) == (1, 1)
     assert pairs[0].response_ids[-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match=r"train\.max_length=2"):

@@ -39,15 +39,13 @@ class PromptComparer:
     @property
     def prompt_note(self) -> str:
         """The model, and how the first prompt is given to it."""
-        model, task = self.run.point.config.model.label, self.workload.task
-        example = self.workload.examples[0]
-        text = task.template_for(self.workload.chat).prompt(example)
-        note = (
-            "prompt as given" if text == example.source else f"prompt of task={task.name}: {text}"
-        )
-        if self.workload.chat:
+        template, example = self.workload.formatter.template, self.workload.examples[0]
+        text, note = template.prompt(example), "prompt as given"
+        if template.chat:
             note = "prompt in the model's chat template"
-        return f"{model}, {note}"
+        elif text != example.source:
+            note = f"prompt of task={self.workload.task.name}: {text}"
+        return f"{self.run.point.config.model.label}, {note}"
 
     @property
     def caution(self) -> str:
@@ -104,7 +102,7 @@ class PromptComparer:
         start = padded([prompt[:WARM_UP_PROMPT]], pad, left=True)
         decoder.generate(*start, context, forced_length=few)
         batch = padded([prompt], pad, left=True)
-        text = GrowingText(self.workload.tokenizer, context.decoding.stop)
+        text = GrowingText(self.workload.formatter.tokenizer, context.decoding.stop)
         generation = decoder.run(*batch, context, pause_every=1)
         while True:
             try:

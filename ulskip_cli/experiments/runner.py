@@ -280,7 +280,7 @@ def store_record(
             config, plan, run.loaded, decoder, len(run.workload.examples) if run.workload else 0
         ),
         quality,
-        chat=run.workload.chat if run.workload else None,
+        chat=run.workload.formatter.template.chat if run.workload else None,
         correction=run.correction,
         calibration=run.calibration,
         step_bytes=bytes_per_step(plan, pairs[0]) if pairs else None,

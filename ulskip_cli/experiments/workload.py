@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import DecodeContext, until_stop
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, encode, pad_token_id
+from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, pad_token_id
 
 Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
 
@@ -28,10 +28,13 @@ class Workload:
     task: Task
     examples: Sequence[Example]
     encoded: list[EncodedExample]
-    pad_token_id: int
-    chat: bool  # True if prompts are in the model's chat format
+    formatter: PromptFormatter  # that encoded them
     max_positions: int | None  # None without a limit; timed prompts leave room for the new tokens
-    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that pads prompts and answers."""
+        return pad_token_id(self.formatter.tokenizer)
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -52,22 +55,22 @@ def encode_workload(
     task, examples = data.task, data.examples
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
     new_tokens, timed_tokens = config.answer_tokens, point.plan.timed_tokens
-    encoded = encode(
-        formatter, tokenizer, examples, max_positions, new_tokens, task.may_truncate_source
-    )
+    encoded = formatter.encode_within(examples, max_positions, new_tokens, task.may_truncate_source)
     if config.speed.enabled and max_positions is not None and timed_tokens >= max_positions:
         raise UsageError(
             f"expected fewer timed tokens than the model's context of {max_positions}, got"
             f" {timed_tokens}; lower speed.new_tokens or strategy.horizon"
         )
-    pad, chat = pad_token_id(tokenizer), formatter.template.chat
-    return Workload(task, examples, encoded, pad, chat, max_positions, tokenizer)
+    return Workload(task, examples, encoded, formatter, max_positions)
 
 
 def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
     """Return the decoding settings of a run; random prompts need no padding."""
-    pad, tokenizer = (workload.pad_token_id, workload.tokenizer) if workload else (0, None)
-    return DecodeContext(config.decoding, pad, config.answer_tokens, config.seed, tokenizer)
+    context = DecodeContext(config.decoding, 0, config.answer_tokens, config.seed)
+    if workload is None:
+        return context
+    pad, tokenizer = workload.pad_token_id, workload.formatter.tokenizer
+    return replace(context, pad_token_id=pad, tokenizer=tokenizer)
 
 
 def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core.errors import UsageError, reason
@@ -37,44 +38,33 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class PromptFormatter:
-    """Formats examples for a model: fills the task's template and applies the model's chat
-    template.
+    """Makes the prompts and responses of a task's examples for one model, as texts and as token
+    ids.
     """
 
     template: Template
-    # owner of the chat template; None if `template` is not a chat
-    tokenizer: PreTrainedTokenizerBase | None = None
+    tokenizer: PreTrainedTokenizerBase
     chat_options: Table = field(default_factory=dict)  # variables of the chat template
 
     @classmethod
     def for_task(
-        cls,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase | None,
-        chat_options: Table | None,
+        cls, task: Task, tokenizer: PreTrainedTokenizerBase, chat_options: Table | None
     ) -> PromptFormatter:
-        """Make the formatter of a task for a tokenizer; without a tokenizer the formatter uses no
-        chat template.
-        """
-        has_chat = tokenizer is not None and bool(tokenizer.chat_template)
-        return cls(task.template_for(has_chat), tokenizer, chat_options or {})
+        """Make the formatter of a task for the model of a tokenizer."""
+        return cls(task.template_for(bool(tokenizer.chat_template)), tokenizer, chat_options or {})
 
     def format(self, example: Example) -> TextPair:
-        """Return the prompt and the expected response as texts; raise UsageError if the model's
-        chat template fails.
+        """Return the prompt and the expected response as texts, in the model's chat template if the
+        template is a chat; raise UsageError if the chat template fails.
         """
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
             return prompt, response
-        assert self.tokenizer is not None
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        chat = partial(self.tokenizer.apply_chat_template, tokenize=False, **self.chat_options)
         try:
-            chat_prompt = self.tokenizer.apply_chat_template(
-                messages[:1], tokenize=False, add_generation_prompt=True, **self.chat_options
-            )
-            conversation = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, **self.chat_options
-            )
+            chat_prompt = chat(messages[:1], add_generation_prompt=True)
+            conversation = chat(messages)
         except Exception as error:  # a chat template is a program and may raise anything
             raise UsageError(
                 f"the model's chat template failed ({reason(error)});"
@@ -85,86 +75,76 @@ class PromptFormatter:
         # the chat template rewrites earlier messages
         return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"
 
-    def tokenize(
-        self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]
-    ) -> list[EncodedExample]:
+    def tokenize(self, pairs: Sequence[TextPair]) -> list[EncodedExample]:
         """Tokenize prompts and responses; special tokens are added unless the chat template has
         already added them.
         """
-        chat = self.template.chat
-        prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)[
-            "input_ids"
-        ]
-        responses = tokenizer([response for _, response in pairs], add_special_tokens=False)[
-            "input_ids"
-        ]
+        tokenizer, chat = self.tokenizer, self.template.chat
+        prompts, responses = [text for text, _ in pairs], [text for _, text in pairs]
+        prompt_ids = tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
+        response_ids = tokenizer(responses, add_special_tokens=False)["input_ids"]
         eos = [] if chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return [
             EncodedExample(prompt, [*response, *eos])
-            for prompt, response in zip(prompts, responses, strict=True)
+            for prompt, response in zip(prompt_ids, response_ids, strict=True)
         ]
 
+    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
+        """Return examples as token ids."""
+        return self.tokenize(list(map(self.format, examples)))
 
-def encode(
-    formatter: PromptFormatter,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    context: int | None,
-    max_new_tokens: int,
-    may_truncate_source: bool,
-) -> list[EncodedExample]:
-    """Encode examples so that each prompt and its new tokens fit into `context` positions; None is
-    unlimited.
+    def encode_within(
+        self,
+        examples: Sequence[Example],
+        context: int | None,
+        max_new_tokens: int,
+        may_truncate_source: bool,
+    ) -> list[EncodedExample]:
+        """Encode examples so that each prompt and its new tokens fit into `context` positions; None
+        is unlimited.
 
-    If `may_truncate_source`, the end of a long source is dropped, but never the instruction.
-    Otherwise a prompt that is too long raises UsageError. A response is truncated at the end of the
-    context.
-    """
-    encoded = formatter.tokenize(tokenizer, [formatter.format(example) for example in examples])
-    if context is None:
+        If `may_truncate_source`, the end of a long source is dropped, but never the instruction.
+        Otherwise a prompt that is too long raises UsageError. A response is truncated at the end of
+        the context.
+        """
+        encoded = self.encode(examples)
+        if context is None:
+            return encoded
+        max_prompt_tokens = context - max_new_tokens
+        for i, example in enumerate(examples):
+            if len(encoded[i].prompt_ids) > max_prompt_tokens:
+                if not may_truncate_source:
+                    raise UsageError(
+                        f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and"
+                        f" {max_new_tokens} new tokens exceed the model's context of {context};"
+                        " shorten the prompt, lower max_new_tokens, or change the model"
+                    )
+                (short,) = self.encode([self.truncate_source(example, max_prompt_tokens)])
+                encoded[i] = replace(short, truncated=True)
+            max_response_tokens = context - len(encoded[i].prompt_ids)
+            if len(encoded[i].response_ids) > max_response_tokens:
+                kept = encoded[i].response_ids[:max_response_tokens]
+                encoded[i] = replace(encoded[i], response_ids=kept, truncated_response=True)
         return encoded
-    max_prompt_tokens = context - max_new_tokens
-    for i, example in enumerate(examples):
-        if len(encoded[i].prompt_ids) > max_prompt_tokens:
-            if not may_truncate_source:
-                raise UsageError(
-                    f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and"
-                    f" {max_new_tokens} new tokens exceed the model's context of {context}; shorten"
-                    " the prompt, lower max_new_tokens, or change the model"
-                )
-            shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
-            (short,) = formatter.tokenize(tokenizer, [formatter.format(shorter)])
-            encoded[i] = replace(short, truncated=True)
-        max_response_tokens = context - len(encoded[i].prompt_ids)
-        if len(encoded[i].response_ids) > max_response_tokens:
-            kept = encoded[i].response_ids[:max_response_tokens]
-            encoded[i] = replace(encoded[i], response_ids=kept, truncated_response=True)
-    return encoded
 
+    def truncate_source(self, example: Example, max_prompt_tokens: int) -> Example:
+        """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the
+        instruction alone is too long.
+        """
 
-def truncate_source(
-    formatter: PromptFormatter,
-    tokenizer: PreTrainedTokenizerBase,
-    example: Example,
-    max_prompt_tokens: int,
-) -> Example:
-    """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the
-    instruction alone is too long.
-    """
+        def is_too_long(length: int) -> bool:
+            (shorter,) = self.encode([_with_source_prefix(example, length)])
+            return len(shorter.prompt_ids) > max_prompt_tokens
 
-    def is_too_long(length: int) -> bool:
-        shorter = formatter.format(_with_source_prefix(example, length))
-        return len(formatter.tokenize(tokenizer, [shorter])[0].prompt_ids) > max_prompt_tokens
-
-    lengths = range(1, len(example.source) + 1)  # in characters
-    longest = bisect.bisect_left(lengths, True, key=is_too_long)
-    if not longest:
-        raise UsageError(
-            f"example {example.id}: the prompt without the source exceeds the"
-            f" {max(0, max_prompt_tokens)} tokens that the model's context leaves for a prompt;"
-            " lower max_new_tokens, or shorten task.prompt"
-        )
-    return _with_source_prefix(example, longest)
+        lengths = range(1, len(example.source) + 1)  # in characters
+        longest = bisect.bisect_left(lengths, True, key=is_too_long)
+        if not longest:
+            raise UsageError(
+                f"example {example.id}: the prompt without the source exceeds the"
+                f" {max(0, max_prompt_tokens)} tokens that the model's context leaves for a prompt;"
+                " lower max_new_tokens, or shorten task.prompt"
+            )
+        return _with_source_prefix(example, longest)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,9 +16,9 @@ from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.task import Example, check_references
+from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair, truncate_source
+from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair
 
 IGNORED_LABEL = -100
 
@@ -45,8 +45,12 @@ def load_training_texts(
     """Load training and validation texts, in `tokenizer`'s chat format if it has one; raise
     UsageError for unusable data.
     """
-    train = _texts(config, tokenizer, config.task.examples())
-    formatter = PromptFormatter.for_task(config.task, tokenizer, config.model.chat_options)
+
+    def formatter_of(task: Task) -> PromptFormatter:
+        return PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
+
+    formatter = formatter_of(config.task)
+    train = _texts(config, formatter, config.task.examples())
     if config.train.validation:
         changes = dict(config.train.validation)
         limit = changes.pop("limit", None)
@@ -57,7 +61,7 @@ def load_training_texts(
             other = parse(TrainingConfig, {**dict(config), **values})
             validated = task.examples()
             check_references(validated[: other.limit], "a validation loss")
-            validation = _texts(other, tokenizer, validated)
+            validation = _texts(other, formatter_of(task), validated)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)
@@ -161,7 +165,7 @@ class SimilarLengthSampler(Sampler[int]):
 
 
 def _texts(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+    config: TrainingConfig, formatter: PromptFormatter, examples: Sequence[Example]
 ) -> list[TextPair]:
     """Make the texts of `limit` examples after the first `offset`. Sources are truncated to
     `train.max_length` if the task allows it.
@@ -172,14 +176,13 @@ def _texts(
             f"expected offset below the number of training examples, {len(examples)}, got {offset}"
         )
     examples = list(examples[offset:][: config.limit])
-    formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
     if max_length is not None and task.may_truncate_source:
-        pairs = formatter.tokenize(tokenizer, list(map(formatter.format, examples)))
+        pairs = formatter.encode(examples)
         for i, pair in enumerate(pairs):
             with suppress(UsageError):  # too long without a source: left out and counted later
                 has_own = config.train.responses == "own" and not config.train.held_out
                 references = 0 if has_own else len(pair.response_ids)
                 room = max_length - max(references, config.own_length)
                 if len(pair.prompt_ids) > room:
-                    examples[i] = truncate_source(formatter, tokenizer, examples[i], room)
+                    examples[i] = formatter.truncate_source(examples[i], room)
     return list(map(formatter.format, examples))

@@ -59,25 +59,24 @@ def check_trainable(config: TrainingConfig) -> None:
         check_references(examples, f"train.responses={responses}")
 
 
-# The loss needs whole weights on every device, the prompt's KV cache, and a module of its own.
+# Beginnings of arguments of Trainer that a training cannot have, because the loss needs whole
+# weights on every device, the prompt's KV cache, and a module of its own.
 UNFIT = ("deepspeed", "fsdp", "gradient_checkpointing", "activation_checkpointing", "neftune")
+# Arguments that keep the value that Trainer gives them, because `SkipTrainer` relies on it.
+UNCHANGED = (
+    *("optim", "label_names", "train_sampling_strategy", "label_smoothing_factor"),
+    *("load_best_model_at_end", "save_only_model", "eval_on_start", "per_device_eval_batch_size"),
+)
 
 
 def trainer_arguments(config: TrainingConfig) -> Table:
-    """Return the arguments of Trainer that follow from a configuration; raise UsageError for
-    `train.training_args` that ulskip's own keys set, or that the two-pass loss does not support.
+    """Return the arguments of transformers' Trainer: `fixed` ones, which follow from ulskip's own
+    keys, and `defaults`, which `train.training_args` can change and add to. Raise UsageError if it
+    names an argument that ulskip fixes, or that the training cannot have.
     """
-    train, extra = config.train, config.train.training_args or {}
-    defaults: Table = {
-        "save_total_limit": 2,
-        "log_level": "error",
-        "lr_scheduler_type": "cosine",
-        "logging_nan_inf_filter": False,
-        "logging_first_step": True,
-        "ddp_find_unused_parameters": config.prompt_layers == "kept" or train.method == "adapter",
-    }
+    train, given = config.train, config.train.training_args or {}
     evaluates = train.evaluate_every and (train.validation or train.held_out)
-    arguments: Table = {
+    fixed: Table = {
         "seed": config.seed,
         "output_dir": str(user_path(config.output, "output") / "checkpoints"),
         "remove_unused_columns": False,
@@ -96,20 +95,25 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "save_steps": train.save_every,
         "logging_steps": train.log_every,
     }
-    set_by_ulskip = {*arguments, "optim", "label_names", "train_sampling_strategy"}
-    set_by_ulskip |= {"label_smoothing_factor", "load_best_model_at_end", "save_only_model"}
-    set_by_ulskip |= {"eval_on_start", "per_device_eval_batch_size"}
-    if extra.get("lr_scheduler_type") == "reduce_lr_on_plateau":  # it needs one validation loss
+    defaults: Table = {
+        "save_total_limit": 2,
+        "log_level": "error",
+        "lr_scheduler_type": "cosine",
+        "logging_nan_inf_filter": False,
+        "logging_first_step": True,
+        # A step then has no gradient for skipped layers, or for the patches of other schedules.
+        "ddp_find_unused_parameters": config.prompt_layers == "kept" or train.method == "adapter",
+    }
+    if given.get("lr_scheduler_type") == "reduce_lr_on_plateau":  # it needs one validation loss
         raise UsageError(
             "train.training_args.lr_scheduler_type=reduce_lr_on_plateau is not supported; use"
             " another, e.g. cosine"
         )
-    for key in extra:
-        is_unfit = key.startswith(UNFIT)
-        if is_unfit or key in set_by_ulskip:
+    for name in given:
+        if name in fixed or name in UNCHANGED or name.startswith(UNFIT):
             raise UsageError(
-                f"train.training_args.{key} is not supported; use ulskip's keys, e.g."
+                f"train.training_args.{name} is not supported; use ulskip's keys, e.g."
                 " train.learning_rate, or for less memory train.batch_size and"
                 " train.gradient_accumulation_steps"
             )
-    return {**defaults, **arguments, **extra}
+    return {**defaults, **fixed, **given}

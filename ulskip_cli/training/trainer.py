@@ -6,6 +6,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,31 +29,46 @@ from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import loading
 from ulskip_cli.inference.batching import longest_first
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.data import LossBatch, SimilarLengthSampler
+from ulskip_cli.training.data import (
+    LossBatch,
+    PairCollator,
+    SimilarLengthSampler,
+    TokenPairs,
+    TrainingTexts,
+)
 from ulskip_cli.training.preflight import trainer_arguments
-from ulskip_cli.training.setup import TrainingSetup
+from ulskip_cli.training.two_pass_loss import TwoPassLoss
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Everything that `SkipTrainer` needs, derived once from the configuration."""
+
+    config: TrainingConfig
+    texts: TrainingTexts
+    train: TokenPairs
+    validation: TokenPairs | None
+    collator: PairCollator
+    schedules: dict[float, tuple[Stage, ...]]  # the stages of a response, by ratio
+    module: TwoPassLoss  # the model with its loss
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that draws a schedule for every step and evaluates the loss under each schedule."""
 
     def __init__(
-        self,
-        setup: TrainingSetup,
-        progress: ProgressCallback,
-        arguments: TrainingArguments,
+        self, setup: TrainingSetup, progress: ProgressCallback, arguments: TrainingArguments
     ) -> None:
         """Prepare a training."""
         self.schedules, self.config = setup.schedules, setup.config
         self.optimizer: Optimizer | None
-        evaluates = setup.validation is not None
         super().__init__(
             model=setup.module,
             args=arguments,
             data_collator=setup.collator,
             train_dataset=setup.train,
             eval_dataset=setup.validation,
-            callbacks=[TrainingMonitor(progress, evaluates)],
+            callbacks=[TrainingMonitor(progress, setup.validation is not None)],
         )
         self.remove_callback(PrinterCallback)
 
