@@ -84,9 +84,8 @@ class AdapterLoss(TwoPassLoss):
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
         weights = self.weights
         frozen = self.outputs.of(batch, self.needs_states)
-        logits = frozen.prompt.first_logits
         # has a gradient even if all responses end before the first step that skips a layer
-        loss = torch.zeros((), device=logits.device, requires_grad=True)
+        loss = torch.zeros((), device=batch.labels.device, requires_grad=True)
         if weights.gap_weight and frozen.states is not None:
             sets = [stage.kept_layers for stage in stages]
             losses = [self._gap_loss(batch, kept, frozen.prompt, frozen.states) for kept in sets]
@@ -232,9 +231,7 @@ class FrozenOutputs:
         if not self._separable:
             return self._together(batch, with_states)
         prompts, states = list[Outputs](), list[Tensor]()
-        for index in range(len(batch.labels)):
-            row = _row_of(batch, index)
-            prompt, response = _keys(row)
+        for row, prompt, response in _rows_of(batch):
             outputs = self._kept
             if prompt not in outputs or (with_states and response not in outputs):
                 outputs = self._split(self._together(row, with_states), row)
@@ -264,12 +261,12 @@ class FrozenOutputs:
         # The prompt predicts the first token, so there are states for the others, row after row.
         counts = batch.is_labelled[:, 1:].sum(1).tolist()
         states = () if frozen.states is None else torch.split(frozen.states, counts)
-        for row, length in enumerate(batch.prompt_mask.sum(1).tolist()):
-            prompt_key, response_key = _keys(_row_of(batch, row))
-            prompt = [tensor[row : row + 1, :, -length:] for tensor in cached]
-            outputs[prompt_key] = (frozen.prompt.first_logits[row : row + 1], *prompt)
+        for index, (row, prompt, response) in enumerate(_rows_of(batch)):
+            length = row.prompt_ids.shape[1]
+            kept = [tensor[index : index + 1, :, -length:] for tensor in cached]
+            outputs[prompt] = (frozen.prompt.first_logits[index : index + 1], *kept)
             if states:
-                outputs[response_key] = (states[row],)
+                outputs[response] = (states[index],)
         return outputs
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
@@ -293,20 +290,17 @@ class FrozenOutputs:
         return FrozenBatch(prompt, torch.stack(states, dim=1))
 
 
-def _row_of(batch: LossBatch, row: int) -> LossBatch:
-    """Return one row of a batch without padding, with at least two response tokens."""
-    prompt, rows = batch.prompt_mask[row].bool(), slice(row, row + 1)
-    count = max(2, int(batch.is_labelled[row].sum()))
-    ids = batch.prompt_ids[rows, prompt]
-    return LossBatch(
-        ids, torch.ones_like(ids), batch.response_ids[rows, :count], batch.labels[rows, :count]
-    )
-
-
-def _keys(batch: LossBatch) -> tuple[TokenKey, TokenKey]:
-    """Return the keys of the prompt and the response of a batch of one row."""
-    prompt, response = (ids.cpu().numpy().tobytes() for ids in (batch.prompt_ids, batch.labels))
-    return (prompt,), (prompt, response)
+def _rows_of(batch: LossBatch) -> Iterator[tuple[LossBatch, TokenKey, TokenKey]]:
+    """Yield each row of a batch without padding, with at least two response tokens, and the keys of
+    its prompt and of its response.
+    """
+    for index in range(len(batch.labels)):
+        rows, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
+        ids = batch.prompt_ids[rows, batch.prompt_mask[index].bool()]
+        labels = batch.labels[rows, :count]
+        row = LossBatch(ids, torch.ones_like(ids), batch.response_ids[rows, :count], labels)
+        prompt, response = (tokens.cpu().numpy().tobytes() for tokens in (ids, labels))
+        yield row, (prompt,), (prompt, response)
 
 
 def _joined(prompts: Sequence[Outputs]) -> list[Tensor]:
