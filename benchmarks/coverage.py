@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -47,16 +48,18 @@ def measure(point, with_opened):
     run = prepare_run(resolve(config), session)
     full, decoder = session.decoders(run)
     timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
-    opened, workload, new_tokens = [], run.workload, config.speed.new_tokens
+    opened, workload = [], run.workload
+    context = decode_context(config, workload)
+    context = replace(context, max_new_tokens=config.speed.new_tokens)
     batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
             kernels._weights.clear()
             sides = full.with_own_sessions(), decoder.with_own_sessions()
-            pair = Pair(*sides, batches, decode_context(config, workload))
-            measure_pairs(pair, new_tokens, range(1))
-        warm_up = measure_pairs(pair, new_tokens, range(1))
-        unit = measure_pairs(pair, new_tokens, range(1, 1 + OPENED_PAIRS), warm_up)
+            pair = Pair(*sides, batches, context)
+            measure_pairs(pair, range(1))
+        warm_up = measure_pairs(pair, range(1))
+        unit = measure_pairs(pair, range(1, 1 + OPENED_PAIRS), warm_up)
         opened.append(median(unit.pairs.ratios()))
     return {
         "point": point,

@@ -7,11 +7,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments import calibration, evaluate
-from ulskip_cli.experiments.calibration import (
-    HeldOutEvaluator,
-    calibrate_patches,
-    calibrate_strategy,
-)
+from ulskip_cli.experiments.calibration import HeldOutEvaluator
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.batching import BatchSize
@@ -31,6 +27,10 @@ def ready(tmp_path, model_folder):
         return config, load(config.model), workload
 
     return make
+
+
+def calibrate_strategy(*parts):
+    return HeldOutEvaluator(*parts).calibrate_strategy()
 
 
 def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
@@ -81,12 +81,14 @@ def test_answers_choose_as_they_will_be_run_and_an_interrupted_choice_resumes(
                 raise InterruptedError
             yield positions, output
 
-    def fit(config, loaded, held_out, *more):
-        fitted.append(held_out.prompts)
-        return calibrate_patches(config, loaded, held_out, *more)
+    calibrate_patches = HeldOutEvaluator.calibrate_patches
+
+    def fit(evaluator, plan):
+        fitted.append(evaluator.workload.prompts)
+        return calibrate_patches(evaluator, plan)
 
     monkeypatch.setattr(evaluate, "generate_all", generated)
-    monkeypatch.setattr(calibration, "calibrate_patches", fit)
+    monkeypatch.setattr(HeldOutEvaluator, "calibrate_patches", fit)
     with pytest.raises(InterruptedError):
         calibrate_strategy(config, loaded, work, ProgressCallback())
     found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
@@ -128,12 +130,12 @@ def test_prompts_have_at_most_half_as_many_own_answers_as_there_are_examples(
 
     seen = []
     monkeypatch.setattr(calibration, "generate_own_responses", generated)
-    monkeypatch.setattr(calibration, "_fit_patches", fitted)
+    monkeypatch.setattr(HeldOutEvaluator, "_fit_patches", fitted)
     monkeypatch.setattr(calibration, "ENOUGH_TOKENS", 10**6)
     config, loaded, work = ready("correction=patch", "ratio=2", f"calibration.examples={asked}")
     plan = make_plan(config, loaded.metadata)
     with pytest.raises(FittedError):
-        calibration.calibrate_patches(config, loaded, work, plan, ProgressCallback())
+        HeldOutEvaluator(config, loaded, work, ProgressCallback()).calibrate_patches(plan)
     assert seen == [1, most]
 
 

@@ -33,8 +33,8 @@ ALONE = tuple(rows[:1] for rows in PROMPTS)
 
 def pairs_of(full, strategy, context, new_tokens, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
-    pair = Pair(full, strategy, [prompts], context)
-    timed = measure_pairs(pair, new_tokens, range(count))
+    pair = Pair(full, strategy, [prompts], replace(context, max_new_tokens=new_tokens))
+    timed = measure_pairs(pair, range(count))
     return replace(timed, units=(Unit(pairs=count),))
 
 
@@ -70,7 +70,7 @@ def clock(monkeypatch):
     state = SimpleNamespace(now=0.0, unit=10.0, full=itertools.repeat(2.0), rounds=[])
     monkeypatch.setattr(paired_timing.time, "monotonic", lambda: state.now)
 
-    def measure(pair, new_tokens, rounds, past=None):
+    def measure(pair, rounds, past=None):
         state.now += state.unit
         state.rounds += rounds
         count = len(rounds)

@@ -7,14 +7,14 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
-from ulskip_cli.core.correction import RECORD, Patch
+from ulskip_cli.core.correction import RECORD, Patch, PatchKind
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
@@ -52,7 +52,9 @@ LOSS_BATCH = 8  # examples per batch: they fill a pass over whole texts, and mor
 
 @dataclass
 class HeldOutEvaluator:
-    """Measures a loaded model on held-out examples, for strategies with calibrated options."""
+    """Calibrates strategy and patches of a configuration by measurements of the loaded model on
+    held-out examples.
+    """
 
     config: Config
     loaded: LoadedModel
@@ -109,6 +111,10 @@ class HeldOutEvaluator:
         """True if `decode_loss` is measured with patches."""
         return self.config.correction.is_fitted
 
+    @property
+    def _patch_kind(self) -> PatchKind:
+        return self.config.correction.patch_kind(self.config.model)
+
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Return the decode loss of the references in nats per token; with prompt_layers=all, later
         calls reuse the prompts.
@@ -120,8 +126,7 @@ class HeldOutEvaluator:
         if self.corrects:
             if self._fitter is None:
                 self._fitter = self.fitter(encoded[1::2] or encoded)
-            kind = config.correction.patch_kind(config.model)
-            adapter = self._fitter.fit([kept_layers], kind)
+            adapter = self._fitter.fit([kept_layers], self._patch_kind)
         if self._texts is None:
             self._texts = self.forced_texts(encoded[::2] if self.corrects else encoded)
         plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
@@ -144,7 +149,8 @@ class HeldOutEvaluator:
         scores: list[float] = []
         for part, other in zip(parts, reversed(parts), strict=True):
             if self.corrects:
-                adapter, _ = calibrate_patches(config, loaded, other, plan, progress)
+                evaluator = HeldOutEvaluator(config, loaded, other, progress)
+                adapter, _ = evaluator.calibrate_patches(plan)
             read = [_token_ids(each.encoded) for each in (part, other)]
             name = key(CALIBRATION, config.identity(), loaded.files.fingerprint, plan, read)
             path = ResultsFolder.of(config).path / "calibrations" / f"{name}.jsonl"
@@ -156,9 +162,7 @@ class HeldOutEvaluator:
 
     def tell(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""
-        if done == 1:
-            self._report_search = self.progress.phase("calibrate: search", total)
-        self._report_search(done)
+        self.progress.phase("calibrate: search", total)(done)
 
     def fitter(self, examples: Sequence[EncodedExample]) -> PatchFitter:
         """Return a fitter of patches on these examples."""
@@ -170,107 +174,155 @@ class HeldOutEvaluator:
         prompts, references = zip(*_token_ids(examples), strict=True)
         return ForcedTexts(prompts, references, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
-
-def calibrate_strategy(
-    config: Config, loaded: LoadedModel, workload: Workload | None, progress: ProgressCallback
-) -> tuple[Config, Row | None]:
-    """Return the configuration with calibrated options, and the row's calibration entry (None if
-    nothing was calibrated).
-
-    The results folder stores the option values; if they are missing, they are measured on
-    `workload`, the held-out examples. `workload` is None if there are no held-out examples or no
-    tokenizer.
-    """
-    strategy = config.strategy
-    if workload is None or strategy.is_calibrated:
-        return config, None
-    num_layers = loaded.metadata.num_layers
-    num_kept = strategy.num_kept(num_layers, config.ratio)
-    depends = {
-        "num_kept": num_kept,
-        "decoding": [_without_name(config.decoding), config.answer_tokens],
-        "batch_size": config.batch_size,
-    }
-    names = strategy.calibrated_for
-    if getattr(strategy, "objective", "loss") == "score":  # of generated answers
-        names = (*names, "decoding")
-    name = key(
-        CALIBRATION,
-        strategy.changed(),
-        strategy.code,
-        config.correction.changed(),
-        _without_name(config.model),
-        loaded.files.fingerprint,
-        {name: depends[name] for name in names},
-        config.prompt_layers,
-        config.seed,
-        _token_ids(workload.encoded),
-    )
-    path = ResultsFolder.of(config).path / "calibrations" / f"{name}.json"
-    stored = read_object(path) or {}
-    if not isinstance(stored.get("options"), dict):
-        progress.phase("calibrate")
-        torch.manual_seed(config.seed)
-        evaluator = HeldOutEvaluator(config, loaded, workload, progress)
-        request = schedule_request(config, num_layers, num_kept)
-        calibrated = strategy.calibrate(request, evaluator)
-        stored = {
-            "id": name,
-            "examples": len(workload.examples),
-            "options": calibrated.options,
-            "notes": calibrated.notes,
+    def calibrate_strategy(self) -> tuple[Config, Row | None]:
+        """Return the configuration with calibrated options, and the row's calibration entry (None
+        if nothing is calibrated). Option values that the results folder does not have yet are
+        measured and stored.
+        """
+        config, workload, strategy = self.config, self.workload, self.config.strategy
+        if strategy.is_calibrated:
+            return config, None
+        num_layers = self.loaded.metadata.num_layers
+        num_kept = strategy.num_kept(num_layers, config.ratio)
+        depends = {
+            "num_kept": num_kept,
+            "decoding": [_without_name(config.decoding), config.answer_tokens],
+            "batch_size": config.batch_size,
         }
-        write_atomic(path, json.dumps(stored, indent=1) + "\n")
-    options = changed_choice(strategy, stored["options"], "strategy.")
-    return config.replace(strategy=options), stored
+        names = strategy.calibrated_for
+        if getattr(strategy, "objective", "loss") == "score":  # of generated answers
+            names = (*names, "decoding")
+        name = key(
+            CALIBRATION,
+            strategy.changed(),
+            strategy.code,
+            config.correction.changed(),
+            _without_name(config.model),
+            self.loaded.files.fingerprint,
+            {name: depends[name] for name in names},
+            config.prompt_layers,
+            config.seed,
+            _token_ids(workload.encoded),
+        )
+        path = ResultsFolder.of(config).path / "calibrations" / f"{name}.json"
+        stored = read_object(path) or {}
+        if not isinstance(stored.get("options"), dict):
+            self.progress.phase("calibrate")
+            torch.manual_seed(config.seed)
+            found = strategy.calibrate(schedule_request(config, num_layers, num_kept), self)
+            stored = {"id": name, "examples": len(workload.examples), **asdict(found)}
+            write_atomic(path, json.dumps(stored, indent=1) + "\n")
+        calibrated = changed_choice(strategy, stored["options"], "strategy.")
+        return config.replace(strategy=calibrated), stored
 
+    def calibrate_patches(self, plan: Plan) -> tuple[SkipAdapter, CorrectionUsed]:
+        """Return the patches of a plan, and what a row stores of them; fit them if no fit is
+        stored.
+        """
+        config, files, patch = self.config, self.loaded.files, self.config.correction
+        assert isinstance(patch, Patch)
+        name = key(
+            CALIBRATION,
+            _without_name(config.model),
+            files.fingerprint,
+            patch.changed(),
+            plan.skipping_sets,
+            config.prompt_layers,
+            # of own answers
+            [config.answer_tokens, config.seed, self._most_samples],
+            _token_ids(self.workload.encoded),
+        )
+        results = ResultsFolder.of(config)
+        folder = results.path / "calibrations" / name
+        is_stored = (folder / RECORD).is_file
+        # another process may fit the same, for another batch size
+        with contextlib.nullcontext() if is_stored() else results.hold(name):
+            if not is_stored():
+                examples = self._responses(folder.with_name(OWN_RESPONSES))
+                adapter, notes = self._fit_patches(plan, examples)
+                record = {
+                    "base": {"model": config.model.label, "fingerprint": files.fingerprint},
+                    "task": self.workload.task.name,
+                    "strategy": plan.strategy,
+                    "prompt_layers": plan.prompt_layers,
+                    **notes,
+                    "bytes": plan.patch_bytes,
+                }
+                replace(adapter, record=record).save(folder)
+        stored = SkipAdapter.load(folder)
+        return stored, CorrectionUsed(name=patch.name, id=name, kind=patch.kind, **stored.record)
 
-def _without_name(options: Options) -> Row:
-    return options.changed(lambda key: key != "name")
+    def _fit_patches(
+        self, plan: Plan, examples: Sequence[EncodedExample]
+    ) -> tuple[SkipAdapter, Row]:
+        """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on
+        all responses.
+        """
+        kind, num_prompts = self._patch_kind, len(self.workload.prompts)
+        choosing: list[EncodedExample] = []
+        fitting: list[EncodedExample] = []
+        for i, example in enumerate(examples):
+            (fitting if i % num_prompts % CHOICE_SHARE else choosing).append(example)
+        fitter, texts = self.fitter(fitting or examples), self.forced_texts(choosing)
 
+        losses: dict[float, float] = {}
+        report = self.progress.phase("calibrate: patches", len(RIDGES) + 1)
+        for ridge in RIDGES:
+            adapter = fitter.fit(plan.skipping_sets, kind, ridge)
+            patched = Decoder(self.loaded.model, plan, adapter)
+            losses[ridge] = texts.scores(patched).decode_loss
+            report(len(losses))
+        best = min(losses, key=losses.__getitem__)
+        if best in (RIDGES[0], RIDGES[-1]):
+            self.progress.note(
+                f"patches: the best ridge, {best:g}, is at the edge of those tried,"
+                f" {RIDGES[0]:g} to {RIDGES[-1]:g}; one beyond it may be better"
+            )
+        if fitting:
+            fitter = fitter.with_batches(fitter.batches + self.fitter(choosing).batches)
+        return fitter.fit(plan.skipping_sets, kind, best), {
+            "ridge": best,
+            "ridge_losses": {f"{ridge:g}": round(value, 4) for ridge, value in losses.items()},
+            "examples": len(examples),
+            "tokens": fitter.num_positions,
+        }
 
-def calibrate_patches(
-    config: Config,
-    loaded: LoadedModel,
-    held_out: Workload | None,
-    plan: Plan,
-    progress: ProgressCallback,
-) -> tuple[SkipAdapter, CorrectionUsed]:
-    """Return the patches of a plan, and what a row stores of them; fit them if no fit is stored."""
-    patch = config.correction
-    # preflight refuses random weights and tasks without examples
-    assert held_out is not None and isinstance(patch, Patch)
-    name = key(
-        CALIBRATION,
-        _without_name(config.model),
-        loaded.files.fingerprint,
-        patch.changed(),
-        plan.skipping_sets,
-        config.prompt_layers,
-        # of own answers
-        [config.answer_tokens, config.seed, _most_samples(config)],
-        _token_ids(held_out.encoded),
-    )
-    results = ResultsFolder.of(config)
-    folder = results.path / "calibrations" / name
-    is_stored = (folder / RECORD).is_file
-    # another process may fit the same, for another batch size
-    with contextlib.nullcontext() if is_stored() else results.hold(name):
-        if not is_stored():
-            evaluator = HeldOutEvaluator(config, loaded, held_out, progress)
-            examples = _responses(evaluator, folder.with_name(OWN_RESPONSES))
-            adapter, notes = _fit_patches(evaluator, plan, examples)
-            record = {
-                "base": {"model": config.model.label, "fingerprint": loaded.files.fingerprint},
-                "task": held_out.task.name,
-                "strategy": plan.strategy,
-                "prompt_layers": plan.prompt_layers,
-                **notes,
-                "bytes": plan.patch_bytes,
-            }
-            replace(adapter, record=record).save(folder)
-    stored = SkipAdapter.load(folder)
-    return stored, CorrectionUsed(name=patch.name, id=name, kind=patch.kind, **stored.record)
+    def _responses(self, file: Path) -> list[EncodedExample]:
+        """Return the references, and if they have fewer than `ENOUGH_TOKENS` tokens also the full
+        model's own answers, as many as are missing, but not more than `_most_samples` to each
+        prompt.
+        """
+        config, workload = self.config, self.workload
+        context = greedy_context(workload.pad_token_id, config.answer_tokens, config.seed)
+
+        def own_answers(samples: int) -> list[EncodedExample]:
+            options, model, prompts = (
+                OwnResponses(samples=samples),
+                self.loaded.model,
+                workload.prompts,
+            )
+            generated = generate_own_responses(
+                model, prompts, options, context, file, self.progress
+            )
+            return [
+                EncodedExample(prompt, answers[i])
+                for i in range(samples)
+                for prompt, answers in zip(prompts, generated, strict=True)
+            ]
+
+        references = workload.encoded if workload.examples[0].reference else []
+        missing = ENOUGH_TOKENS - _num_tokens(references)
+        if missing <= 0:
+            return references
+        samples = math.ceil(missing / max(1, _num_tokens(own_answers(1))))
+        return [*references, *own_answers(min(self._most_samples, samples))]
+
+    @property
+    def _most_samples(self) -> int:
+        """The largest number of own answers to a prompt, half of the examples that are asked for: a
+        calibration that is meant to be quick stays so.
+        """
+        return min(MAX_SAMPLES, max(1, self.config.calibration.examples // 2))
 
 
 def zero_patches(
@@ -285,74 +337,8 @@ def zero_patches(
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
-def _fit_patches(
-    evaluator: HeldOutEvaluator, plan: Plan, examples: Sequence[EncodedExample]
-) -> tuple[SkipAdapter, Row]:
-    """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on all
-    responses.
-    """
-    model, num_prompts = evaluator.loaded.model, len(evaluator.workload.prompts)
-    kind = evaluator.config.correction.patch_kind(evaluator.config.model)
-    choosing: list[EncodedExample] = []
-    fitting: list[EncodedExample] = []
-    for i, example in enumerate(examples):
-        (fitting if i % num_prompts % CHOICE_SHARE else choosing).append(example)
-    fitter, texts = evaluator.fitter(fitting or examples), evaluator.forced_texts(choosing)
-
-    losses: dict[float, float] = {}
-    report = evaluator.progress.phase("calibrate: patches", len(RIDGES) + 1)
-    for ridge in RIDGES:
-        patched = Decoder(model, plan, adapter=fitter.fit(plan.skipping_sets, kind, ridge))
-        losses[ridge] = texts.scores(patched).decode_loss
-        report(len(losses))
-    best = min(losses, key=losses.__getitem__)
-    if best in (RIDGES[0], RIDGES[-1]):
-        evaluator.progress.note(
-            f"patches: the best ridge, {best:g}, is at the edge of those tried,"
-            f" {RIDGES[0]:g} to {RIDGES[-1]:g}; one beyond it may be better"
-        )
-    if fitting:
-        fitter = fitter.with_batches(fitter.batches + evaluator.fitter(choosing).batches)
-    return fitter.fit(plan.skipping_sets, kind, best), {
-        "ridge": best,
-        "ridge_losses": {f"{ridge:g}": round(value, 4) for ridge, value in losses.items()},
-        "examples": len(examples),
-        "tokens": fitter.num_positions,
-    }
-
-
-def _responses(evaluator: HeldOutEvaluator, file: Path) -> list[EncodedExample]:
-    """Return the references, and if they have fewer than `ENOUGH_TOKENS` tokens also the full
-    model's own answers, as many as are missing, but not more than `_most_samples` to each prompt.
-    """
-    config, workload = evaluator.config, evaluator.workload
-    length, prompts = config.answer_tokens, workload.prompts
-    context = greedy_context(workload.pad_token_id, length, config.seed)
-
-    def own_answers(samples: int) -> list[EncodedExample]:
-        options, model = OwnResponses(samples=samples), evaluator.loaded.model
-        generated = generate_own_responses(
-            model, prompts, options, context, file, evaluator.progress
-        )
-        return [
-            EncodedExample(prompt, answers[i])
-            for i in range(samples)
-            for prompt, answers in zip(prompts, generated, strict=True)
-        ]
-
-    references = workload.encoded if workload.examples[0].reference else []
-    missing = ENOUGH_TOKENS - _num_tokens(references)
-    if missing <= 0:
-        return references
-    samples = math.ceil(missing / max(1, _num_tokens(own_answers(1))))
-    return [*references, *own_answers(min(_most_samples(config), samples))]
-
-
-def _most_samples(config: Config) -> int:
-    """Return the largest number of own answers to a prompt, half of the examples that are asked
-    for: a calibration that is meant to be quick stays so.
-    """
-    return min(MAX_SAMPLES, max(1, config.calibration.examples // 2))
+def _without_name(options: Options) -> Row:
+    return options.changed(lambda key: key != "name")
 
 
 def _num_tokens(examples: Sequence[EncodedExample]) -> int:

@@ -65,7 +65,8 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     total = {key: sum(getattr(output, key) for output in outputs) for key in SUMMED}
     decoded_tokens = sum(output.decoded_tokens for output in outputs)
     all_tokens = total["prompt_tokens"] + total["generated_tokens"]
-    drafts, exits = sum_drafts(outputs), sum_exits(outputs)
+    drafts = sum((output.drafts for output in outputs if output.drafts), DraftStats())
+    exits = sum_exits(outputs)
     head_rows = [output.head_rows for output in outputs if output.head_rows is not None]
     decode_seconds = max(1e-9, total["decode_seconds"])  # 0 if every answer has one token
     return Throughput(
@@ -95,11 +96,6 @@ def bytes_per_step(plan: Plan, output: BatchOutput) -> int | None:
     positions = output.prompt_tokens + output.generated_tokens / 2
     kv_bytes = output.kept_kv_bytes / output.prompt_tokens * positions
     return round(weight_bytes + kv_bytes * plan.cached_share(output.steps))
-
-
-def sum_drafts(outputs: Sequence[BatchOutput]) -> DraftStats:
-    """Sum the draft statistics of all batches."""
-    return sum((output.drafts for output in outputs if output.drafts), DraftStats())
 
 
 def sum_exits(outputs: Sequence[BatchOutput]) -> ExitStats:

@@ -61,7 +61,6 @@ class BatchCheckpoints:
         this attempt in seconds of `time.monotonic`.
         """
         self._path, self._origin, self._began = path, json.dumps({"origin": origin}), began
-        self._earlier_seconds = 0.0  # of the attempts before
         self.finished: list[FinishedBatch] = []
 
     def resume(self, order: Sequence[int]) -> None:
@@ -71,15 +70,15 @@ class BatchCheckpoints:
         lines = read_jsonl(self._path)
         if lines and lines[0] == json.loads(self._origin):
             self.finished = list(_in_order(lines[1:], order))
-        if self.finished:
-            self._earlier_seconds = self.finished[-1].elapsed_seconds
+        if self.finished:  # as if this attempt had begun earlier
+            self._began -= self.finished[-1].elapsed_seconds
         # Later batches follow the valid ones.
         write_atomic(self._path, "\n".join([self._origin, *map(_line, self.finished), ""]))
 
     @property
     def elapsed_seconds(self) -> float:
         """The seconds that the run has taken so far, over all attempts."""
-        return self._earlier_seconds + time.monotonic() - self._began
+        return time.monotonic() - self._began
 
     def add(
         self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int
@@ -219,14 +218,13 @@ def score_answers(
 
     Raises RunError if the baseline has another number of answers.
     """
-    examples, flags = workload.examples, Counter[str]()
+    examples, generations = workload.examples, answers.generations
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
         raise RunError(
             f"expected {len(examples)} stored answers of the baseline, got"
             f" {len(baseline_hypotheses)}; set another name=NAME to run the baseline again"
         )
-    for generation in answers.generations:
-        flags.update(generation["flags"])
+    flags = Counter(flag for generation in generations for flag in generation["flags"])
     quality = Quality(
         degenerate={flag: flags[flag] for flag in FLAGS},
         num_truncated_sources=sum(example.truncated for example in workload.encoded),
@@ -237,7 +235,7 @@ def score_answers(
         return quality
     progress.phase(f"{answers.strategy}: metrics")
     texts = Answers(
-        [generation["hypothesis"] for generation in answers.generations],
+        [generation["hypothesis"] for generation in generations],
         [example.reference for example in examples],
         [example.source for example in examples],
         baseline_hypotheses,

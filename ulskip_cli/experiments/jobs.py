@@ -2,6 +2,7 @@
 and their run, in this process or by workers that a launcher starts. Imports no torch.
 """
 
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.files import read_jsonl, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.launchers import POOLS, worker_command
+from ulskip_cli.experiments.launchers import POOLS
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
 from ulskip_cli.experiments.record import (
     DONE,
@@ -40,24 +41,21 @@ class Job:
     """One job of a sweep: a point, or a full baseline that points compare with."""
 
     config: Config
-    id: str  # of its row; the configuration's identity if the point is refused
+    identity: Point  # the settings that its row stores, also if the run fails
     label: str  # distinguishes the point within the sweep
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
-    command: str = "run"  # or `bench`
+
+    @property
+    def id(self) -> str:
+        """The identifier of its row; that of the configuration if the point is refused."""
+        return self.identity.id
 
     @property
     def baseline(self) -> str | None:
         """The identifier of the baseline job that must finish before this job, if any."""
-        return self.point.baseline.run_id if self.point and self.point.baseline else None
-
-    @property
-    def identity(self) -> Point:
-        """The settings that identify the job; they are equal whether the run finished or failed."""
-        if self.point:
-            return self.point.identity
-        return Point.of(self.config, self.id, self.command)
+        return self.identity.baseline_id
 
     def failure_record(self, error: BaseException) -> Record:
         """Return the record of a job that failed or is not applicable."""
@@ -94,21 +92,21 @@ def make_jobs(
         label = _label(config, varied, command)
         try:
             point = resolver.resolve(config, command)
-            job = Job(point.config, point.run_id, label, point, command=command)
+            job = Job(point.config, point.identity, label, point)
         except UsageError as error:
-            job = Job(config, config.identity(command), label, refused=error, command=command)
+            identity = Point.of(config, config.identity(command), command)
+            job = Job(config, identity, label, refused=error)
         if job.point and (full := job.point.baseline):
-            baseline = Job(
-                full.config, full.run_id, _label(full.config, varied), full, requested=False
-            )
+            name = _label(full.config, varied)
+            baseline = Job(full.config, full.identity, name, full, requested=False)
             jobs.setdefault(full.run_id, baseline)
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
         if job.point and command == "bench" and not config.baseline_engine:
             over = baseline_config(config).replace(baseline_engine=configs[0].engine.name)
             waiting[:0] = [over] * over.crosses_engines
     refused = [job.refused for job in jobs.values() if job.requested]
-    if first := all(refused) and refused[0]:
-        raise first
+    if refused[0] and all(refused):
+        raise refused[0]
     return list(jobs.values())
 
 
@@ -191,7 +189,7 @@ class Sweep:
         jobs, observer, is_worker = self.jobs, self.observer, self.since is not None
         self.folder.check_writable()
         for job in jobs if self.force and not is_worker else ():
-            self.folder.forget_unfinished(job.id)
+            self.folder.checkpoint_path(job.id).unlink(missing_ok=True)
         self.update(is_new=False)
         if self.words is not None and not self.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
@@ -201,7 +199,9 @@ class Sweep:
         if self._launcher.name == "inline" or is_worker or not self.words:
             self._run_here()
         elif unfinished := self.to_do:
-            command, logs = worker_command(self.words, self._began), self.folder.path / "logs"
+            command = [sys.executable, "-m", "ulskip_cli", "sweep", *self.words]
+            command += ["--since", str(self._began)]
+            logs = self.folder.path / "logs"
             start = POOLS[self._launcher.name]
             with start(self._launcher, command, logs, len(unfinished)) as alive:
                 while alive():
@@ -214,9 +214,13 @@ class Sweep:
                     f" ended (perhaps out of memory); see {logs}, and run the same command again to"
                     " continue"
                 )
-        records = {job.id: self._settled[job.id] for job in jobs if job.id in self._settled}
-        requested = sum(job.requested for job in jobs)
-        return SweepOutcome(requested, records, self.failures())
+        records = {job.id: self._settled[job.id] for job in jobs}
+        failures = [
+            f"{job.label}: {records[job.id].reason}"
+            for job in jobs
+            if records[job.id].status == FAILED
+        ]
+        return SweepOutcome(sum(job.requested for job in jobs), records, failures)
 
     def refresh(self) -> int:
         """Read the rows again, and return their number."""
@@ -287,14 +291,6 @@ class Sweep:
         """The jobs that have no record yet."""
         return [job for job in self.jobs if job.id not in self._settled]
 
-    def failures(self) -> list[str]:
-        """Return one line for every job that failed in this sweep."""
-        return [
-            f"{job.label}: {record.reason}"
-            for job in self.jobs
-            if (record := self._settled.get(job.id)) and record.status == FAILED
-        ]
-
     def update(self, is_new: bool = True) -> None:
         """Report the jobs that this or another process has recorded since the last call."""
         self.refresh()
@@ -314,12 +310,12 @@ class Sweep:
         from ulskip_cli.experiments.runner import Session
 
         folder, session = self.folder, Session(self.observer)
-        order = sorted(self.to_do, key=lambda job: folder.was_claimed(job.id))
+        order = sorted(self.to_do, key=lambda job: folder.lock_path(job.id).exists())
         while order:
             for job in order:
                 if job.baseline and job.baseline not in self._settled:
                     continue
-                with folder.claim(job.id) as is_claimed:
+                with folder.hold(job.id, wait=False) as is_claimed:
                     self.update()
                     if is_claimed and job.id not in self._settled:
                         self._run_job(job, session)

@@ -12,7 +12,6 @@ import math
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -193,13 +192,6 @@ def _requeued(*arguments: object) -> object:
 
 
 run_worker.checkpoint = _requeued  # type: ignore[attr-defined]  # submitit looks for it there
-
-
-def worker_command(words: Sequence[str], since: int) -> list[str]:
-    """Return the command of a worker: the words of the sweep, and the number of rows before the
-    sweep began.
-    """
-    return [sys.executable, "-m", "ulskip_cli", "sweep", *words, "--since", str(since)]
 
 
 def _environment(threads: int | None) -> dict[str, str]:

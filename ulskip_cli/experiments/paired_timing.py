@@ -99,34 +99,28 @@ class Pair(NamedTuple):
     context: DecodeContext
 
     def run(
-        self, number: int, new_tokens: int, pause_every: int | None
+        self, number: int, pause_every: int | None
     ) -> tuple[BatchOutput | None, BatchOutput, float]:
         """Decode the batch of round `number` with both sides, in turns of `pause_every` steps, and
         return the outputs and the seconds of compiling.
 
-        Both sides generate exactly `new_tokens` tokens with EOS suppressed. With drafts or early
-        exit they stop at EOS, because acceptance and confidence mean nothing past the end. The
-        side that starts alternates between rounds; the full model decodes without drafts. Raises
-        RunError if the sides used different linear backends or, without drafts and early exit, if
-        they differ in engine; decoders that were asked for different engines may
-        differ.
+        Both sides generate exactly `context.max_new_tokens` tokens with EOS suppressed. With drafts
+        or early exit they stop at EOS, because acceptance and confidence mean nothing past the end.
+        The side that starts alternates between rounds; the full model decodes without drafts.
+        Raises RunError if the sides used different linear backends or, without drafts and early
+        exit, if they differ in engine; decoders that were asked for different engines may differ.
         """
-        decoding = self.context.decoding
-        forced = None if decoding.draft_tokens or self.strategy.exits else new_tokens
+        context, decoding = self.context, self.context.decoding
+        forced = None if decoding.draft_tokens or self.strategy.exits else context.max_new_tokens
         batch = self.batches[number % len(self.batches)]
-        sides = [(self.strategy, decoding)]
+        sides = [(self.strategy, context)]
         if self.full:
-            sides.append((self.full, decoding.without_drafts()))
+            sides.append((self.full, replace(context, decoding=decoding.without_drafts())))
         order = 1 if number % 2 else -1
 
         def generate() -> list[BatchOutput]:
             runs = [
-                side.run(
-                    *batch,
-                    replace(self.context, decoding=own, max_new_tokens=new_tokens),
-                    forced_length=forced,
-                    pause_every=pause_every,
-                )
+                side.run(*batch, own, forced_length=forced, pause_every=pause_every)
                 for side, own in sides
             ]
             return take_turns(runs[::order])[::order]
@@ -159,16 +153,14 @@ class Pair(NamedTuple):
         return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
 
 
-def measure_pairs(
-    pair: Pair, new_tokens: int, rounds: range, past: TimedPairs | None = None
-) -> TimedPairs:
+def measure_pairs(pair: Pair, rounds: range, past: TimedPairs | None = None) -> TimedPairs:
     """Time a pair once for each number of a round. On a CPU its sides decode some steps in turn,
     because its speed changes within seconds; the `past` pairs tell how long the first turn is.
     """
     turn = pair.turn(past.full[-1] if past.full else None, past.strategy[-1]) if past else None
     timed = []
     for number in rounds:
-        full, strategy, seconds = pair.run(number, new_tokens, turn)
+        full, strategy, seconds = pair.run(number, turn)
         turn = pair.turn(full, strategy)
         timed.append((full, strategy, seconds))
     fulls, strategies, compiling = zip(*timed, strict=True)
@@ -210,7 +202,7 @@ def measure_units(
     The first run, which prepares the engines, is not counted. The phase `label` shows the elapsed
     seconds. The rate at which memory is read is measured once a unit.
     """
-    last = measure_pairs(pair, speed.new_tokens, range(1))
+    last = measure_pairs(pair, range(1))
     pair_seconds = sum(output.total_seconds for output in (*last.full, *last.strategy))
     timed = replace(last, full=(), strategy=(), precision=speed.precision)
     report = progress.phase(f"{label}: seconds of timing", max(1, round(speed.seconds)))
@@ -223,7 +215,7 @@ def measure_units(
         count = min(MAX_PAIRS, max(1, round(UNIT_SHARE * speed.seconds / pair_seconds)))
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
         first = 1 + len(timed.strategy)
-        last = measure_pairs(pair, speed.new_tokens, range(first, first + count), last)
+        last = measure_pairs(pair, range(first, first + count), last)
         timed = timed.extended(last, unit)
         before, elapsed = elapsed, time.monotonic() - began
         pair_seconds = max(1e-9, (elapsed - before) / count)  # other processes may slow it down
@@ -244,7 +236,9 @@ def time_pairs(
 
     def measure(batch_size: int) -> TimedPairs:
         batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
-        pair = Pair(full, strategy, batches, decode_context(config, workload))
+        context = decode_context(config, workload)
+        context = replace(context, max_new_tokens=config.speed.new_tokens)
+        pair = Pair(full, strategy, batches, context)
         timed = measure_units(pair, config.speed, config.strategy.name, progress)
         return replace(timed, batch_size=batch_size)
 

@@ -40,20 +40,13 @@ class ResolvedPoint:
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
     files: ModelFolder  # a run fails if their fingerprint changed meanwhile
     plan: Plan  # before calibration and timing
-    run_id: str  # a hash of the configuration, the layers, the data, the weights and users' code
+    identity: Point  # the settings as its row stores them, with the id
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
-    def identity(self) -> Point:
-        """The settings that identify the point, as its row stores them."""
-        point = Point.of(self.config, self.run_id, self.command)
-        baseline_id, dataset = self.baseline and self.baseline.run_id, self.data
-        return point.replace(baseline_id=baseline_id, dataset=dataset and dataset.task.data)
-
-    @property
-    def command(self) -> str:
-        """The command that runs the point: `run`, or `bench`, which reads no task."""
-        return "bench" if self.data is None else "run"
+    def run_id(self) -> str:
+        """A hash of the configuration, the layers, the data, the weights and users' code."""
+        return self.identity.id
 
 
 @dataclass
@@ -86,7 +79,9 @@ class Resolver:
                 baseline = self.resolve(baseline_config(asked))
         texts = [part and part.examples for part in (data, held_out)]
         run_id = point_key(config, command, files, plan, texts, CALIBRATION if held_out else None)
-        return ResolvedPoint(config, data, held_out, files, plan, run_id, baseline)
+        known = {"baseline_id": baseline and baseline.run_id, "dataset": data and data.task.data}
+        identity = Point.of(config, run_id, "run" if data else "bench", **known)
+        return ResolvedPoint(config, data, held_out, files, plan, identity, baseline)
 
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
         """Return the model's files and the plan of a command, without reading the task's data."""

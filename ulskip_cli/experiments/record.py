@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import compress
+from itertools import islice
 from operator import attrgetter
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -254,14 +254,12 @@ class Pairs(Section):
         """
         assert self.full
         decoded = self.full.decoded_tokens or (), self.strategy.decoded_tokens or ()
-        counts = list(map(all, zip(*decoded, strict=True)))
-        if not any(counts):
-            counts = [True] * len(counts)
-        ratios, medians, end = self.ratios(with_prompt), list[float](), 0
+        have_tokens = list(map(all, zip(*decoded, strict=True)))
+        pairs, medians = zip(self.ratios(with_prompt), have_tokens, strict=True), list[float]()
         for unit in self.units:
-            begin, end = end, end + unit.pairs
-            if counted := list(compress(ratios[begin:end], counts[begin:end])):
-                medians.append(median(counted))
+            unit_pairs = islice(pairs, unit.pairs)
+            ratios = [ratio for ratio, has in unit_pairs if has or not any(have_tokens)]
+            medians += [median(ratios)] if ratios else []
         return medians
 
     @property
@@ -335,18 +333,16 @@ class Point(Section):
     chat: Flag = value("true if prompts used the chat template", detected=True)
 
     @classmethod
-    def of(cls, config: Config, run_id: str, command: str = "run") -> "Point":
-        """Make the identity of a point before its run."""
-        correction = config.correction
-        used = CorrectionUsed(name=correction.name, kind=getattr(correction, "kind", None))
-        return Point.model_validate(
-            {
-                "id": run_id,
-                "command": command,
-                "config": StoredConfig.of(config, command),
-                "correction": used if correction.label else None,
-            }
-        )
+    def of(cls, config: Config, run_id: str, command: str = "run", **known: object) -> Self:
+        """Return the settings of a point, which are stored also if its run fails. `known` has those
+        that do not follow from the configuration.
+        """
+        correction, used = config.correction, None
+        if correction.label:  # a run replaces it by the values of its fit or its adapter
+            used = CorrectionUsed(name=correction.name, kind=getattr(correction, "kind", None))
+        stored = StoredConfig.of(config, command)
+        point = {"id": run_id, "command": command, "config": stored, "correction": used}
+        return cls.model_validate(point | known)
 
     @field_validator("config", mode="plain")
     @classmethod

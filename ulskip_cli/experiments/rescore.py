@@ -16,12 +16,27 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class RescoredRun:
-    """A run with new scores, and the differences between the new scores and the stored row."""
+    """A stored row, and the same row with new scores."""
 
-    record: Record  # settings and measurements of the row are unchanged
-    added: list[str]  # row keys of metrics that the row lacked
-    changed: dict[str, tuple[float, float]]  # old and new value by row key
-    has_news: bool  # a score or a difference from the full model is new or changed
+    stored: Record
+    record: Record  # settings and measurements are unchanged
+
+    @property
+    def added(self) -> list[str]:
+        """The row keys of metrics that the stored row lacked."""
+        return [key for key in self.record.scores if key not in self.stored.scores]
+
+    @property
+    def changed(self) -> dict[str, tuple[float, float]]:
+        """The old and the new value of other scores, by row key."""
+        both = ((key, old, self.record.value(key)) for key, old in self.stored.scores.items())
+        return {key: (old, new) for key, old, new in both if abs(old - new) > TOLERANCE}
+
+    @property
+    def has_news(self) -> bool:
+        """True if a score or a difference from the full model is new or changed."""
+        differs = self.record.vs_baseline != self.stored.vs_baseline
+        return bool(self.added or self.changed or differs)
 
 
 def find_runs(folder: ResultsFolder) -> list[Record]:
@@ -51,7 +66,7 @@ def rescore(
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     if not all(answer["reference"] for answer in answers):
-        return RescoredRun(record, [], {}, has_news=False)
+        return RescoredRun(record, record)
     texts = _texts(answers)
     if len(full) == len(answers):
         texts = replace(texts, full=_texts(full).hypotheses)
@@ -59,20 +74,12 @@ def rescore(
     names = tuple(dict.fromkeys([*scoring.metrics, *extra]))
     scoring = replace(scoring, metrics=names, allow_code=allow_code)
     scores = metrics.compute_scores(scoring, texts)
-    before = record.scores
-    changed = {
-        key: (before[key], value)
-        for key, value in scores.values.items()
-        if abs(before.get(key, value) - value) > TOLERANCE
-    }
     rescored = record.replace(
         **scores.values,
         signatures={**record.signatures, **scores.signatures},
         vs_baseline={**record.vs_baseline, **scores.against_full},
     )
-    added = [key for key in scores.values if key not in before]
-    has_news = bool(added or changed or rescored.vs_baseline != record.vs_baseline)
-    return RescoredRun(rescored, added, changed, has_news)
+    return RescoredRun(record, rescored)
 
 
 def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row]:

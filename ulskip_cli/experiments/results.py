@@ -85,21 +85,15 @@ class ResultsFolder:
         stored = not has_answers or self.generations_path(record.id).is_file()
         return record.is_done and stored
 
-    def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
-        """Lock a point; the context value is True in only one process, also across machines that
-        share the folder.
+    def hold(self, name: str, wait: bool = True) -> contextlib.AbstractContextManager[bool]:
+        """Lock a point or another part of the folder, after the process that holds it. Without
+        `wait`, the context value is True in only one process, also across machines that share the
+        folder.
         """
-        return lock(self._lock_path(run_id), wait=False)
+        return lock(self.lock_path(name), wait)
 
-    def hold(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Lock a part of the folder, after the process that holds it."""
-        return lock(self._lock_path(name))
-
-    def was_claimed(self, run_id: str) -> bool:
-        """Return True if some process has claimed a point before."""
-        return self._lock_path(run_id).exists()
-
-    def _lock_path(self, name: str) -> Path:
+    def lock_path(self, name: str) -> Path:
+        """Return the path of a lock, which exists if a process has locked the part before."""
         return self.path / ".locks" / f"{name}.lock"
 
     def generations_path(self, run_id: str) -> Path:
@@ -109,10 +103,6 @@ class ResultsFolder:
     def checkpoint_path(self, run_id: str) -> Path:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
-
-    def forget_unfinished(self, run_id: str) -> None:
-        """Delete the finished batches of an interrupted run of a point."""
-        self.checkpoint_path(run_id).unlink(missing_ok=True)
 
     def generations(self, run_id: str) -> list[Row]:
         """Return the generations of every example, in the task's order; raise UsageError for an

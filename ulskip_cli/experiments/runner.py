@@ -22,12 +22,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.engines.torch.session import choose_backend
-from ulskip_cli.experiments.calibration import (
-    LOSS_BATCH,
-    calibrate_patches,
-    calibrate_strategy,
-    zero_patches,
-)
+from ulskip_cli.experiments.calibration import LOSS_BATCH, HeldOutEvaluator, zero_patches
 from ulskip_cli.experiments.describe import (
     bytes_per_step,
     describe_provenance,
@@ -44,7 +39,7 @@ from ulskip_cli.experiments.evaluate import (
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
+from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload, encode_workload
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
@@ -104,7 +99,7 @@ class Session:
         """
         config, loaded = run.point.config, run.loaded
         decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
-        if run.plan.is_full_model and not config.crosses_engines:
+        if run.is_baseline:
             return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
         engine = baseline_config(config).engine
         if self._full is None or self._full[0] != engine:
@@ -125,6 +120,11 @@ class PreparedRun:
     adapter: SkipAdapter | None  # corrects the views that skip layers
     started_at: float  # seconds on the clock of `time.monotonic`
 
+    @property
+    def is_baseline(self) -> bool:
+        """True if the run is its own baseline, from which it differs in nothing."""
+        return self.plan.is_full_model and not self.point.config.crosses_engines
+
 
 def run_point(
     point: ResolvedPoint, session: Session, baseline: Record | None = None
@@ -141,7 +141,7 @@ def run_point(
         )
         baseline = stored or run_point(point.baseline, session)[-1]
     run = prepare_run(point, session)
-    if baseline and (not run.plan.is_full_model or point.config.crosses_engines):
+    if baseline and not run.is_baseline:
         return [baseline, _measure(run, session, baseline)]
     return [_measure(run, session)]
 
@@ -155,14 +155,17 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
         raise RunError(
             f"the weights of {asked.model.path} changed since the run was prepared; repeat the run"
         )
-    config, calibration = calibrate_strategy(asked, loaded, held_out, session.progress)
+    config, calibration, evaluator = asked, None, None
+    if held_out:
+        evaluator = HeldOutEvaluator(asked, loaded, held_out, session.progress)
+        config, calibration = evaluator.calibrate_strategy()
     plan = make_plan(config, loaded.metadata)
     adapter, entry = load_adapter(config, plan)
     used = CorrectionUsed(name="adapter", **entry) if entry else None
     if config.correction.is_fitted and not plan.keeps_all:
-        if point.data:
-            adapter, used = calibrate_patches(config, loaded, held_out, plan, session.progress)
-        else:
+        if evaluator:
+            adapter, used = evaluator.calibrate_patches(plan)
+        else:  # of a benchmark
             adapter, used = zero_patches(config, loaded, plan)
     return PreparedRun(
         point=point,
@@ -197,7 +200,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     timed = None
     if config.speed.enabled:
         # The full model against itself shows noise alone.
-        share = NOISE_SHARE if run.plan.is_full_model and not config.crosses_engines else 1
+        share = NOISE_SHARE if run.is_baseline else 1
         seconds, new_tokens = share * config.speed.seconds, run.plan.timed_tokens
         speed = config.speed.replace(seconds=seconds, new_tokens=new_tokens)
         side, timing = full if config.baseline else None, config.replace(speed=speed)
@@ -225,7 +228,7 @@ def _evaluate(
     baseline: Record | None,
     checkpoints: BatchCheckpoints,
     progress: ProgressCallback,
-) -> tuple[GeneratedAnswers | None, Section]:
+) -> tuple[GeneratedAnswers | None, Quality]:
     """Generate and score answers, and measure the decode loss of the references and the agreement
     with the baseline's answers. With answers=false, measure the loss alone; random prompts have
     neither.
@@ -234,7 +237,7 @@ def _evaluate(
     """
     config, workload, size = run.point.config, run.workload, LOSS_BATCH
     if workload is None:
-        return None, Section()
+        return None, Quality()
     answers, quality, stored = None, Quality(), list[Row]()
     if config.answers:
         stored = ResultsFolder.of(config).generations(baseline.id) if baseline else []
@@ -243,7 +246,8 @@ def _evaluate(
         quality = score_answers(answers, workload, hypotheses, progress)
         size = min(size, answers.batch_size.used)
     texts = ForcedTexts(workload.prompts, [], BatchSize(size), workload.pad_token_id)
-    judged = config.answers and metrics.are_right_or_wrong(workload.task.scoring())
+    names = workload.task.scoring().metrics
+    judged = config.answers and all(metrics.METRICS[name].is_binary for name in names)
     if workload.examples[0].reference and not judged:
         texts.references = [example.response_ids for example in workload.encoded]
         truncated = sum(example.truncated_response for example in workload.encoded)
@@ -260,7 +264,7 @@ def store_record(
     run: PreparedRun,
     decoder: Decoder,
     timed: TimedPairs | None,
-    quality: Section,
+    quality: Quality,
     answers: GeneratedAnswers | None,
     **values: object,
 ) -> Record:

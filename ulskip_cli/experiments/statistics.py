@@ -95,12 +95,6 @@ class QualityShare:
         return self.interval.value
 
     @property
-    def has_no_loss(self) -> bool:
-        """True if metrics were tested, and none is significantly worse."""
-        changes = tested_changes(self.record).values()
-        return bool(changes) and FAILS not in changes
-
-    @property
     def passes(self) -> bool:
         """True if the share reaches the gate."""
         return self.share >= self.gate
@@ -114,10 +108,12 @@ class QualityShare:
 
     @property
     def can_win(self) -> bool:
-        """True if the share reaches the gate, and either its whole interval does or no loss is
-        significant.
+        """True if the share reaches the gate, and either its whole interval does, or metrics were
+        tested and none is significantly worse.
         """
-        return self.passes and (self.verdict == HOLDS or self.has_no_loss)
+        changes = tested_changes(self.record).values()
+        has_no_loss = bool(changes) and FAILS not in changes
+        return self.passes and (self.verdict == HOLDS or has_no_loss)
 
     @property
     def title(self) -> str:

@@ -197,11 +197,6 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
     return made
 
 
-def are_right_or_wrong(scoring: Scoring) -> bool:
-    """Return True if all metrics of a task judge each answer as right or wrong."""
-    return all(METRICS[name].is_binary for name in scoring.metrics)
-
-
 def compute_scores(scoring: Scoring, answers: Answers) -> Scores:
     """Score answers with all of a task's metrics."""
     merged = Scores({}, {}, {})
