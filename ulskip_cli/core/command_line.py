@@ -1,5 +1,6 @@
 """The command line that makes a configuration: how other commands, records and exports name one."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ def overrides_of(config: Shared, command: str) -> list[str]:
             if isinstance(value, Options):
                 yield from changed(value, f"{key}.", known if isinstance(known, dict) else {})
             elif known not in (value, to_jsonable_python(value)) and (name != "name" or not prefix):
-                yield _override(key, value)
+                plain = to_jsonable_python(value)
+                yield f"{key}={_text(escaped(plain) if is_text(key) else plain)}"
 
     choices = [
         f"{group}={name}"
@@ -62,11 +64,6 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     return [*choices, *changed(config, "", stated)]
 
 
-def _override(key: str, value: object) -> str:
-    plain = to_jsonable_python(value)
-    return f"{key}={_text(escaped(plain) if is_text(key) else plain)}"
-
-
 def _text(value: object) -> str:
     """Write a value in the grammar of overrides.
 
@@ -74,7 +71,7 @@ def _text(value: object) -> str:
     ('[0,"a b",null,true]', '{file:x.de}')
     """
     if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
+        return json.dumps(value)
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, dict):

@@ -90,7 +90,7 @@ class Options(BaseModel):
         """
         hint = cls.model_fields[str(info.field_name)].annotation
         kinds = {*members(hint)}
-        if isinstance(value, str | int | float) and accepts_list(hint):
+        if isinstance(value, str | int | float) and tuple in map(get_origin, kinds):
             return (value,)
         if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError("a number is expected")
@@ -221,11 +221,6 @@ def field_of(kind: type[BaseModel], key: str) -> FieldInfo | None:
         return field
     section = options_in(field.annotation)
     return field_of(section, rest) if section else None
-
-
-def accepts_list(hint: object) -> bool:
-    """Return True if a value of a type may be a list."""
-    return tuple in map(get_origin, members(hint))
 
 
 def choices_of(hint: object) -> tuple[str, ...]:

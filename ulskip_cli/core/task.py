@@ -130,16 +130,19 @@ class Task(Choice):
         is invalid.
         """
         name = self._template_name(has_chat)
-        own = {"prompt": self.prompt, "response": self.response}
-        texts = {"prompt": "", "response": "", **self.templates.get(name, {})}
-        texts |= {key: text for key, text in own.items() if text is not None}
-        for key, field_name in (("prompt", "{source}"), ("response", "{reference}")):
-            if field_name not in texts[key]:
+
+        def text_of(key: str, own: str | None, field_name: str) -> str:
+            text = self.templates.get(name, {}).get(key, "") if own is None else own
+            if field_name not in text:
                 raise UsageError(
                     f"expected {field_name} in task.{key} or task.templates.{name}.{key}, got"
-                    f" {texts[key][:80]!r}"
+                    f" {text[:80]!r}"
                 )
-        return Template(texts["prompt"], texts["response"], name == CHAT, self.template_fields())
+            return text
+
+        prompt = text_of("prompt", self.prompt, "{source}")
+        response = text_of("response", self.response, "{reference}")
+        return Template(prompt, response, name == CHAT, self.template_fields())
 
     def _template_name(self, has_chat: bool) -> str:
         """Return the key of the chosen template, for `auto` that of chat or the first one."""

@@ -33,7 +33,6 @@ from ulskip_cli.engines.torch.session import TORCH, Backend, choose_backend
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import Plan
 
@@ -62,13 +61,21 @@ class Decoder:
         """Build the views of a plan; `adapter` corrects those that skip layers, and `engine`
         decodes (None: auto).
         """
-        self.model, self.exits = model, plan.exits
-        self.asked = engine or engine_named("auto")
-        self.device = model.device
-        self.prompt_model, self.stages = _stage_views(model, plan, adapter)
-        self._linear_backend = choose_backend(model)
-        self._views = Views(model, self.prompt_model, self.stages, self._linear_backend.name)
-        # by engine and format of the weights
+        self.model, self.device, self.exits = model, model.device, plan.exits
+        self.asked = engine or engine_named("auto")  # it chooses the engine of a request
+        every_layer = tuple(range(plan.num_layers))
+        make_view = adapter.view if adapter else shallow_view.shallow_view
+
+        @functools.cache  # equal sets of layers share a view
+        def view(kept: Layers) -> PreTrainedModel:
+            return model if kept == every_layer else make_view(model, kept)
+
+        prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else every_layer
+        self.prompt_model = view(prompt_layers)
+        self.stages = shallow_view.stage_views(plan.stages, prompt_layers, view)
+        self._torch_backend = choose_backend(model)
+        self._views = Views(model, self.prompt_model, self.stages, self._torch_backend.name)
+        # opened engines, by name and format of the weights
         self._sessions: dict[tuple[str, str | None], EngineSession] = {}
 
     @property
@@ -119,9 +126,11 @@ class Decoder:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine
         supports `decoding`.
         """
-        engine, _ = self.engine(decoding)
+        return self._backend(self.engine(decoding)[0])
+
+    def _backend(self, engine: Engine) -> Backend:
         if isinstance(engine, Torch):
-            return self._linear_backend
+            return self._torch_backend
         return Backend(engine.name if engine.is_runtime else TORCH)
 
     def generate(
@@ -177,8 +186,12 @@ class Decoder:
         if decoding.do_sample:
             torch.manual_seed(context.seed)
         output = yield from session.run(request)
-        backend = engine.name if engine.is_runtime else output.linear_backend
-        return replace(output, engine=engine.name, linear_backend=backend, compile_seconds=seconds)
+        return replace(
+            output,
+            engine=engine.name,
+            linear_backend=self._backend(engine).name,
+            compile_seconds=seconds,
+        )
 
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] in an engine that is not on torch
@@ -253,23 +266,6 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """
     starts = [text.find(stop) for stop in stops if stop in text]
     return (text[: min(starts)], True) if starts else (text, False)
-
-
-def _stage_views(
-    model: PreTrainedModel, plan: Plan, adapter: SkipAdapter | None
-) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
-    """Make the model that encodes prompts, and a view of the layers of each stage. Equal sets of
-    layers share a view.
-    """
-    everything = tuple(range(plan.num_layers))
-    make_view = adapter.view if adapter else shallow_view.shallow_view
-
-    @functools.cache
-    def view(kept: Layers) -> PreTrainedModel:
-        return model if kept == everything else make_view(model, kept)
-
-    prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
-    return view(prompt_layers), shallow_view.stage_views(plan.stages, prompt_layers, view)
 
 
 def _check_memory(engine: Engine, views: Views) -> None:

@@ -42,89 +42,79 @@ class EarlyExitSession(TorchSession):
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> "ExitSteps":
         """Return the steps of a batch."""
-        assert request.exits is not None
         mask, length = request.attention_mask, request.length
         if isinstance(self.full, NativeModel):
-            native = NativeSteps(self.full, cache, mask, length)
-            return ExitSteps(native, NativeParts(native), request, request.exits)
-        eager = EagerSteps(self.views.model, cache, mask, length)
-        return ExitSteps(eager, EagerParts(eager, self.full), request, request.exits)
+            return ExitSteps(NativeParts(self.full, cache, mask, length), request)
+        eager = EagerParts(self.views.model, cache, mask, length)
+        eager.layerwise = self.full
+        return ExitSteps(eager, request)
 
     def details(self) -> Table:
-        """Return the backend and the exit depths."""
-        return {**super().details(), "exits": self.steps.exits}
+        """Return the exit depths."""
+        return {"exits": self.steps.exits}
 
 
-class EagerParts:
-    """Runs the parts of a decode step by the model's own forward pass."""
+class EagerParts(EagerSteps):
+    """Steps whose parts run one by one, in the model's own modules."""
 
+    layerwise: LayerwiseModel
     inputs: LayerInputs
-
-    def __init__(self, steps: EagerSteps, layerwise: LayerwiseModel) -> None:
-        self.steps, self.layerwise = steps, layerwise
-        self.logits = layerwise.logits
 
     def enter(self, tokens: Tensor) -> Tensor:
         """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
         the filled positions, in front of the first layer.
         """
-        options = self.steps.positions.options(self.steps.cursor.length, tokens.shape[1])
-        self.inputs = self.layerwise.enter(tokens, self.steps.cache, **options)
+        options = self.positions.options(self.cursor.length, tokens.shape[1])
+        self.inputs = self.layerwise.enter(tokens, self.cache, **options)
         return self.inputs.hidden
 
     def layer(self, index: int, states: Tensor) -> Tensor:
         """Run a layer on states [batch, count, hidden_size] of the tokens entered last."""
         return self.layerwise.layer(index, states, self.inputs)
 
+    def head(self, states: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] of states."""
+        return self.layerwise.logits(states)
 
-class NativeParts:
-    """Runs the same parts of a decode step in the kernels."""
 
-    def __init__(self, steps: NativeSteps) -> None:
-        self.steps, self.model = steps, steps.model
+class NativeParts(NativeSteps):
+    """Steps whose parts run one by one, in the kernels."""
 
     def enter(self, tokens: Tensor) -> Tensor:
         """Return the inputs of the first layer."""
         states = self.model.empty_states(*tokens.shape)
-        self.model.run(None, self.steps.batch(tokens), tokens.contiguous(), states)
+        self.model.run(None, self.batch(tokens), tokens.contiguous(), states)
         return states
 
     def layer(self, index: int, states: Tensor) -> Tensor:
         """Run a layer in place."""
-        layer = one_layer(self.steps.layers, index)
-        self.model.run(layer, self.steps.batch(states), states=states)
+        self.model.run(one_layer(self.layers, index), self.batch(states), states=states)
         return states
 
-    def logits(self, states: Tensor) -> Tensor:
+    def head(self, states: Tensor) -> Tensor:
         """Return the logits of states."""
         states = states.contiguous()
         logits = torch.empty(*states.shape[:2], self.model.vocab_size)
-        self.model.run(None, self.steps.batch(states), states=states, logits=logits)
+        self.model.run(None, self.batch(states), states=states, logits=logits)
         return logits
 
 
 class ExitSteps(DecodeSteps):
     """Decode steps; the exit rule chooses the depth at which a step ends."""
 
-    def __init__(
-        self,
-        steps: DecodeSteps,
-        parts: EagerParts | NativeParts,
-        request: BatchRequest,
-        rule: ExitRule,
-    ) -> None:
+    def __init__(self, parts: EagerParts | NativeParts, request: BatchRequest) -> None:
         """Take over the steps of the full model, whose cache has the prompt in every layer."""
-        self.steps, self.parts, self.rule = steps, parts, rule
-        self.model, self.cache, self.cursor = steps.model, steps.cache, steps.cursor
+        assert request.exits is not None
+        self.parts, self.cursor, self.rule = parts, parts.cursor, request.exits
         self.ids = request.input_ids
         self.prompt_len = self.ids.shape[1]
         self.eos_token_ids = self.ids.new_tensor(request.stop_token_ids)
         self.done = torch.zeros_like(self.ids[:, 0], dtype=torch.bool)
-        self._checks = frozenset(rule.checks)
+        self._checks = frozenset(self.rule.checks)
         # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there.
         # These tokens directly precede the next token that reaches this depth, because they have no
         # keys in the layers above.
-        self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]
+        self._pending: list[list[Tensor]] = [[] for _ in range(self.rule.num_layers)]
         self._check_seconds = 0.0
         self._counts = Counter[int]()
 
@@ -154,11 +144,11 @@ class ExitSteps(DecodeSteps):
                 if logits is not None:
                     self._pending[index + 1].append(states)
                     return self._finish(index + 1, length, logits)
-        return self._finish(self.rule.num_layers, length, self.parts.logits(states[:, -1:]))
+        return self._finish(self.rule.num_layers, length, self.parts.head(states[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
-        self.steps.drop_finished(alive)
+        self.parts.drop_finished(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
         self._pending = [[states[alive] for states in behind] for behind in self._pending]
 
@@ -171,7 +161,7 @@ class ExitSteps(DecodeSteps):
         reaches the threshold.
         """
         began = now(states.device)
-        logits = self.parts.logits(states)
+        logits = self.parts.head(states)
         confidence = confidence_of(logits)[:, 0]
         exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
         self._check_seconds += now(states.device) - began

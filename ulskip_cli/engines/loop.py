@@ -166,7 +166,7 @@ class SteppingSession(EngineSession, ABC):
             first = now(device)
             on_step, paused = request.on_step, 0.0
             on_step(batch)
-            drafting = Drafting(self, request) if request.decoding.draft_tokens else None
+            drafting = Drafting(self, request, sampler) if request.decoding.draft_tokens else None
             steps = drafting.decode(ids) if drafting else self.decode(ids, request, sampler)
             for step, count in enumerate(steps, 1):
                 on_step(count)
@@ -256,12 +256,13 @@ class SteppingSession(EngineSession, ABC):
 class Drafting:
     """Greedy decoding of one sequence with drafts, which a session checks."""
 
-    def __init__(self, session: SteppingSession, request: BatchRequest) -> None:
+    def __init__(
+        self, session: SteppingSession, request: BatchRequest, sampler: TokenSampler
+    ) -> None:
         self.session, self.drafter = session, session.drafter(request)
         self.limit, self.prompt_len = request.decoding.draft_tokens, request.input_ids.shape[1]
         self.request, self.stops = request, request.stop_token_ids
-        banned = request.eos_token_ids if request.forced else ()
-        self.banned = request.input_ids.new_tensor(list(banned))
+        self.banned = sampler.suppressed
         self.stats = DraftStats()
 
     def decode(self, ids: Tensor) -> Iterator[int]:

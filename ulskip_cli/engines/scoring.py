@@ -112,8 +112,9 @@ class ForcedTexts:
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
     ) -> ForcedScores:
         """Score the references by an engine of another library, which returns no logits."""
-        ids, mask = self._responses(self.references, batch, decoder.device)
-        losses = decoder.losses(*self._padded_prompts(batch, decoder.device), ids)
+        ids, mask = self._padded(self.references, batch, decoder.device)
+        prompts = self._padded(self.prompts, batch, decoder.device, left=True)
+        losses = decoder.losses(*prompts, ids)
         return ForcedScores(float((losses * mask).sum()), int(mask.sum()))
 
     @torch.inference_mode()
@@ -123,7 +124,7 @@ class ForcedTexts:
         """Score references and answers by logits, after one pass over the prompts."""
         scores, prompt = ForcedScores(), self._encoded(decoder.prompt_model, batch)
         if self.references:
-            ids, mask = self._responses(self.references, batch, decoder.device)
+            ids, mask = self._padded(self.references, batch, decoder.device)
             logits, depths = given_logits(decoder, prompt, ids, mask)
             exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
             nats = float((response_losses(logits, ids) * mask).sum())
@@ -132,7 +133,7 @@ class ForcedTexts:
         if full and self.answers and any(self.answers[i] for i in batch):
             shares_prompt = full.prompt_model is decoder.prompt_model
             read = prompt if shares_prompt else self._encoded(full.prompt_model, batch)
-            ids, mask = self._responses(self.answers, batch, decoder.device)
+            ids, mask = self._padded(self.answers, batch, decoder.device)
             target, _ = given_logits(full, read, ids, mask)
             logits, _ = given_logits(decoder, prompt, ids, mask)
             answers = [
@@ -148,21 +149,21 @@ class ForcedTexts:
             self._model, self._held = model, {}
         if tuple(batch) in self._held:
             return self._held[tuple(batch)]
-        encoded = encode_prompt(model, *self._padded_prompts(batch, model.device))
+        encoded = encode_prompt(model, *self._padded(self.prompts, batch, model.device, left=True))
         caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
         if sum(map(kv_cache.kv_bytes, caches)) <= min(HELD_BYTES, free_bytes(model.device) // 4):
             self._held[tuple(batch)] = encoded
         return encoded
 
-    def _padded_prompts(self, batch: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return token ids and mask [batch, prompt_len]."""
-        return padded([self.prompts[i] for i in batch], self.pad_token_id, left=True, device=device)
-
-    def _responses(
-        self, responses: Sequence[list[int]], batch: Sequence[int], device: torch.device
+    def _padded(
+        self,
+        texts: Sequence[list[int]],
+        batch: Sequence[int],
+        device: torch.device,
+        left: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return token ids and mask [batch, response_len]."""
-        return padded([responses[i] for i in batch], self.pad_token_id, left=False, device=device)
+        """Return the token ids and the mask [batch, longest] of the texts with these indices."""
+        return padded([texts[i] for i in batch], self.pad_token_id, left=left, device=device)
 
 
 def answer_scores(index: int, target: Tensor, logits: Tensor) -> AnswerScores:

@@ -45,18 +45,13 @@ class _Float32Products(TorchFunctionMode):
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         options = kwargs or {}
-        if not _is_worth(func, args):
-            return func(*args, **options)
+        place = _PRODUCTS.get(func, len(args))
+        tensors = [part for part in args if isinstance(part, Tensor)]
+        if place >= len(tensors) or tensors[place].shape[-2] <= FEW_TOKENS:
+            return func(*args, **options)  # no product, or one of few rows
         dtype = args[0].dtype
         args, options = _pytree.tree_map_only(Tensor, _widened, (args, options))
         return func(*args, **options).to(dtype)
-
-
-def _is_worth(func: object, args: tuple[object, ...]) -> bool:
-    """Return True for a product of several rows."""
-    place = _PRODUCTS.get(func, len(args))
-    tensors = [part for part in args if isinstance(part, Tensor)]
-    return place < len(tensors) and tensors[place].shape[-2] > FEW_TOKENS
 
 
 def _widened(tensor: Tensor) -> Tensor:

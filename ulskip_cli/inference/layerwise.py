@@ -162,15 +162,21 @@ class _EnteredError(Exception):
     """A forward pass reached the last layer; the argument is the layer's input."""
 
 
-class _Recorder(shallow_view.StandIn):
-    """A stand-in that calls a function."""
+class _Recorder(nn.Module):
+    """A module in place of a decoder layer, with the layer's attributes, which models read; it
+    calls a function. The layer is not a submodule.
+    """
 
     def __init__(self, layer: nn.Module, call: Callable[..., object]) -> None:
-        super().__init__(layer)
+        super().__init__()
+        self.__dict__["layer"] = layer
         self.call = call
 
     def forward(self, *args: object, **options: object) -> object:
         return self.call(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:

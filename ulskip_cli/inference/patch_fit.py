@@ -6,7 +6,7 @@ output of the last linear layer in front of the gap as its input (ReplaceMe, arX
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -37,6 +37,12 @@ class _Batch:
     counted: Tensor  # [batch, count], True at the positions of the regression, False at padding
     prompt: EncodedPrompt  # empty if the kept layers encode the prompts, as part of `input_ids`
     teacher: dict[int, Tensor] = field(default_factory=dict)  # by depth: [positions, hidden_size]
+
+    def lacking(self, depth: int, states: Tensor) -> Tensor:
+        """Return what the full model's states at a depth have more than `states` [positions,
+        hidden_size].
+        """
+        return _double(self.teacher[depth]) - _double(states)
 
 
 class PatchFitter:
@@ -145,10 +151,9 @@ class PatchFitter:
             key = (kind.name, start, end, ridge)
             parts = self._fitted.get(key)
             if parts is None:
-                teachers = [batch.teacher for batch in self.batches]
                 pairs = (
-                    (teacher[start], _double(teacher[end]) - _double(teacher[start]))
-                    for teacher in teachers
+                    (batch.teacher[start], batch.lacking(end, batch.teacher[start]))
+                    for batch in self.batches
                 )
                 parts = kind.solve(pairs, ridge)
                 size = sum(part.nbytes for part in parts.values())
@@ -190,7 +195,10 @@ class PatchFitter:
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
             # The cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
-            pairs = _folded_pairs(self.batches, ran, layer)
+            pairs = (
+                (output[batch.counted], batch.lacking(layer, state[batch.counted]))
+                for batch, (state, output) in zip(self.batches, ran, strict=True)
+            )
             parts = kind.solve(pairs, ridge, folding.has_bias)
             states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
@@ -198,15 +206,6 @@ class PatchFitter:
                 for parameter, tensor in parts.items()
             }
         return tensors
-
-
-def _folded_pairs(
-    batches: Sequence[_Batch], ran: Sequence[tuple[Tensor, Tensor]], layer: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the outputs of the linear layer, and what the states of the view lack behind it."""
-    for batch, (state, output) in zip(batches, ran, strict=True):
-        lacking = _double(batch.teacher[layer]) - _double(state[batch.counted])
-        yield output[batch.counted], lacking
 
 
 class _FoldingLayer:

@@ -68,19 +68,6 @@ class StageView:
     kept: Layers
 
 
-class StandIn(nn.Module):
-    """A module in place of a decoder layer, with the layer's attributes, which models read. The
-    layer is not a submodule.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["layer"], name)
-
-
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the config of the decoder of a model, which may be a part of the model's config."""
     return model.config.get_text_config(decoder=True)

@@ -29,9 +29,9 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import GapPatch
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
+_HEAD_NORMS = ("q_norm", "k_norm")
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_PATCHES = {"patch_before", "patch_after"}
+_PATCHES = ("patch_before", "patch_after")
 UNLIMITED = 2**40  # positions
 _COMPARED_PROMPT, _COMPARED_TOKENS = 6, 2
 # The largest difference of a layer from its own forward pass: shares of what it changes, and of its
@@ -152,34 +152,30 @@ class NativeModel:
         self._tensors.append(tensor)
         return tensor.data_ptr()
 
-    def _norm(self, norm: nn.Module, width: int) -> kernels.Norm:
+    def _norm(self, norm: Any, width: int) -> kernels.Norm:
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         _require([*dict(norm.named_parameters())] == ["weight"] and eps is not None, norm)
-        weight: Any = norm.weight
-        _require(weight.shape == (width,), norm)
-        return kernels.Norm(self._at(weight.detach()), eps)
+        _require(norm.weight.shape == (width,), norm)
+        return kernels.Norm(self._at(norm.weight.detach()), eps)
 
-    def _linear(self, module: nn.Module) -> kernels.Linear:
-        _require(is_linear(module), module)
-        linear: Any = module
-        weight = packed_weight(module)
+    def _linear(self, linear: Any) -> kernels.Linear:
+        _require(is_linear(linear), linear)
+        weight = packed_weight(linear)
         self._tensors.append(weight.panels)
-        bias = None if linear.bias is None else linear.bias.detach()
-        if bias is not None:
-            self._at(bias)
-        return weight.linear(bias)
+        if linear.bias is not None:
+            self._at(linear.bias.detach())
+        return weight.linear(linear.bias)
 
-    def _patch(self, patch: nn.Module | None) -> kernels.Linear:
+    def _patch(self, patch: Any) -> kernels.Linear:
         if patch is None:
             return kernels.Linear()
         _require(isinstance(patch, GapPatch), patch)
-        return self._linear(patch.linear)  # type: ignore[arg-type]
+        return self._linear(patch.linear)
 
-    def _layer(self, layer: nn.Module) -> kernels.Layer:
-        modules: Any = layer
-        _require(_names(layer) - _PATCHES == _LAYER, layer)
-        attention, mlp = modules.self_attn, modules.mlp
-        _require(_names(attention) - _HEAD_NORMS == _ATTENTION, attention)
+    def _layer(self, layer: Any) -> kernels.Layer:
+        _require(_names(layer) - {*_PATCHES} == _LAYER, layer)
+        attention, mlp = layer.self_attn, layer.mlp
+        _require(_names(attention) - {*_HEAD_NORMS} == _ATTENTION, attention)
         _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
         _require(type(mlp.act_fn) in (nn.SiLU, ACT2CLS["silu"]), mlp.act_fn)
         for module in (layer, attention, mlp):
@@ -189,19 +185,19 @@ class NativeModel:
             self._norm(getattr(attention, name), width)
             if hasattr(attention, name)
             else kernels.Norm()
-            for name in ("q_norm", "k_norm")
+            for name in _HEAD_NORMS
         ]
         rotates = getattr(attention, "use_rope", True)
         return kernels.Layer(
-            self._norm(modules.input_layernorm, hidden),
-            self._norm(modules.post_attention_layernorm, hidden),
+            self._norm(layer.input_layernorm, hidden),
+            self._norm(layer.post_attention_layernorm, hidden),
             *norms,
             *(self._linear(getattr(attention, f"{name}_proj")) for name in "qkvo"),
             *(self._linear(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
-            *(self._patch(getattr(layer, name, None)) for name in ("patch_before", "patch_after")),
+            *(self._patch(getattr(layer, name, None)) for name in _PATCHES),
             cos=1 if rotates else None,
             head_dim=width,
-            window=_windows.get(modules.input_layernorm, UNLIMITED),
+            window=_windows.get(layer.input_layernorm, UNLIMITED),
             scale=attention.scaling,
         )
 

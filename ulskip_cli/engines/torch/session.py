@@ -161,11 +161,8 @@ class TorchSession(SteppingSession):
         self.steps.switch(self.step_models[stage], self.views.stages[stage].kept)
 
     def details(self) -> Table:
-        """Return the backend of the steps, and the exact rows of a head that was screened."""
-        return {
-            "linear_backend": self.views.linear_backend,
-            "head_rows": self.steps.head_rows,
-        }
+        """Return the exact rows of a head that was screened."""
+        return {"head_rows": self.steps.head_rows}
 
     def finish(self) -> None:
         """Free the KV cache of the batch."""

@@ -32,19 +32,23 @@ class FixedLayer(DynamicLayer):  # type: ignore[misc]
     """
 
     def __init__(self, source: DynamicLayer, capacity: int, cursor: Cursor) -> None:
-        """Copy the keys and values before the cursor, which may be those of a sliding window."""
+        """Copy the keys and values of a layer, which end at the cursor, into larger buffers."""
         super().__init__()
-        self.cursor, end = cursor, cursor.length
-        self.keys, self.values = (
-            states.new_empty(*states.shape[:2], capacity, states.shape[3])
-            for states in (source.keys, source.values)
-        )
-        for buffer, states in ((self.keys, source.keys), (self.values, source.values)):
-            held = states[:, :, :end]
-            start = end - held.shape[2]
-            buffer[:, :, :start] = 0  # masked, but must not be NaN
-            buffer[:, :, start:end] = held
+        self.cursor = cursor
+        self.keys = self._buffer(source.keys, capacity)
+        self.values = self._buffer(source.values, capacity)
         self.is_initialized = True  # transformers leaves other layers out of its counts
+
+    def _buffer(self, states: Tensor, capacity: int) -> Tensor:
+        """Return a buffer with `states` [batch, heads, held, head_dim] in front of the cursor; a
+        sliding window holds fewer positions than are filled.
+        """
+        batch, heads, held, head_dim = states.shape
+        buffer = states.new_empty(batch, heads, capacity, head_dim)
+        end = self.cursor.length
+        buffer[:, :, : end - held] = 0  # masked, but must not be NaN
+        buffer[:, :, end - held : end] = states
+        return buffer
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
