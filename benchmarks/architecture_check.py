@@ -15,7 +15,7 @@ from uncached_reference import reference_logits
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.torch.session import unsupported_by_loop
+from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import Plan

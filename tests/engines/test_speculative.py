@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.base import DraftStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.loop import LookUp
+from ulskip_cli.engines.loop import look_up
 from ulskip_cli.engines.torch.session import SpeculativeSession
 from ulskip_cli.strategies.plan import Plan
 
@@ -96,7 +96,7 @@ class Rubbish:
     def __init__(self, seed, vocab_size):
         self.generator, self.vocab_size = torch.Generator().manual_seed(seed), vocab_size
 
-    def propose(self, ids, most):
+    def __call__(self, ids, most):
         length = int(torch.randint(most + 1, (), generator=self.generator))
         return torch.randint(self.vocab_size, (length,), generator=self.generator)
 
@@ -139,7 +139,7 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(1, 9))
 def test_a_look_up_is_the_continuation_of_the_longest_match(ids, most):
-    drafts = LookUp().propose(torch.tensor([ids]), most).tolist()
+    drafts = look_up(torch.tensor([ids]), most).tolist()
     lengths = {
         length: end
         for length in range(2, most + 1)

@@ -27,9 +27,19 @@ app = typer.Typer(
     ),
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(generate.generate, run.run, run.sweep, run.bench, run.tune, models.train),
-    *(plan.plan, models.export, run.lm_eval),
-    *(results.score, results.report, plan.config, plan.env),
+    generate.generate,
+    run.run,
+    run.sweep,
+    run.bench,
+    run.tune,
+    models.train,
+    plan.plan,
+    models.export,
+    run.lm_eval,
+    results.score,
+    results.report,
+    plan.config,
+    plan.env,
 )
 for command in COMMANDS:
     app.command()(command)

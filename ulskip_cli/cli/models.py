@@ -3,7 +3,7 @@
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,11 +18,8 @@ from ulskip_cli.cli.shared import (
     print_yaml,
 )
 from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.core.files import check_writable, user_path
+from ulskip_cli.core.files import Table, check_writable, user_path
 from ulskip_cli.core.progress import ProgressCallback
-
-if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import Row
 
 
 def train(
@@ -61,7 +58,7 @@ def train(
         print(line)
 
 
-def training_lines(record: "Row", output: Path) -> list[str]:
+def training_lines(record: Table, output: Path) -> list[str]:
     """Return the lines of the summary: steps and losses."""
     since = " since the run resumed" if record["resumed"] else ""
     lines = [

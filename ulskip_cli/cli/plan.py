@@ -61,16 +61,10 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.weight_sizes import gaps
 
-    speedup, kv, kept_kv = (
-        plan.predicted_speedup,
-        plan.kv_bytes_per_token,
-        plan.kept_kv_bytes_per_token,
-    )
-    kept = plan.prompt_layers == "kept"
-    if kept:
-        cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
-    else:
-        cache = UNKNOWN if kv is None else f"{kv:,} during the prompt, {kept_kv:,} in decode"
+    speedup, kept = plan.predicted_speedup, plan.prompt_layers == "kept"
+    cache, prompt, decode = UNKNOWN, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
+    if prompt is not None:
+        cache = f"{decode:,}" if kept else f"{prompt:,} during the prompt, {decode:,} in decode"
     unknown = "depends on the accepted drafts, which a run counts" if plan.drafts else UNKNOWN
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
@@ -122,12 +116,9 @@ def _kept(plan: "Plan", model: str) -> list[str]:
 def _exits(rule: "ExitRule", what: str) -> list[str]:
     from ulskip_cli.core.schedule import listed
 
-    known = rule.threshold is not None
-    threshold = (
-        f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens"
-        if known
-        else "calibrated by the run"
-    )
+    threshold = "calibrated by the run"
+    if rule.threshold is not None:
+        threshold = f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens"
     return [
         (
             f"{what}: {rule.target_depth} of {rule.num_layers} layers per decode step on average,"

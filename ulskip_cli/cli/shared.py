@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import Table, user_path
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ulskip_cli.core.config_schema import Shared
-    from ulskip_cli.experiments.record import Row
 
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
@@ -89,7 +88,7 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def print_rows(rows: Sequence["Row"]) -> None:
+def print_rows(rows: Sequence[Table]) -> None:
     """Print one row as a JSON object, and several as an object with the key `rows`."""
     print_json(rows[0] if len(rows) == 1 else {"rows": rows})
 

@@ -248,6 +248,10 @@ class EngineSession:
     at a time.
     """
 
+    def __init__(self, views: Views, room: Room, weights: str | None) -> None:
+        """Open an engine with memory for batches, and with a format of the weights."""
+        self.views = views
+
     def fits(self, room: Room) -> bool:
         """Return True if the session has memory for a batch; else the decoder closes it and opens
         another.

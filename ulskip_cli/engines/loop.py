@@ -10,9 +10,8 @@ import resource
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy
 import torch
@@ -64,35 +63,29 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class Drafter(Protocol):
-    """Guesses how a text goes on."""
-
-    def propose(self, ids: Tensor, most: int) -> Tensor:
-        """Return at most `most` drafts, [count], after `ids` [1, len]."""
+# Guesses how a text goes on: returns at most `most` drafts, [count], after `ids` [1, len].
+Drafter = Callable[[Tensor, int], Tensor]
 
 
-class LookUp:
-    """Drafts what followed the longest match: the most tokens at the end of the text that occur in
-    it earlier.
+def look_up(ids: Tensor, most: int) -> Tensor:
+    """Draft what followed the longest match: the most tokens at the end of the text that occur in
+    it earlier; nothing without a match.
 
     A match of m tokens allows m drafts, as in the suffix decoding of ArcticInference (MAX_SPEC,
     arXiv:2411.04975): the longer the match, the likelier its continuation.
     """
-
-    def propose(self, ids: Tensor, most: int) -> Tensor:
-        """Return at most `most` drafts, [count], after `ids` [1, len]; none without a match."""
-        text, length = ids[0].cpu().numpy(), 0
-        places = numpy.arange(len(text) - 1)  # where matches of `length` tokens end
-        while length < most:
-            longer = places[places >= length]
-            longer = longer[text[longer - length] == text[-1 - length]]
-            if not len(longer):
-                break
-            places, length = longer, length + 1
-        if length < SHORTEST_MATCH:
-            return ids[0, :0]
-        start = int(places[0]) + 1
-        return ids[0, start : start + length]
+    text, length = ids[0].cpu().numpy(), 0
+    places = numpy.arange(len(text) - 1)  # where matches of `length` tokens end
+    while length < most:
+        longer = places[places >= length]
+        longer = longer[text[longer - length] == text[-1 - length]]
+        if not len(longer):
+            break
+        places, length = longer, length + 1
+    if length < SHORTEST_MATCH:
+        return ids[0, :0]
+    start = int(places[0]) + 1
+    return ids[0, start : start + length]
 
 
 class SteppingSession(EngineSession, ABC):
@@ -129,7 +122,7 @@ class SteppingSession(EngineSession, ABC):
 
     def drafter(self, request: BatchRequest) -> Drafter:
         """Return what drafts for a request; engines that support LAYER_DRAFTS define it."""
-        return LookUp()
+        return look_up
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
@@ -287,7 +280,7 @@ class Drafting:
         that differs from its draft counts, too, and only those after it are wrong.
         """
         most = min(self.limit, room - 1)  # a check gives one token more
-        drafts = self.drafter.propose(ids, most) if most else ids[0, :0]
+        drafts = self.drafter(ids, most) if most else ids[0, :0]
         chosen = self.session.choose(torch.cat([ids[0, -1:], drafts])[None], self.banned)[0]
         accepted = [*(chosen[:-1] == drafts).tolist(), False].index(False)
         if rejected := len(drafts) - accepted:

@@ -33,9 +33,8 @@ from transformers import (
 
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import run
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference import shallow_view
@@ -68,8 +67,8 @@ class KeptLayers:
     source: Path  # the folder of the model's files
     loaded: LoadedModel
     view: PreTrainedModel
-    config: Row  # the config.json of the view
-    skip_adapter: Row | None  # the entry in a row of the skip adapter that changes the view
+    config: Table  # the config.json of the view
+    skip_adapter: Table | None  # the entry in a row of the skip adapter that changes the view
 
 
 def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
@@ -95,7 +94,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     return KeptLayers(source, loaded, view, config, entry)
 
 
-def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Row:
+def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Table:
     """Write the kept layers as a checkpoint, and for a pair also the full model; return the record
     of the export. Raises UsageError if the model cannot be exported, and RunError if the export
     differs from the view.
@@ -140,7 +139,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     return {**run.write_record(folder, record), "next": point.next}
 
 
-def _write_model(source: Path, model: PreTrainedModel, config: Row, folder: Path) -> None:
+def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:
     """Save a model with a given config.json and the other files of its source."""
     model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
@@ -266,13 +265,13 @@ def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     return output[:, input_ids.shape[1] :]
 
 
-def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> Row:
+def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> Table:
     """Return the config.json of a view of the kept layers of the checkpoint in `folder`; raise
     UsageError if no config can describe the view: its layers, or the weights that a skip adapter
     has changed.
     """
     source = _read_config(folder)
-    values: Row = json.loads((folder / CONFIG).read_text("utf-8"))
+    values: Table = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, kept)
     values["architectures"] = [type(view).__name__]  # it may be a part of the source's
@@ -300,7 +299,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 
 
 def _shorten(
-    values: Row, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
+    values: Table, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
 ) -> None:
     """Change `values` in place: set the number of layers, and shorten every list with one entry per
     layer.
@@ -322,7 +321,7 @@ def _shorten(
 
 
 def model_card(
-    point: ResolvedExport, record: Row, skip_adapter: Row | None, has_chat: bool
+    point: ResolvedExport, record: Table, skip_adapter: Table | None, has_chat: bool
 ) -> ModelCard:
     """Return the model card of an export, whose record it gets, with its metadata.
 

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import DELETED, load_kept, logits_of, reason_not_to_compare
 from ulskip_cli.export.run import ResolvedExport
 from ulskip_cli.inference.checkpoint import counting_tensors
@@ -31,7 +31,7 @@ _OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {f"{_WORDS}{{1,3}}{_OTHERS}": "llama-bpe", f"{_WORDS}{_OTHERS}": "qwen2"}
 
 
-def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -> Row:
+def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -> Table:
     """Write the kept layers as a GGUF file, load the file and compare it with the view; raise
     RunError if they differ.
     """
@@ -81,10 +81,8 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
                 f"expected the source's values of {name} in the GGUF file, got other values;"
                 f" {DELETED}"
             )
-    vocabulary, wanted = (
-        AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(),
-        tokenizer.get_vocab(),
-    )
+    vocabulary = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab()
+    wanted = tokenizer.get_vocab()
     lost = sum(vocabulary.get(token) != token_id for token, token_id in wanted.items())
     if lost:
         raise RunError(
@@ -104,20 +102,17 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     )
 
 
-def pre_tokenizer_name(spec: Row | None) -> str:
+def pre_tokenizer_name(spec: Table | None) -> str:
     """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if
     there is no name.
     """
     spec = spec or {}
     parts = spec["pretokenizers"] if spec.get("type") == "Sequence" else [spec]
     kinds = [part.get("type") for part in parts]
-    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+    splits = parts[-1].get("use_regex", True)
+    if kinds == ["ByteLevel"] and splits:
         return "gpt-2"
-    if (
-        kinds == ["Digits", "ByteLevel"]
-        and parts[0].get("individual_digits")
-        and parts[1].get("use_regex", True)
-    ):
+    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and splits:
         return "smollm"
     pattern = parts[0].get("pattern", {}).get("Regex")
     if kinds == ["Split", "ByteLevel"] and pattern in _PATTERNS:

@@ -16,12 +16,11 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import noticing_full_disk, replacing
+from ulskip_cli.core.files import Table, noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Row
 from ulskip_cli.strategies.plan import Plan
 
 # The function that writes each format; it is imported when it is used.
@@ -106,7 +105,7 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
 
 def run_export(
     config: Config, request: ExportRequest, progress: ProgressCallback | None = None
-) -> Row:
+) -> Table:
     """Export the schedule of a configuration and return a record; the record's key `to` is the
     written folder or file.
 
@@ -115,24 +114,24 @@ def run_export(
     """
     point, progress = resolve_export(config, request), progress or ProgressCallback()
     kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
-    record: Row = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
+    record: Table = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
     if point.config.correction != config.correction:
         record["omitted"] = config.correction.label
     with staged(point.to, request.format == "hf") as target:
         if point.to.exists():
             progress.note(f"replaces the earlier export {point.to}")
         export = pkgutil.resolve_name(f"ulskip_cli.export.{FORMATS[request.format]}")
-        added: Row = export(point, target, progress)
+        added: Table = export(point, target, progress)
     return record | added
 
 
-def export_schedule(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Row:
+def export_schedule(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
     """Write the layers of a plan as JSON; the record has nothing else to say of it."""
     target.write_text(schedule_text(point), "utf-8")
     return {}
 
 
-def summary(record: Row) -> list[str]:
+def summary(record: Table) -> list[str]:
     """Return the lines that describe an export on the terminal."""
     to = record["to"]
     lines = [f"wrote {len(record['kept_layers'])} of {record['num_layers']} layers to {to}"]
@@ -218,7 +217,7 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
             yield staging
 
 
-def write_record(folder: Path, record: Row) -> Row:
+def write_record(folder: Path, record: Table) -> Table:
     """Write the record of an export with the files that a later export may replace."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     record = {**record, "files": files}

@@ -97,7 +97,7 @@ def shallow_view(
     """
     path, stack = layer_stack(model)
     kept = schedule.checked(len(stack), kept)
-    layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
+    layers = nn.ModuleList(adapt(new, _renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
     view = substituted(model, {stack: layers})
     # The modules on the path, which are copies, get configs of the kept layers.
@@ -317,7 +317,7 @@ def copied(
     return shell
 
 
-def renumbered(module: nn.Module, index: int) -> nn.Module:
+def _renumbered(module: nn.Module, index: int) -> nn.Module:
     """Return a copy of `module` with another layer index; the copy shares all parts that have no
     layer index.
     """

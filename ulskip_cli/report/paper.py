@@ -24,10 +24,13 @@ CAVEAT = (
     " weights. x: tokens/s of prompt and generated tokens divided by those of full at the same"
     " batch size; ours in the timed pairs."
 )
-SHOWN = (
-    *("layers", "timed_layers", "predicted_speedup", "measured_speedup"),
+SHOWN = {
+    "layers",
+    "timed_layers",
+    "predicted_speedup",
+    "measured_speedup",
     "full_tokens_per_second",
-)
+}
 NOTE = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs"
     " at the smallest batch size. Tok/s: decoded tokens per second in these pairs; full tok/s"
@@ -54,7 +57,7 @@ def _table4(group: Group) -> TableSection:
     columns = [
         Column("target", lambda record: f"{record.target_speedup:g}x"),
         Column("approach", group.approach),
-        *(column for key, column in COLUMNS.items() if key in {*SHOWN, metric}),
+        *(column for key, column in COLUMNS.items() if key in SHOWN | {metric}),
         *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
     ]
     firsts = [

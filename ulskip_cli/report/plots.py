@@ -128,8 +128,8 @@ def _scored(group: Group) -> list[Record]:
     depth, and rows without a measured speedup if other rows have one.
     """
     metric = primary(group.records)
-    rows = [row for row in group.done if not row.keeps_all and row.value(metric or "") is not None]
-    rows = [row for row in rows if not row.has_two_depths]
+    rows = [row for row in group.done if not (row.keeps_all or row.has_two_depths)]
+    rows = [row for row in rows if row.value(metric or "") is not None]
     rows = [row for row in rows if row.measured_speedup is not None] or rows
     smallest = min((row.batch_size for row in rows), default=None)
     return [row for row in rows if row.batch_size == smallest]

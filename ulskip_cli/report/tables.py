@@ -119,18 +119,12 @@ def cell(line: object, column: Column) -> str:
     return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
 
 
-def setting(key: Key, optional: bool = False) -> Column:
-    """Return the column of a setting."""
-    return Column(key.title.replace(" ", "\n"), partial(setting_text, key=key), optional=optional)
-
-
 def long_section(records: Sequence[Record]) -> TableSection:
     """Make the long table: the settings in which the records differ, and the columns for which some
     record has a value.
     """
-    records, (strategy, *measured) = ordered(records), COLUMNS.values()
-    columns = [strategy, *setting_columns(records), *measured, *_harness(records)]
-    return TableSection.of(title(records), records, columns, sentences(explanations(records)))
+    records = ordered(records)
+    return _section(records, [*COLUMNS.values(), *_harness(records)], explanations(records))
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
@@ -138,15 +132,23 @@ def short_section(records: Sequence[Record]) -> TableSection:
     records = ordered(records)
     metrics = {record.primary or "" for record in records} - {""}
     shown = metrics or {"bandwidth_share"}
-    strategy, *measured = (c for key, c in COLUMNS.items() if c.first or key in shown)
+    columns = [column for key, column in COLUMNS.items() if column.first or key in shown]
     notes = [
         STARS * any(record.is_significant(key) for key in metrics for record in records),
         NO_REFERENCES * (AGREEMENT.key in metrics),
         *_speed_notes(() if metrics else records),
         *reasons(records),
     ]
-    columns = [strategy, *setting_columns(records), *measured]
-    return TableSection.of(title(records), records, columns, sentences(notes))
+    return _section(records, columns, notes)
+
+
+def _section(
+    records: Sequence[Record], columns: Sequence[Column], notes: Iterable[str]
+) -> TableSection:
+    """Make a table of records; the columns of their settings follow the first, the strategy."""
+    strategy, *measured = columns
+    shown = [strategy, *setting_columns(records), *measured]
+    return TableSection.of(title(records), records, shown, sentences(notes))
 
 
 def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
@@ -166,7 +168,14 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     options = differing_options(collected(records, lambda record: record.label).values())
     others = differences(all_settings(records), but=LINES[:3])
     keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
-    return [setting(key, key.name not in NAMES) for key in keys]
+    return [
+        Column(
+            key.title.replace(" ", "\n"),
+            partial(setting_text, key=key),
+            optional=key.name not in NAMES,
+        )
+        for key in keys
+    ]
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:

@@ -180,8 +180,8 @@ class LlamaCppSession(SteppingSession):
             )
         self.weights, self.stages = weights, views.stages
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
-        self.views = [self._load(stage.view) for stage in self.stages]
-        self.view = self.views[0]  # of the current stage
+        self.contexts = [self._load(stage.view) for stage in self.stages]
+        self.view = self.contexts[0]  # of the current stage
         encodes = views.prompt_model is self.stages[0].view
         self.full = self.view if encodes else self._load(views.prompt_model)
 
@@ -198,7 +198,7 @@ class LlamaCppSession(SteppingSession):
         self._sequences = list(range(len(prompts)))
         self.full.clear()
         logits = self.full.append(dict(enumerate(prompts)))
-        self.view = self.views[0]
+        self.view = self.contexts[0]
         if self.full is not self.view:
             self._move(self.full, self.stages[0].kept)
         full, kept = (
@@ -211,9 +211,9 @@ class LlamaCppSession(SteppingSession):
         """Continue with the view of a later stage, which takes over the keys and values of its
         layers.
         """
-        self.view = self.views[stage]
+        self.view = self.contexts[stage]
         before = self.stages[stage - 1].kept
-        self._move(self.views[stage - 1], [before.index(i) for i in self.stages[stage].kept])
+        self._move(self.contexts[stage - 1], [before.index(i) for i in self.stages[stage].kept])
 
     def _move(self, source: LlamaContext, layers: Sequence[int]) -> None:
         """Copy the keys and values of `layers` from another context to the current view, for all

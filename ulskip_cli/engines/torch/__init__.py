@@ -115,7 +115,7 @@ def _problem(model: object, needs: Set[Need]) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
     if model is None:
         return None
-    from ulskip_cli.engines.torch.session import unsupported_by_loop
+    from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
     from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
     if Need.DRAFTS in needs and depends_on_length(model):

@@ -23,7 +23,13 @@ from ulskip_cli.engines.torch.kernels import (
     packed_weight,
     weight_version,
 )
-from ulskip_cli.engines.torch.static_cache import Cursor, FixedLayer, PositionsAndMasks, step_masks
+from ulskip_cli.engines.torch.static_cache import (
+    Cursor,
+    FixedLayer,
+    PositionsAndMasks,
+    step_masks,
+    unsupported_by_loop,
+)
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import GapPatch
@@ -281,9 +287,8 @@ def _compare(model: PreTrainedModel) -> None:
     give the same in the kernels as in their own forward passes.
     """
     NativeModel(model)  # refuses other modules before anything runs
-    implementation = shallow_view.text_config(model)._attn_implementation
-    if implementation not in ("sdpa", "eager"):
-        raise UnrecognizedError(f"the attention implementation {implementation}")
+    if problem := unsupported_by_loop(model):
+        raise UnrecognizedError(problem)
     if shallow_view.depends_on_length(model):
         raise UnrecognizedError(shallow_view.LENGTH_DEPENDENT)
     layerwise = LayerwiseModel(model)

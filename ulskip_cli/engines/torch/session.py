@@ -5,13 +5,13 @@ runs them.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchRequest, Views
@@ -20,7 +20,7 @@ from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, EagerSteps, NativeSteps
 from ulskip_cli.engines.torch.kernels import is_linear, linear_weight, packed
 from ulskip_cli.engines.torch.native_model import NativeModel, unrecognized_reason
-from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 NATIVE, PANELS, TORCH = "native", "panels", "torch"
@@ -78,27 +78,12 @@ def _choose(
     return Backend(PANELS if unrecognized else NATIVE, unrecognized)
 
 
-def unsupported_by_loop(model: PreTrainedModel) -> str | None:
-    """Return the property of a model that our loop does not support, or None."""
-    implementation = shallow_view.text_config(model)._attn_implementation
-    if implementation not in ("sdpa", "eager"):
-        return f"the attention implementation {implementation}"
-    kinds = set(map(type, kv_cache.new_cache(model).layers))
-    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return "a cache with states other than keys and values"
-    return None
-
-
 class TorchSession(SteppingSession):
     """Greedy decoding and sampling with the views of a plan: a torch model encodes the prompts of a
     batch, and the decode steps extend the KV cache of its prompts.
     """
 
     steps: DecodeSteps  # of the batch
-
-    def __init__(self, views: Views, *settings: object) -> None:
-        """Open a session; it needs no room and no format of weights."""
-        self.views = views
 
     def step_model(self, view: PreTrainedModel) -> NativeModel | PreTrainedModel:
         """Return what runs the steps of a view: the kernels, or the view, perhaps with packed
@@ -172,8 +157,8 @@ class TorchSession(SteppingSession):
 class SpeculativeSession(TorchSession):
     """Decoding with the full model, which checks what is drafted."""
 
-    def __init__(self, views: Views, *settings: object) -> None:
-        super().__init__(views.at_full_depth())
+    def __init__(self, views: Views, *settings: Any) -> None:
+        super().__init__(views.at_full_depth(), *settings)
         self._draft_stage = views.stages[0]
 
     @functools.cached_property
@@ -182,24 +167,17 @@ class SpeculativeSession(TorchSession):
 
     def drafter(self, request: BatchRequest) -> Drafter:
         """Return what drafts for a request: the kept layers, or look-ups."""
-        if request.decoding.draft == "layers":
-            return LayerDrafter(self.steps.beside(self._draft_model, self._draft_stage.kept))
-        return super().drafter(request)
+        if request.decoding.draft != "layers":
+            return super().drafter(request)
+        steps = self.steps.beside(self._draft_model, self._draft_stage.kept)
 
+        def draft(ids: Tensor, most: int) -> Tensor:
+            """Draft greedily; the check overwrites the keys and values that drafting adds."""
+            tokens, banned = [ids[:, -1:]], ids[0, :0]
+            for _ in range(most):
+                # -1, where no logit is finite, is no token that a model can read
+                tokens.append(steps.choose(tokens[-1], banned).clamp(min=0))
+            steps.remove(most)  # the check adds these positions again
+            return torch.cat(tokens[1:], dim=1)[0]
 
-class LayerDrafter:
-    """Drafts greedily, with steps beside those of the full model. A check overwrites the keys and
-    values that drafting adds.
-    """
-
-    def __init__(self, steps: DecodeSteps) -> None:
-        self.steps = steps
-
-    def propose(self, ids: Tensor, most: int) -> Tensor:
-        """Return `most` drafts, [count], after `ids` [1, len]."""
-        tokens, banned = [ids[:, -1:]], ids[0, :0]
-        for _ in range(most):
-            # -1, where no logit is finite, is no token that a model can read
-            tokens.append(self.steps.choose(tokens[-1], banned).clamp(min=0))
-        self.steps.remove(most)  # the check adds these positions again
-        return torch.cat(tokens[1:], dim=1)[0]
+        return draft

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from ulskip_cli.core.files import Table
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view
 
 # Steps whose masks are held at once: the masks of all steps grow with the square of their number.
 MASKED_STEPS = 256
@@ -61,6 +61,17 @@ class FixedLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         """Return the number of filled positions."""
         return self.cursor.length
+
+
+def unsupported_by_loop(model: PreTrainedModel) -> str | None:
+    """Return the property of a model that our loop does not support, or None."""
+    implementation = shallow_view.text_config(model)._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        return f"the attention implementation {implementation}"
+    kinds = set(map(type, kv_cache.new_cache(model).layers))
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return "a cache with states other than keys and values"
+    return None
 
 
 def step_masks(

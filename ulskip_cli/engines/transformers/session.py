@@ -12,7 +12,7 @@ from transformers import (
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession, Views
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
 
@@ -23,40 +23,35 @@ _SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size")
 class TransformersSession(EngineSession):
     """Decoding with transformers' `generate`."""
 
-    def __init__(self, views: Views, *settings: object) -> None:
-        """Open a session; it needs no room and no format of weights."""
-        self.views, self.device = views, views.model.device
-        self._kv_bytes = (0, 0)
-        self._prefilled_at = 0.0
-
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
-        input_ids = request.input_ids
+        input_ids, device = request.input_ids, request.input_ids.device
         settings = generate_settings(request.decoding) | {
             "pad_token_id": request.pad_token_id,
             "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": request.length,
             "min_new_tokens": request.length if request.forced else None,
         }
-        model = shallow_view.two_phase(self.views.prompt_model, request.stages, self._on_prefill)
-        observer = StepObserver(self.device, input_ids.shape, request.on_step)
-        start = now(self.device)
+        kv_bytes, prefilled_at = (0, 0), 0.0
+
+        def on_prefill(cache: DynamicCache) -> None:
+            nonlocal kv_bytes, prefilled_at
+            prefilled_at = now(device)
+            kept = request.stages[0].kept
+            kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
+
+        model = shallow_view.two_phase(self.views.prompt_model, request.stages, on_prefill)
+        observer = StepObserver(device, input_ids.shape, request.on_step)
+        start = now(device)
         sequences = model.generate(
             input_ids=input_ids,
             attention_mask=request.attention_mask,
             generation_config=GenerationConfig(**settings),
             stopping_criteria=[observer],
         )
-        clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
+        clock = Clock(start, prefilled_at, observer.first_at, now(device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
-        return BatchOutput.of(request, rows, clock, self._kv_bytes)
-
-    def _on_prefill(self, cache: DynamicCache) -> None:
-        self._prefilled_at = now(self.device)
-        self._kv_bytes = (
-            kv_cache.kv_bytes(cache),
-            kv_cache.kv_bytes(cache, self.views.stages[0].kept),
-        )
+        return BatchOutput.of(request, rows, clock, kv_bytes)
 
 
 def generate_settings(decoding: DecodingConfig) -> Table:
