@@ -93,18 +93,13 @@ def compose(overrides: Sequence[str], command: str = "run") -> Config:
     NotApplicable for values that exclude each other.
     """
     config = compose_unvalidated(overrides, command)
-    if command not in ("sweep", "bench"):
-        _check_one_point(config, overrides)
-    check_run(config, command)
-    return config
-
-
-def _check_one_point(config: Config, overrides: Sequence[str]) -> None:
-    if config.sweep:
+    if config.sweep and command not in ("sweep", "bench"):
         raise UsageError(
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
             f" `ulskip sweep {' '.join(overrides)}`"
         )
+    check_run(config, command)
+    return config
 
 
 def compose_prompts(overrides: Sequence[str]) -> Config:
@@ -114,9 +109,9 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     """
     config = compose(overrides, "generate")
     named = {word.lstrip("+").partition("=")[0] for word in overrides}
-    any_task = choice_class(read_choice("task", "jsonl"), "task").model_fields
-    keys = {key.removeprefix("task.") for key in named if key.startswith("task.")}
-    is_named = named & {"task", "experiment"} or keys - any_task.keys()
+    any_task = {f"task.{key}" for key in _preset_class("task", "jsonl").model_fields}
+    keys = {key for key in named if key.startswith("task.")}
+    is_named = named & {"task", "experiment"} or keys - any_task
     if is_named or config.model.source == "bundled":
         return config
     return compose(["task=jsonl", *overrides], "generate")
@@ -144,10 +139,7 @@ def compose_training(overrides: Sequence[str]) -> TrainingConfig:
 
 def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
-    config: TuneConfig = _composed("tune", overrides)
-    _check_one_point(config, overrides)
-    check_run(config, "tune")
-    return config
+    return cast(TuneConfig, compose(overrides, "tune"))
 
 
 def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
@@ -162,11 +154,7 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     return config
 
 
-def preset(
-    group: str,
-    name: str,
-    options: Mapping[str, object] | None = None,
-) -> Any:
+def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an
     unknown one.
     """
@@ -179,11 +167,8 @@ def model_named(name: str) -> ModelConfig:
     or on the hub.
     """
     if name in group_choices("model"):
-        values = read_choice("model", name)
-    else:
-        values = {**read_choice("model", "hf"), "path": name}
-    values.pop("description", None)
-    return parse(ModelConfig, values, "model.")
+        return parse(ModelConfig, read_choice("model", name), "model.")
+    return parse(ModelConfig, {**read_choice("model", "hf"), "path": name}, "model.")
 
 
 def stored_choice(group: str, values: Mapping[str, object]) -> Any:
@@ -263,7 +248,7 @@ def _keeping_all(kind: type[BaseModel]) -> type[BaseModel]:
 
 def make_choice(node: Mapping[str, object], group: str) -> Choice:
     """Return the object that the values of a group describe."""
-    values = {key: value for key, value in node.items() if key not in ("_target_", "description")}
+    values = {key: value for key, value in node.items() if key != "_target_"}
     return parse(choice_class(node, group), values, f"{group}.")
 
 
@@ -340,16 +325,22 @@ def use_config_dir(folder: Path | None) -> None:
 
 
 def read_choice(group: str, choice: str) -> Table:
-    """Read the YAML file of a choice, merged over its bases. Bases are choices of the same group
-    that its `defaults` name.
+    """Read the values in the YAML file of a choice, merged over its bases. Bases are choices of the
+    same group that its `defaults` name.
     """
     values = _merged(*_with_bases(group, choice))
-    values.pop("defaults", None)
+    for key in ("defaults", "description"):
+        values.pop(key, None)
     missing = [key for key in ("_target_", "name") if key not in values]
     if group in CHOICES and missing:
         file = group_choices(group)[choice]
         raise UsageError(f"expected the key {missing[0]} in {file}, got none; add it")
     return values
+
+
+def description(group: str, choice: str) -> str:
+    """Return the description in the YAML file of a choice, or in its bases."""
+    return str(_merged(*_with_bases(group, choice)).get("description", ""))
 
 
 def implied_choices(group: str, choice: str) -> dict[str, str]:
@@ -548,7 +539,7 @@ def _explained(
     owners = [
         choice
         for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
-        if name in choice_class(read_choice(group, choice), group).model_fields
+        if name in _preset_class(group, choice).model_fields
     ]
     inside = [
         f"{section}.{name}"
@@ -574,37 +565,46 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
             )
 
 
+def _check_override(override: "Override", primary: str) -> None:
+    """Raise UsageError if an override lists values, or sets what the name of a choice sets."""
+    kind, groups = PRIMARY[primary]
+    group, _, name = override.key_or_group.partition(".")
+    if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
+        line, field = str(override.input_line), Config.model_fields.get(group)
+        is_swept = primary == "config" and field and use_of(field).changes_results
+        grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
+        hint = f"for a list, write {line.replace('=', '=[', 1)}], "
+        if field and field.annotation is float:
+            meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)
+            hint = f"did you mean {meant}? " * (meant != line)
+        raise UsageError(
+            f"expected one value, got '{line}'; {hint}{grid}else run the command once for each"
+            " value"
+        )
+    if group in groups and name in ("_target_", "name"):
+        raise UsageError(
+            f"{group}.{name} cannot be set, because {group}=NAME sets it; choose another"
+            f" {group}=NAME"
+        )
+
+
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides, with the choices as objects."""
-    kind, groups = PRIMARY[primary]
+    groups = PRIMARY[primary][1]
     for override in overrides:
-        key, (group, _, name) = override.key_or_group, override.key_or_group.partition(".")
-        if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
-            line, field = str(override.input_line), Config.model_fields.get(group)
-            is_swept = primary == "config" and field and use_of(field).changes_results
-            grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
-            hint = f"for a list, write {line.replace('=', '=[', 1)}], "
-            if field and field.annotation is float:
-                meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)
-                hint = f"did you mean {meant}? " * (meant != line)
-            raise UsageError(
-                f"expected one value, got '{line}'; {hint}{grid}else run the command once for each"
-                " value"
-            )
-        if group in groups and name in ("_target_", "name"):
-            raise UsageError(
-                f"{key} cannot be set, because {group}=NAME sets it; choose another {group}=NAME"
-            )
-    given = {
-        override.key_or_group: _choice_name(override)
-        for override in overrides
-        if override.key_or_group in groups
-    }
-    given = {group: name for group, name in given.items() if name}
+        _check_override(override, primary)
+    given = dict[str, str]()  # choices by group
+    changed = dict[str, object]()  # values by dotted key
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key not in groups:
+            changed[key] = _unescaped(value) if is_text(key) else value
+        elif (key, value) != ("experiment", None):
+            advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
+            given[key] = require_choice(key, str(value), group_choices(key), advice)
     values = read_files(primary, given)
-    keys = {override.key_or_group: override for override in overrides}
-    if "model.path" in keys and values["model"]["source"] != "random":  # whose path is a shape
-        path = keys["model.path"].value()
+    if "model.path" in changed and values["model"]["source"] != "random":  # whose path is a shape
+        path = changed["model.path"]
         if "model" not in given:  # a path alone is a checkpoint of one's own
             values = read_files(primary, {**given, "model": "hf"})
         elif values["model"]["source"] != "hf" and path != values["model"]["path"]:
@@ -612,22 +612,15 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
                 f"expected model={given['model']} or model.path, got model.path={path} too; leave"
                 " out one of them"
             )
-    for override in overrides:
-        if override.key_or_group not in groups:
-            value: object = override.value()
-            if is_text(override.key_or_group):
-                value = _unescaped(value)
-            values = _merged(values, _nested(override.key_or_group, value))
+    values = _merged(values, *(_nested(*change) for change in changed.items()))
     for group in values.keys() & set(groups):
         if not isinstance(values[group], dict):
             raise UsageError(
                 f"expected keys under {group} in the experiment, got {str(values[group])[:80]}; to"
                 f" choose a file write `- override /{group}: NAME` in its defaults"
             )
-        values[group].pop("description", None)
         if group in CHOICES:
             values[group] = make_choice(values[group], group)
-    values.pop("description", None)
     return values
 
 
@@ -662,14 +655,3 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
         return cast(Table, OmegaConf.to_container(OmegaConf.create(merged), resolve=True))
     except OmegaConfBaseException as error:
         raise UsageError(reason(error)) from None
-
-
-def _choice_name(override: "Override") -> str:
-    """Return the name of the file that an override chooses, or an empty one for
-    `experiment=null`.
-    """
-    group, value = override.key_or_group, override.value()
-    if group == "experiment" and value is None:
-        return ""
-    advice = f"`ulskip config {group}` describes them{_INSTEAD.get(group, '')}"
-    return require_choice(group, str(value), group_choices(group), advice)

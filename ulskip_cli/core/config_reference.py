@@ -15,12 +15,13 @@ from ulskip_cli.core.config import (
     PRIMARY,
     TRAINING_GROUPS,
     choice_class,
+    description,
     group_choices,
     implied_choices,
     read_choice,
 )
 from ulskip_cli.core.config_schema import Config, TrainingConfig
-from ulskip_cli.core.errors import require_choice, unknown
+from ulskip_cli.core.errors import unknown
 from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
@@ -72,8 +73,7 @@ def keys_of(
 
 def describe_choices(group: str) -> dict[str, str]:
     """Return the choices of a config group with their descriptions."""
-    files = group_choices(group)
-    return {name: str(read_choice(group, name).get("description", "")) for name in files}
+    return {name: description(group, name) for name in group_choices(group)}
 
 
 def default_choice(group: str) -> str | None:
@@ -111,9 +111,8 @@ def describe(name: str) -> Panels:
     if not name:
         return _describe_all()
     if group in ALL_GROUPS and choice:
-        require_choice(group, choice, group_choices(group))
         meanings = _meanings(group_keys(group, choice))
-        return [(name, {name: describe_choices(group)[choice]}), (f"Keys of {name}", meanings)]
+        return [(name, {name: description(group, choice)}), (f"Keys of {name}", meanings)]
     known = dict[str, ConfigKey]()  # of a key of several commands, that of run
     for keys in (*map(top_level_keys, PRIMARY), *map(_keys_of_choices, ALL_GROUPS)):
         for key in keys:

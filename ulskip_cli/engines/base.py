@@ -248,8 +248,8 @@ class EngineSession:
     at a time.
     """
 
-    def __init__(self, views: Views, room: Room, weights: str | None) -> None:
-        """Open an engine with memory for batches, and with a format of the weights."""
+    def __init__(self, views: Views, *settings: object) -> None:
+        """Open an engine; `settings` are the room and the format of the weights, if it has any."""
         self.views = views
 
     def fits(self, room: Room) -> bool:

@@ -5,7 +5,6 @@ runs them.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -157,8 +156,8 @@ class TorchSession(SteppingSession):
 class SpeculativeSession(TorchSession):
     """Decoding with the full model, which checks what is drafted."""
 
-    def __init__(self, views: Views, *settings: Any) -> None:
-        super().__init__(views.at_full_depth(), *settings)
+    def __init__(self, views: Views, *settings: object) -> None:
+        super().__init__(views.at_full_depth())
         self._draft_stage = views.stages[0]
 
     @functools.cached_property
