@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.strategies.early_exit import EarlyExit
+from ulskip_cli.strategies.dynamic_depth import EarlyExit
 
 
 def test_any_layer_may_run_and_the_mean_is_that_of_the_static_strategies():

@@ -12,8 +12,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.strategies.dynamic_depth import SkipDecode
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.strategies.positional import SkipDecode
 
 
 def active(num_layers, num_kept, warmup, horizon, t):

@@ -4,6 +4,8 @@ prompt.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+from operator import eq
 
 from ulskip_cli.core.files import Table, printable
 
@@ -97,5 +99,4 @@ def _speed_text(answer: Answer) -> str:
 
 def _num_equal(first: Sequence[object], second: Sequence[object]) -> int:
     """Return the length of the common beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return sum(takewhile(bool, map(eq, first, second)))

@@ -56,13 +56,14 @@ class DecodingConfig(Options):
 
     def needs(self) -> frozenset[Need]:
         """Return what the decoding needs of an engine."""
-        conditions = {
-            Need.BEAMS: self.num_beams > 1 or self.no_repeat_ngram_size,
-            Need.SAMPLING: self.do_sample,
-            Need.DRAFTS: self.draft_tokens,
-            Need.LAYER_DRAFTS: self.drafts_with_layers,
-        }
-        return needed(conditions)
+        return needed(
+            {
+                Need.BEAMS: self.num_beams > 1 or self.no_repeat_ngram_size,
+                Need.SAMPLING: self.do_sample,
+                Need.DRAFTS: self.draft_tokens,
+                Need.LAYER_DRAFTS: self.drafts_with_layers,
+            }
+        )
 
     def without_drafts(self) -> Self:
         """Return the decoding of the baseline: it chooses tokens in the same way, but without
@@ -221,13 +222,14 @@ class Shared(Options):
 
     def needs(self) -> frozenset[Need]:
         """Return what model and strategy need."""
-        conditions = {
-            Need.EARLY_EXIT: self.strategy.exits_early,
-            Need.STAGES: self.strategy.is_positional,
-            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
-            Need.RANDOM_WEIGHTS: self.model.source == "random",
-        }
-        return needed(conditions)
+        return needed(
+            {
+                Need.EARLY_EXIT: self.strategy.exits_early,
+                Need.STAGES: self.strategy.is_positional,
+                Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
+                Need.RANDOM_WEIGHTS: self.model.source == "random",
+            }
+        )
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores."""
@@ -349,12 +351,13 @@ class Config(Shared):
         """Return what the configuration needs; a plan adds what depends on the layers of a
         model.
         """
-        conditions = {
-            Need.CALIBRATION: not self.strategy.is_calibrated,
-            Need.OTHER_BASELINE: self.crosses_engines,
-            Need.OTHER_ENGINE: self.engine.is_runtime,
-        }
-        own = needed(conditions)
+        own = needed(
+            {
+                Need.CALIBRATION: not self.strategy.is_calibrated,
+                Need.OTHER_BASELINE: self.crosses_engines,
+                Need.OTHER_ENGINE: self.engine.is_runtime,
+            }
+        )
         return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
     def _recorded(self, accepts: Callable[[str], bool]) -> Table:

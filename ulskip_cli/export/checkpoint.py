@@ -115,7 +115,6 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         (folder / SERVING).write_text(page, "utf-8")
     (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
     parameters = list(exported.view.parameters())  # lists tied parameters once
-    notes, training = loaded.notes, loaded.notes["training"]
     record = {
         "made_by": point.made_by,
         "model": {**model.plain(), "fingerprint": point.files.fingerprint},
@@ -129,9 +128,9 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         "parameters": sum(parameter.numel() for parameter in parameters),
         "total_bytes": sum(parameter.nbytes for parameter in parameters),
         "checked": _verify(point, exported.view, folder, progress),
-        "training": training,
-        "trained_for_these": is_trained_for(notes["trained_for"], plan),
-        "quantization": notes["quantization"],
+        "training": loaded.notes["training"],
+        "trained_for_these": is_trained_for(loaded.notes["trained_for"], plan),
+        "quantization": loaded.notes["quantization"],
         "license": source_license(source),
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))

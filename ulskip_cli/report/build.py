@@ -66,7 +66,7 @@ class Report:
         """The winners by heading; of several settings, those without a winner are left out."""
         several, found = len(self.groups) > 1, {}
         for group in self.groups:
-            chosen = [one for one in winners(group, self.gate) if one.points or not several]
+            chosen = [best for best in winners(group, self.gate) if best.points or not several]
             if chosen:
                 found[f"Winners, {group.label}" if several else "Winners"] = chosen
         return found

@@ -85,9 +85,8 @@ def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: 
     for share in ranked:
         pair = ComparedPair(ranked[0].record, share.record)
         if (pair.faster if by_speed else pair.better) == TIE:
-            speedup = share.record.speedup if by_speed else None
-            figure = f"{share.value:.2f}"
-            if speedup:
+            figure, speedup = f"{share.value:.2f}", share.record.speedup
+            if by_speed and speedup:
                 figure = f"{speedup.value:.2f}x ({speedup.ends()})"
             basis = "" if share.verdict == HOLDS else ", no significant loss"
             kept = f"{share.text()} of full's {share.title}{basis}"

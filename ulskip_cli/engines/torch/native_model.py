@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import ACT2CLS
-from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.kernels import (
@@ -330,25 +329,14 @@ def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> Non
         raise UnrecognizedError(f"{name} computes something else than a Llama")
 
 
-class _LongLayer(DynamicLayer):  # type: ignore[misc]
-    """The length of a KV cache without its keys and values."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length, self.is_initialized = length, True
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
 def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list[int]:
     """Return the number of latest positions that each layer attends to, as the model's own masks
     show in its whole context.
     """
     context = getattr(shallow_view.text_config(model), "max_position_embeddings", 4096)
     seen = max(2, context) - 2
-    cache = DynamicCache()
-    cache.layers = [_LongLayer(seen) for _ in layerwise.layers]
+    states = torch.empty(1, 1, 1, 1).expand(1, 1, seen, 1)  # without memory; only the length counts
+    cache = kv_cache.filled_cache([states, states] * len(layerwise.layers))
     masks = step_masks(model, cache, torch.ones(1, seen, dtype=torch.long), 2)
     mask = masks.get("", masks)
     places = torch.arange(seen, seen + 2)[None]

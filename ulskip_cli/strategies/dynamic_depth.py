@@ -1,0 +1,188 @@
+"""Strategies whose depth differs between decode steps: with the position in the output, or with the
+confidence of the model.
+"""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from ulskip_cli.core import schedule
+from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.options import option
+from ulskip_cli.core.schedule import FALLS_TO, ExitRule, Layers, Stage
+from ulskip_cli.core.strategy import (
+    CalibrationResult,
+    HeldOutMeasurements,
+    ScheduleRequest,
+    Strategy,
+)
+from ulskip_cli.strategies.search import without_block
+
+MAX_HORIZON = 100_000  # steps
+WARMUP_LAYERS = 1  # w; they run in every step
+NEVER = 2.0  # no confidence is above 1
+LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam)
+ROUNDS = 14
+TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
+
+
+class SkipDecode(Strategy):
+    """Keep fewer layers at later positions, and R layers on average (SkipDecode, Del Corro et al.
+    2023). A layer that runs at a step ran at every earlier step, so that no keys and values are
+    missing.
+
+    The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max -
+    (max - min) min(t / T, 1))` layers run: the first w and the last a(t) - w. T is the `horizon`.
+    """
+
+    horizon: float | None = option(
+        None,
+        "decode step from which the fewest layers run; null: the run calibrates it",
+        gt=0,
+        le=MAX_HORIZON,
+    )
+    calibrated = ("horizon",)
+    calibrated_for = ("num_kept", "decoding")
+    stand_in = "a horizon for answers of speed.new_tokens"
+    depth_advice = (
+        "the answers differ in length from those of the calibration; set strategy.horizon or raise"
+        " calibration.examples"
+    )
+
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
+        """Return the layers of the first decode step, which runs the most layers."""
+        return self.stages(request)[0].kept_layers
+
+    def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
+        """Return one stage for each depth, the deepest first."""
+        return self._stages(request, self.horizon or self.horizon_for(request)[0])
+
+    def calibrate(
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Find the T at which the held-out answers run R layers per step on average."""
+        lengths = held_out.output_lengths()
+        horizon, mean = self.horizon_for(replace(request, lengths=tuple(lengths)))
+        return CalibrationResult(
+            {"horizon": horizon},
+            {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)},
+        )
+
+    def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
+        """Return the largest and the smallest number of layers of a step. `num_kept` lies halfway
+        between them; the largest is 4/3 of it, unless the smallest would be too few.
+
+        >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
+        ((8, 4), (2, 2), (12, 12))
+        """
+        most = min(num_layers, round(4 * num_kept / 3))
+        fewest = max(2 * num_kept - most, WARMUP_LAYERS + 1)
+        most = min(most, 2 * num_kept - fewest)
+        return most, fewest
+
+    def horizon_for(self, request: ScheduleRequest) -> tuple[float, float]:
+        """Return T, with four digits, and the mean number of layers per step over answers of the
+        requested lengths, which grows with T.
+        """
+
+        def mean(horizon: float) -> float:
+            return schedule.mean_kept(self._stages(request, horizon), request.lengths)
+
+        low, high = 0.5, 8.0 * max(request.lengths)
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if mean(middle) >= request.num_kept else (middle, high)
+        horizon = min(
+            (round(low, 4), round(high, 4)), key=lambda near: abs(mean(near) - request.num_kept)
+        )
+        return horizon, mean(horizon)
+
+    def _stages(self, request: ScheduleRequest, horizon: float) -> tuple[Stage, ...]:
+        num_layers = request.num_layers
+        most, fewest = self.depths(num_layers, request.num_kept)
+        shares = (min(step / horizon, 1.0) for step in range(math.ceil(horizon) + 1))
+        depths = [round(most - (most - fewest) * share) for share in shares]
+        return tuple(
+            Stage(step, without_block(num_layers, depth, WARMUP_LAYERS))
+            for step, depth in enumerate(depths)
+            if not step or depth < depths[step - 1]
+        )
+
+
+class EarlyExit(Strategy):
+    """End a step at the first check whose confidence passes a threshold, lam, which decays over a
+    horizon of T steps (CALM, Schuster et al. 2022, arXiv:2207.07061).
+    """
+
+    threshold: float | None = option(
+        None, "confidence at which a token exits; null: the run calibrates it", ge=0
+    )
+    horizon: int | None = option(
+        None,
+        "decode steps over which the threshold decays by a tenth; null: longest held-out answer"
+        " in a calibration, else max_new_tokens",
+        ge=1,
+    )
+    min_exit: int = option(1, "minimum number of layers that a token runs", ge=1)
+    every: int = option(1, "number of layers between two confidence checks", ge=1)
+    batch: Literal["min", "na"] = option(
+        "min", "min: a batch exits when its least confident sequence does; na: batch size 1 only"
+    )
+    calibrated = ("threshold",)
+    stand_in = "the target depth"
+    depth_advice = "change strategy.threshold or raise calibration.examples"
+
+    def kept_layers(self, request: ScheduleRequest) -> Layers:
+        """Return the layers 0 to N-1, because any of them may run."""
+        return tuple(range(request.num_layers))
+
+    def exit_rule(self, request: ScheduleRequest) -> ExitRule:
+        """Return the exit rule for a model of this depth; T is the limit of an answer if the
+        strategy has no horizon.
+        """
+        if self.batch == "na" and request.batch_size > 1:
+            raise NotApplicable(
+                f"expected batch_size=1 with strategy.batch=na, got {request.batch_size}; set"
+                " batch_size=1 or strategy.batch=min"
+            )
+        highest = min(request.num_kept, request.num_layers - 1)
+        if self.min_exit > highest:
+            raise UsageError(
+                f"expected a first exit after at most {highest} of {request.num_layers} layers, got"
+                f" {self.min_exit}; lower strategy.min_exit or the ratio"
+            )
+        return ExitRule(
+            request.num_layers,
+            request.num_kept,
+            self.threshold,
+            self.horizon or request.max_new_tokens,
+            self.min_exit,
+            self.every,
+        )
+
+    def calibrate(
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Set T to the full model's longest answer in tokens, and find lam by bisection on the mean
+        depth of answers.
+        """
+        horizon = self.horizon or max(held_out.output_lengths())
+        num_kept = request.num_kept
+        if num_kept == request.num_layers:
+            return CalibrationResult({"threshold": NEVER, "horizon": horizon})
+        tried: list[tuple[float, float]] = []
+        low, high = LOGITS
+        for round_ in range(1, ROUNDS + 1):
+            middle = (low + high) / 2
+            threshold = float(f"{1 / (1 + math.exp(-middle)) / FALLS_TO:.9g}")
+            mean = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
+            tried.append((threshold, mean))
+            held_out.tell(round_, ROUNDS)
+            if abs(mean - num_kept) <= TOLERANCE * num_kept:
+                break
+            low, high = (middle, high) if mean < num_kept else (low, middle)
+        threshold, mean = min(tried, key=lambda pair: abs(pair[1] - num_kept))
+        return CalibrationResult(
+            {"threshold": threshold, "horizon": horizon},
+            {"mean_kept_layers": mean, "tried": [list(pair) for pair in tried]},
+        )
