@@ -19,8 +19,6 @@ from ulskip_cli.core.options import Options, Use, option, options_in, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
-PromptLayers = Literal["all", "kept"]
-
 _POINT = "run sweep"
 _ANSWERS = f"{_POINT} generate"
 _TIMED = f"{_POINT} tune bench"
@@ -76,10 +74,6 @@ class DecodingConfig(Options):
 
 def _is_timed(config: "Config") -> bool:
     return config.speed.enabled
-
-
-def _follows_ratio(config: "Config") -> bool:
-    return config.strategy.follows_ratio
 
 
 def _may_skip(config: "Shared") -> bool:
@@ -159,10 +153,10 @@ class Shared(Options):
         used_by=f"{_ANSWERS} tune plan train",
     )
     strategy: Strategy = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
-    prompt_layers: PromptLayers = option(
+    prompt_layers: Literal["all", "kept"] = option(
         "all",
         "layers that encode the prompt",
-        used_by=f"{_SCHEDULE} tune train",
+        used_by=_MODEL,
         used_if=_may_skip,
     )
     offset: int = option(
@@ -275,7 +269,7 @@ class Config(Shared):
         "all layers divided by the kept ones",
         ge=1,
         used_by=_SCHEDULE,
-        used_if=_follows_ratio,
+        used_if=lambda config: config.strategy.follows_ratio,
     )
     batch_size: int = option(
         8,

@@ -119,8 +119,8 @@ def _dtype(types: Collection[int]) -> str:
     """Return the type of torch that the tensors have; bfloat16 if the matrices are quantized."""
     if any(kind not in _DTYPES for kind in types):
         return "bfloat16"
-    halves = [name for kind, name in _DTYPES.items() if kind and kind in types]
-    return halves[0] if halves else "float32"
+    halves = (name for kind, name in _DTYPES.items() if kind and kind in types)
+    return next(halves, "float32")
 
 
 def _read_header(file: mmap) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:

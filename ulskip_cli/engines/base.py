@@ -10,7 +10,8 @@ import hashlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, replace
+from operator import add
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,8 +35,7 @@ class Views:
     model: PreTrainedModel  # with all layers
     # encodes the prompts: the model itself, or the view of the first stage
     prompt_model: PreTrainedModel
-    # Their first steps are those of the plan; those of `BatchRequest.stages` may differ.
-    stages: tuple[StageView, ...]
+    stages: tuple[StageView, ...]  # of decoding
     linear_backend: str = "torch"  # the name of a `Backend`
 
     def at_full_depth(self) -> Self:
@@ -67,9 +67,7 @@ class DraftStats:
     accepted: int = 0  # of them
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
-        return DraftStats(
-            *(getattr(self, name.name) + getattr(other, name.name) for name in fields(self))
-        )
+        return DraftStats(*map(add, astuple(self), astuple(other)))
 
     @property
     def mean_length(self) -> float | None:
@@ -112,7 +110,7 @@ class BatchRequest:
     # Gets the number of tokens generated so far in the batch.
     on_step: Callable[[int], None] = lambda count: None
     pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
-    stages: tuple[StageView, ...] = ()  # those of the session's views, with the first steps
+    stages: tuple[StageView, ...] = ()  # those of the plan's views
     exits: ExitRule | None = None
     tokenizer: PreTrainedTokenizerBase | None = None  # of stop strings
 
@@ -313,7 +311,7 @@ def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
                 f"engine={engine} supports folded patches, got {module.kind.name} ones; use"
                 " correction.kind=folded, or engine=torch"
             )
-    tied = getattr(view, "_tied_weights_keys", None) if view.config.tie_word_embeddings else None
+    tied = view._tied_weights_keys if view.config.tie_word_embeddings else None
     return {name: tensor for name, tensor in view.state_dict().items() if name not in (tied or ())}
 
 

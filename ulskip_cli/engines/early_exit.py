@@ -201,7 +201,7 @@ def exit_logits(
     thresholds = [rule.threshold_at(step) for step in range(steps)]
     threshold = torch.tensor(thresholds, dtype=torch.float64)  # which MPS lacks
     depths, ended = torch.zeros_like(response_ids[:, 1:]), ~response_mask[:, 1:].bool()
-    chosen = None
+    chosen = prompt.first_logits  # in place of logits that are chosen at some depth
     # One pass gives the states of all decode steps, because early exit reads only keys of the full
     # model.
     inputs = layerwise.after(prompt, response_ids[:, :-1], response_mask)
@@ -213,6 +213,5 @@ def exit_logits(
             lowest = confidence_of(logits).masked_fill(ended, torch.inf).amin(dim=0)
             exits = exits & (lowest.cpu().double() >= threshold).to(exits.device)
         depths = depths.masked_fill(exits, depth)
-        chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
-    assert chosen is not None
+        chosen = torch.where(exits[..., None], logits, chosen)
     return torch.cat([prompt.first_logits, chosen], dim=1), depths

