@@ -38,7 +38,7 @@ class EarlyExitSession(TorchSession):
 
     def prepare(self) -> None:
         """Pack the weights."""
-        _ = self.full
+        _ = self.prompt_model, self.full
 
     def make_steps(self, request: BatchRequest, cache: DynamicCache) -> "ExitSteps":
         """Return the steps of a batch."""

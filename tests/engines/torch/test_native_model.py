@@ -15,6 +15,7 @@ from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.native_model import NativeModel, unrecognized_reason
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -196,3 +197,18 @@ def test_states_that_are_not_finite_are_noticed(llama, wrong):
     decoder, ids = decoder_for(llama, "strategy=full", "prompt_layers=all"), random_ids(1, 5)
     with pytest.raises(InvalidLogitsError, match="finite"):
         decoder.generate(ids, torch.ones_like(ids), DecodeContext(DecodingConfig(), 0))
+
+
+@pytest.mark.parametrize("name", sorted({*NATIVE_ARCHITECTURES} - {"mistral", "qwen2"}))
+def test_prompts_that_the_kernels_read_are_those_of_a_forward_pass(name):
+    model, ids = build_model(name), random_ids(3, 9)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = mask[2, :1] = 0
+    assert unrecognized_reason(model) is None
+    prompt, expected = NativeModel(model).encode(ids, mask), encode_prompt(model, ids, mask)
+    torch.testing.assert_close(prompt.first_logits, expected.first_logits, rtol=1e-4, atol=1e-4)
+    seen = mask[:, None, :, None].bool()
+    for layer, other in zip(prompt.cache.layers, expected.cache.layers, strict=True):
+        for states, wanted in ((layer.keys, other.keys), (layer.values, other.values)):
+            assert states.isfinite().all()
+            torch.testing.assert_close(states * seen, wanted * seen, rtol=1e-4, atol=1e-4)

@@ -579,7 +579,7 @@ class Step {
     const auto place = [&](const Norm& norm, int64_t r, float* head) {
       if (norm.weight) normalize<Number>(head, norm, layer.head_dim, head);
       if (!layer.cos) return;
-      const int64_t at = (position(r) - batch_.padding[r / batch_.count]) * layer.head_dim;
+      const int64_t at = std::max<int64_t>(0, position(r) - batch_.padding[r / batch_.count]) * layer.head_dim;
       rotate(head, static_cast<const Number*>(layer.cos) + at, static_cast<const Number*>(layer.sin) + at, layer.head_dim);
     };
     const auto append = [&](void* buffer, const Linear& linear, int64_t r, int64_t h, const float* head) {
@@ -624,7 +624,7 @@ class Step {
         const auto [r, h] = place(m);
         std::memcpy(own.scaled.data() + m * wide, query_.data() + r * heads_ + h * width, width * sizeof(float));
         const int64_t end = position(r) + 1;
-        seen[m] = {std::max<int64_t>(batch_.padding[b], end - layer.window), end};
+        seen[m] = {std::max<int64_t>(std::min<int64_t>(batch_.padding[b], end - 1), end - layer.window), end};  // padding sees itself
       }
       const auto rows = [&](const void* buffer) {
         return Rows<Number>{static_cast<const Number*>(buffer) + (b * shared + head) * batch_.capacity * width, width};

@@ -32,6 +32,7 @@ from ulskip_cli.engines.torch.static_cache import (
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import GapPatch
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = ("q_norm", "k_norm")
@@ -132,6 +133,31 @@ class NativeModel:
     def empty_states(self, batch: int, count: int) -> Tensor:
         """Return memory for states [batch, count, hidden_size]."""
         return torch.empty(batch, count, self._model.hidden, dtype=self.dtype)
+
+    @property
+    def slides(self) -> bool:
+        """True if some layers see only a window of the text."""
+        return any(layer.window < UNLIMITED for layer in self._layers)
+
+    def encode(self, ids: Tensor, mask: Tensor) -> EncodedPrompt:
+        """Read prompts [batch, prompt_len], padded on the left where `mask` is 0, with a model that
+        does not slide.
+        """
+        batch, length = ids.shape
+        shapes = [
+            (batch, layer.key.outputs // layer.head_dim, length, layer.head_dim)
+            for layer in self._layers
+        ]
+        cache = kv_cache.filled_cache(
+            [torch.empty(shape, dtype=self.dtype) for shape in shapes for _ in ("keys", "values")]
+        )
+        padding = (mask == 0).sum(dim=1).int()
+        place = kernels.Batch(batch, length, 0, length, padding.data_ptr())
+        states = self.empty_states(batch, length)
+        self.run(self.bind(cache), place, ids.contiguous(), states)
+        last, logits = states[:, -1:].contiguous(), torch.empty(batch, 1, self.vocab_size)
+        self.run(None, kernels.Batch(batch, 1), states=last, logits=logits)
+        return EncodedPrompt(logits, cache, mask)
 
     def choose(
         self, layers: "Array[kernels.Layer]", batch: kernels.Batch, tokens: Tensor, banned: Tensor

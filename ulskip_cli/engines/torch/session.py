@@ -23,6 +23,8 @@ from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 NATIVE, PANELS, TORCH = "native", "panels", "torch"
+# The most tokens of all prompts of a batch that the kernels read faster than a forward pass.
+PROMPT_TOKENS = {torch.float32: 1024, torch.bfloat16: 128}
 MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 
 
@@ -98,13 +100,27 @@ class TorchSession(SteppingSession):
         """Return what runs the steps of each stage."""
         return [self.step_model(stage.view) for stage in self.views.stages]
 
+    @functools.cached_property
+    def prompt_model(self) -> NativeModel | None:
+        """What reads short prompts in the kernels, if they do. A cache of sliding windows has only
+        the end of a prompt, which a forward pass cuts.
+        """
+        if self.views.linear_backend != NATIVE:
+            return None
+        model = NativeModel(self.views.prompt_model)
+        return None if model.slides else model
+
     def prepare(self) -> None:
         """Pack the weights."""
-        _ = self.step_models
+        _ = self.prompt_model, self.step_models
 
     def encode(self, request: BatchRequest) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts."""
-        prompt = encode_prompt(self.views.prompt_model, request.input_ids, request.attention_mask)
+        ids, mask, native = request.input_ids, request.attention_mask, self.prompt_model
+        if native and ids.numel() <= PROMPT_TOKENS[native.dtype]:
+            prompt = native.encode(ids, mask)
+        else:
+            prompt = encode_prompt(self.views.prompt_model, ids, mask)
         cache, kept = prompt.cache, self.views.stages[0].kept
         self.kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
         kv_cache.prune_cache(cache, kept)
