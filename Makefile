@@ -80,8 +80,8 @@ test-check: setup ## Run all tests but the longest
 
 check: lint types imports test-check ## Run all checks, and all tests but the longest, as CI does; sets up first
 
-bench: setup ## Measure decode steps against transformers; writes benchmarks/results/
-	$(BIN)/python benchmarks/decode.py --model smollm2-135m
+bench: setup ## Measure transformers, llama.cpp and ulskip on three models: DATA, and CODER=FILE.gguf; half an hour; writes results/speed/
+	$(BIN)/python recipes/speed/reproduce.py --data $(DATA) --coder $(CODER)
 
 # Fresh results are compared with the committed ones in results/reproduce; NAME=reproduce completes those.
 NAME ?= fresh
@@ -139,15 +139,13 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 
 # A GGUF file of Qwen2.5-Coder-0.5B-Instruct.
 CODER ?= qwen2.5-coder-0.5b-q4_k_m.gguf
-NEWS = model=smollm2-135m task=cnn_dm task.file=$(DATA)/cnn_dm/validation.jsonl.gz task.max_article_words=100 max_new_tokens=64
-CAPTIONS = task.dataset=files task.source_file=$(DATA)/multi30k/test_2016_flickr.de task.reference_file=$(DATA)/multi30k/test_2016_flickr.en limit=500 ratio=6 --engines ''
-LOSSLESS = $(BIN)/python recipes/lossless/reproduce.py
 REAL_MODEL = $(BIN)/python recipes/real_model/reproduce.py --model $(CODER) --data $(DATA)
 
 results: setup ## Make every folder of results/ but serving and multi30k: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; a day, resumable, on an idle machine
 	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/ and wmt22/"; exit 2; }
 	$(MAKE) reproduce NAME=reproduce
 	$(BIN)/ulskip bench experiment=engines batch_size=1
+	$(MAKE) bench
 	$(BIN)/python recipes/multi30k/report.py
 	$(BIN)/python recipes/skip_adapters/reproduce.py --data $(DATA)/cnn_dm
 	$(REAL_MODEL) --problems 32 --only humaneval
@@ -155,15 +153,7 @@ results: setup ## Make every folder of results/ but serving and multi30k: DATA=f
 	$(REAL_MODEL) --dtype bfloat16 --only humaneval --points 8
 	$(REAL_MODEL) --dtype bfloat16 --only cnn_dm --problems 200
 	$(REAL_MODEL) --dtype bfloat16 --only wmt --problems 500 --points 2
-	$(REAL_MODEL) --dtype bfloat16 --only speed --problems 32
 	$(REAL_MODEL) --problems 100 --only wmt
-	$(LOSSLESS) name=news $(NEWS) limit=200 --engines ''
-	$(LOSSLESS) name=code model.path=$(CODER) task=humaneval task.file=$(DATA)/humaneval/HumanEval.jsonl.gz task.allow_code=true max_new_tokens=192 limit=16 --engines ''
-	$(LOSSLESS) name=translation limit=100 ratio=6
-	$(LOSSLESS) name=captions-float32 model.dtype=float32 $(CAPTIONS)
-	$(LOSSLESS) name=captions-bfloat16 model.dtype=bfloat16 $(CAPTIONS)
-	$(BIN)/python recipes/frontier/reproduce.py --parts sample --batch-sizes 8
-	$(BIN)/python recipes/frontier/reproduce.py --parts cnn_dm --data $(DATA) --engines torch,llama_cpp_q8_0,llama_cpp_q4_0 --ratios 1.42 --limit 24
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA) --coder $(CODER)
 	$(MAKE) readme-demo
 

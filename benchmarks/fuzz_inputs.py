@@ -50,7 +50,7 @@ VALUES = (  # of damaged JSON
         {"1": 1},
     ),
 )
-REPORTED = ("demo", "engines", "frontier", "skip_adapters", "reproduce")
+REPORTED = ("demo", "engines", "skip_adapters", "reproduce")
 FORMS = (
     ["--no-plots"],
     ["--html", "--no-plots"],

@@ -66,9 +66,9 @@ SOURCES = [
     Source("README, 2 of 12 layers", "reproduce", {**OPENING, "target_speedup": 5.0}),
     Source("speed.md, llama.cpp q8_0", "engines", {**HALF, "engine_weights": "q8_0"}),
     Source(
-        "results/frontier/README.md, q4_0 with 4 of 12 layers",
-        "frontier",
-        {"model": "tiny", "engine_weights": "q4_0", "target_speedup": 3.0},
+        "results/speed/README.md, all layers in torch",
+        "speed",
+        {"model": "tiny", "strategy": "full", "batch_size": 1, "engine": "torch"},
     ),
 ]
 

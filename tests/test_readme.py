@@ -56,14 +56,6 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys, quick):
     assert (tmp_path / "results").is_dir() == (runs or command[0] == "report")
 
 
-@pytest.mark.slow
-def test_the_python_example_prints_its_answer(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(code, {})
-    assert capsys.readouterr().out.strip() == code.rpartition("# ")[2].strip()
-
-
 def test_what_the_first_command_prints_is_what_the_stored_run_has():
     (record,) = [row for row in read_records([ROOT / "results/demo"]) if row.target_speedup == 2]
     assert f"> {sentence(record)}\n" in README

@@ -11,9 +11,8 @@ problems and of 100 sentences (--only wmt --problems 100) in float32, and with -
 sentences (--only wmt --problems 500 --points 2), with which a row takes 5 to 20 minutes on two
 cores.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
-the stored rows alone. With --only speed, points of HumanEval are timed, too; they go to
-results/frontier, whose recipe writes their page. score.py computes the shares again from the stored
-answers. An adapter that adapter.py has trained before is measured too, in bfloat16.
+the stored rows alone. score.py computes the shares again from the stored answers. An adapter that
+adapter.py has trained before is measured too, in bfloat16.
 """
 
 import argparse
@@ -49,8 +48,6 @@ SMALLER = ["model=smollm2-135m", *FULL]
 KEPT = ["prompt_layers=kept"]
 CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
 PATCH = ["correction=patch", *CALIBRATED]
-FOLDED = [*PATCH, "correction.kind=folded"]
-LOOKUPS = ["decoding=prompt_lookup"]
 TORCH, Q8, Q4 = (
     [f"engine={engine}", "baseline_engine=torch"]
     for engine in ("torch", "llama_cpp_q8_0", "llama_cpp_q4_0")
@@ -95,15 +92,6 @@ POINTS = {
     ],
     "cnn_dm": [FULL, keep(20) + PATCH, keep(20), keep(22), keep(22) + KEPT, SMALLER],
     "wmt": [FULL, keep(20) + PATCH, keep(22), keep(22) + KEPT, keep(20), SMALLER],
-    # problems of HumanEval whose speed is measured too, for the page of recipes/frontier
-    "speed": [
-        *([*FULL, *engine, "batch_size=8"] for engine in (TORCH, Q8, Q4)),
-        *([*keep(20), *FOLDED, *engine, "batch_size=8"] for engine in (TORCH, Q8)),
-        *([*FULL, *engine, "batch_size=1"] for engine in (TORCH, Q8, Q4)),
-        *([*FULL, *LOOKUPS, *engine, "batch_size=1"] for engine in (TORCH, Q8)),
-        [*keep(20), *FOLDED, *Q8, "batch_size=1"],
-        [*keep(22), *TORCH, "batch_size=8"],
-    ],
 }
 METRICS = {
     "humaneval": "pass_at_1",
@@ -297,13 +285,11 @@ def main() -> None:
             parser.error("expected --model MODEL and --data PATH, or --page")
         prepare(args.data)
         common = [f"model.dtype={args.dtype}", f"limit={args.problems}"]
-        untimed = [f"name={FOLDER.name}", "speed.enabled=false", f"batch_size={args.batch_size}"]
+        common += [f"name={FOLDER.name}", "speed.enabled=false", f"batch_size={args.batch_size}"]
         for name in args.only.split(","):
-            is_timed = name == "speed"
             trained = adapters() if (name, args.dtype) == ("humaneval", "bfloat16") else []
             points = [*POINTS[name][: args.points], *trained]
-            every = [*common, *task("humaneval" if is_timed else name, args.data)]
-            every += ["name=frontier"] if is_timed else untimed
+            every = [*common, *task(name, args.data)]
             models = [[] if point is SMALLER else [f"model.path={args.model}"] for point in points]
             measure([[*every, *model, *point] for model, point in zip(models, points, strict=True)])
     write_page()

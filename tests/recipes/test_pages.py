@@ -11,7 +11,7 @@ from ulskip_cli.report.rows import read_records
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-@pytest.mark.parametrize("name", ["frontier", "multi30k", "real_model", "skip_adapters"])
+@pytest.mark.parametrize("name", ["multi30k", "real_model", "skip_adapters"])
 def test_the_committed_page_is_made_from_the_committed_rows(name, monkeypatch):
     folder, is_report = RESULTS / name, name == "multi30k"
     monkeypatch.syspath_prepend(RECIPES / name)

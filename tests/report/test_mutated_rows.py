@@ -16,7 +16,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import write_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
-FOLDERS = ["demo", "engines", "frontier", "skip_adapters", "reproduce"]
+FOLDERS = ["demo", "engines", "skip_adapters", "reproduce"]
 MOST = 6  # rows of a folder
 DELETED = object()
 VALUES = [

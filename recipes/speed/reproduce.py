@@ -1,0 +1,147 @@
+"""Compare the speed of transformers, ulskip and llama.cpp, and say which answers are the same.
+
+    python recipes/speed/reproduce.py --data PATH --coder FILE.gguf
+
+Three models answer their tasks: the bundled one, SmolLM2-135M (news of PATH/cnn_dm) and
+Qwen2.5-Coder-0.5B-Instruct (--coder; problems of PATH/humaneval, whose answers are run as code,
+with limits of time, memory and files). Every row is timed in turns with all layers in transformers.
+It takes about half an hour on two cores, which should be idle otherwise. If it is
+interrupted, the same command resumes. The page goes to results/speed/README.md, and the sentence of
+the project's README to headline.md beside it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import TITLES
+from ulskip_cli.report.rows import collected
+from ulskip_cli.report.tables import markdown_table, provenance, title
+
+FOLDER = Path("results/speed")
+ENGINES = "engine=transformers,torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0"
+BATCHES = "batch_size=1,8"
+GRIDS = (
+    ["strategy=full", ENGINES, BATCHES],
+    ["strategy=full", "engine=torch", "decoding=prompt_lookup", "batch_size=1"],
+    ["strategy=unified", "engine=torch", "ratio=1.3333,2", BATCHES],
+)
+COMMON = (
+    *("name=speed", "results_dir=results", "answers=true"),
+    *("baseline_engine=transformers", "speed.seconds=10"),
+)
+HEADS = ("batch", "decoded by", "layers", "tokens/s", "times as fast", "with the prompt")
+HEADS += ("same answers",)
+NOTE = (
+    "Greedy decoding. Batch: prompts that are answered at once. torch is the engine of ulskip, and"
+    " ngram its look-ups, which copy drafts from earlier text. Times as fast: decode seconds of"
+    " all layers in transformers over those of the row, in timed pairs, with the 95% interval; with"
+    " the prompt: the same with the seconds of reading it."
+    " Same answers: those whose tokens are the ones of all layers in transformers; in bfloat16,"
+    " rounding decides between tokens that are nearly equally likely. Skipped layers have no"
+    " correction here: other pages say what quality corrected layers keep."
+    " `recipes/speed/reproduce.py` writes this page."
+)
+
+
+def models(data: Path, coder: Path) -> list[list[str]]:
+    """Return the overrides that choose each model with its task."""
+    news = f"task.file={data}/cnn_dm/validation.jsonl.gz"
+    problems = f"task.file={data}/humaneval/HumanEval.jsonl.gz"
+    code = ["task=humaneval", problems, "task.allow_code=true", "max_new_tokens=128", "limit=12"]
+    return [
+        ["task=wmt", "limit=96"],
+        [
+            *("model=smollm2-135m", "task=cnn_dm", news, "task.max_article_words=100"),
+            *("max_new_tokens=64", "limit=24"),
+        ],
+        [f"model.path={coder}", "model.dtype=bfloat16", *code],
+    ]
+
+
+def decoded_by(row: Record) -> str:
+    """Name the engine of a row, the format of its weights and its drafts."""
+    if row.draft_tokens:
+        return f"torch, {row.config.decoding.draft}"
+    return row.decoded_by
+
+
+class Answers:
+    """The rows of a folder beside the answers of all layers in transformers."""
+
+    def __init__(self, folder: ResultsFolder) -> None:
+        self.folder = folder
+        self.rows = [row for row in folder.records() if row.is_done]
+
+    def same(self, row: Record) -> str:
+        """Count the answers whose tokens are those of all layers in transformers."""
+        (full,) = (
+            other
+            for other in self.rows
+            if (other.model, other.batch_size) == (row.model, row.batch_size)
+            and other.engine == "transformers"
+        )
+        pairs = list(zip(self.tokens(row), self.tokens(full), strict=True))
+        return f"{sum(one == other for one, other in pairs)} of {len(pairs)}"
+
+    def tokens(self, row: Record) -> list[list[int]]:
+        """Return the tokens of the answers of a row."""
+        return [answer["token_ids"] for answer in self.folder.generations(row.id)]
+
+    def line(self, row: Record) -> list[str]:
+        """Return the cells of a row in the table of its model."""
+        speedups = [row.speedup, row.with_prompt]
+        return [
+            str(row.batch_size),
+            decoded_by(row),
+            row.layers or "",
+            f"{row.timed_tokens_per_second:.0f}",
+            *("–" if speedup is None else speedup.text(".2f") for speedup in speedups),
+            self.same(row),
+            f"{row.value(row.primary):.1f}",
+        ]
+
+    def page(self) -> str:
+        """Return the page: a table for each model."""
+        parts = ["# How fast is each engine beside transformers?", NOTE]
+        for rows in collected(self.rows, lambda row: row.model).values():
+            rows.sort(key=lambda row: row.batch_size)
+            heads = [*HEADS, TITLES[str(rows[0].primary)]]
+            table = markdown_table(heads, map(self.line, rows), 2)
+            parts += [f"## {title(rows)}", table, provenance(rows)]
+        return "\n\n".join(parts) + "\n"
+
+    def headline(self) -> str:
+        """Return one sentence: what all layers gain at batch size 1."""
+        parts = [
+            f"{row.model} {row.measured_speedup:.1f} times as fast ({self.same(row)} answers)"
+            for row in self.rows
+            if row.batch_size == 1 and row.keeps_all and decoded_by(row) == "torch"
+        ]
+        return f"{', '.join(parts[:-1])} and {parts[-1]}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of cnn_dm and humaneval")
+    parser.add_argument("--coder", type=Path, required=True, help="GGUF file of the coder")
+    args = parser.parse_args()
+    for model in models(args.data, args.coder):
+        for grid in GRIDS:
+            words = ["sweep", *COMMON, *model, *grid]
+            print("ulskip", *words, flush=True)
+            if code := invoke(words):
+                sys.exit(code)
+    answers = Answers(ResultsFolder(FOLDER))
+    write_atomic(FOLDER / "README.md", answers.page())
+    write_atomic(FOLDER / "headline.md", answers.headline())
+
+
+if __name__ == "__main__":
+    main()
