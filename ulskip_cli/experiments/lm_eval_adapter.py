@@ -47,7 +47,6 @@ ScoringRequest = tuple[object, list[int], list[int]]
 # log probability of a continuation, and True if greedy decoding would generate it
 Score = tuple[float, bool]
 
-_SAMPLING = ("temperature", "top_p", "top_k")  # without effect on greedy choices
 FIRST_TOKEN = (
     "the full model predicts the first token of each continuation, so scores of single tokens show"
     " no effect of skipping; use tasks with longer continuations, or leave out prompt_layers=all"
@@ -166,10 +165,10 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         ends = self.tokenizer.batch_decode(
             [[end] for end in ([eos] if type(eos) is int else eos or [])]
         )
-        given = {key: value for key, value in options.items() if value is not None}
-        samples = bool(given.pop("do_sample", False)) and given.get("temperature") != 0
-        if not samples:
-            given = {key: value for key, value in given.items() if key not in _SAMPLING}
+        samples = bool(options.pop("do_sample", False)) and options.get("temperature") != 0
+        if not samples:  # these have no effect on greedy choices
+            options |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        given = {name: value for name, value in options.items() if value is not None}
         decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in ends]
         given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
         decoding = parse(DecodingConfig, decoding.plain() | given)
@@ -206,7 +205,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
             ),
-            describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
+            describe_provenance(config, self.plan, self.loaded, self.decoder),
+            num_examples=0,
             warnings=tuple(warnings),
             correction=self.correction,
         )
@@ -258,10 +258,9 @@ def make_records(results: Row, shared: Record) -> list[Record]:
     for task in results["configs"]:
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
         values = results["results"][task].items()
-        section = LmEval(
+        record = shared.replace(
+            num_examples=num_examples,
             lm_eval_task=task,
-            lm_eval_version=shared.lm_eval_version,
-            scored_prompt_layers=shared.scored_prompt_layers,
             lm_eval={
                 metric.removesuffix(",none").replace(",", " "): value
                 for metric, value in values
@@ -271,7 +270,7 @@ def make_records(results: Row, shared: Record) -> list[Record]:
             task_version=results.get("versions", {}).get(task),
             lm_eval_options=options or None,
         )
-        identity = [shared.id, num_examples, section.model_dump(exclude={"lm_eval"})]
-        changes = {"id": key(identity), "num_examples": num_examples}
-        records.append(shared.replace(**dict(section), **changes))
+        # without the scores
+        settings = record.model_dump(include=LmEval.model_fields.keys() - {"lm_eval"})
+        records.append(record.replace(id=key([shared.id, num_examples, settings])))
     return records

@@ -52,16 +52,6 @@ class TimedPairs:
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
     other_cpus: float | None = None  # that other processes used meanwhile
 
-    def extended(self, more: "TimedPairs", unit: Unit) -> "TimedPairs":
-        """Return the pairs with those of a further unit."""
-        return replace(
-            self,
-            full=self.full + more.full,
-            strategy=self.strategy + more.strategy,
-            units=(*self.units, unit),
-            compile_seconds=self.compile_seconds + more.compile_seconds,
-        )
-
     @property
     def pairs(self) -> Pairs:
         """Return all pairs in the form in which a row stores them."""
@@ -216,7 +206,13 @@ def measure_units(
         unit = Unit(pairs=count, began=timestamp(), bytes_per_second=read_rate())
         first = 1 + len(timed.strategy)
         last = measure_pairs(pair, range(first, first + count), last)
-        timed = timed.extended(last, unit)
+        timed = replace(
+            timed,
+            full=timed.full + last.full,
+            strategy=timed.strategy + last.strategy,
+            units=(*timed.units, unit),
+            compile_seconds=timed.compile_seconds + last.compile_seconds,
+        )
         before, elapsed = elapsed, time.monotonic() - began
         pair_seconds = max(1e-9, (elapsed - before) / count)  # other processes may slow it down
         report(round(elapsed))

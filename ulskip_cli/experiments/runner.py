@@ -39,7 +39,7 @@ from ulskip_cli.experiments.evaluate import (
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row
+from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload, encode_workload
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
@@ -269,29 +269,31 @@ def store_record(
     **values: object,
 ) -> Record:
     """Make the record of a measured point, store it with its warnings, and return it."""
-    config, plan, pairs = run.point.config, run.plan, timed.strategy if timed else []
+    config, plan, workload = run.point.config, run.plan, run.workload
+    pairs = timed.strategy if timed else ()
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     if config.crosses_engines:  # the cost model compares layers in one engine
         described = described.replace(predicted_speedup=None)
+    provenance = describe_provenance(config, plan, run.loaded, decoder)
+    sections: list[Section] = [run.point.identity, described, provenance, quality]
+    if outputs:
+        sections.append(measure_throughput(outputs, source))
+    if timed:
+        sections.append(timed.timing())
+        values["step_bytes"] = bytes_per_step(plan, pairs[0])
+        if not answers:
+            values["compile_seconds"] = timed.compile_seconds
+    if workload:
+        values["chat"] = workload.formatter.template.chat
     record = Record.joined(
-        run.point.identity,
-        described,
-        *([measure_throughput(outputs, source)] if outputs else []),
-        *([timed.timing()] if timed else []),
-        describe_provenance(
-            config, plan, run.loaded, decoder, len(run.workload.examples) if run.workload else 0
-        ),
-        quality,
-        chat=run.workload.formatter.template.chat if run.workload else None,
+        *sections,
+        num_examples=len(workload.examples) if workload else 0,
         correction=run.correction,
         calibration=run.calibration,
-        step_bytes=bytes_per_step(plan, pairs[0]) if pairs else None,
         **values,
     )
-    if timed and not answers:
-        record = record.replace(compile_seconds=timed.compile_seconds)
     record = record.replace(warnings=run_warnings(config, plan, record))
     ResultsFolder.of(config).save(config, record)
     return record

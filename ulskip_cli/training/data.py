@@ -50,7 +50,7 @@ def load_training_texts(
         return PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
 
     formatter = formatter_of(config.task)
-    train = _texts(config, formatter, config.task.examples())
+    train, validation = _texts(config, formatter, config.task.examples()), list[TextPair]()
     if config.train.validation:
         changes = dict(config.train.validation)
         limit = changes.pop("limit", None)
@@ -64,17 +64,16 @@ def load_training_texts(
             validation = _texts(other, formatter_of(task), validated)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
-        return TrainingTexts(train, validation, formatter)
-    if config.train.held_out >= len(train):
+    elif config.train.held_out >= len(train):
         raise UsageError(
             f"expected train.held_out below the number of examples, {len(train)}, got"
             f" {config.train.held_out}; lower train.held_out"
         )
-    chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
-    held_out = [texts for i, texts in enumerate(train) if i in chosen]
-    return TrainingTexts(
-        [texts for i, texts in enumerate(train) if i not in chosen], held_out, formatter
-    )
+    else:
+        chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
+        validation = [texts for i, texts in enumerate(train) if i in chosen]
+        train = [texts for i, texts in enumerate(train) if i not in chosen]
+    return TrainingTexts(train, validation, formatter)
 
 
 class TokenPairs(list[EncodedExample]):

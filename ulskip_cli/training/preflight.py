@@ -62,7 +62,7 @@ def check_trainable(config: TrainingConfig) -> None:
 # Beginnings of arguments of Trainer that a training cannot have, because the loss needs whole
 # weights on every device, the prompt's KV cache, and a module of its own.
 UNFIT = ("deepspeed", "fsdp", "gradient_checkpointing", "activation_checkpointing", "neftune")
-# Arguments that keep the value that Trainer gives them, because `SkipTrainer` relies on it.
+# Arguments that keep the default of Trainer, because loss, evaluation or resuming relies on it.
 UNCHANGED = (
     *("optim", "label_names", "train_sampling_strategy", "label_smoothing_factor"),
     *("load_best_model_at_end", "save_only_model", "eval_on_start", "per_device_eval_batch_size"),
