@@ -299,15 +299,13 @@ def _agreement_text(record: Record) -> list[str]:
     """Tell the agreement; without references it is the score and has an interval."""
     if record.agreement is None:
         return []
-    agreement = Interval(record.agreement, record.agreement_low, record.agreement_high)
+    text = f"{record.agreement:.1%} of the full model's tokens"
     if record.primary == metrics.AGREEMENT.key:
-        ends = None if record.has_few_examples else agreement.ends(".1%")
-        interval = f" ({ends})" if ends else ""
-        text = f"{agreement.value:.1%}{interval} of the full model's tokens (no references)"
+        ends = () if record.has_few_examples else (record.agreement_low, record.agreement_high)
+        score = Interval(record.agreement, *ends).text(".1%")
+        text = f"{score} of the full model's tokens (no references)"
     elif (record.copied_share or 0) >= COPIES and record.new_agreement is not None:
         text = f"{record.new_agreement:.1%} of the full model's tokens that do not copy the prompt"
-    else:
-        text = f"{agreement.value:.1%} of the full model's tokens"
     return [f"agrees with {text}"]
 
 
