@@ -15,7 +15,6 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -38,10 +37,16 @@ def measure(point, with_opened):
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
     from ulskip_cli.engines.torch import kernels
-    from ulskip_cli.experiments.paired_timing import BATCHES, Pair, measure_pairs, time_pairs
+    from ulskip_cli.experiments.evaluate import decode_context
+    from ulskip_cli.experiments.paired_timing import (
+        BATCHES,
+        Pair,
+        measure_pairs,
+        time_pairs,
+        timed_prompts,
+    )
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.runner import Session, prepare_run
-    from ulskip_cli.experiments.workload import decode_context, timed_prompts
 
     config = compose(POINTS[point])
     session = Session()
@@ -49,8 +54,7 @@ def measure(point, with_opened):
     full, decoder = session.decoders(run)
     timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
     opened, workload = [], run.workload
-    context = decode_context(config, workload)
-    context = replace(context, max_new_tokens=config.speed.new_tokens)
+    context = decode_context(config.replace(max_new_tokens=config.speed.new_tokens), workload)
     batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:

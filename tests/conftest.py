@@ -132,8 +132,8 @@ def point(llama, tokenizer):
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.engines.decoder import Decoder
+    from ulskip_cli.experiments.evaluate import encode_workload
     from ulskip_cli.experiments.preflight import ResolvedPoint, TaskExamples
-    from ulskip_cli.experiments.workload import encode_workload
     from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))

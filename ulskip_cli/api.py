@@ -152,7 +152,7 @@ def generate(
     """
     from ulskip_cli.core.correction import read_record
     from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
-    from ulskip_cli.experiments.workload import answers_of
+    from ulskip_cli.experiments.evaluate import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.loading import load, load_tokenizer

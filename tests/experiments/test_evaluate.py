@@ -18,8 +18,7 @@ from ulskip_cli.experiments.evaluate import (
     measure_by_teacher_forcing,
     score_answers,
 )
-from ulskip_cli.experiments.paired_timing import time_pairs
-from ulskip_cli.experiments.workload import timed_prompts
+from ulskip_cli.experiments.paired_timing import time_pairs, timed_prompts
 from ulskip_cli.inference.batching import BatchSize
 
 

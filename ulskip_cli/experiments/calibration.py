@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,11 +30,16 @@ from ulskip_cli.engines.own_responses import (
 )
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
-from ulskip_cli.experiments.evaluate import BatchCheckpoints, generate_answers, score_answers
+from ulskip_cli.experiments.evaluate import (
+    BatchCheckpoints,
+    Workload,
+    decode_context,
+    generate_answers,
+    score_answers,
+)
 from ulskip_cli.experiments.preflight import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.workload import Workload, decode_context
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import LoadedModel
@@ -60,8 +66,6 @@ class HeldOutEvaluator:
     loaded: LoadedModel
     workload: Workload
     progress: ProgressCallback
-    _texts: ForcedTexts | None = None
-    _fitter: PatchFitter | None = None
     _exiting: Decoder | None = None
 
     def output_lengths(self) -> list[int]:
@@ -122,15 +126,22 @@ class HeldOutEvaluator:
         With correction=patch, patches are fitted on half of the references, and the loss is
         measured on the other half.
         """
-        config, encoded, adapter = self.config, self.workload.encoded, None
+        loaded, prompt_layers = self.loaded, self.config.prompt_layers
+        plan = Plan.from_layers(loaded.metadata.num_layers, kept_layers, prompt_layers)
+        adapter = None
         if self.corrects:
-            if self._fitter is None:
-                self._fitter = self.fitter(encoded[1::2] or encoded)
             adapter = self._fitter.fit([kept_layers], self._patch_kind)
-        if self._texts is None:
-            self._texts = self.forced_texts(encoded[::2] if self.corrects else encoded)
-        plan = Plan.from_layers(self.loaded.metadata.num_layers, kept_layers, config.prompt_layers)
-        return self._texts.scores(Decoder(self.loaded.model, plan, adapter=adapter)).decode_loss
+        return self._texts.scores(Decoder(loaded.model, plan, adapter)).decode_loss
+
+    @cached_property
+    def _texts(self) -> ForcedTexts:
+        encoded = self.workload.encoded
+        return self.forced_texts(encoded[::2] if self.corrects else encoded)
+
+    @cached_property
+    def _fitter(self) -> PatchFitter:
+        encoded = self.workload.encoded
+        return self.fitter(encoded[1::2] or encoded)
 
     def score(self, kept_layers: Sequence[int]) -> float:
         """Return the primary score of answers with the run's decoding settings. Finished batches

@@ -11,10 +11,10 @@ from ulskip_cli.core.answer import Comparison
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import until_stop
 from ulskip_cli.experiments.describe import describe_schedule, measure_throughput
+from ulskip_cli.experiments.evaluate import answers_of, decode_context
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
-from ulskip_cli.experiments.workload import answers_of, decode_context
 from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
 from ulskip_cli.strategies.plan import is_trained_for
 

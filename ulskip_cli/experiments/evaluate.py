@@ -1,4 +1,5 @@
-"""Decode the answers of a point, score them, and average the scores of teacher forcing.
+"""Encode the examples of a point, decode their answers, score them, and average the scores of
+teacher forcing.
 
 `generate_answers` stores finished batches in `BatchCheckpoints`, so that a killed run resumes.
 """
@@ -15,28 +16,92 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli.core.answer import Answer
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.task import Example, Task
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import Decoder, generate_all
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.intervals import Interval
+from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import Quality, Row
-from ulskip_cli.experiments.workload import Workload, answers_of, decode_context
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
+from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, pad_token_id
 from ulskip_cli.tasks.metrics import Answers, resamples
 
 Values = NDArray[np.float64]
 # Signs of degenerate output, which a corpus score hides.
 FLAGS = ("empty", "loop", "hit_limit")
 MIN_REPEATS, MAX_PERIOD = 4, 8  # of the tokens at the end of an output that is a loop
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task's examples as token ids of one model."""
+
+    task: Task
+    examples: Sequence[Example]
+    encoded: list[EncodedExample]
+    formatter: PromptFormatter  # that encoded them
+    max_positions: int | None  # None without a limit; timed prompts leave room for the new tokens
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that pads prompts and answers."""
+        return pad_token_id(self.formatter.tokenizer)
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The token ids of every prompt."""
+        return [example.prompt_ids for example in self.encoded]
+
+
+def encode_workload(
+    point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None
+) -> Workload | None:
+    """Encode a point's examples within the model's context, without weights; raise UsageError if
+    the context is too short. Without a task (a benchmark) or a tokenizer (random weights) return
+    None, which stands for random prompts.
+    """
+    data, config, max_positions = point.data, point.config, point.files.metadata.context
+    if tokenizer is None or data is None:
+        return None
+    task, examples = data.task, data.examples
+    formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
+    new_tokens, timed_tokens = config.answer_tokens, point.plan.timed_tokens
+    encoded = formatter.encode_within(examples, max_positions, new_tokens, task.may_truncate_source)
+    if config.speed.enabled and max_positions is not None and timed_tokens >= max_positions:
+        raise UsageError(
+            f"expected fewer timed tokens than the model's context of {max_positions}, got"
+            f" {timed_tokens}; lower speed.new_tokens or strategy.horizon"
+        )
+    return Workload(task, examples, encoded, formatter, max_positions)
+
+
+def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
+    """Return the decoding settings of a run; random prompts need no padding."""
+    pad = workload.pad_token_id if workload else 0
+    tokenizer = workload.formatter.tokenizer if workload else None
+    return DecodeContext(config.decoding, pad, config.answer_tokens, config.seed, tokenizer)
+
+
+def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:
+    """Return the answers of a batch as texts, which end before the first stop string."""
+    assert context.tokenizer is not None
+    answers, seconds = list[Answer](), (output.prefill_seconds, output.decode_seconds)
+    for ids, hit in zip(output.token_ids, output.hit_max_length, strict=True):
+        text = context.tokenizer.decode(ids, skip_special_tokens=True)
+        text, stopped = until_stop(text, context.decoding.stop)
+        answers.append(Answer(text, ids, hit and not stopped, *seconds))
+    return answers
 
 
 @dataclass(frozen=True)

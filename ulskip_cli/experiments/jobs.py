@@ -167,8 +167,8 @@ class Sweep:
     raises: bool = False  # raise the error of a job that fails, and store no row of it
     # in a worker: the number of rows when its sweep began; None: this process runs the sweep
     since: int | None = None
-    # words of the command line that workers run; none: this process runs the jobs; None: and does
-    # not say how to repeat them
+    # words of the command line that workers run; with (), this process runs the jobs; with None, it
+    # also has no notes about finished points, which name options of the command line
     words: Sequence[str] | None = None
 
     def __post_init__(self) -> None:

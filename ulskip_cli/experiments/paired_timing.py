@@ -4,6 +4,7 @@ A measurement consists of units of consecutive pairs. They go on until the inter
 or the time is spent.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
@@ -22,10 +25,10 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, take_turns
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.loop import now
+from ulskip_cli.experiments.evaluate import Workload, decode_context
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
-from ulskip_cli.experiments.workload import Batch, Workload, decode_context, timed_prompts
-from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
+from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend")
@@ -38,6 +41,8 @@ BATCHES = 8  # different batches of prompts that are timed
 READ_BYTES = 2**29  # larger than any cache
 MEMORY_SHARE = 0.25  # at most this share of free memory is read
 STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
+
+Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
 
 
 @dataclass(frozen=True)
@@ -232,13 +237,41 @@ def time_pairs(
 
     def measure(batch_size: int) -> TimedPairs:
         batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
-        context = decode_context(config, workload)
-        context = replace(context, max_new_tokens=config.speed.new_tokens)
+        timing = config.replace(max_new_tokens=config.speed.new_tokens)
+        context = decode_context(timing, workload)
         pair = Pair(full, strategy, batches, context)
         timed = measure_units(pair, config.speed, config.strategy.name, progress)
         return replace(timed, batch_size=batch_size)
 
     return run_with_oom_retry(BatchSize(config.batch_size), measure)
+
+
+def timed_prompts(
+    workload: Workload | None, batch_size: int, count: int, model: PreTrainedModel, config: Config
+) -> list[Batch]:
+    """Return batches for timing: the task's prompts, or random prompts of one length."""
+    if workload is None:
+        generator = torch.Generator().manual_seed(config.seed)
+        vocab_size = model.config.get_text_config(decoder=True).vocab_size
+        shape = batch_size, config.speed.prompt_tokens
+        ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
+        return [(batch, torch.ones_like(batch)) for batch in ids]
+    prompts = workload.prompts
+    if workload.max_positions is not None:
+        room = max(1, workload.max_positions - config.speed.new_tokens)
+        prompts = [prompt[-room:] for prompt in prompts]
+    return prompt_batches(prompts, workload.pad_token_id, batch_size, count)
+
+
+def prompt_batches(
+    prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, count: int
+) -> list[Batch]:
+    """Return `count` full batches; prompts are repeated if there are too few."""
+    endless = itertools.cycle(prompts)
+    return [
+        padded(list(itertools.islice(endless, batch_size)), pad_token_id, left=True)
+        for _ in range(count)
+    ]
 
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:

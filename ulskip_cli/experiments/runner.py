@@ -33,6 +33,8 @@ from ulskip_cli.experiments.describe import (
 from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
     GeneratedAnswers,
+    Workload,
+    encode_workload,
     generate_answers,
     measure_by_teacher_forcing,
     score_answers,
@@ -41,7 +43,6 @@ from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.workload import Workload, encode_workload
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
