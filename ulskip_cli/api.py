@@ -168,7 +168,7 @@ def generate(
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
     engine_named(AUTO).check(chosen.needs())
-    has_template, chat_options = tokenizer is None, None
+    may_chat, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
         named = config.model_named(str(model))
         if isinstance(skip_adapter, str | Path):
@@ -185,7 +185,7 @@ def generate(
     depth = shallow_view.num_layers(model)
     plan = Plan.from_layers(depth, _chosen(depth, kept, ratio, skip_adapter), prompt_layers)
     decoder = Decoder(model, plan, skip_adapter)
-    ids = _encoded(texts, tokenizer, has_template, chat_options)
+    ids = _encoded(texts, tokenizer, may_chat, chat_options)
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), max_new_tokens, seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
@@ -194,8 +194,8 @@ def generate(
 
 
 def _texts(tokenizer: object, prompts: object) -> list[str]:
-    """Return the prompts; raise UsageError unless they are a list of texts, also in the place of
-    the tokenizer.
+    """Return the prompts; raise UsageError unless they are a list of texts, or if they stand in the
+    place of the tokenizer.
     """
     if tokenizer is not None and not callable(tokenizer):
         raise UsageError(
@@ -212,17 +212,17 @@ def _texts(tokenizer: object, prompts: object) -> list[str]:
 def _encoded(
     texts: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
-    has_template: bool,
+    may_chat: bool,
     chat_options: Table | None,
 ) -> list[list[int]]:
-    """Return prompts as token ids, with the chat template of the tokenizer if `has_template` and
-    there is one.
+    """Return prompts as token ids, with the chat template of the tokenizer if `may_chat` and there
+    is one.
     """
     from ulskip_cli.tasks.encoding import PromptFormatter
 
     formatter = PromptFormatter(Template("{source}", ""), tokenizer)
-    if has_template:
-        task = config.preset("task", "jsonl")
+    if may_chat:
+        task = config.preset("task", "jsonl")  # whose prompts are texts as they are
         formatter = PromptFormatter.for_task(task, tokenizer, chat_options)
     encoded = formatter.encode([Example("", text, "") for text in texts])
     ids = [example.prompt_ids for example in encoded]

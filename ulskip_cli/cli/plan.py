@@ -61,22 +61,24 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
     """Draw and list the kept layers, with the predictions of the plan."""
     from ulskip_cli.core.weight_sizes import gaps
 
-    speedup, kept = plan.predicted_speedup, plan.prompt_layers == "kept"
+    speedup = UNKNOWN
+    if plan.drafts:
+        speedup = "depends on the accepted drafts, which a run counts"
+    elif plan.predicted_speedup is not None:
+        speedup = f"{plan.predicted_speedup:.2f}x in decode over all layers in this engine, by the"
+        speedup += " bytes of a step"
+    reads_kept = plan.prompt_layers == "kept"
     cache, prompt, decode = UNKNOWN, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     if prompt is not None:
-        cache = f"{decode:,}" if kept else f"{prompt:,} during the prompt, {decode:,} in decode"
-    unknown = "depends on the accepted drafts, which a run counts" if plan.drafts else UNKNOWN
+        both = f"{prompt:,} during the prompt, {decode:,} in decode"
+        cache = f"{decode:,}" if reads_kept else both
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": (
-            unknown
-            if speedup is None
-            else f"{speedup:.2f}x in decode over all layers in this engine, by the bytes of a step"
-        ),
+        "predicted_speedup": speedup,
         "weights": weights,
         "KV bytes per token": cache,
-        "prompt_layers": f"{'the ' * kept}{plan.prompt_layers} layers encode the prompt",
+        "prompt_layers": f"{'the kept' if reads_kept else 'all'} layers encode the prompt",
     }
     if correction or plan.patch_bytes != 0:
         read = (

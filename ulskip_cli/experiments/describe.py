@@ -37,20 +37,20 @@ def describe_schedule(
     """Return the schedule section of a row; depths of early exit and of stages are means over the
     evaluated `outputs` and the `timed` pairs.
     """
-    evaluated = sum_exits(outputs).mean_depth
-    mean_exit = sum_exits(timed).mean_depth or evaluated
+    evaluated = sum_exits(outputs).mean_depth  # None without early exit
+    # The prefill generates the first of the timed tokens.
+    mean_kept = sum_exits(timed).mean_depth or evaluated or plan.mean_kept(plan.timed_tokens - 1)
     if plan.later_stages and outputs:
-        evaluated = schedule.mean_kept(
-            plan.stages, [len(ids) for output in outputs for ids in output.token_ids]
-        )
+        lengths = [len(ids) for output in outputs for ids in output.token_ids]
+        evaluated = schedule.mean_kept(plan.stages, lengths)
     return Schedule(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
         later_stages=tuple(StageUsed(**asdict(stage)) for stage in plan.later_stages),
         target_kept_layers=plan.target_kept,
-        mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
+        mean_kept_layers=mean_kept,
         evaluated_mean_kept_layers=evaluated,
-        layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
+        layer_ratio=plan.num_layers / mean_kept,
         predicted_speedup=plan.predicted_speedup,
     )
 
@@ -198,26 +198,27 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             f"{record.strategy}: the weights are random, so this row has times but no quality; use"
             " a pretrained model to measure quality"
         )
-    is_trained = plan.keeps_all or record.trained_for_these_layers is not False
-    if not (is_trained or record.correction):  # a correction is made for these layers
+    used = record.correction  # made for these layers, so that the weights need not be
+    trained_for_others = record.trained_for_these_layers is False  # None: unknown
+    if trained_for_others and not plan.keeps_all and not used:
         kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
         yield (
             f"{plan.strategy} with {kept}: the weights were trained for other layers or another"
             " prompt_layers, so quality may suffer; train them for these layers with `ulskip"
             " train`, or use the strategy, ratio and prompt_layers of their training"
         )
-    made_for = record.correction and record.correction.prompt_layers
-    if made_for and made_for != plan.prompt_layers:
+    if used and used.prompt_layers not in (None, plan.prompt_layers):
+        asked = f"prompt_layers={used.prompt_layers}"
         yield (
-            f"{record.strategy}: the correction was made for prompt_layers={made_for}, so quality"
-            f" may suffer with prompt_layers={plan.prompt_layers}; use prompt_layers={made_for}"
+            f"{record.strategy}: the correction was made for {asked}, so quality may suffer with"
+            f" prompt_layers={plan.prompt_layers}; use {asked}"
         )
     yield from _trained_on(config, record)
-    task = record.correction and record.correction.task
-    if task and task != record.task:
+    if used and used.task not in (None, record.task):
         yield (
-            f"{record.strategy}: the correction was made on examples of task={task}; what keeps the"
-            f" quality of one task can lose that of another, so calibrate on {record.task}"
+            f"{record.strategy}: the correction was made on examples of task={used.task}; what"
+            " keeps the quality of one task can lose that of another, so calibrate on"
+            f" {record.task}"
         )
 
 

@@ -65,11 +65,11 @@ class LayerwiseModel:
         seen: Tensor | None = None,
         kept: Sequence[int] | None = None,
     ) -> LayerInputs:
-        """Return the inputs of the layers for `ids` [batch, count], the beginning of a response to
-        `prompt`, which is not changed.
+        """Return the inputs of the layers for `ids` [batch, count], which continue `prompt`; the
+        layers write into a copy of its cache.
 
-        `seen` [batch, count] is the mask of `ids` (`EncodedPrompt.whole_mask`). `kept` are the
-        layers of the prompt's model that this model has; None means all.
+        `seen` [batch, count or more] is the mask of `ids` (`EncodedPrompt.whole_mask`). `kept` are
+        the layers of the prompt's model that this model has; None means all.
         """
         if prompt.mask.shape[1] and kv_cache.is_recurrent(prompt.cache):
             raise UsageError(

@@ -299,10 +299,10 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def copied(
     module: ModuleT, children: Mapping[str, nn.Module | None], kind: type | None = None
 ) -> ModuleT:
-    """Return a copy of a module that shares its parameters and buffers, with some children
-    replaced, of the class `kind`.
+    """Return a copy of a module that shares its parameters and buffers. `children` replace its own
+    or are added; the copy is of the class `kind`, or of the module's class.
     """
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__:  # bound to the module, it would run the old children
         raise UsageError(
             f"expected the original forward method of {type(module).__name__}, got one that other"
             " code has replaced; restore the method with: del module.forward"

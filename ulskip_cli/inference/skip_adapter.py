@@ -251,8 +251,8 @@ def zero_adapter(
 
 
 def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a layer of the class of `module` with its weights changed by `parts`: the tensors of a
-    folded patch and, as A and B, of LoRA.
+    """Return a layer of the class of `module` with other weights. `parts` are A and B of LoRA, and
+    under other names the tensors of a folded patch.
     """
     if type(module) not in shallow_view.LINEARS:
         raise UsageError(
@@ -263,8 +263,8 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
     source: Any = module
     transposed = type(module) is Conv1D  # its weight is [in, out]
     weight = source.weight.t() if transposed else source.weight
-    # The copies are aligned in memory, and the bits of a product can depend on that: an export must
-    # equal the view.
+    # Copied, because the bits of a product can depend on the alignment in memory, and an export
+    # must equal the view.
     weight = weight.detach().to(torch.float32, copy=True)
     bias = None if source.bias is None else source.bias.detach().to(weight, copy=True)
     fold = {name: part for name, part in parts.items() if name not in ("A", "B")}

@@ -283,18 +283,21 @@ Line = tuple[str | None, ...]  # the values of settings, None for one that a rec
 
 
 def _assigned(lines: Sequence[Line]) -> dict[Line, Line]:
-    """Map every line of settings to a group: a complete line to its own group, an incomplete line
-    to the first group that agrees.
+    """Map every line of settings to a group, which its first line names: an incomplete line to the
+    first group that agrees with it, every other line to a group of its own.
     """
+    groups: list[Line] = []
     group_of: dict[Line, Line] = {}
-    for line in sorted(lines, key=lambda line: line.count(None)):
-        agreeing = (
-            group
-            for group in dict.fromkeys(group_of.values())
-            if all(a == b or None in (a, b) for a, b in zip(line, group, strict=True))
-        )
-        group_of[line] = next(agreeing, line) if None in line else line
+    for line in sorted(lines, key=lambda line: line.count(None)):  # complete lines first
+        agreeing = [group for group in groups if None in line and _agree(line, group)]
+        if not agreeing:
+            groups.append(line)
+        group_of[line] = agreeing[0] if agreeing else line
     return group_of
+
+
+def _agree(one: Line, other: Line) -> bool:
+    return all(a == b or None in (a, b) for a, b in zip(one, other, strict=True))
 
 
 def collected(items: Iterable[Item], key: Callable[[Item], Same]) -> dict[Same, list[Item]]:

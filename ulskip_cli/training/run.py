@@ -325,10 +325,11 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
     instead of their paths.
     """
     values = config.changed(lambda key: config.changes_results(key, "train"))
-    for name in ("output", "task", "limit", "offset"):
+    for name in ("task", "limit", "offset"):  # the texts stand for them
         values.pop(name, None)
+    values.pop("output", None)  # the place of the weights does not change them
     values["model"].pop("path")
-    # The length of own answers, and that on which the layers of later positions depend.
+    # It limits own answers, and strategies choose the layers of later positions by it.
     length, start = config.answer_tokens, config.train.start
     initial = [files.fingerprint]
     if start is not None:
@@ -336,6 +337,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
         values["train"].pop("start")
     strategy, num_layers = config.strategy, files.metadata.num_layers
     layers = schedules(config, num_layers), trained_exits(config, num_layers)
+    # As in the id of a row, the layers stand for the code; a calibrated strategy has none yet.
     code = "" if strategy.is_calibrated else strategy.code
     return key(values, length, texts.sha256, initial, layers, code)
 
