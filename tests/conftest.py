@@ -1,6 +1,4 @@
-"""Shared fixtures: models, a tokenizer, a saved model folder and command lines. Tests use no
-network and assert no times.
-"""
+"""Shared fixtures. Tests use no network and assert no times."""
 
 import os
 from types import SimpleNamespace
@@ -117,18 +115,14 @@ def quick():
 
 @pytest.fixture
 def overrides(model_folder, tmp_path, quick):
-    """Return overrides for the saved model and a temporary results folder, with few examples,
-    tokens and timed pairs.
-    """
+    """Return overrides of a quick run of the saved model into a temporary results folder."""
     model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32"]
     return [*model, f"results_dir={tmp_path}", *quick]
 
 
 @pytest.fixture
 def point(llama, tokenizer):
-    """Return a function that makes a decoder, its encoded workload and its configuration from
-    overrides.
-    """
+    """Return a function of overrides: a decoder, its encoded workload and its configuration."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.engines.decoder import Decoder

@@ -1,6 +1,4 @@
-"""The device of device.cpp, which computes on the CPU and refuses to mix its tensors with tensors
-of the CPU.
-"""
+"""The device of device.cpp: it computes on the CPU and refuses to mix tensors with the CPU's."""
 
 import hashlib
 import subprocess
@@ -49,9 +47,7 @@ class Module(types.ModuleType):
 
 
 def library():
-    """Return the path of the compiled device; compile it, which takes about 10 s, if the cache does
-    not have it.
-    """
+    """Return the path of the compiled device; it is compiled once, in about 10 s."""
     command = compiler()
     if not command:
         pytest.skip("requires a C++ compiler")

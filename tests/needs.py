@@ -1,6 +1,4 @@
-"""Overrides that make a run of the bundled model need each `Need`, for the tests of combinations,
-and data beside the project.
-"""
+"""Overrides of runs of the bundled model by `Need`, and data beside the project."""
 
 import os
 from dataclasses import replace
@@ -36,9 +34,7 @@ SMALL.append("baseline=false")
 
 
 def overrides_for(*needs, supports=ALL, command="run", **paths):
-    """Return overrides that need `needs`, and those of a small run that the command reads; prompts
-    run through the kept layers alone if an engine wants it.
-    """
+    """Return overrides of a small run that has needs, with those keys that the command reads."""
     asked = {}
     for need in needs:
         for text in RECIPES[need]:

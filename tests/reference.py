@@ -1,6 +1,4 @@
-"""Tiny random models of many architectures, and an independent, uncached reference of layer
-skipping.
-"""
+"""Tiny random models, and an independent, uncached reference of layer skipping."""
 
 from contextlib import contextmanager
 
@@ -58,9 +56,7 @@ def build_model(name):
 
 
 def with_each(kinds, name="llama"):
-    """Return pairs of an architecture and a kind: the first kind with every architecture, and the
-    others with one.
-    """
+    """Pair the first kind with every architecture, and the other kinds with one."""
     first, *others = kinds
     return [(each, first) for each in sorted(ARCHITECTURES)] + [(name, kind) for kind in others]
 
@@ -162,9 +158,7 @@ def decoder_for(model, *overrides, **options):
 
 
 def reference_response(model, batch, kept, **corrections):
-    """Return the reference's logits [batch, response_len, vocab] that predict the responses of a
-    batch.
-    """
+    """Return the reference's logits [batch, response_len, vocab] of the responses of a batch."""
     ids = torch.cat([batch["prompt_ids"], batch["response_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], torch.ones_like(batch["response_ids"])], 1)
     prompt_len = batch["prompt_ids"].shape[1]
@@ -213,9 +207,7 @@ def random_ids(batch, length, seed=0):
 
 
 def batch(padded):
-    """Draw token ids and the attention mask of five prompts, of which two are padded on the left if
-    `padded`.
-    """
+    """Draw ids and the attention mask of five prompts, two of them with padding if `padded`."""
     ids = random_ids(5, 9)
     mask = torch.ones_like(ids)
     if padded:
@@ -240,9 +232,7 @@ def through(kept):
 
 
 def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections):
-    """Return True if the best two logits of the reference are within NEAR_TIE where two
-    continuations first differ.
-    """
+    """Tell if the reference's best two logits are near where two continuations first differ."""
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
     mask = torch.ones_like(whole)
@@ -252,9 +242,7 @@ def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections
 
 
 def count_near_ties(model, ids, mask, rows, expected, kept=range(NUM_LAYERS), **corrections):
-    """Return the number of rows that differ from the expected ones; each has to differ at a
-    near-tie.
-    """
+    """Count the rows that differ from the expected ones; each has to differ at a near-tie."""
     different = [i for i in range(len(expected)) if rows[i] != expected[i]]
     for i in different:
         prompt = ids[i][mask[i].bool()]
@@ -269,9 +257,7 @@ def linear_paths(layer):
 
 
 def random_adapter(model, kept, kind, seed=0):
-    """Draw a skip adapter with one set, and the same corrections as functions for
-    `reference_logits`. Kind `lora` has no patches.
-    """
+    """Draw a skip adapter, and its corrections for `reference_logits`; `lora` has no patches."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -305,8 +291,6 @@ def random_adapter(model, kept, kind, seed=0):
 
 
 def response_logits(model, stages, prompt_ids, prompt_mask, response_ids, response_mask=None):
-    """Return the logits [batch, response_len, vocab_size] that predict a response, by both
-    passes.
-    """
+    """Return the logits [batch, response_len, vocab_size] of a response, by both passes."""
     prompt = encode_prompt(model, prompt_ids, prompt_mask)
     return predict_response(stages, prompt, response_ids, response_mask)

@@ -1,6 +1,4 @@
-"""Small records as `ulskip sweep` and `ulskip bench` store them, and folders of results with
-answers, for the tests of reports.
-"""
+"""Small records and folders of results with answers, for the tests of reports."""
 
 import json
 import re
@@ -30,9 +28,7 @@ def made(row, config):
 
 
 def configured(record, **changes):
-    """Return a record with other values of its configuration, e.g. `model={"name": "n"}`; values
-    inside sections are added to those of the section.
-    """
+    """Return a record with values added to its configuration, e.g. `model={"name": "n"}`."""
     config = record.config.changed()
     for key, value in changes.items():
         section = config.get(key)
@@ -143,9 +139,7 @@ def bench_row(target=2.0, batch=1, engine="torch", rate=100, config=None, **more
 
 
 def small_sweep(batches=(1, 8), **scores):
-    """Make records of full and of two strategies at two targets; `scores` sets BLEU by strategy and
-    target: unified_2=30.0.
-    """
+    """Make records of full and two strategies; `scores` sets BLEU, e.g. `unified_2=30.0`."""
     bleu = {"unified_2": 29.0, "unified_3": 27.5, "top_skip_2": 20.0, "top_skip_3": 5.0, **scores}
     rows = [sweep_row("full", batch=batch) for batch in batches]
     for name, score in bleu.items():
@@ -170,9 +164,7 @@ def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
 
 
 def write_folder(path, rows, answers=None):
-    """Write a folder of results; `answers` maps row ids to lists of hypotheses, one for each
-    example.
-    """
+    """Write a folder of results; `answers` maps row ids to the hypotheses of the examples."""
     path.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row.to_row()) + "\n" for row in rows]
     (path / "runs.jsonl").write_text("".join(lines), "utf-8")

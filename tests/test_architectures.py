@@ -1,6 +1,4 @@
-"""Repeat some checks behind docs/architectures.md, and compare the page with the stored
-verdicts.
-"""
+"""Repeat checks behind docs/architectures.md, and compare the page with the verdicts."""
 
 import json
 

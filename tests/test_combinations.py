@@ -36,9 +36,7 @@ ALONE = NOT_ASKED | {Need.DRAFTS}
 
 
 def can_run_together(*needs):
-    """Return True if no two needs exclude each other or set one key to two values, and one engine
-    supports all.
-    """
+    """Return True if needs exclude no other, set no key twice, and one engine supports all."""
     recipes = [text for need in needs for text in RECIPES[need]]
     has_engine = any(SUPPORTS[engine].issuperset(needs) for engine in ("torch", "transformers"))
     is_allowed = all(

@@ -1,6 +1,4 @@
-"""What runs on a device other than the CPU has the answers of the CPU. The device of `device.py`
-computes on the CPU too, but a tensor in the wrong place is an error.
-"""
+"""The device of device.py has the answers of the CPU, and a tensor in the wrong place fails."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -216,9 +214,7 @@ def test_a_run_has_the_answers_of_the_cpu(name, measured):
 
 @pytest.fixture
 def trained(model_folder, tmp_path, monkeypatch):
-    """Return a function that trains for two steps on a device, and returns the record and the
-    tensors.
-    """
+    """Return a function that trains two steps on a device: the record and the tensors."""
 
     def train(place, *overrides):
         # which Trainer knows of no other device

@@ -1,6 +1,4 @@
-"""Run the commands of the README, the code of docs/get-started.md and the strategy of
-docs/your-own.md; compare the tables of README and docs/ with their files.
-"""
+"""Run the examples of README and docs/, and compare their tables with the files."""
 
 import json
 import re

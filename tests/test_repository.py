@@ -1,6 +1,4 @@
-"""The files around the package agree with it: CITATION.cff and Dockerfile; the wheel contains all
-files that the program needs without the checkout.
-"""
+"""The files around the package agree with it, and the wheel contains all that it needs."""
 
 import json
 import os
@@ -65,9 +63,7 @@ def test_an_installed_wheel_runs_without_a_compiler(tmp_path):
 
 
 def installed(wheel, folder):
-    """Install a wheel into a new environment that sees the packages of this one; return the
-    command `ulskip`.
-    """
+    """Install a wheel beside the packages of this environment; return its command `ulskip`."""
     venv.create(folder)
     (site,) = (folder / "lib").glob("python*/site-packages")
     # Packages of a folder that a .pth file names, but not its own .pth files: no editable install.

@@ -1,6 +1,4 @@
-"""Every pair of an engine or a command and a need, and of two needs: what is not declared is
-refused before weights load.
-"""
+"""Engines, commands and needs: what is not declared is refused before weights load."""
 
 import pytest
 from needs import RECIPES, overrides_for

@@ -1,6 +1,4 @@
-"""Which commands read a key, and what the reference prints of keys: every command accepts its keys
-and refuses the others.
-"""
+"""Every command accepts its keys and refuses the others."""
 
 import json
 import re

@@ -10,9 +10,7 @@ FOLDED = [name for name, kind in PATCHES.items() if kind.is_folded]
 
 
 def pairs(count=50, shift=1):
-    """Inputs of two batches, and targets that every kind of patch with a bias can reproduce, and
-    with a shift of 0 every kind.
-    """
+    """Two batches of inputs, and targets that patches reproduce, without bias if shift is 0."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(count, 6, generator=generator)
     return [(part, 0.5 * part + shift) for part in inputs.split(30)]

@@ -1,6 +1,4 @@
-"""Signals are sent by the process to itself at a chosen moment, so that the tests depend on no
-times.
-"""
+"""The process sends signals to itself at a chosen moment, so that no test depends on times."""
 
 import signal
 import subprocess

@@ -12,9 +12,7 @@ PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 
 
 def talking(llama, tokenizer, texts, length, *overrides):
-    """Return a decoder of a model with the vocabulary of a tokenizer, the encoded texts, and a
-    function that makes the context of stop strings.
-    """
+    """Return a decoder, the encoded texts, and a function that makes contexts of stop strings."""
     llama.resize_token_embeddings(len(tokenizer))
     pad = tokenizer.pad_token_id
     prompts = padded(tokenizer(texts)["input_ids"], pad, left=True)

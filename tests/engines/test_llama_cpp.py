@@ -209,9 +209,7 @@ def test_another_version_of_llama_cpp_is_refused(monkeypatch):
 
 
 def serialized(layers, cells, transposed, streams=2, row=8):
-    """Build a state of llama.cpp with distinct bytes in every layer; the cells are in the last
-    stream.
-    """
+    """Build a state of llama.cpp with distinct bytes a layer and all cells in the last stream."""
     parts = [struct.pack("<III", 0xAF143CD8, 0, streams)] + [struct.pack("<I", 0)] * (streams - 1)
     positions = (struct.pack("<IIi", position, 1, 0) for position in range(cells))
     parts += [struct.pack("<I", cells), *positions]

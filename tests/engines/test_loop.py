@@ -19,9 +19,7 @@ ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 
 
 def compared(decoder, decoding=FAST):
-    """Generate by both engines, padded and not, with and without EOS; return the number of
-    sequences that differ. Each has to differ at a near-tie.
-    """
+    """Generate by both engines; count the differing sequences, each of which is a near-tie."""
     near_ties, model = 0, decoder.prompt_model
     kept = {stage.first_step: stage.kept for stage in decoder.stages}
     kept = kept if model is decoder.model else range(NUM_LAYERS)

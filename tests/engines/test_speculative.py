@@ -37,9 +37,7 @@ def test_drafts_are_refused_for_rotary_positions_that_depend_on_the_length(llama
 
 
 def agreeing(model, kept):
-    """Scale the other layers down so that the kept ones predict many tokens of the model, but not
-    all.
-    """
+    """Scale the other layers down, so that the kept ones predict many tokens, but not all."""
     with torch.no_grad():
         for i, layer in enumerate(stack_of(model)):
             for name, weight in layer.named_parameters() if i not in kept else ():

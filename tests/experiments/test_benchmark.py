@@ -69,9 +69,7 @@ def bench(point):
 
 
 def step_bytes(num_layers, batch_size=2, patch=0, new_tokens=3):
-    """The bytes that a step reads: weights, and keys and values of the prompt and half the
-    answer.
-    """
+    """The bytes that a step reads: weights, and the KV cache of the prompt and half the answer."""
     weights = num_layers * LAYER + patch
     return round(HEAD + 4 * weights + batch_size * num_layers * KV * (5 + new_tokens / 2))
 

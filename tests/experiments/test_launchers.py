@@ -20,9 +20,7 @@ GRID = ["strategy=unified", "ratio=1.5,2,3"]
 
 @pytest.fixture(scope="module")
 def command(model_folder, tmp_path_factory):
-    """Return the arguments of a sweep, its results folder, and the rows of the same sweep in one
-    process.
-    """
+    """Return the arguments of a sweep, its results folder, and the rows of one process."""
     results = tmp_path_factory.mktemp("results")
     base = ["sweep", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={results}"]
     base += [*QUICK, *GRID]

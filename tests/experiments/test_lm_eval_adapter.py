@@ -1,6 +1,4 @@
-"""Against lm-evaluation-harness's own `hf` model, on a task of four sentences and the embedded
-model.
-"""
+"""Against lm-evaluation-harness's own `hf` model, on the embedded model and four sentences."""
 
 import json
 from dataclasses import replace
@@ -35,9 +33,7 @@ PROMPT = "{{german}}\nTranslate German to English:"
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder with tasks of every kind: choose between answers, between single tokens, write one,
-    score a text.
-    """
+    """A folder with tasks that choose an answer or a token, write one, and score a text."""
     folder = tmp_path_factory.mktemp("tasks")
     lines = ""
     for german, right, wrong in SENTENCES:
@@ -68,9 +64,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(tasks):
-    """Return a function that evaluates a model with the harness: its results, and the answers to
-    every request by task.
-    """
+    """Return a function that evaluates a model: the harness's results and the answers by task."""
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
 

@@ -26,9 +26,7 @@ class Watcher(runner.ProgressCallback):
 
 @pytest.fixture
 def quick_sweep(tmp_path, monkeypatch):
-    """Return a function that runs jobs with a function in place of a model, the jobs, and their
-    folder.
-    """
+    """Return a function that runs jobs without a model, the jobs, and their folder."""
     jobs = make_jobs(points(["ratio=2,3", f"results_dir={tmp_path}", "launcher=ray"]))
     folder, acts = ResultsFolder.of(jobs[0].config), [lambda config: None]
 

@@ -43,9 +43,7 @@ def build(name):
 
 
 def fitted(model, kind="folded"):
-    """Return an adapter whose patches are fitted on random tokens, with LoRA on one module of layer
-    4.
-    """
+    """Return an adapter with patches fitted on random tokens and LoRA on a module of layer 4."""
     tensors, name, kind = {}, LINEARS[model.config.model_type], KINDS[kind]
     if kind.is_folded:
         texts = [(random_ids(1, 5 + i)[0].tolist(), random_ids(1, 9)[0].tolist()) for i in range(3)]

@@ -79,9 +79,7 @@ def test_a_patch_brings_the_states_closer_to_the_full_models(kind, name, kept):
 
 
 def linear_llama():
-    """A Llama whose skipped layers add a linear map of their input, and that map; a patch can
-    replace them exactly.
-    """
+    """A Llama whose skipped layers add a linear map, which patches can replace, and that map."""
     model = build_model("llama")
     matrix = 0.2 * torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -1,6 +1,4 @@
-"""A row is foreign input: with any one value changed, it is reported or refused, and the other rows
-are reported.
-"""
+"""A row is foreign input: with any one value changed, it is reported or refused by itself."""
 
 import json
 import math

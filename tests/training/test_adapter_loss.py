@@ -188,9 +188,7 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
 
 @pytest.mark.parametrize("share", [1, 2], ids=["enough memory", "half the memory"])
 def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkeypatch, share):
-    """Some models cannot be put together from their parts (sliding windows), so nothing is
-    prepared.
-    """
+    """Of some models (sliding windows), nothing is prepared."""
     adapter, _ = random_adapter(model, KEPT, "full")
     module, inputs = made(model, adapter, DISTILL), batch(rows=4)
     expected = module(**inputs, stages=through(KEPT))["loss"]

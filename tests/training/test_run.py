@@ -245,9 +245,7 @@ def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
 @pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
-    """DDP over gloo: two devices of batch 4 take the steps of one of batch 8, up to the order of
-    summation.
-    """
+    """DDP over gloo: two devices of batch 4 take the steps of one of batch 8, nearly."""
     common = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu", "limit=8"]
     common += ["train.ratios=[1,2]", "train.max_steps=2"]
     common += ["train.learning_rate=1e-3"]

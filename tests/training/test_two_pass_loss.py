@@ -32,9 +32,7 @@ SCHEDULES = [
 
 
 def stepwise_exit(model, depth, inputs):
-    """The sum of the cross-entropy when each token is decoded by the first layers from a pruned
-    cache, one step at a time.
-    """
+    """The summed cross-entropy if the first layers decode step by step from a pruned cache."""
     kept = tuple(range(depth))
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
     cache, mask = kv_cache.new_cache(model), inputs["prompt_mask"]

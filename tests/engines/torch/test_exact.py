@@ -1,6 +1,4 @@
-"""Checks of several tokens give the logits of plain steps bit for bit, and batches those of their
-sequences alone.
-"""
+"""Checks of several tokens and batches give the logits of plain steps bit for bit."""
 
 import pytest
 import torch

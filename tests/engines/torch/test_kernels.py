@@ -54,9 +54,7 @@ def test_float32_weights_that_bfloat16_represents_take_half_of_the_bytes_for_the
 
 @pytest.fixture
 def not_loaded(monkeypatch, tmp_path):
-    """The commands of a process that has not loaded the kernel, on a machine that has not compiled
-    it.
-    """
+    """The commands of a process that has neither loaded nor compiled the kernel."""
     monkeypatch.setattr(kernels, "_loaded", [])
     monkeypatch.setattr(kernels, "_failures", {})  # those of earlier tests in this process
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))

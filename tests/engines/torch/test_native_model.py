@@ -114,9 +114,7 @@ def model_with_head(rows):
 
 
 def chosen_and_logits(native, states, banned=()):
-    """Return the choices for states [rows, hidden_size], their logits [rows, vocab_size], and the
-    number of exact rows.
-    """
+    """Return choices and logits of states [rows, hidden_size], and the number of exact rows."""
     logits = torch.empty(1, len(states), native.vocab_size)
     padding = torch.zeros(1, dtype=torch.int32)
     batch = kernels.Batch(1, len(states), 0, len(states), padding.data_ptr())
