@@ -13,6 +13,7 @@ from reference import ARCHITECTURES, NEW_STYLE, NUM_LAYERS, build_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ulskip_cli.core import engines
 from ulskip_cli.core.config import use_config_dir
 
 # Every run draws the same values; `make fuzz` draws new ones.
@@ -39,6 +40,12 @@ def no_config_dir():
     """Let the folder of --config-dir of one test be unknown to the next."""
     yield
     use_config_dir(None)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Let the packages of all engines seem to be installed."""
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import transformers
 from torch.nn import functional
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.correction import NO_PATCHES, PATCHES
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
@@ -42,8 +43,6 @@ ARCHITECTURES = {
         {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
     ),
 }
-
-
 NATIVE_ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 
 
@@ -53,6 +52,11 @@ def build_model(name):
     torch.manual_seed(0)
     head = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     return getattr(transformers, head)(getattr(transformers, f"{family}Config")(**options)).eval()
+
+
+def hf(path, **options):
+    """Return the settings of a saved model."""
+    return ModelConfig(name="hf", source="hf", path=str(path), **options)
 
 
 def with_each(kinds, name="llama"):

@@ -178,9 +178,14 @@ def write_folder(path, rows, answers=None):
     return path
 
 
+def stored_rows(folder):
+    """Read the rows of a folder as they are stored."""
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text("utf-8").splitlines()]
+
+
 def timeless_rows(folder):
     """Read the rows by id, each there once, without what depends on time."""
-    rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text("utf-8").splitlines()]
+    rows = stored_rows(folder)
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
         row["config"].pop("name", None)

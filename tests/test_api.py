@@ -35,7 +35,9 @@ def test_the_package_has_the_api_and_stays_fast():
 def test_a_schedule_is_the_strategys():
     assert api.kept_layers(12, 3.0) == (0, 4, 7, 11)
     assert api.kept_layers(12, 3.0, "top_skip") == (0, 1, 2, 3)
+    assert api.kept_layers(12, 3.0, "bottom_skip") == (8, 9, 10, 11)
     assert api.kept_layers(12, 1.0, "custom", layers=[0, 5, 11]) == (0, 5, 11)
+    assert api.kept_layers(6, 9.0, "custom", skip=[1, 4]) == (0, 2, 3, 5)
     with pytest.raises(UsageError, match=r"'unifed'.*'unified'"):
         api.kept_layers(12, 3.0, "unifed")
     for num_layers in (12.5, "12", 10**9):
@@ -83,6 +85,9 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"num_beam": 3}, "'num_beam'.*'num_beams'"),
         ({"max_new_tokens": 0}, "max_new_tokens >= 1"),
         ({"prompt_layers": "some"}, "prompt_layers"),
+        ({"skip_adapter": SkipAdapter(6, ((0, 5), (0, 3, 5)), NO_PATCHES, {})}, r"\(0, 3, 5\)"),
+        ({"skip_adapter": SkipAdapter(8, ((0, 3, 5),), NO_PATCHES, {})}, "of 6.* 8"),
+        ({"skip_adapter": "nowhere"}, "nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused(loaded, options, match):
@@ -182,16 +187,3 @@ def test_a_skip_adapter_of_other_weights_is_refused(loaded, model_folder, tmp_pa
     replace(adapter, record={**adapter.record, "base": base}).save(tmp_path)
     with pytest.raises(UsageError, match="other weights"):
         api.generate(model_folder, prompts=["the cat"], skip_adapter=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("adapter", "kept", "match"),
-    [
-        (SkipAdapter(6, ((0, 5), (0, 3, 5)), NO_PATCHES, {}), None, r"\(0, 3, 5\)"),
-        (SkipAdapter(8, ((0, 3, 5),), NO_PATCHES, {}), None, "of 6.* 8"),
-        ("nowhere", None, "nowhere"),
-    ],
-)
-def test_an_adapter_that_does_not_fit_is_refused(loaded, adapter, kept, match):
-    with pytest.raises(UsageError, match=match):
-        api.generate(*loaded, ["a"], kept, skip_adapter=adapter, max_new_tokens=3)

@@ -21,8 +21,6 @@ ENGINE_NEEDS = [
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
 ]
-
-
 NOT_HERE = [
     # `ulskip bench` alone times patches of random weights
     {Need.RANDOM_WEIGHTS, Need.PATCHES},

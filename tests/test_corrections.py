@@ -1,9 +1,9 @@
 import json
 
 import pytest
+from reference import hf
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.correction import PATCHES, Adapter, read_record
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
@@ -13,7 +13,7 @@ from ulskip_cli.strategies.plan import make_plan
 
 @pytest.fixture
 def model(model_folder):
-    return ModelConfig(name="hf", source="hf", path=str(model_folder))
+    return hf(model_folder)
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import pytest
 import torch
 from device import NAME, register
 from needs import RECIPES, SMALL
-from reference import ARCHITECTURES, batch, build_model, decoder_for, random_adapter
+from reference import ARCHITECTURES, batch, build_model, decoder_for, hf, random_adapter
 from safetensors.torch import load_file
 from torch.nn import functional
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config import compose, compose_training
-from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
@@ -148,10 +148,9 @@ def test_prompts_on_the_wrong_device_fail(device):
 @pytest.fixture(scope="module")
 def adapter_folder(model_folder, tmp_path_factory):
     """A skip adapter of the saved model, with random LoRA."""
-    model = ModelConfig(name="hf", source="hf", path=str(model_folder))
-    adapter, _ = random_adapter(load(model).model.cpu(), KEPT, "lora")
+    adapter, _ = random_adapter(load(hf(model_folder)).model.cpu(), KEPT, "lora")
     folder = tmp_path_factory.mktemp("device") / "adapter"
-    base = {"fingerprint": ModelFolder(model).fingerprint}
+    base = {"fingerprint": ModelFolder(hf(model_folder)).fingerprint}
     replace(adapter, record={"base": base}).save(folder)
     return folder
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from report_rows import stored_rows
 
 from ulskip_cli import __version__
 from ulskip_cli.core.config_schema import Config
@@ -70,12 +71,12 @@ def test_force_measures_the_baseline_of_a_run_again(ulskip, overrides, tmp_path)
         code, _, err = ulskip("run", *overrides, *options)
         stored.append("nothing to run" in err)
         assert code == 0
-        rows = map(json.loads, (tmp_path / "default" / "runs.jsonl").read_text().splitlines())
-        counts.append(len([row for row in rows if row["strategy"] == "full"]))
+        strategies = [row["strategy"] for row in stored_rows(tmp_path / "default")]
+        counts.append(strategies.count("full"))
     assert (counts, stored) == ([1, 1, 2], [False, True, False])
 
 
-def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):
+def test_score_gives_the_runs_numbers_and_adds_metrics(ulskip, overrides, tmp_path):
     (line,) = ulskip("run", "--json", *overrides)[1].splitlines()
     run = json.loads(line)
     folder = tmp_path / "default"
@@ -83,10 +84,14 @@ def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_p
     code, out, _ = ulskip("score", folder)
     assert (code, "2 of 2" in out, f"{folder}/" in out) == (0, True, False)
     assert (folder / "runs.jsonl").read_text() == lines
-    rows = ulskip("score", folder, "--metric", "exact_match", "--json")[1].splitlines()[-1]
-    again = json.loads(rows)["rows"][-1]
+    out = ulskip("score", folder, "--metric", "exact_match", "--metric", "rouge", "--json")[1]
+    full, again = json.loads(out.splitlines()[-1])["rows"]
+    added = {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum"}
     differ = {key for key in again if again[key] != run.get(key)}
-    assert differ == {"exact_match", "signatures", "vs_baseline"}
+    assert differ == {*added, "signatures", "vs_baseline"}
+    assert again["vs_baseline"].keys() == {"bleu", "chrf", *added} and not full["vs_baseline"]
+    for key in ("signatures", "vs_baseline"):
+        assert again[key].items() > run[key].items()
     assert "exact" in (folder / "table.md").read_text()
     err = ulskip("sweep", "strategy=full,unified", *overrides)[2]
     assert "generate" not in err  # the point is still finished

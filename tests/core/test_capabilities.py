@@ -5,7 +5,7 @@ from needs import RECIPES, overrides_for
 from needs import folders as folders
 
 from ulskip_cli import api
-from ulskip_cli.core import capabilities, engines
+from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config
@@ -14,6 +14,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.strategies import plan
 
+pytestmark = pytest.mark.usefixtures("installed")
 SUPPORTS = {name: engine_class(name).supports for name in engine_names()}
 SUPPORTS["auto"] = SUPPORTS["torch"] | SUPPORTS["transformers"]
 OF_PLANS = {Need.FULL_PROMPT}  # which the layers of a model decide
@@ -22,11 +23,6 @@ OF_ENGINES = {Need.OTHER_ENGINE}  # no run in one engine has this need
 
 class LoadingError(Exception):
     """Weights would be loaded now."""
-
-
-@pytest.fixture(autouse=True)
-def installed(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
 
 
 @pytest.fixture

@@ -179,14 +179,6 @@ def test_values_of_a_row_that_are_not_known_are_kept_and_identify_it(values, com
     )
 
 
-def test_a_comma_in_the_name_of_an_existing_file_separates_no_values(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="one value"):
-        config.compose(["task=jsonl", "task.file=a,b.jsonl"])
-    (tmp_path / "a,b.jsonl").touch()
-    assert config.compose(["task=jsonl", "task.file=a,b.jsonl"]).task.file == "a,b.jsonl"
-
-
 def test_decoding_options_of_python_callers_are_checked():
     assert config.decoding_of({"stop": "x"}).stop == ("x",)
     for values, named in (({"draft_tokens": 2}, "draft_tokens"), ({"top_k": 3}, "do_sample")):

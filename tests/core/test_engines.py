@@ -9,12 +9,8 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.llama_cpp import LlamaCpp
 
+pytestmark = pytest.mark.usefixtures("installed")
 LLAMA = "engine=llama_cpp"
-
-
-@pytest.fixture(autouse=True)
-def installed(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
 
 
 def test_weights_that_an_engine_does_not_have_are_refused_with_those_that_it_has():

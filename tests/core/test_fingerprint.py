@@ -2,8 +2,9 @@ import os
 import shutil
 
 import pytest
-from core.test_model_metadata import NOTE, hf
+from core.test_model_metadata import NOTE
 from huggingface_hub import constants
+from reference import hf
 from safetensors.torch import load_file, save_file
 
 from ulskip_cli.core import fingerprint as fingerprints

@@ -1,10 +1,11 @@
 import struct
 
 import pytest
+from reference import hf
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.gguf_header import read_gguf_header
-from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
+from ulskip_cli.core.model_metadata import ModelFolder
 
 gguf = pytest.importorskip("gguf")
 np = pytest.importorskip("numpy")
@@ -63,8 +64,8 @@ def test_a_header_tells_the_sizes_of_the_model(tmp_path, kinds, dtype):
 @pytest.mark.parametrize("folder", [False, True])
 def test_metadata_of_a_file_and_of_its_folder(tmp_path, folder):
     file = written(tmp_path / "x.gguf")
-    path = str(tmp_path if folder else file)
-    metadata = ModelFolder(ModelConfig(source="hf", path=path, dtype="float32")).metadata
+    path = tmp_path if folder else file
+    metadata = ModelFolder(hf(path, dtype="float32")).metadata
     assert (metadata.num_layers, metadata.context) == (2, 64)
     assert metadata.total_bytes == 4 * 32 * (3 + 3 * 8)
     assert metadata.kv_bytes_per_layer == 2 * 2 * 8 * 4
@@ -72,7 +73,7 @@ def test_metadata_of_a_file_and_of_its_folder(tmp_path, folder):
     if folder:
         written(tmp_path / "y.gguf")
         with pytest.raises(UsageError, match=r"x\.gguf, y\.gguf; set model\.path=FILE"):
-            _ = ModelFolder(ModelConfig(source="hf", path=path)).metadata
+            _ = ModelFolder(hf(path)).metadata
 
 
 def test_parts_and_damaged_files_are_refused(tmp_path):

@@ -2,13 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.config import (
-    StoredConfig,
-    changed_choice,
-    compose,
-    group_choices,
-    preset,
-)
+from ulskip_cli.core.config import StoredConfig, changed_choice, compose, group_choices, preset
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import Choice, Options, choices_of, option
@@ -20,6 +14,7 @@ UNUSED = [
     (["strategy=full"], "prompt_layers=kept"),
     (["strategy=full"], "correction=patch"),
     ([], "calibration.examples=9"),
+    (["strategy=skip_decode", "strategy.horizon=7"], "calibration.examples=9"),
     ([], "decoding.draft=ngram"),
     ([], "name=other"),
     ([], "baseline_engine=auto"),
@@ -33,6 +28,7 @@ USED = [
     *[([], "correction=patch"), (["correction=patch"], "correction.kind=folded")],
     (["correction=patch"], "calibration.examples=9"),
     (["strategy=block_influence"], "calibration.examples=9"),
+    (["strategy=skip_decode"], "calibration.examples=9"),
     (["decoding=self_speculative"], "decoding.draft=ngram"),
     (["engine=llama_cpp"], "engine.weights=q8_0"),
     (["strategy=custom", "strategy.layers=[0,5]"], "strategy.layers=[0,4]"),

@@ -3,7 +3,7 @@ import struct
 
 import pytest
 import torch
-from reference import build_model
+from reference import build_model, hf
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -14,10 +14,6 @@ from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference.loading import load
 
 NOTE = {"format": "pt"}
-
-
-def hf(path, **options):
-    return ModelConfig(name="hf", source="hf", path=str(path), **options)
 
 
 def shape(name, dtype="auto"):

@@ -67,20 +67,6 @@ def test_ratios_below_one_and_too_shallow_models_are_refused():
         schedule.num_kept(2, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([], "strategy.layers="),
-        ([1, 1], r"\[1, 1\]"),
-        ([2, 1], r"\[2, 1\]"),
-        ([0, 6], r"0 and 5\b.*\[0, 6\]"),
-    ],
-)
-def test_lists_that_are_no_schedule_are_refused(layers, message):
-    with pytest.raises(UsageError, match=message):
-        schedule.checked(6, layers)
-
-
 @given(st.floats(0, 1), st.integers(0, 300), st.integers(1, 300))
 def test_a_threshold_falls_by_a_tenth_and_no_further(threshold, step, horizon):
     rule = ExitRule(12, 6, threshold, horizon)

@@ -1,10 +1,10 @@
 """An engine in a distribution of its own, which no file of ulskip names."""
 
-import json
 import sys
 from itertools import product
 
 import pytest
+from report_rows import stored_rows
 
 from ulskip_cli.core.config import StoredConfig, compose
 from ulskip_cli.core.engines import engine_names
@@ -90,8 +90,7 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
     where = [f"results_dir={tmp_path}", "name=x"]
     code, _, err = ulskip("sweep", "engine=acme,torch", *STAGES, *SMALL, *where)
     assert code == 0, err
-    lines = (tmp_path / "x" / "runs.jsonl").read_text().splitlines()
-    rows = {(row["engine"], row["strategy"]): row for row in map(json.loads, lines)}
+    rows = {(row["engine"], row["strategy"]): row for row in stored_rows(tmp_path / "x")}
     assert set(rows) == {*product(("acme", "torch"), ("full", "skip_decode"))}
     for strategy in ("full", "skip_decode"):
         acme, torchs = rows["acme", strategy], rows["torch", strategy]
@@ -110,8 +109,7 @@ def test_an_engine_that_defines_check_has_look_ups(ulskip, tmp_path, monkeypatch
     lookup = ["decoding=prompt_lookup", "decoding.draft_tokens=3", "batch_size=1"]
     code, _, err = ulskip("run", "engine=acme", *lookup, *SMALL, f"results_dir={tmp_path}")
     assert code == 0, err
-    lines = (tmp_path / "default" / "runs.jsonl").read_text().splitlines()
-    full, drafted = sorted(map(json.loads, lines), key=lambda row: bool(row["draft_tokens"]))
+    full, drafted = sorted(stored_rows(tmp_path / "default"), key=lambda row: row["draft_tokens"])
     assert (full["engine"], drafted["engine"]) == ("acme", "acme")
     assert drafted["mean_draft_length"] > 0 and drafted["bleu"] == full["bleu"]
     folder = tmp_path / "default" / "generations"

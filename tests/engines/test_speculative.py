@@ -29,11 +29,14 @@ def decoder_for(model, kept=None):
 
 
 @pytest.mark.parametrize("kept", [None, KEPT], ids=["ngram", "layers"])
-def test_drafts_are_refused_for_rotary_positions_that_depend_on_the_length(llama, kept):
+def test_models_that_cannot_check_drafts_are_refused(llama, kept):
     decoder = decoder_for(llama, kept)
     llama.config.rope_parameters |= {"rope_type": "dynamic", "factor": 2.0}
     with pytest.raises(UsageError, match=r"depend on the length.*draft_tokens=0"):
         decoder.generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
+    llama.config._attn_implementation = "flex_attention"
+    with pytest.raises(UsageError, match=r"flex_attention.*decoding\.draft_tokens"):
+        decoder_for(llama, kept).generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
 
 
 def agreeing(model, kept):
@@ -46,12 +49,6 @@ def agreeing(model, kept):
                 elif weight.dim() > 1:
                     weight.mul_(0.5)
     return model
-
-
-def alone():
-    """One prompt without padding."""
-    ids, mask = batch(False)
-    return ids[:1], mask[:1]
 
 
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
@@ -79,13 +76,6 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
     assert near_ties <= 3  # a sequence may be the same one three times
     assert 0 < drafts.accepted < drafts.drafted  # some drafts were accepted and some rejected
     assert drafts.gained > drafts.checks
-
-
-def test_unsupported_models_are_refused(llama):
-    ids, mask = alone()
-    llama.config._attn_implementation = "flex_attention"
-    with pytest.raises(UsageError, match=r"flex_attention.*decoding\.draft_tokens"):
-        decoder_for(llama, KEPT).generate(ids, mask, DecodeContext(DRAFTED, 0, LENGTH))
 
 
 class Rubbish:

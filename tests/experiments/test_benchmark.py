@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from reference import NEW_STYLE
+from report_rows import stored_rows
 
 from ulskip_cli.core.config import compose, compose_unvalidated
 from ulskip_cli.core.errors import RunError
@@ -85,8 +86,7 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, tmp_path):
     assert not {"task", "baseline_id", "bleu", "decode_loss"} & row.keys()
     assert record.random_prompts == "random prompts of 5 tokens, 3 new ones"
     assert row["training"] == "none: random weights"
-    (line,) = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
-    assert json.loads(line) == row
+    assert stored_rows(tmp_path / "b") == [row]
     assert (tmp_path / "b" / "configs" / f"{row['id']}.yaml").is_file()
     assert not (tmp_path / "b" / "generations").exists()
 
@@ -124,9 +124,9 @@ def test_a_finished_point_is_measured_again_only_on_request(point, tmp_path):
     both = [point(f"engine={engine}") for engine in ("torch", "transformers")]
     for configs, force, count in ((both[:1], False, 1), (both, False, 3), (both, True, 6)):
         run_all(*configs, force=force)
-        lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
-        assert len(lines) == count
-    assert len({json.loads(line)["id"] for line in lines}) == 3  # two points, and both full models
+        rows = stored_rows(tmp_path / "b")
+        assert len(rows) == count
+    assert len({row["id"] for row in rows}) == 3  # two points, and both full models
 
 
 def test_the_full_model_of_a_further_engine_is_compared_with_that_of_the_first(point):

@@ -9,12 +9,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.experiments.describe import measure_throughput, run_warnings, sum_exits
-from ulskip_cli.experiments.record import (
-    CorrectionUsed,
-    Environment,
-    Point,
-    Record,
-)
+from ulskip_cli.experiments.record import CorrectionUsed, Environment, Point, Record
 from ulskip_cli.strategies.plan import make_plan
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
+from torch.nn.functional import cross_entropy
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
@@ -23,25 +24,14 @@ from ulskip_cli.inference.batching import BatchSize
 
 
 @pytest.fixture
-def generated(tmp_path):
-    """Return a function that generates answers."""
+def evaluated(tmp_path):
+    """Return a function that generates answers and scores them."""
 
-    def call(decoder, workload, config, progress=None):
+    def call(decoder, workload, config, baseline=None, progress=None):
         checkpoints = BatchCheckpoints(tmp_path / "a.partial.jsonl", {}, time.monotonic())
         shown = progress or ProgressCallback()
         answers = generate_answers(decoder, workload, config, shown, checkpoints)
         checkpoints.remove()
-        return answers
-
-    return call
-
-
-@pytest.fixture
-def evaluated(generated):
-    """Return a function that generates answers and scores them."""
-
-    def call(decoder, workload, config, baseline=None):
-        answers = generated(decoder, workload, config)
         return answers, score_answers(answers, workload, baseline, ProgressCallback())
 
     return call
@@ -90,10 +80,10 @@ def test_truncated_sources_are_counted(point, tmp_path, evaluated):
     assert quality.num_truncated_sources == 2
 
 
-def test_a_stop_string_ends_text_and_hypothesis(point, generated):
-    free = generated(*point()).generations
+def test_a_stop_string_ends_text_and_hypothesis(point, evaluated):
+    free = evaluated(*point())[0].generations
     letter = free[0]["output"].strip()[-1]
-    stopped = generated(*point(f"decoding.stop=['{letter}']")).generations
+    stopped = evaluated(*point(f"decoding.stop=['{letter}']"))[0].generations
     assert all(letter not in one["output"] for one in stopped)
     assert free[0]["output"].startswith(stopped[0]["output"])
     assert "hit_limit" not in stopped[0]["flags"]
@@ -113,15 +103,14 @@ def test_logits_that_are_not_finite_are_refused(point):
         measure_by_teacher_forcing(texts, decoder, decoder, "unified", ProgressCallback())
 
 
-def test_progress_tells_the_tokens_per_second(point, generated):
+def test_progress_tells_the_tokens_per_second(point, evaluated):
     notes = []
 
     class Notes(ProgressCallback):
         def phase(self, label, total=0):
             return lambda done, note="": notes.append((done, note))
 
-    decoder, workload, config = point("batch_size=3")
-    generated(decoder, workload, config, Notes())
+    evaluated(*point("batch_size=3"), progress=Notes())
     during = [note for done, note in notes if note.endswith(" tok/s")]
     assert len(during) > 2 and all(" tokens, " in note for note in during)
     assert notes[-1] == (5, during[-1])
@@ -132,7 +121,7 @@ TEXTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 
 def agreement(model, view, answers=ANSWERS, prompts=TEXTS):
     full = decoder_for(model, "strategy=full")
-    texts = ForcedTexts(prompts, [], BatchSize(2), 0, answers)
+    texts = ForcedTexts(prompts, answers, BatchSize(2), 0, answers)
     return measure_by_teacher_forcing(texts, view, full, "unified", ProgressCallback())
 
 
@@ -142,7 +131,7 @@ def test_it_is_that_of_uncached_logits(name, prompt):
     model = build_model(name)
     view = decoder_for(model, "ratio=2", f"prompt_layers={prompt}")
     kept = plan_for("ratio=2").kept_layers
-    same, divergence, count = 0, 0.0, 0
+    same, divergence, loss, count = 0, 0.0, 0.0, 0
     for prompt_ids, answer in zip(TEXTS, ANSWERS, strict=True):
         ids = torch.tensor([prompt_ids + answer])
         mask, start = torch.ones_like(ids), 0 if prompt == "kept" else len(prompt_ids)
@@ -153,8 +142,10 @@ def test_it_is_that_of_uncached_logits(name, prompt):
         same += int((full.argmax(-1) == own.argmax(-1)).sum())
         p, q = full.softmax(-1), own.softmax(-1)
         divergence += float((p * (p / q).log()).sum())
+        loss += float(cross_entropy(own, torch.tensor(answer), reduction="sum"))
         count += len(answer)
     measured = agreement(model, view)
+    assert measured["decode_loss"] == pytest.approx(loss / count, rel=1e-4)
     assert measured["agreement"] == pytest.approx(same / count)
     assert measured["kl_divergence"] == pytest.approx(divergence / count, rel=1e-3)
     for key in ("agreement", "kl_divergence"):
@@ -189,8 +180,6 @@ def test_a_token_copies_with_the_two_before_it(prompt, answer, copies):
 
 ORIGIN = {"code": "a", "threads": 2}
 ORDER = [2, 0, 1, 3]
-
-
 FIRST = BatchOutput([[1, 2], [3]], [False, False], 9, 0.1, 0.2, 0.3, 10, 5)
 SECOND = BatchOutput(
     *([[4]], [True], 9, 0.1, 0.2, 0.3, 10, 5),

@@ -39,11 +39,7 @@ def test_a_key_of_one_strategy_is_for_that_strategy():
 
 @pytest.mark.parametrize(
     ("overrides", "name"),
-    [
-        ([], "reproduce"),
-        (["name=x"], "x"),
-        (["launcher=local", "launcher.workers=2"], "reproduce"),
-    ],
+    [([], "reproduce"), (["name=x"], "x"), (["launcher=local", "launcher.workers=2"], "reproduce")],
 )
 def test_without_keys_of_points_the_grid_is_the_papers(overrides, name):
     grid = points(overrides)

@@ -51,8 +51,10 @@ def test_a_point_that_cannot_run_is_refused_alone():
     assert [isinstance(job.refused, NotApplicable) for job in jobs] == [True, False, False]
     missing = jobs_of("model=tiny,hf", "model.path=tiny", "baseline=false")
     assert [type(job.refused) for job in missing] == [type(None), UsageError]
-    random = jobs_of("model=random", "correction=none,patch", "baseline=false")
-    assert [type(job.refused) for job in random] == [type(None), NotApplicable]
+    exits = ["strategy=early_exit", "strategy.batch=na", "batch_size=1,2"]
+    for words in (exits, ["model=random", "correction=none,patch"]):
+        types = [type(job.refused) for job in jobs_of(*words, "baseline=false")]
+        assert types == [type(None), NotApplicable]
     with pytest.raises(UsageError, match=r"ratio.*98"):
         jobs_of("ratio=98,99")
 

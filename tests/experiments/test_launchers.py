@@ -1,7 +1,6 @@
 """All launchers for real on this machine: the same rows from each, although a worker dies."""
 
 import contextlib
-import json
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ import warnings
 
 import psutil
 import pytest
-from report_rows import timeless_rows
+from report_rows import stored_rows, timeless_rows
 
 from ulskip_cli.cli.app import invoke
 
@@ -66,8 +65,7 @@ def test_a_launcher_leaves_the_same_rows_although_a_worker_dies(name, command, t
     assert process.returncode == 0, errors
     assert killed
     assert timeless_rows(folder) == expected
-    lines = (folder / "runs.jsonl").read_text().splitlines()
-    assert {json.loads(line)["environment"]["threads"] for line in lines} == {1}
+    assert {row["environment"]["threads"] for row in stored_rows(folder)} == {1}
 
 
 def test_a_package_that_is_not_installed_is_named(command, monkeypatch, capsys):

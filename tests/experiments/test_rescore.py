@@ -44,24 +44,6 @@ def answers_of(folder, run_id):
     return folder / "generations" / f"{run_id}.jsonl"
 
 
-def test_metrics_are_added_and_nothing_else_changes(folder):
-    added = {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum"}
-    where = ResultsFolder(folder)
-    for record in find_runs(where):
-        same = rescore(where, record)
-        assert (same.added, same.changed, same.record) == ([], {}, record)
-        again = rescore(where, record, ["exact_match", "rouge"])
-        assert (set(again.added), again.changed) == (added, {})
-        old, new = record.to_row(), again.record.to_row()
-        assert new.keys() - old.keys() == added
-        merged = {key: {**new[key], **old.get(key, {})} for key in ("signatures", "vs_baseline")}
-        assert {key: new[key] for key in old} | merged == old | merged
-        where.append(again.record)
-    records = {record.id: record for record in ResultsFolder(folder).records()}
-    assert records[RUN].vs_baseline.keys() == {"bleu", "chrf", *added}
-    assert records[FULL].vs_baseline == {}
-
-
 @pytest.mark.parametrize("num_left", [None, 0, 3])
 def test_incomplete_answers_are_an_error_and_write_no_row(folder, ulskip, num_left):
     file, rows = answers_of(folder, RUN), (folder / "runs.jsonl").read_bytes()

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from report_rows import run_rows
+from report_rows import run_rows, stored_rows
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
@@ -17,6 +17,7 @@ from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.plan import make_plan
 
@@ -45,12 +46,8 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     for side in ("full", "strategy"):
         timed = half["pairs"][side]
         assert (timed["engine"], timed["linear_backend"]) == ("torch", half["linear_backend"])
-    files = ("runs.jsonl", f"generations/{half['id']}.jsonl")
-    stored, answers = (
-        [json.loads(line) for line in (tmp_path / "default" / file).read_text().splitlines()]
-        for file in files
-    )
-    assert stored == rows
+    assert stored_rows(tmp_path / "default") == rows
+    answers = ResultsFolder(tmp_path / "default").generations(half["id"])
     assert sum(len(answer["token_ids"]) for answer in answers) == half["generated_tokens"]
 
 

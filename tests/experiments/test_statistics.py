@@ -125,11 +125,7 @@ def test_the_same_answers_reach_every_gate_up_to_1():
 
 
 @pytest.mark.parametrize(
-    ("metric", "score", "full", "most"),
-    [
-        ("bleu", 42.0, 30.0, 100 / 30),
-        ("bleu", 3.0, 0.2, 500),
-    ],
+    ("metric", "score", "full", "most"), [("bleu", 42.0, 30.0, 100 / 30), ("bleu", 3.0, 0.2, 500)]
 )
 def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
     compared = {"full": full, "delta": score - full, "delta_low": -1e3, "delta_high": 1e3}

@@ -4,7 +4,7 @@ import os
 import threading
 
 import pytest
-from report_rows import timeless_rows
+from report_rows import stored_rows, timeless_rows
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
@@ -59,12 +59,6 @@ def fail_at(ratio, error, strategy="unified"):
     return act
 
 
-def test_each_job_runs_once(quick_sweep):
-    run, _, _ = quick_sweep
-    assert run() == ALL and run() == []
-    assert run(force=True) == ALL
-
-
 def test_a_failure_is_a_row_with_a_log_and_runs_again(quick_sweep):
     run, _, folder = quick_sweep
     failing = fail_at(2, ZeroDivisionError("oops"))
@@ -111,10 +105,6 @@ def sweep(ulskip, overrides):
     return lambda *words, name="x": ulskip("sweep", *few, f"name={name}", *words)
 
 
-def stored(folder):
-    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
-
-
 def interrupt_after(monkeypatch, batches):
     """Interrupt a run after some batches of answers."""
     generate, left = Decoder.generate, [batches]
@@ -154,7 +144,7 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
 def test_a_point_that_does_not_apply_is_in_rows_and_tables(sweep, tmp_path):
     code, out, _ = sweep("strategy=full,unified", "decoding=self_speculative", "batch_size=1")
     assert code == 0 and "N/A" in out
-    rows = {row["status"]: row for row in stored(tmp_path / "x")}
+    rows = {row["status"]: row for row in stored_rows(tmp_path / "x")}
     assert "decoding.draft_tokens" in rows["n/a"]["reason"]
     assert "N/A" in (tmp_path / "x" / "table.md").read_text()
 

@@ -1,8 +1,7 @@
 """Prompts without references: a run is scored by the agreement with the full model alone."""
 
-import json
-
 import pytest
+from report_rows import stored_rows
 
 from ulskip_cli.core.config import compose, compose_training, compose_tuning
 from ulskip_cli.core.errors import UsageError
@@ -24,8 +23,7 @@ def test_a_run_is_scored_by_agreement(ulskip, overrides, prompts, tmp_path):
     sentence = out.splitlines()[0]
     assert "agrees with" in sentence and "no references" in sentence
     assert "agree-" in out and "decode loss" not in out and "R-L" not in out
-    rows = [json.loads(line) for line in (tmp_path / "default/runs.jsonl").read_text().splitlines()]
-    kept = rows[1]
+    kept = stored_rows(tmp_path / "default")[1]
     assert 0 <= kept["agreement"] <= 1
     absent = {"rougeL", "decode_loss", "length_ratio", "num_truncated_references"}
     assert not absent & kept.keys()
@@ -36,26 +34,15 @@ def test_a_run_is_scored_by_agreement(ulskip, overrides, prompts, tmp_path):
     assert "agree-ment".replace("-", "") in table.replace("-", "") and "chrF" not in table
 
 
-@pytest.mark.parametrize("objective", ["loss", "score"])
-def test_what_is_fitted_on_references_is_refused(overrides, prompts, objective):
-    words = [*prompts, "strategy=search", f"strategy.objective={objective}", "limit=5"]
-    with pytest.raises(UsageError, match="strategy=search requires references"):
-        resolve(compose([*overrides, *words], command="run"))
-
-
 @pytest.mark.parametrize(
-    "words",
-    [
-        ["strategy=early_exit", "limit=5"],
-        ["correction=patch", "limit=5"],
-    ],
+    "words", [["strategy=early_exit", "limit=5"], ["correction=patch", "limit=5"]]
 )
 def test_what_is_fitted_on_own_answers_needs_none(overrides, prompts, words):
     point = resolve(compose([*overrides, *prompts, *words], command="run"))
     assert len(point.held_out.examples) == 15
 
 
-def test_training_and_tuning_require_references(model_folder, prompts, tmp_path):
+def test_what_references_decide_requires_them(model_folder, prompts, tmp_path):
     words = [*prompts, f"model.path={model_folder}", f"output={tmp_path}/out"]
     with pytest.raises(UsageError, match=r"train\.responses=reference requires references"):
         check_trainable(compose_training(words))
@@ -63,8 +50,14 @@ def test_training_and_tuning_require_references(model_folder, prompts, tmp_path)
     config = compose_tuning(["speedup=2", *words[:-1]])
     with pytest.raises(UsageError, match="tune` requires references"):
         divide(config)
-    with pytest.raises(UsageError, match="answers=false requires references"):
-        resolve(compose([*words[:-1], "answers=false"], command="run"))
+    searched = ["strategy=search", "limit=5"]
+    for more, named in (
+        (["answers=false"], "answers=false"),
+        ([*searched, "strategy.objective=loss"], "strategy=search"),
+        ([*searched, "strategy.objective=score"], "strategy=search"),
+    ):
+        with pytest.raises(UsageError, match=f"{named} requires references"):
+            resolve(compose([*words[:-1], *more], command="run"))
 
 
 def test_a_prompt_is_calibrated_on_other_data(prompts, model_folder, tmp_path):

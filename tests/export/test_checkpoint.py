@@ -19,7 +19,6 @@ from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.shallow_view import shallow_view
 
 KEPT = (0, 3, 5)
-OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 
 
 @pytest.fixture
@@ -35,9 +34,9 @@ def saved(tmp_path, tokenizer):
     return save
 
 
-def export(source, to, *overrides, **options):
+def export(source, to, *overrides, layers="[0,3,5]", **options):
     request = ExportRequest(to, **options)
-    given = [f"model.path={source}", *OVERRIDES, *overrides]
+    given = [f"model.path={source}", "strategy=custom", f"strategy.layers={layers}", *overrides]
     return run_export(compose(given, command=f"export --format {request.format}"), request)
 
 

@@ -1,24 +1,19 @@
 import json
+from functools import partial
 
 import pytest
 import transformers
+from export import test_checkpoint
 from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.export.run import ExportRequest, run_export
 
 gguf = pytest.importorskip("gguf")
 from ulskip_cli.export.gguf import _PATTERNS, pre_tokenizer_name  # noqa: E402 - needs gguf
 
-OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
-
-
-def export(source, to, *overrides, **options):
-    given = [f"model.path={source}", *OVERRIDES, *overrides]
-    config = compose(given, command="export --format gguf")
-    return run_export(config, ExportRequest(to, "gguf", **options))
+export = partial(test_checkpoint.export, format="gguf")
 
 
 @pytest.mark.parametrize(

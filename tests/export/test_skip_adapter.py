@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import transformers
+from export import test_checkpoint
 from reference import OLD_STYLE, build_model, random_ids, stack_of
 from safetensors.torch import load_file
 
@@ -12,26 +14,20 @@ from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.export import checkpoint
-from ulskip_cli.export.run import ExportRequest, run_export, summary
+from ulskip_cli.export.run import summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.tasks.encoding import EncodedExample
 
 KEPT = (0, 1, 4)
-OVERRIDES = ["strategy=custom", "strategy.layers=[0,1,4]"]
+export = partial(test_checkpoint.export, layers="[0,1,4]")
 # linear layers; that of GPT-2 is square, because its weight is transposed
 LINEARS = {"llama": "mlp.down_proj", "gpt2": "attn.c_proj", "bloom": "mlp.dense_4h_to_h"}
 
 
 def given(folder):
     return ["correction=adapter", f"correction.path={folder}"]
-
-
-def export(source, to, *overrides, **options):
-    request = ExportRequest(to, **options)
-    given = [f"model.path={source}", *OVERRIDES, *overrides]
-    return run_export(compose(given, command=f"export --format {request.format}"), request)
 
 
 def build(name):

@@ -3,6 +3,7 @@ import shutil
 
 import huggingface_hub
 import pytest
+from reference import hf
 
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.errors import UsageError
@@ -12,10 +13,6 @@ from ulskip_cli.inference.checkpoint import folder_of, training_notes
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def hub_model(name):
-    return ModelConfig(name="hf", source="hf", path=name)
-
-
 def test_a_hub_model_is_taken_from_the_cache(model_folder, tmp_path, monkeypatch):
     snapshot = tmp_path / "models--owner--name" / "snapshots" / COMMIT
     shutil.copytree(model_folder, snapshot)
@@ -23,10 +20,10 @@ def test_a_hub_model_is_taken_from_the_cache(model_folder, tmp_path, monkeypatch
     (tmp_path / "models--owner--name" / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert folder_of(hub_model("owner/name")) == snapshot
-    assert folder_of(hub_model(str(model_folder))) == model_folder
+    assert folder_of(hf("owner/name")) == snapshot
+    assert folder_of(hf(model_folder)) == model_folder
     with pytest.raises(UsageError, match="owner/other"):
-        folder_of(hub_model("owner/other"))
+        folder_of(hf("owner/other"))
 
 
 def test_random_weights_have_no_files():

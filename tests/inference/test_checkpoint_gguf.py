@@ -1,16 +1,20 @@
+from functools import partial
+
 import pytest
+import reference
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
+from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference import checkpoint
 from ulskip_cli.inference.loading import load, load_tokenizer
 
 pytest.importorskip("gguf")
+hf = partial(reference.hf, device="cpu")
 
 
 class Phases(ProgressCallback):
@@ -39,10 +43,6 @@ def cache(tmp_path, monkeypatch):
     """Use an empty cache."""
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "models"
-
-
-def hf(path, **options):
-    return ModelConfig(source="hf", path=str(path), device="cpu", **options)
 
 
 @pytest.mark.parametrize("folder", [False, True])

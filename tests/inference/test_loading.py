@@ -1,9 +1,10 @@
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import build_model
+from reference import build_model, hf
 from safetensors.torch import load_file, save_file
 
 from ulskip_cli.core.errors import RunError, UsageError
@@ -11,11 +12,7 @@ from ulskip_cli.core.model_metadata import ModelConfig
 from ulskip_cli.inference import batching
 from ulskip_cli.inference.loading import load, load_tokenizer, pick_device
 
-
-def saved(folder, **changes):
-    """The settings of a saved model."""
-    settings = {"dtype": "float32", "device": "cpu", **changes}
-    return ModelConfig(name="hf", source="hf", path=str(folder), **settings)
+saved = partial(hf, dtype="float32", device="cpu")
 
 
 def test_a_folder_loads_with_its_tokenizer(model_folder):

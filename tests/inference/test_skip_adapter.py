@@ -156,12 +156,8 @@ def test_a_folder_that_is_no_adapter_is_refused(llama, tmp_path, damage, reason)
 def test_an_adapter_of_another_shape_is_refused(llama, kind):
     shape = {**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}
     other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
-    with pytest.raises(UsageError, match="does not fit"):
-        random_adapter(llama, KEPT, kind)[0].view(other, KEPT)
-
-
-def test_a_tensor_name_without_a_layer_is_refused(llama):
-    adapter, _ = random_adapter(llama, KEPT, "full")
-    named = replace(adapter, tensors={"patch.0.linear.bias": torch.zeros(1)})
-    with pytest.raises(UsageError, match="does not fit"):
-        named.view(llama, KEPT)
+    adapter, _ = random_adapter(llama, KEPT, kind)
+    unnamed = replace(adapter, tensors={"patch.0.linear.bias": torch.zeros(1)})
+    for model, misfit in ((other, adapter), (llama, unnamed)):
+        with pytest.raises(UsageError, match="does not fit"):
+            misfit.view(model, KEPT)

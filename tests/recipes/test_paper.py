@@ -1,10 +1,10 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from report_rows import stored_rows
 from transformers import BloomConfig, BloomForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,7 @@ def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
     more += ["--run", *quick, f"results_dir={tmp_path / 'results'}"]
     done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = (tmp_path / "results" / "paper" / "runs.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = stored_rows(tmp_path / "results" / "paper")
     trained = [row for row in rows if row["model"].endswith("2x") and row["strategy"] == "unified"]
     assert {row["batch_size"] for row in trained} == {1, 2, 8}
     assert all(row["trained_for_these_layers"] and row["decoding"] == "beam" for row in trained)

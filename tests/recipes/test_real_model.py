@@ -29,7 +29,8 @@ def test_every_point_is_a_valid_configuration(name, tmp_path):
         assert f"task={config.task.name}" == task[0]
 
 
-def test_an_answer_continues_or_defines_the_function():
+def test_an_answer_continues_or_defines_the_function(monkeypatch):
+    monkeypatch.setattr(score, "SECONDS", 1)
     assert score.passes(PROBLEM, "    return 2 * x")
     assert score.passes(PROBLEM, "def double(x):\n    return x + x")
     assert not score.passes(PROBLEM, "    return x")

@@ -3,13 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from report_rows import (
-    not_applicable,
-    small_sweep,
-    sweep_row,
-    two_depths,
-    write_folder,
-)
+from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
 FILES = {"report.md", "report.html"}
 ANSWERS = {row.id: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_rows import stored_rows
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.experiments.results import ResultsFolder
@@ -26,8 +27,8 @@ FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--compare", "paper", "--n
 
 
 def some_rows(folder):
-    lines = (RESULTS / folder / "runs.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines[:: -(-len(lines) // MOST)]]
+    rows = stored_rows(RESULTS / folder)
+    return rows[:: -(-len(rows) // MOST)]
 
 
 ROWS = {folder: some_rows(folder) for folder in FOLDERS}
@@ -76,7 +77,7 @@ def monkeypatch_session():
         yield
 
 
-UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
+UNSAFE = "\x1b]0;x\x07\x9b\u202e\n![a](http://b) <img src=x>"
 
 
 @pytest.mark.parametrize("folder", ["demo", "engines"])
@@ -102,7 +103,9 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
     written = [file for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".html")]
     unsafe = {char for char in UNSAFE if char != "\n" and not char.isprintable()}
     assert not unsafe & set("".join([*outputs, *(file.read_text() for file in written)]))
-    for table in (tmp_path / "table.md").read_text().split("\n\n"):
+    text = (tmp_path / "table.md").read_text()
+    assert r"![a]\(http://b) &lt;img" in text and "](" not in text and "<img" not in text
+    for table in text.split("\n\n"):
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) <= 1
 

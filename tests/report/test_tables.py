@@ -2,10 +2,9 @@ import csv
 import io
 
 import pytest
-from report_rows import bench_row, configured, sweep_row, write_folder
+from report_rows import bench_row, configured, sweep_row
 from rich.console import Console
 
-from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
 
 
@@ -71,16 +70,6 @@ def test_code_machine_and_weights_are_told_once():
     changed = FULL.replace(environment=commits[0].replace(git_dirty=True))
     text = tables.provenance([changed])
     assert "abc (modified)" in text and "weights of m trained with skipping" in text
-
-
-def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
-    name = "![a](http://b) <img src=x> | c"
-    row = configured(FULL, model={"name": name}, task={"name": name})
-    write_folder(tmp_path, [row.replace(training=name, lm_eval={name: 1.0})])
-    tables.write_tables(ResultsFolder(tmp_path))
-    text = (tmp_path / "table.md").read_text()
-    assert r"![a]\(http://b) &lt;img" in text
-    assert "](" not in text and "<img" not in text and r"\| c |" in text
 
 
 def test_rows_of_several_tasks_are_compared_with_their_own_full_model():

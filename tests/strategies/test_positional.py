@@ -1,17 +1,13 @@
 import itertools
 
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from reference import decoder_for, reference_greedy
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.strategies.dynamic_depth import SkipDecode
 from ulskip_cli.strategies.plan import make_plan
 
@@ -65,15 +61,3 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     assert plan.predicted_speedup == pytest.approx(
         sizes.predicted_speedup(schedule.even(12, 6)), rel=0.02
     )
-
-
-@pytest.mark.parametrize("engine", ["torch", "transformers"])
-def test_tokens_are_those_of_an_uncached_reference(model, engine):
-    overrides = ["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5"]
-    decoder = decoder_for(model, *overrides).with_engine(engine)
-    kept = {stage.first_step: stage.kept for stage in decoder.stages}
-    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    output = decoder.generate(ids, mask, DecodeContext(DecodingConfig(name="greedy"), 0), 9)
-    assert len(kept) >= 3
-    assert output.token_ids == reference_greedy(model, ids, mask, kept, 9).tolist()

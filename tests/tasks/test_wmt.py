@@ -70,10 +70,7 @@ def test_files_are_read_line_by_line(files):
 
 @pytest.mark.parametrize(
     ("source", "reference", "message"),
-    [
-        (b"a\nb\n", b"a\n", "2 lines in .*1 in"),
-        (b"a\n\nb\n", b"a\nb\nc\n", "line 2"),
-    ],
+    [(b"a\nb\n", b"a\n", "2 lines in .*1 in"), (b"a\n\nb\n", b"a\nb\nc\n", "line 2")],
 )
 def test_bad_files_are_refused(files, source, reference, message):
     with pytest.raises(UsageError, match=message):

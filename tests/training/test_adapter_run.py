@@ -189,9 +189,7 @@ def test_prompts_leave_room_for_the_models_own_answers(model_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["train.ratios=2", "correction.kind=none", "train.lora.rank=4"],
-    ids=lambda text: text,
+    "change", ["train.ratios=2", "correction.kind=none", "train.lora.rank=4"], ids=lambda text: text
 )
 def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
     start = f"train.start={finished[0]}"

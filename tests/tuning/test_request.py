@@ -3,13 +3,13 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import folders as folders
 
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
 from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
-from ulskip_cli.inference.skip_adapter import zero_adapter
 from ulskip_cli.tuning import Tuning, at, divide
 
 
@@ -68,29 +68,19 @@ def test_a_speedup_that_no_number_of_layers_is_predicted_to_reach_is_refused():
     assert resolved("quality=0.9").first == 9
 
 
-def test_patches_are_folded_for_engines_without_others(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+@pytest.mark.usefixtures("installed")
+def test_patches_are_folded_for_engines_without_others():
     for engine, kind in (("engine=auto", "full"), ("engine=llama_cpp", "folded")):
         labels = [point.correction.label for point in resolved("speedup=2", engine).candidates]
         assert labels == [kind, kind, "", kind]
 
 
-def test_a_trained_adapter_is_a_candidate_with_its_own_layers(tmp_path):
-    from dataclasses import replace
-
-    from ulskip_cli.core.correction import NO_PATCHES
-    from ulskip_cli.core.model_metadata import ModelFolder
-    from ulskip_cli.inference.loading import load
-
-    model = compose([]).model
-    record = {"base": {"fingerprint": ModelFolder(model).fingerprint}}
-    adapter = zero_adapter(load(model).model, [even(12, 6)], NO_PATCHES)
-    replace(adapter, record=record).save(tmp_path / "a")
-    both = f"candidates=['strategy=unified','correction.path={tmp_path / 'a'}']"
+def test_a_trained_adapter_is_a_candidate_with_its_own_layers(folders):
+    both = f"candidates=['strategy=unified','correction.path={folders['adapter']}']"
     request = resolved("speedup=2", "engine=torch", both)
     (unified,), (trained,) = request.candidates, request.beside
     assert (unified.strategy.name, trained.strategy.layers) == ("unified", even(12, 6))
-    assert trained.correction.path == (str(tmp_path / "a"),)
+    assert trained.correction.path == (str(folders["adapter"]),)
 
 
 ENGINES = ["llama_cpp q8_0", "llama_cpp q4_0"]
@@ -108,8 +98,7 @@ ENGINES = ["llama_cpp q8_0", "llama_cpp q4_0"]
     ],
     ids=" ".join,
 )
-def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(monkeypatch, overrides, names):
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(installed, overrides, names):
     request = resolved("speedup=2", *overrides)
     found = []
     for point in request.beside:

@@ -2,7 +2,7 @@ import contextlib
 import json
 
 import pytest
-from report_rows import configured, sweep_row
+from report_rows import configured, stored_rows, sweep_row
 
 from ulskip_cli.core.config import compose_tuning
 from ulskip_cli.experiments.jobs import SweepObserver
@@ -118,22 +118,20 @@ def tune(ulskip, tmp_path, monkeypatch):
     return call
 
 
-def rows(folder):
-    lines = (folder / "results/tune/runs.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def test_points_are_rows_and_the_command_runs_the_last_one_again(tune, ulskip, tmp_path):
-    code, found, err = tune("speedup=1.3", TWO, "finalists=1")
-    assert code == 0, err
-    stored = rows(tmp_path)
+    wish = ["speedup=1.3", TWO, "finalists=1", "batch_size=1"]
+    code, found, err = tune(*wish)
+    assert code == 0 and "1 other way" in err, err
+    (look_up,) = [row for row in found["tried"] if row.get("draft_tokens")]
+    assert look_up["num_examples"] == 8 and look_up["measured_speedup"]
+    stored = stored_rows(tmp_path / "results/tune")
     untouched = [row for row in stored if row["config"].get("answers") is False]
     assert len(untouched) == 2 and not any("bleu" in row for row in untouched)
     assert all(row["num_examples"] == 8 and row["decode_loss"] for row in untouched)
     assert {row["id"] for row in found["tried"]} <= {row["id"] for row in stored}
     assert found["row"]["dataset"] == "sample" and found["row"]["id"] == stored[-1]["id"]
-    assert tune("speedup=1.3", TWO, "finalists=1")[1] == found
-    assert rows(tmp_path) == stored  # nothing is measured again
+    assert tune(*wish)[1] == found
+    assert stored_rows(tmp_path / "results/tune") == stored  # nothing is measured again
     patched = next(row for row in stored if row.get("correction"))
     path = tmp_path / "results/tune/calibrations" / patched["correction"]["id"]
     assert (path / "adapter.json").is_file()
@@ -151,20 +149,11 @@ def test_what_fails_is_left_out_and_chosen_patches_are_those_of_the_last_run(tun
     other = "strategy=search strategy.layers=[0,5,11]"  # for another number of layers
     code, found, err = tune("quality=0.001", f"candidates=['{patched}','{other}']", "finalists=1")
     assert code == 0, err
-    assert [row["status"] for row in rows(tmp_path)].count("failed") == 1
+    assert [row["status"] for row in stored_rows(tmp_path / "results/tune")].count("failed") == 1
     assert "search" not in {row["config"]["strategy"]["name"] for row in found["tried"]}
     used = found["row"]["correction"]
     assert used["name"] == "adapter" and used["path"].startswith("results/tune/calibrations/")
     assert f"correction.path=[{used['path']}]" in found["use"] or "strategy=full" in found["use"]
-
-
-def test_look_ups_are_points_beside_the_layers(tune, tmp_path):
-    few = ["batch_size=1", "limit=4", "choice_examples=4", "candidates=['strategy=unified']"]
-    code, found, err = tune("speedup=1.3", *few)
-    assert code == 0, err
-    (look_up,) = [row for row in found["tried"] if row.get("draft_tokens")]
-    assert look_up["num_examples"] == 4 and look_up["measured_speedup"]
-    assert "1 other way" in err
 
 
 @pytest.mark.slow
@@ -187,6 +176,6 @@ def test_an_interrupted_tuning_goes_on(tmp_path, monkeypatch):
     for stop in (1, 2, 1, 1):
         with contextlib.suppress(KeyboardInterrupt):
             run(stop)
-    result, stored = run(99), rows(tmp_path)
+    result, stored = run(99), stored_rows(tmp_path / "results/tune")
     assert len({row["id"] for row in stored}) == len(stored)  # no point is measured twice
     assert set(result.tuning.tried) <= {row["id"] for row in stored}

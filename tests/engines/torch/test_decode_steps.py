@@ -11,15 +11,9 @@ from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
+pytestmark = pytest.mark.usefixtures("needs_kernels")
 KEPT, LATER = (0, 2, 3, 5), (0, 3, 5)
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.1, "atol": 0.5}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kernels():
-    backend = choose_backend(build_model("llama"))
-    if backend.name != NATIVE:
-        pytest.skip(f"no kernels: {backend.reason}")
 
 
 @pytest.fixture(params=NATIVE_ARCHITECTURES)

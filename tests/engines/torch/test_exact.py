@@ -9,18 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.engines.torch.decode_steps import NativeSteps
 from ulskip_cli.engines.torch.native_model import NativeModel
-from ulskip_cli.engines.torch.session import NATIVE, choose_backend
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
+pytestmark = pytest.mark.usefixtures("needs_kernels")
 PROMPT_LEN = 11
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kernels():
-    backend = choose_backend(build_model("llama"))
-    if backend.name != NATIVE:
-        pytest.skip(f"no kernels: {backend.reason}")
 
 
 def steps_after(model, ids, mask, rows=slice(None), length=64):

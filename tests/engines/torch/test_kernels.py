@@ -10,13 +10,7 @@ from torch.nn import functional
 from ulskip_cli.engines import torch as torch_engines
 from ulskip_cli.engines.torch import kernels
 
-
-@pytest.fixture(autouse=True)
-def built():
-    if reason := kernels.load_kernels():
-        pytest.skip(f"no kernel: {reason}")
-
-
+pytestmark = pytest.mark.usefixtures("needs_kernels")
 sizes = st.integers(1, 70)
 
 

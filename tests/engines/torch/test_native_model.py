@@ -17,11 +17,7 @@ from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.native_model import NativeModel, unrecognized_reason
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _kernels():
-    if reason := kernels.load_kernels():
-        pytest.skip(f"no kernels: {reason}")
+pytestmark = pytest.mark.usefixtures("needs_kernels")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

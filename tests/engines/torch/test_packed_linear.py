@@ -13,11 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.torch import session
-from ulskip_cli.engines.torch.kernels import (
-    HugePages,
-    PackedLinear,
-    packed,
-)
+from ulskip_cli.engines.torch.kernels import HugePages, PackedLinear, packed
 from ulskip_cli.engines.torch.session import choose_backend
 from ulskip_cli.inference import shallow_view
 
@@ -38,12 +34,11 @@ def set_free_memory(monkeypatch, count):
     monkeypatch.setattr(session.psutil, "virtual_memory", lambda: memory)
 
 
+@pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
 def test_packed_layers_compute_the_plain_product(name, dtype):
     model = build_model(name).to(dtype)
-    if choose_backend(model).name == "torch":
-        pytest.skip("no kernels on this machine")
     view, ids = shallow_view.shallow_view(model, (0, 2, 5)), random_ids(3, 7)
     fast = packing_of(view)
     with torch.inference_mode():
@@ -54,9 +49,8 @@ def test_packed_layers_compute_the_plain_product(name, dtype):
     assert set(map(type, linears)) == {PackedLinear}
 
 
+@pytest.mark.usefixtures("needs_kernels")
 def test_views_of_one_model_share_the_copies(llama):
-    if choose_backend(llama).name == "torch":
-        pytest.skip("no packing on this machine")
     deep, shallow = (
         {id(module.packed) for module in packing_of(view).modules() if type(module) is PackedLinear}
         for view in (shallow_view.shallow_view(llama, kept) for kept in ((0, 2, 3, 5), (0, 5)))

@@ -16,18 +16,13 @@ REFERENCES = [
 ]
 GOOD = [text.replace("today", "now") for text in REFERENCES]
 BAD = [text.replace("sleeps in", "of of") for text in GOOD]
-
-
 CHINESE = ["今天天气很好。", "我们去公园吧!", "猫在房子里睡觉。", "他昨天买了3本书。"]
 CHINESE_TRUE = ["今天天气真好。", "我们一起去公园吧!", "猫在屋里睡觉。", "他昨天买了三本书。"]
 
 
 @pytest.mark.parametrize(
     ("language", "texts", "metrics"),
-    [
-        ("en", (GOOD, REFERENCES), ["bleu", "chrf"]),
-        ("zh", (CHINESE, CHINESE_TRUE), ["bleu"]),
-    ],
+    [("en", (GOOD, REFERENCES), ["bleu", "chrf"]), ("zh", (CHINESE, CHINESE_TRUE), ["bleu"])],
 )
 def test_scores_equal_sacrebleus_own_command(tmp_path, language, texts, metrics):
     files = tmp_path / "hyp", tmp_path / "ref"
