@@ -6,8 +6,8 @@ Three models answer their tasks: the bundled one, SmolLM2-135M (news of PATH/cnn
 Qwen2.5-Coder-0.5B-Instruct (--coder; problems of PATH/humaneval, whose answers are run as code,
 with limits of time, memory and files). Every row is timed in turns with all layers in transformers.
 It takes about half an hour on two cores, which should be idle otherwise. If it is
-interrupted, the same command resumes. The page goes to results/speed/README.md, and the sentence of
-the project's README to headline.md beside it.
+interrupted, the same command resumes. The page goes to results/speed/README.md, and the first list
+of the project's README to headline.md beside it.
 """
 
 import argparse
@@ -34,6 +34,7 @@ COMMON = (
     *("name=speed", "results_dir=results", "answers=true"),
     *("baseline_engine=transformers", "speed.seconds=10"),
 )
+NAMES = ("the bundled translator", "SmolLM2-135M", "Qwen2.5-Coder-0.5B")
 HEADS = ("batch", "decoded by", "layers", "tokens/s", "times as fast", "with the prompt")
 HEADS += ("same answers",)
 NOTE = (
@@ -116,13 +117,18 @@ class Answers:
         return "\n\n".join(parts) + "\n"
 
     def headline(self) -> str:
-        """Return one sentence: what all layers gain at batch size 1."""
-        parts = [
-            f"{row.model} {row.measured_speedup:.1f} times as fast ({self.same(row)} answers)"
+        """Return a list of what all layers gain at batch size 1 without drafts."""
+        rows = [
+            row
             for row in self.rows
-            if row.batch_size == 1 and row.keeps_all and decoded_by(row) == "torch"
+            if (row.batch_size, decoded_by(row), row.keeps_all) == (1, "torch", True)
         ]
-        return f"{', '.join(parts[:-1])} and {parts[-1]}\n"
+        lines = [
+            f"- {name}, {row.dtype}: {row.measured_speedup:.1f} times as fast"
+            f" ({row.end_to_end_speedup:.1f} with the prompt), {self.same(row)} answers the same"
+            for name, row in zip(NAMES, rows, strict=True)
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def main() -> None:
