@@ -78,16 +78,18 @@ class Answers:
         self.folder = folder
         self.rows = [row for row in folder.records() if row.is_done]
 
-    def same(self, row: Record) -> str:
-        """Count the answers whose tokens are those of all layers in transformers."""
+    def transformers(self, row: Record, batch_size: int) -> Record:
+        """Return the row of all layers of the same model in transformers."""
+        wanted = (row.model, batch_size, "transformers")
         (full,) = (
-            other
-            for other in self.rows
-            if (other.model, other.batch_size) == (row.model, row.batch_size)
-            and other.engine == "transformers"
+            other for other in self.rows if (other.model, other.batch_size, other.engine) == wanted
         )
-        pairs = list(zip(self.tokens(row), self.tokens(full), strict=True))
-        return f"{sum(one == other for one, other in pairs)} of {len(pairs)}"
+        return full
+
+    def same(self, row: Record, other: Record) -> str:
+        """Count the answers whose tokens are the same."""
+        pairs = list(zip(self.tokens(row), self.tokens(other), strict=True))
+        return f"{sum(one == two for one, two in pairs)} of {len(pairs)}"
 
     def tokens(self, row: Record) -> list[list[int]]:
         """Return the tokens of the answers of a row."""
@@ -102,7 +104,7 @@ class Answers:
             row.layers or "",
             f"{row.timed_tokens_per_second:.0f}",
             *("–" if speedup is None else speedup.text(".2f") for speedup in speedups),
-            self.same(row),
+            self.same(row, self.transformers(row, row.batch_size)),
             f"{row.value(row.primary):.1f}",
         ]
 
@@ -113,8 +115,13 @@ class Answers:
             rows.sort(key=lambda row: row.batch_size)
             heads = [*HEADS, TITLES[str(rows[0].primary)]]
             table = markdown_table(heads, map(self.line, rows), 2)
-            parts += [f"## {title(rows)}", table, provenance(rows)]
+            parts += [f"## {title(rows)}", table, self.batches(rows[0]), provenance(rows)]
         return "\n\n".join(parts) + "\n"
+
+    def batches(self, row: Record) -> str:
+        """Say how many answers of transformers depend on its own batch size."""
+        one, eight = (self.transformers(row, size) for size in (1, 8))
+        return f"transformers alone gives {self.same(eight, one)} the same at batch sizes 1 and 8."
 
     def headline(self) -> str:
         """Return a list of what all layers gain at batch size 1 without drafts."""
@@ -125,7 +132,8 @@ class Answers:
         ]
         lines = [
             f"- {name}, {row.dtype}: {row.measured_speedup:.1f} times as fast"
-            f" ({row.end_to_end_speedup:.1f} with the prompt), {self.same(row)} answers the same"
+            f" ({row.end_to_end_speedup:.1f} with the prompt);"
+            f" {self.same(row, self.transformers(row, 1))} answers the same"
             for name, row in zip(NAMES, rows, strict=True)
         ]
         return "\n".join(lines) + "\n"
