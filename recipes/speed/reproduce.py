@@ -34,7 +34,7 @@ COMMON = (
     *("name=speed", "results_dir=results", "answers=true"),
     *("baseline_engine=transformers", "speed.seconds=10"),
 )
-NAMES = ("the bundled translator", "SmolLM2-135M", "Qwen2.5-Coder-0.5B")
+NAMES = ("the bundled translator (11M)", "SmolLM2-135M", "Qwen2.5-Coder-0.5B")
 HEADS = ("batch", "decoded by", "layers", "tokens/s", "times as fast", "with the prompt")
 HEADS += ("same answers",)
 NOTE = (
@@ -136,7 +136,7 @@ class Answers:
             f" {self.same(row, self.transformers(row, 1))} answers the same"
             for name, row in zip(NAMES, rows, strict=True)
         ]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines[::-1]) + "\n"
 
 
 def main() -> None:
