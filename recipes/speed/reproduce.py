@@ -22,7 +22,7 @@ from ulskip_cli.experiments.statistics import TITLES
 from ulskip_cli.report.rows import collected
 from ulskip_cli.report.tables import markdown_table, provenance, title
 
-FOLDER = Path("results/speed")
+FOLDER = Path(__file__).parents[2] / "results" / "speed"
 ENGINES = "engine=transformers,torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0"
 BATCHES = "batch_size=1,8"
 GRIDS = (
