@@ -34,6 +34,7 @@ def test_models_that_cannot_check_drafts_are_refused(llama, kept):
     llama.config.rope_parameters |= {"rope_type": "dynamic", "factor": 2.0}
     with pytest.raises(UsageError, match=r"depend on the length.*draft_tokens=0"):
         decoder.generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
+    llama.config.rope_parameters |= {"rope_type": "default"}
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match=r"flex_attention.*decoding\.draft_tokens"):
         decoder_for(llama, kept).generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
