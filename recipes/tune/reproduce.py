@@ -189,7 +189,7 @@ def line(case: Case, minutes: float, reported: Record, checked: Record) -> list[
     engine = " ".join(filter(None, [reported.engine, reported.engine_weights]))
     without = f", without {listed(skipped)}" if skipped else f", {reported.label}, {engine}"
     before, after = kept(reported), kept(checked)
-    assert before.low is not None and before.high is not None
+    assert before.interval.low is not None and before.interval.high is not None
     return [
         f"{case.description}: {reported.model}",
         case.wish,
