@@ -48,9 +48,8 @@ SMALLER = ["model=smollm2-135m", *FULL]
 KEPT = ["prompt_layers=kept"]
 CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
 PATCH = ["correction=patch", *CALIBRATED]
-TORCH, Q8, Q4 = (
-    [f"engine={engine}", "baseline_engine=torch"]
-    for engine in ("torch", "llama_cpp_q8_0", "llama_cpp_q4_0")
+Q8, Q4 = (
+    [f"engine={engine}", "baseline_engine=torch"] for engine in ("llama_cpp_q8_0", "llama_cpp_q4_0")
 )
 
 

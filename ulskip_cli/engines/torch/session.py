@@ -102,8 +102,8 @@ class TorchSession(SteppingSession):
 
     @functools.cached_property
     def prompt_model(self) -> NativeModel | None:
-        """What reads short prompts in the kernels, if they do. A cache of sliding windows has only
-        the end of a prompt, which a forward pass cuts.
+        """Return what reads short prompts in the kernels; None if a forward pass reads all prompts.
+        A cache of sliding windows has only the end of a prompt, which a forward pass cuts.
         """
         if self.views.linear_backend != NATIVE:
             return None
