@@ -94,6 +94,20 @@ def model_folder(tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def train(model_folder):
+    """Return a function that trains the saved model and returns the record."""
+    from ulskip_cli.core.config import compose_training
+    from ulskip_cli.core.progress import ProgressCallback
+    from ulskip_cli.training.run import run_training
+
+    def call(output, *overrides, progress=None):
+        model = [f"model.path={model_folder}", "model.dtype=float32", f"output={output}"]
+        return run_training(compose_training([*model, *overrides]), progress or ProgressCallback())
+
+    return call
+
+
 @pytest.fixture
 def ulskip(capsys):
     """Return a function that runs a command line and returns its exit code, standard output and

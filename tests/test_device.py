@@ -9,24 +9,23 @@ from device import NAME, register
 from needs import RECIPES, SMALL
 from reference import ARCHITECTURES, batch, build_model, decoder_for, hf, random_adapter
 from safetensors.torch import load_file
-from torch.nn import functional
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load, pick_device
 from ulskip_cli.training import trainer
-from ulskip_cli.training.run import run_training
 
+# The first backward pass of a process counts the devices, so that none can be added after it.
+MODULE = register()
 pytestmark = pytest.mark.usefixtures("single_thread", "device")
 ROOT, PLACES = Path(__file__).parent.parent, ("cpu", NAME)
 KEPT, LAYERS = (0, 2, 5), ["strategy=custom", "strategy.layers=[0,2,5]"]
@@ -35,70 +34,27 @@ KEPT, LAYERS = (0, 2, 5), ["strategy=custom", "strategy.layers=[0,2,5]"]
 @pytest.fixture(scope="module")
 def device():
     """The device, which is available during these tests alone."""
-    module = register()
-    module.is_open = True
+    MODULE.is_open = True
     # Like a GPU, it keeps tied parameters tied.
     torch.__future__.set_swap_module_params_on_conversion(True)
     yield torch.device(NAME)
     torch.__future__.set_swap_module_params_on_conversion(False)
-    module.is_open = False
-
-
-@pytest.fixture
-def pair(device):
-    """Equal numbers on the device and on the CPU."""
-    numbers = torch.arange(6.0).view(2, 3)
-    return numbers.to(device), numbers
+    MODULE.is_open = False
 
 
 MIXTURES = {
-    "add": lambda here, cpu: here + cpu,
-    "add in place": lambda here, cpu: here.add_(cpu),
-    "add to the CPU": lambda here, cpu: cpu + here,
-    "add a number to the CPU": lambda here, cpu: cpu + here.sum(),
-    "write to the CPU": lambda here, cpu: torch.add(here, here, out=cpu),
-    "multiply": lambda here, cpu: here @ cpu.T,
-    "linear": lambda here, cpu: functional.linear(here, cpu),
-    "concatenate": lambda here, cpu: torch.cat([here, cpu]),
-    "stack": lambda here, cpu: torch.stack([cpu, here]),
-    "mask": lambda here, cpu: here.masked_fill(cpu > 1, 0.0),
-    "choose": lambda here, cpu: torch.where(cpu > 1, here, 0.0),
-    "embed": lambda here, cpu: functional.embedding(cpu.long(), here),
-    "gather": lambda here, cpu: here.gather(1, cpu.long() % 2),
-    "scatter": lambda here, cpu: here.scatter_(1, cpu.long() % 2, here + 1),
-    "copy rows": lambda here, cpu: here.index_copy_(0, cpu[0, :2].long(), here + 1),
-    "index the CPU": lambda here, cpu: cpu[here > 1],
-    "assign": lambda here, cpu: here.index_put_((here[:, 0] > 1,), cpu[:1]),
-    "compare": lambda here, cpu: torch.equal(here, cpu),
-    "is in": lambda here, cpu: torch.isin(here, cpu),
-    "loss": lambda here, cpu: functional.cross_entropy(here, cpu[:, 0].long()),
-    "backward": lambda here, cpu: here.requires_grad_().backward(cpu),
-    "draw": lambda here, cpu: here.multinomial(1, generator=torch.Generator()),
-    "numpy": lambda here, cpu: here.numpy(),
+    "tensors": lambda here, cpu: here + cpu,
+    "a list of tensors": lambda here, cpu: torch.cat([here, cpu]),
+    "an index": lambda here, cpu: cpu[here > 1],
+    "a generator": lambda here, cpu: here.multinomial(1, generator=torch.Generator()),
 }
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_a_mixture_of_devices_raises(mixture, pair):
-    with pytest.raises((RuntimeError, TypeError), match=r"device|CPU"):
-        MIXTURES[mixture](*pair)
-
-
-ALLOWED = {
-    "numbers": lambda here, cpu: here * torch.tensor(2.0) + 1,
-    "a mask as index": lambda here, cpu: here[cpu > 1],
-    "indices": lambda here, cpu: here[torch.tensor([1, 0])],
-    "copies": lambda here, cpu: here.copy_(cpu) + cpu.to(here.device),
-    "views": lambda here, cpu: here.T.reshape(-1)[1:5].unfold(0, 2, 1),
-}
-
-
-@pytest.mark.parametrize("name", ALLOWED)
-def test_what_gpus_allow_works(name, pair):
-    here, cpu = pair
-    expected, got = ALLOWED[name](cpu, cpu), ALLOWED[name](here, cpu)
-    assert got.device == here.device
-    assert torch.equal(got.cpu(), expected)
+def test_a_mixture_of_devices_raises(mixture, device):
+    numbers = torch.arange(6.0).view(2, 3)
+    with pytest.raises(RuntimeError, match=r"device|CPU"):
+        MIXTURES[mixture](numbers.to(device), numbers)
 
 
 def test_it_is_an_accelerator_of_torch():
@@ -212,21 +168,19 @@ def test_a_run_has_the_answers_of_the_cpu(name, measured):
 
 
 @pytest.fixture
-def trained(model_folder, tmp_path, monkeypatch):
+def trained(train, tmp_path, monkeypatch):
     """Return a function that trains two steps on a device: the record and the tensors."""
 
-    def train(place, *overrides):
+    def call(place, *overrides):
         # which Trainer knows of no other device
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", place)
-        words = [f"model.path={model_folder}", "model.dtype=float32", f"model.device={place}"]
-        words += ["limit=8", "train.batch_size=4", "train.max_steps=2", "train.log_every=1"]
-        words += ["train.held_out=2", "train.save_every=1", "train.learning_rate=1e-3"]
-        words += [f"output={tmp_path / place}", *overrides]
-        record = run_training(compose_training(words), ProgressCallback())
+        words = [f"model.device={place}", "limit=8", "train.batch_size=4", "train.max_steps=2"]
+        words += ["train.log_every=1", "train.held_out=2", "train.save_every=1"]
+        record = train(tmp_path / place, *words, "train.learning_rate=1e-3", *overrides)
         (file,) = (tmp_path / place).glob("*.safetensors")
         return record, load_file(file)
 
-    return train
+    return call
 
 
 OWN = ["train.responses=own", "max_new_tokens=4"]

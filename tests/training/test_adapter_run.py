@@ -6,25 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.training import run, trainer
-from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4"]
-QUICK += ["train=adapter", "train.lora.rank=2", "train.responses=reference"]
+QUICK += ["train=adapter", "train.lora.rank=2", "train.responses=reference", "model.device=cpu"]
 
 
-def trained(model_folder, output, *changes):
-    model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    return run_training(
-        compose_training([*model, f"output={output}", *QUICK, *changes]), ProgressCallback()
-    )
+@pytest.fixture(scope="module")
+def trained(train):
+    """Return a function that trains a skip adapter for a few steps and returns the record."""
+    return lambda output, *changes: train(output, *QUICK, *changes)
 
 
 def tensors(folder):
@@ -32,15 +29,15 @@ def tensors(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(model_folder, tmp_path_factory):
+def finished(trained, tmp_path_factory):
     """A short training of two ratios, on references and the model's own answers."""
     output = tmp_path_factory.mktemp("adapter") / "out"
     changes = ["train.ratios=[2,3]", "train.responses=both", "max_new_tokens=4"]
     changes += ["train.validation={limit:12}", "train.evaluate_every=2"]
-    return output, trained(model_folder, output, *changes, "correction.learning_rate=1e-3")
+    return output, trained(output, *changes, "correction.learning_rate=1e-3")
 
 
-def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
+def test_the_folder_holds_the_adapter_and_its_records(finished):
     output, record = finished
     names = {file.name for file in output.iterdir()}
     assert names >= {"adapter.safetensors", "adapter.json", "training.json"}
@@ -61,10 +58,10 @@ OWN += ["train.own.samples=2", "max_new_tokens=4"]
 
 
 @pytest.fixture(scope="module")
-def whole(model_folder, tmp_path_factory):
+def whole(trained, tmp_path_factory):
     """The tensors of a training on the model's own answers that nothing interrupts."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    trained(model_folder, output, *OWN)
+    trained(output, *OWN)
     return tensors(output)
 
 
@@ -97,14 +94,14 @@ def killed(*args):
     ids=["answers stored", "no identity", "no checkpoint", "a checkpoint"],
 )
 def test_interrupted_and_run_again_it_ends_with_equal_tensors(
-    model_folder, tmp_path, monkeypatch, whole, target, name, stop
+    trained, tmp_path, monkeypatch, whole, target, name, stop
 ):
     with monkeypatch.context() as patched:
         patched.setattr(target, name, stop)
         with pytest.raises(KeyboardInterrupt):
-            trained(model_folder, tmp_path / "cut", *OWN)
+            trained(tmp_path / "cut", *OWN)
     assert not (tmp_path / "cut" / "adapter.json").exists()
-    resumed = trained(model_folder, tmp_path / "cut", *OWN).resumed
+    resumed = trained(tmp_path / "cut", *OWN).resumed
     assert resumed == (stop is interrupted_in_step_4)
     cut = tensors(tmp_path / "cut")
     assert whole.keys() == cut.keys()
@@ -120,8 +117,10 @@ def test_interrupted_and_run_again_it_ends_with_equal_tensors(
     ],
     ids=str,
 )
-def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, changes, used):
-    trained(model_folder, tmp_path / "adapter", *changes, "train.max_steps=2")
+def test_every_kind_trains_and_is_used_by_a_run(
+    trained, model_folder, tmp_path, quick, changes, used
+):
+    trained(tmp_path / "adapter", *changes, "train.max_steps=2")
     kept_sets = json.loads((tmp_path / "adapter" / "adapter.json").read_text())["kept_sets"]
     kept = next(layers for layers in kept_sets if len(layers) < 6)
     model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
@@ -134,11 +133,11 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
     assert ("acceptance_rate" in row) == bool(used)
 
 
-def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
+def test_an_adapter_is_trained_further_from_its_folder(finished, trained, tmp_path):
     output, _ = finished
     changes = ["train.ratios=[2,3]", f"train.start={output}"]
     changes += ["train.learning_rate=1e-9", "correction.learning_rate=1e-9"]
-    trained(model_folder, tmp_path / "further", *changes)
+    trained(tmp_path / "further", *changes)
     before, after = tensors(output), tensors(tmp_path / "further")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -146,10 +145,10 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
 
 
 def test_a_training_that_was_killed_while_it_saved_its_result_runs_no_further_step(
-    model_folder, tmp_path, monkeypatch
+    trained, tmp_path, monkeypatch
 ):
     changes = ["train.ratios=[2,3]", "train.max_steps=2", "train.save_every=1"]
-    once = trained(model_folder, tmp_path / "once", *changes)
+    once = trained(tmp_path / "once", *changes)
 
     def kill(setup, output, record):
         (output / ".tmpAbC123").touch()
@@ -158,8 +157,8 @@ def test_a_training_that_was_killed_while_it_saved_its_result_runs_no_further_st
     with monkeypatch.context() as patched:
         patched.setattr(run, "_save", kill)
         with pytest.raises(KeyboardInterrupt):
-            trained(model_folder, tmp_path / "twice", *changes)
-    twice = trained(model_folder, tmp_path / "twice", *changes)
+            trained(tmp_path / "twice", *changes)
+    twice = trained(tmp_path / "twice", *changes)
     assert (twice.steps, twice.train_loss, twice.epochs) == (2, once.train_loss, once.epochs)
     assert not list((tmp_path / "twice").glob(".tmp*"))
     for name, tensor in tensors(tmp_path / "once").items():
@@ -167,31 +166,31 @@ def test_a_training_that_was_killed_while_it_saved_its_result_runs_no_further_st
 
 
 def test_another_adapter_in_the_folder_of_the_start_is_another_training(
-    finished, model_folder, tmp_path
+    finished, trained, tmp_path
 ):
     start, further = tmp_path / "start", tmp_path / "further"
     changes = ["train.ratios=[2,3]", f"train.start={start}", "train.max_steps=1"]
     shutil.copytree(finished[0], start)
-    trained(model_folder, further, *changes)
+    trained(further, *changes)
     weights = load_file(start / "adapter.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, start / "adapter.safetensors")
     with pytest.raises(UsageError, match="other settings or data"):
-        trained(model_folder, further, *changes)
+        trained(further, *changes)
 
 
-def test_prompts_leave_room_for_the_models_own_answers(model_folder, tmp_path):
+def test_prompts_leave_room_for_the_models_own_answers(trained, tmp_path):
     article = json.dumps({"article": "the cat sat on the mat " * 80, "highlights": "cats"})
     (tmp_path / "a.jsonl").write_text(f"{article}\n" * 4)
     news = ["task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "limit=4", "train.max_steps=1"]
     own = ["train.responses=own", "max_new_tokens=30", "train.max_length=64"]
-    record = trained(model_folder, tmp_path / "out", *news, *own, "train.ratios=2")
+    record = trained(tmp_path / "out", *news, *own, "train.ratios=2")
     assert (record.examples, record.left_out) == (4, 0)
 
 
 @pytest.mark.parametrize(
     "change", ["train.ratios=2", "correction.kind=none", "train.lora.rank=4"], ids=lambda text: text
 )
-def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
+def test_a_start_of_other_settings_is_refused_by_its_key(finished, trained, tmp_path, change):
     start = f"train.start={finished[0]}"
     with pytest.raises(UsageError, match=r"train\.start"):
-        trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", start, change)
+        trained(tmp_path / "other", "train.ratios=[2,3]", start, change)

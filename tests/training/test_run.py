@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
-from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_notes
-from ulskip_cli.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 
@@ -41,42 +39,39 @@ LONG_TRAININGS = {
 }
 
 
-def overrides_for(model_folder, output):
-    return [f"model.path={model_folder}", "model.dtype=float32", f"output={output}", *QUICK]
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
 
 
 @pytest.fixture
-def overrides(model_folder, tmp_path):
-    return overrides_for(model_folder, tmp_path / "out")
-
-
-def trained(model_folder, output, *changes):
-    """A configuration and the record of its training."""
-    config = compose_training([*overrides_for(model_folder, output), *changes])
-    return config, run_training(config, ProgressCallback())
+def run(train, out):
+    """Return a function that trains into the folder `out`."""
+    return partial(train, out, *QUICK)
 
 
 @pytest.fixture(scope="module")
-def finished(model_folder, tmp_path_factory):
-    """A short training with a schedule."""
+def finished(train, tmp_path_factory):
+    """A function that runs a short training with a schedule, its folder and its record."""
+    output = tmp_path_factory.mktemp("finished") / "out"
     changes = ["train.ratios=[1,2]", "train.held_out=4", "train.evaluate_every=2"]
-    return trained(model_folder, tmp_path_factory.mktemp("finished") / "out", *changes)
+    again = partial(train, output, *QUICK, *changes)
+    return again, output, again()
 
 
 @pytest.fixture(scope="module", params=sorted(LONG_TRAININGS))
-def undisturbed(request, model_folder, tmp_path_factory):
-    """A long training of each kind of loss that nothing interrupts."""
-    changes = LONG_TRAININGS[request.param]
-    return changes, *trained(model_folder, tmp_path_factory.mktemp(request.param) / "out", *changes)
+def undisturbed(request, train, tmp_path_factory):
+    """The name, the folder and the record of a long training that nothing interrupts."""
+    output = tmp_path_factory.mktemp(request.param) / "out"
+    return request.param, output, train(output, *QUICK, *LONG_TRAININGS[request.param])
 
 
 def weights(folder):
-    return load_file(Path(folder) / "model.safetensors")
+    return load_file(folder / "model.safetensors")
 
 
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, model_folder):
-    config, record = finished
-    out = Path(config.output)
+    _, out, record = finished
     model = AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("a b")["input_ids"]
     assert model.config.use_cache and type(model).__name__ == "LlamaForCausalLM"
@@ -93,74 +88,67 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, mode
 
 
 def test_a_finished_training_is_not_run_again(finished):
-    config, record = finished
-    saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
-    # as a process leaves it that is killed before it has removed them
-    (Path(config.output) / "checkpoints").mkdir()
+    again, out, record = finished
+    saved = (out / "model.safetensors").stat().st_mtime_ns
+    (out / "checkpoints").mkdir()  # as a process leaves it that is killed before it removes them
     progress = Notes()
-    assert run_training(config, progress) == record
+    assert again(progress=progress) == record
     (note,) = progress.texts
-    assert f"{config.output} contains this training, which is finished" in note
+    assert f"{out} contains this training, which is finished" in note
     assert "output=DIR" in note
-    assert not (Path(config.output) / "checkpoints").exists()
-    assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
-    with pytest.raises(UsageError, match=f"{config.output}.*output="):
-        run_training(config.replace(seed=config.seed + 1), ProgressCallback())
-    longer = config.answer_tokens + 1
-    with pytest.raises(UsageError, match=f"{config.output}.*output="):
-        run_training(config.replace(max_new_tokens=longer), ProgressCallback())
+    assert not (out / "checkpoints").exists()
+    assert (out / "model.safetensors").stat().st_mtime_ns == saved
+    for other in ("seed=2", "max_new_tokens=65"):
+        with pytest.raises(UsageError, match=f"{out}.*output="):
+            again(other)
 
 
-def test_a_tracker_that_does_not_exist_is_one_line(overrides):
-    config = compose_training([*overrides, "train.training_args={report_to:nosuch}"])
+def test_a_tracker_that_does_not_exist_is_one_line(run):
     with pytest.raises(UsageError, match=r"train\.training_args: .*nosuch"):
-        run_training(config, ProgressCallback())
+        run("train.training_args={report_to:nosuch}")
 
 
 @pytest.mark.parametrize("name", ["out", "out/mine.txt", "out/checkpoints/checkpoint-1/x"])
-def test_files_of_something_else_are_left_alone(overrides, tmp_path, name):
+def test_files_of_something_else_are_left_alone(run, tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("precious")
     with pytest.raises(UsageError, match=f"{tmp_path}/out"):
-        run_training(compose_training(overrides), ProgressCallback())
+        run()
 
 
-def test_all_weights_are_saved_in_the_type_of_the_checkpoint(overrides, tmp_path, model_folder):
+def test_all_weights_are_saved_in_the_type_of_the_checkpoint(run, out, tmp_path, model_folder):
     half = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "half")
-    changes = [f"model.path={tmp_path / 'half'}", "model.dtype=auto", "train.max_steps=1"]
-    run_training(compose_training([*overrides, *changes]), ProgressCallback())
-    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
+    run(f"model.path={tmp_path / 'half'}", "model.dtype=auto", "train.max_steps=1")
+    assert {tensor.dtype for tensor in weights(out).values()} == {torch.bfloat16}
 
 
-def test_long_references_play_no_part_in_training_on_own_answers(overrides, tmp_path):
+def test_long_references_play_no_part_in_training_on_own_answers(run, tmp_path):
     rows = [{"prompt": f"p{i}", "reference": "word " * 200} for i in range(4)]
     file = tmp_path / "task.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = ["task=jsonl", f"task.file={file}", "train.responses=own", "train.max_length=64"]
-    changes += ["max_new_tokens=4", "train.max_steps=1"]
-    record = run_training(compose_training([*overrides, *changes]), ProgressCallback())
+    own = ["train.responses=own", "train.max_length=64", "max_new_tokens=4"]
+    record = run("task=jsonl", f"task.file={file}", *own, "train.max_steps=1")
     assert (record.examples, record.left_out) == (4, 0)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_models_own_answers_train_other_methods_too(overrides, tmp_path, method):
-    responses = ["train.responses=both", "max_new_tokens=4", "train.prompt_share=0.5"]
-    own = f"train.own.file={tmp_path / 'own.jsonl'}"
-    changes = [f"train.method={method}", *responses, own, "train.max_steps=1", "limit=4"]
-    assert run_training(compose_training([*overrides, *changes]), ProgressCallback()).examples == 12
+def test_the_models_own_answers_train_other_methods_too(run, tmp_path, method):
+    own = ["train.responses=both", "max_new_tokens=4", f"train.own.file={tmp_path / 'own.jsonl'}"]
+    changes = [f"train.method={method}", "train.prompt_share=0.5", "train.max_steps=1", "limit=4"]
+    assert run(*changes, *own).examples == 12
     assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow
 def test_training_lowers_every_loss_that_it_trains(undisturbed):
-    _, config, record = undisturbed
+    name, out, record = undisturbed
     first, *_, last = (point.validation_loss for point in record.learning_curve)
-    if config.strategy.name == "early_exit":
+    if name == "early_exit":
         assert (record.exits, record.kept_layers) == ((2, 4, 6), {"2": (0, 1, 2, 3, 4, 5)})
         note = f"with early exit at 2, 4, 6 layers, {record.steps} steps"
-        assert training_notes(config.output)["training"] == note
+        assert training_notes(out)["training"] == note
         expected = {"2", "4", "6"}
     else:
         expected = {"1x", "2x"}
@@ -170,14 +158,16 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("undisturbed", ["unified"], indirect=True)
-def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrides, tmp_path):
-    changes, whole_config, whole = undisturbed
-    command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *changes]
+def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, run, model_folder, out):
+    name, whole_folder, whole = undisturbed
+    changes = LONG_TRAININGS[name]
+    model = [f"model.path={model_folder}", "model.dtype=float32", f"output={out}"]
+    command = [sys.executable, "-m", "ulskip_cli", "train", *model, *QUICK, *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    checkpoints = tmp_path / "out" / "checkpoints"
+    checkpoints = out / "checkpoints"
     while (
         process.poll() is None and not (checkpoints / "checkpoint-6" / "model.safetensors").exists()
     ):
@@ -185,80 +175,74 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out" / "training.json").exists()
-    with pytest.raises(UsageError, match=f"{tmp_path}/out.*unfinished"):
-        run_training(compose_training([*overrides, *changes, "seed=2"]), ProgressCallback())
+    assert not (out / "training.json").exists()
+    with pytest.raises(UsageError, match=f"{out}.*unfinished"):
+        run(*changes, "seed=2")
     (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
     progress = Notes()
-    resumed = run_training(compose_training([*overrides, *changes]), progress)
+    resumed = run(*changes, progress=progress)
     assert any(re.search(r"continues from step \d+ of 16", text) for text in progress.texts)
     assert (resumed.resumed, whole.resumed) == (True, False)
     assert resumed.steps == whole.steps == 16
-    expected = weights(whole_config.output)
-    for name, tensor in weights(tmp_path / "out").items():
+    expected = weights(whole_folder)
+    for name, tensor in weights(out).items():
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(
-    overrides, model_folder, tmp_path
-):
+def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(run, model_folder, out):
     options = ["train.distill_weight=0.5", "train.freeze_embeddings=true", "train.max_steps=2"]
-    options.append("train.gradient_accumulation_steps=2")
-    record = run_training(compose_training([*overrides, *options]), ProgressCallback())
+    record = run(*options, "train.gradient_accumulation_steps=2")
     assert (record.steps, record.based_on) == (2, None)
     assert record.peak_memory_bytes > 1e8  # torch alone needs more
-    before, after = weights(model_folder), weights(tmp_path / "out")
+    before, after = weights(model_folder), weights(out)
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     trained_weight = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(before[trained_weight], after[trained_weight])
 
 
-def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
+def test_weights_that_blow_up_are_not_saved(run, out):
     explosion = ["train.learning_rate=1e30", "train.warmup=0", "train.max_steps=9"]
     explosion += ["train.training_args={max_grad_norm: 0}", "train.save_every=1"]
     with pytest.raises(RunError, match=r"finite.*train\.learning_rate .now 1e\+30.*output=DIR"):
-        run_training(compose_training([*overrides, *explosion]), ProgressCallback())
-    assert not (tmp_path / "out" / "training.json").exists()
-    saved = sorted(path.name for path in (tmp_path / "out/checkpoints").glob("checkpoint-*"))
+        run(*explosion)
+    assert not (out / "training.json").exists()
+    saved = sorted(path.name for path in (out / "checkpoints").glob("checkpoint-*"))
     assert saved and "checkpoint-9" not in saved
     explosion = ["train.learning_rate=1e39", "train.warmup=0", "train.max_steps=1"]
     with pytest.raises(RunError, match=r"finite weights.*rate \(now 1e\+39.*output=DIR"):
-        run_training(
-            compose_training([*overrides, *explosion, f"output={tmp_path}/x"]), ProgressCallback()
-        )
+        run(*explosion, f"output={out.with_name('x')}")
 
 
-def test_a_training_that_diverges_says_so(ulskip, overrides, tmp_path):
-    hot = ["train.learning_rate=10", "train.warmup=0", "train.max_steps=4"]
-    code, out, err = ulskip("train", *overrides[:-1], *hot, "train.log_every=4")
+def test_a_training_that_diverges_says_so(ulskip, model_folder, out):
+    model = [f"model.path={model_folder}", "model.dtype=float32", f"output={out}"]
+    hot = ["train.learning_rate=10", "train.warmup=0", "train.max_steps=4", "train.log_every=4"]
+    code, told, err = ulskip("train", *model, *QUICK, *hot)
     assert code == 0, err
-    assert "warning: the training diverged" in out and "lower train.learning_rate (now 10)" in out
-    assert "next, " not in out
-    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert "warning: the training diverged" in told and "lower train.learning_rate (now 10)" in told
+    assert "next, " not in told
+    record = json.loads((out / "training.json").read_text())
     assert record["train_loss"] > 2 * record["first_loss"]
-    assert len(record["warnings"]) == 1 and training_notes(tmp_path / "out")["training"].endswith(
-        "it diverged"
-    )
+    assert len(record["warnings"]) == 1
+    assert training_notes(out)["training"].endswith("it diverged")
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
+def test_two_processes_end_with_the_weights_of_one(train, model_folder, tmp_path):
     """DDP over gloo: two devices of batch 4 take the steps of one of batch 8, nearly."""
-    common = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu", "limit=8"]
-    common += ["train.ratios=[1,2]", "train.max_steps=2"]
-    common += ["train.learning_rate=1e-3"]
+    common = ["model.device=cpu", "limit=8", "train.ratios=[1,2]", "train.max_steps=2"]
+    common.append("train.learning_rate=1e-3")
+    model = [f"model.path={model_folder}", "model.dtype=float32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = "-m torch.distributed.run --standalone --nproc_per_node=2 -m ulskip_cli train"
-    two = [*launch.split(), *common, "train.batch_size=4", f"output={tmp_path / 'two'}"]
+    two = [*launch.split(), *model, *common, "train.batch_size=4", f"output={tmp_path / 'two'}"]
     done = subprocess.run([sys.executable, *two], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    one = [*common, "train.batch_size=8", f"output={tmp_path / 'one'}"]
-    run_training(compose_training(one), ProgressCallback())
+    train(tmp_path / "one", *common, "train.batch_size=8")
     assert json.loads((tmp_path / "two" / "training.json").read_text())["steps"] == 2
-    pairs = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
-    before = load_file(model_folder / "model.safetensors")
+    pairs = [weights(tmp_path / name) for name in ("two", "one")]
+    before = weights(model_folder)
     assert any(not torch.equal(before[name], pairs[0][name]) for name in before)
     for name in before:
         torch.testing.assert_close(pairs[0][name], pairs[1][name], rtol=0, atol=1e-4)
@@ -276,12 +260,11 @@ class FakeTracker(TrainerCallback):
         self.logs.append((state.global_step, set(logs)))
 
 
-def test_losses_and_validations_reach_what_report_to_names(overrides, monkeypatch, capsys):
+def test_losses_and_validations_reach_what_report_to_names(run, monkeypatch, capsys):
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", FakeTracker)
     monkeypatch.setattr(FakeTracker, "logs", [])
     changes = ["train.held_out=4", "train.max_steps=2", "train.evaluate_every=2"]
-    reported = [*overrides, *changes, "train.training_args={report_to: wandb}"]
-    run_training(compose_training(reported), ProgressCallback())
+    run(*changes, "train.training_args={report_to: wandb}")
     assert [step for step, keys in FakeTracker.logs if "loss" in keys] == [1, 2]
     assert [step for step, keys in FakeTracker.logs if "eval_loss_2x" in keys] == [2]
     out, err = capsys.readouterr()
