@@ -85,11 +85,11 @@ def page(text: str) -> str:
     kinds = sum(len(verdict.model_types) for verdict in verdicts)
     return f"""# Supported architectures
 
-`make architectures` checks every causal LM class of transformers {versions["transformers"]} on a
-tiny random instance ({len(verdicts)} classes, {kinds} model types; torch {versions["torch"]},
-float32, CPU): its tokens and logits must equal those of a slow reference without a KV cache, for
-several sets of kept layers. {len(found[WORKS])} classes work, {rest} give wrong results,
-{len(found[REFUSED])} are refused, and {len(untested)} are not tested ([all verdicts and
+`make architectures` checks the {len(verdicts)} causal LM classes of transformers
+{versions["transformers"]} ({kinds} model types; torch {versions["torch"]}, float32). For several
+sets of kept layers, a tiny random instance must have the tokens and logits of a slow reference
+without a KV cache. {len(found[WORKS])} classes work, {rest} give wrong results,
+{len(found[REFUSED])} are refused, and {len(untested)} are not tested ([verdicts and
 reasons](../benchmarks/results/architectures.json)). The lists omit the suffix `ForCausalLM`.
 
 ## Supported by `engine=torch` ({len(fast)})

@@ -437,8 +437,7 @@ class Schedule(Section):
         Column("layer\nratio", form=".2f"),
     )
     predicted_speedup: Ratio = value(
-        "bytes that a full step reads, divided by those of a step of the kept layers; none with"
-        " drafts, or if the baseline is in another engine",
+        f"{GLOSSARY}; none with drafts, or if the baseline is in another engine",
         Column(
             "pre-\ndicted",
             form=".2f",
