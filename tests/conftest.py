@@ -1,7 +1,11 @@
 """Shared fixtures. Tests use no network and assert no times."""
 
 import os
+import shutil
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -45,7 +49,9 @@ def no_config_dir():
 @pytest.fixture
 def installed(monkeypatch):
     """Let the packages of all engines seem to be installed."""
-    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    monkeypatch.setattr(
+        engines, "find_spec", lambda name: find_spec(name) or ModuleSpec(name, None)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,21 @@ def single_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Return a function that lets a mock record the calls of a function or a method, which is
+    called as before.
+    """
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+        seen = create_autospec(real, side_effect=real)
+        monkeypatch.setattr(owner, name, seen)
+        return seen
+
+    return watch
 
 
 @pytest.fixture
@@ -92,6 +113,12 @@ def model_folder(tokenizer, tmp_path_factory):
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def copied_model(model_folder, tmp_path):
+    """Return a copy of the saved model, to be changed."""
+    return shutil.copytree(model_folder, tmp_path / "copied_model")
 
 
 @pytest.fixture(scope="session")

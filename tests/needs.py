@@ -1,10 +1,10 @@
 """Overrides of runs of the bundled model by `Need`, and data beside the project."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reference import save_adapter
 
 from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.config_schema import Config
@@ -68,7 +68,6 @@ def folders(tmp_path_factory):
     """Return the folder of a skip adapter of the bundled model, which changes nothing."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.correction import NO_PATCHES
-    from ulskip_cli.core.model_metadata import ModelFolder
     from ulskip_cli.core.schedule import even
     from ulskip_cli.inference.loading import load
     from ulskip_cli.inference.skip_adapter import zero_adapter
@@ -76,7 +75,4 @@ def folders(tmp_path_factory):
     config = compose([])
     model = load(config.model).model
     adapter = zero_adapter(model, [even(12, 6)], NO_PATCHES)
-    record = {"base": {"fingerprint": ModelFolder(config.model).fingerprint}}
-    folder = tmp_path_factory.mktemp("adapter")
-    replace(adapter, record=record).save(folder)
-    return {"adapter": folder}
+    return {"adapter": save_adapter(adapter, config.model, tmp_path_factory.mktemp("adapter"))}

@@ -1,15 +1,16 @@
 """Tiny random models, and an independent, uncached reference of layer skipping."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import transformers
 from torch.nn import functional
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
 from ulskip_cli.core.correction import NO_PATCHES, PATCHES
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
@@ -20,6 +21,8 @@ from ulskip_cli.strategies.plan import make_plan
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
 NEAR_TIE = 1e-4
+GREEDY = DecodingConfig(name="greedy")
+MANY_ENDS = [7, 20, 33, 40, 50, 60, 70, 80]  # so that most answers end early
 ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 COMMON = {"vocab_size": VOCAB_SIZE, "initializer_range": 0.3, **ENDS}
 OLD_STYLE = {"n_layer": NUM_LAYERS, "n_head": 4, **COMMON}
@@ -138,6 +141,35 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def layer_states(model, ids, replaced=None):
+    """Run the full model; return the input of every layer and the output of the last one.
+    `replaced` is a layer, a position and the states that the layer reads from there on.
+    """
+    layers, states, hooks = stack_of(model), {}, []
+
+    def before(index):
+        def hook(module, args, kwargs):
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            if replaced and replaced[0] == index:
+                hidden = torch.cat([hidden[:, : replaced[1]], replaced[2]], 1)
+            states[index] = hidden
+            return (hidden, *args[1:]), kwargs
+
+        return hook
+
+    def after(module, args, output):
+        states[len(layers)] = output[0] if isinstance(output, tuple) else output
+
+    for index, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
+    hooks.append(layers[-1].register_forward_hook(after))
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return states
 
 
 def reference_greedy(model, ids, mask, kept, steps, **corrections):
@@ -292,6 +324,13 @@ def random_adapter(model, kept, kind, seed=0):
             patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias
     adapter = SkipAdapter(NUM_LAYERS, (kept,), PATCHES[kind], tensors)
     return adapter, {"patches": patches, "linears": linears}
+
+
+def save_adapter(adapter, config, folder):
+    """Save a skip adapter as one of the model of a configuration; return the folder."""
+    base = {"model": config.label, "fingerprint": ModelFolder(config).fingerprint}
+    replace(adapter, record={**adapter.record, "base": base}).save(folder)
+    return folder
 
 
 def response_logits(model, stages, prompt_ids, prompt_mask, response_ids, response_mask=None):

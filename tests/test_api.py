@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from reference import random_adapter
+from reference import build_model, random_adapter
 
 import ulskip_cli
 from ulskip_cli import api
@@ -46,12 +46,6 @@ def test_a_schedule_is_the_strategys():
     for ratio in ("2", True):
         with pytest.raises(UsageError, match="ratio"):
             api.kept_layers(12, ratio)
-
-
-@pytest.mark.parametrize("strategy", ["search", "skip_decode", "early_exit"])
-def test_what_numbers_do_not_decide_is_refused(strategy):
-    with pytest.raises(UsageError, match=f"strategy={strategy}"):
-        api.kept_layers(12, 2.0, strategy)
 
 
 def test_kept_prompt_layers_are_the_views_own_generation(loaded):
@@ -150,17 +144,17 @@ def test_the_first_difference_is_a_token_and_a_character():
         (lambda: api.generate("tiny"), "list of strings"),
         (lambda: api.generate("./nowhere", prompts=["a"]), "nowhere"),
         (lambda: api.generate("random", prompts=["a"]), "random weights"),
+        (lambda: api.generate(build_model("llama"), prompts=["a"]), "tokenizer=TOKENIZER"),
         (lambda: api.shallow_view(None, 6), "list of layers"),
+        # numbers do not decide these layers
+        (lambda: api.kept_layers(12, 2.0, "search"), "strategy=search"),
+        (lambda: api.kept_layers(12, 2.0, "skip_decode"), "strategy=skip_decode"),
+        (lambda: api.kept_layers(12, 2.0, "early_exit"), "strategy=early_exit"),
     ],
 )
 def test_misuse_is_one_line(call, match):
     with pytest.raises(UsageError, match=match):
         call()
-
-
-def test_a_loaded_model_needs_its_tokenizer(loaded):
-    with pytest.raises(UsageError, match="tokenizer=TOKENIZER"):
-        api.generate(loaded[0], prompts=["a"])
 
 
 def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):

@@ -1,6 +1,7 @@
 """Check links, anchors, navigation and row keys of the documentation, and build the site."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,13 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ulskip_cli.core.config import (
-    compose,
-    compose_prompts,
-    compose_training,
-    compose_tuning,
-    group_choices,
-)
+from ulskip_cli.core import config
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.tasks.metrics import METRICS
 
@@ -27,6 +22,13 @@ PAGES = [
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+
+
+def commands_of(page):
+    """Return the commands in the bash blocks of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("ulskip ")]
 
 
 def anchors(page: Path) -> set[str]:
@@ -78,16 +80,7 @@ def test_measured_numbers_in_tables_are_in_the_files_that_their_section_links_to
 
 
 def test_the_examples_use_known_keys_and_values():
-    pages = [page.read_text("utf-8") for page in PAGES]
-    blocks = [
-        block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    ]
-    commands = [
-        line
-        for block in blocks
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("ulskip ")
-    ]
+    commands = [command for page in PAGES for command in commands_of(page)]
     for command in commands:
         name, *words = shlex.split(re.sub("<[^>]*>", "X", command), comments=True)[1:]
         keys = [word for word in words if "=" in word and not word.startswith("-")]
@@ -95,14 +88,24 @@ def test_the_examples_use_known_keys_and_values():
             keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
         if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
             form = words[words.index("--format") + 1] if "--format" in words else "hf"
-            assert compose(keys, command=f"export --format {form}" if name == "export" else name)
+            assert config.compose(
+                keys, command=f"export --format {form}" if name == "export" else name
+            )
         elif name == "tune":
-            assert compose_tuning(keys), command
+            assert config.compose_tuning(keys), command
         elif name == "generate":
-            assert compose_prompts(keys), command
+            assert config.compose_prompts(keys), command
         elif name == "train":
-            assert compose_training(keys), command
+            assert config.compose_training(keys), command
     assert len(commands) > 40
+
+
+def test_the_committed_reference_pages_are_what_is_printed():
+    printed = runpy.run_path(str(ROOT / "benchmarks" / "reference.py"))
+    committed = (ROOT / "docs" / "combinations.md").read_text("utf-8")
+    assert printed["combinations"]() == committed, "run `make reference`"
+    results = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert results.endswith(printed["row_keys"]()), "run `make reference`"
 
 
 @pytest.mark.slow
@@ -122,7 +125,7 @@ def test_every_strategy_correction_engine_metric_and_kind_of_patch_is_described(
     text = "".join(page.read_text("utf-8") for page in PAGES if page.name != "CHANGELOG.md")
     groups = ("strategy", "correction", "engine", "decoding")
     # a format of an engine is a preset of its own
-    names = [name.partition("_int")[0] for group in groups for name in group_choices(group)]
+    names = [name.partition("_int")[0] for group in groups for name in config.group_choices(group)]
     missing = {name for name in [*names, *METRICS, *PATCHES] if name not in text}
     assert not missing
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import opening
 import pytest
 import readme
+from test_docs import commands_of
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.experiments.results import ResultsFolder
@@ -18,12 +19,7 @@ from ulskip_cli.report.rows import read_records
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = [
-    shlex.split(line, comments=True)[1:]
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("ulskip ")
-]
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in commands_of(ROOT / "README.md")]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified']"]
 FEW += ["engine=torch"]  # all installed engines would be tried
 

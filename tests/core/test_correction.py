@@ -1,9 +1,17 @@
+import json
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from reference import hf
 
-from ulskip_cli.core.correction import KINDS, PATCHES, solve_ridge
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import KINDS, PATCHES, Adapter, read_record, solve_ridge
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
+from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.strategies.plan import make_plan
 
 AT_GAPS = [name for name, kind in PATCHES.items() if not kind.is_folded]
 FOLDED = [name for name, kind in PATCHES.items() if kind.is_folded]
@@ -73,3 +81,71 @@ def test_a_solution_is_that_of_penalized_least_squares(seed, parts, has_bias, ri
     assert got.keys() == ({"bias"} if has_bias else set())
     for bias in got.values():  # the residuals have a mean of 0
         torch.testing.assert_close(means[0] @ expected + bias, means[1])
+
+
+# ---- Skip adapters and predictions ----
+
+
+@pytest.fixture
+def model(model_folder):
+    return hf(model_folder)
+
+
+@pytest.fixture
+def write(model, tmp_path):
+    """Return a function that writes the record of a skip adapter and returns its folder."""
+
+    def written(name="adapter", **changes):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        base = {"fingerprint": ModelFolder(model).fingerprint}
+        record = {"base": base, "kept_sets": [[0, 5]], "kind": "full", **changes}
+        (folder / "adapter.json").write_text(json.dumps(record))
+        return folder
+
+    return written
+
+
+@pytest.mark.parametrize(
+    "change", [{"kept_sets": 7}, {"kept_sets": [0, 1]}, {"base": "x"}, {"kind": "other"}]
+)
+def test_a_damaged_record_is_refused_by_its_key(model, write, change):
+    with pytest.raises(UsageError, match=rf"{next(iter(change))}.*adapter\.json"):
+        read_record(write(**change), model)
+
+
+def test_a_record_of_another_model_is_refused(model, write):
+    assert read_record(write(), model).kept_sets == ((0, 5),)
+    with pytest.raises(UsageError, match=r"correction\.path=.*for the weights of .* other weights"):
+        read_record(write(base={"fingerprint": "other"}), model)
+
+
+def test_the_folder_is_the_one_of_the_layers(model, write):
+    folders = [write("a"), write("b", kept_sets=[[0, 2, 5]])]
+    adapter = Adapter(path=tuple(map(str, folders)))
+    assert adapter.folder_for(model, [(0, 2, 5)]) == str(folders[1])
+    assert adapter.folder_for(model, []) is None
+    with pytest.raises(UsageError, match=r"\[0,5\] or \[0,2,5\]"):
+        adapter.folder_for(model, [(0, 1)])
+
+
+def test_adapters_of_different_kinds_are_refused(model, write):
+    one, other = write("a", kind="folded"), write("b")
+    assert Adapter(path=(str(one),)).patch_kind(model) is PATCHES["folded"]
+    with pytest.raises(UsageError, match="folded and full"):
+        Adapter(path=(str(one), str(other))).patch_kind(model)
+
+
+METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, weight_bytes=2)
+
+
+def predicted(*overrides):
+    config = compose(["strategy=custom", "strategy.layers=[0,2,5]", *overrides])
+    return make_plan(config, METADATA).predicted_speedup
+
+
+def test_the_predicted_speedup_counts_the_patch_of_each_gap():
+    folded = predicted("correction=patch", "correction.kind=folded")
+    assert predicted() == folded == pytest.approx(650 / 350)
+    patch = 2 * (3 * 3 + 3)  # bytes
+    assert predicted("correction=patch") == pytest.approx(650 / (350 + 2 * patch))

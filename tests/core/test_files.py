@@ -15,15 +15,6 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError, UsageError
-from ulskip_cli.core.files import (
-    append_line,
-    cache_dir,
-    lock,
-    noticing_full_disk,
-    read_jsonl,
-    read_object,
-    write_atomic,
-)
 
 HOLD = """
 import sys, time
@@ -39,33 +30,36 @@ def test_a_lock_is_held_once_and_not_by_killed_processes(tmp_path):
     path = tmp_path / "a.lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        with lock(path, wait=False) as held:
+        with files.lock(path, wait=False) as held:
             assert not held
         child.kill()
         child.wait()
-        with lock(path) as first, lock(path, wait=False) as second:
+        with files.lock(path) as first, files.lock(path, wait=False) as second:
             assert (first, second) == (True, False)
 
 
 def test_a_lock_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"file/a\.lock"), lock(tmp_path / "file" / "a.lock"):
+    with (
+        pytest.raises(StorageError, match=r"file/a\.lock"),
+        files.lock(tmp_path / "file" / "a.lock"),
+    ):
         pass
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     whole, lines = tmp_path / "a.json", tmp_path / "a.jsonl"
-    write_atomic(whole, '{"a": 1}')
-    append_line(lines, '{"a": 1}')
+    files.write_atomic(whole, '{"a": 1}')
+    files.append_line(lines, '{"a": 1}')
 
     def full_disk(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full_disk)
-    for write, path in ((write_atomic, whole), (append_line, lines)):
+    for write, path in ((files.write_atomic, whole), (files.append_line, lines)):
         with pytest.raises(StorageError, match=r"No space left.*free some space"):
             write(path, '{"a": 2}')
-    assert read_object(whole) == {"a": 1} and read_jsonl(lines) == [{"a": 1}]
+    assert files.read_object(whole) == {"a": 1} and files.read_jsonl(lines) == [{"a": 1}]
     assert sorted(tmp_path.iterdir()) == [whole, lines]
 
 
@@ -79,19 +73,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 )
 def test_a_full_disk_is_told_from_the_errors_of_libraries(tmp_path, error):
     told = pytest.raises(StorageError, match=r"out \(No space left.*free some space")
-    with told, noticing_full_disk(tmp_path / "out"):
+    with told, files.noticing_full_disk(tmp_path / "out"):
         raise error
-    with pytest.raises(ZeroDivisionError), noticing_full_disk(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.noticing_full_disk(tmp_path):
         raise ZeroDivisionError
-    with pytest.raises(ConnectionError), noticing_full_disk(tmp_path):
+    with pytest.raises(ConnectionError), files.noticing_full_disk(tmp_path):
         raise ConnectionError("refused")
 
 
 def test_a_line_that_a_crash_cut_off_is_ended_and_skipped(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": ')
-    append_line(path, '{"a": 3}')
-    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+    files.append_line(path, '{"a": 3}')
+    assert files.read_jsonl(path) == [{"a": 1}, {"a": 3}]
 
 
 @settings(max_examples=10)
@@ -100,8 +94,8 @@ def test_any_object_survives_a_line(rows):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.jsonl"
         for row in rows:
-            append_line(path, json.dumps(row))
-        assert read_jsonl(path) == rows
+            files.append_line(path, json.dumps(row))
+        assert files.read_jsonl(path) == rows
 
 
 @pytest.mark.parametrize(
@@ -116,4 +110,4 @@ def test_the_cache_belongs_to_its_user(tmp_path, monkeypatch, user, owner, is_ac
     monkeypatch.setattr(Path, "stat", lambda path, **_: folder)
     refused = pytest.raises(UsageError, match="set ULSKIP_CACHE")
     with contextlib.nullcontext() if is_accepted else refused:
-        assert cache_dir() == tmp_path / "cache"
+        assert files.cache_dir() == tmp_path / "cache"

@@ -24,39 +24,33 @@ def test_the_fingerprint_of_a_folder_is_of_all_its_weights(tmp_path):
         assert ModelFolder(hf(folder)).fingerprint != whole
 
 
-def test_a_large_file_is_sampled(model_folder, tmp_path, monkeypatch):
+def test_a_large_file_is_sampled(copied_model, monkeypatch):
     monkeypatch.setattr(fingerprints, "_HASHED_BYTES", 2**10)
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    whole = ModelFolder(hf(folder)).fingerprint
-    with (folder / "model.safetensors").open("r+b") as stream:
+    whole = ModelFolder(hf(copied_model)).fingerprint
+    with (copied_model / "model.safetensors").open("r+b") as stream:
         stream.seek(100)
         stream.write(b"changed")
-    assert ModelFolder(hf(folder)).fingerprint != whole
+    assert ModelFolder(hf(copied_model)).fingerprint != whole
 
 
-def test_a_file_is_read_again_only_if_its_size_or_time_changed(model_folder, tmp_path):
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    file, whole = folder / "model.safetensors", ModelFolder(hf(folder)).fingerprint
+def test_a_file_is_read_again_only_if_its_size_or_time_changed(copied_model):
+    file, whole = copied_model / "model.safetensors", ModelFolder(hf(copied_model)).fingerprint
     state, data = file.stat(), bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert ModelFolder(hf(folder)).fingerprint == whole
+    assert ModelFolder(hf(copied_model)).fingerprint == whole
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    assert ModelFolder(hf(folder)).fingerprint != whole
+    assert ModelFolder(hf(copied_model)).fingerprint != whole
 
 
 @pytest.mark.parametrize(
     "name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"]
 )
-def test_the_fingerprint_covers_what_decides_prompts_and_ends_of_answers(
-    model_folder, tmp_path, name
-):
-    folder = shutil.copytree(model_folder, tmp_path / "copy")
-    (folder / name).write_text('{"eos_token_id": [1, 2]}')
-    assert (ModelFolder(hf(folder)).fingerprint == ModelFolder(hf(model_folder)).fingerprint) is (
-        name == "LICENSE"
-    )
+def test_the_fingerprint_covers_what_decides_prompts_and_ends_of_answers(copied_model, name):
+    before = ModelFolder(hf(copied_model)).fingerprint
+    (copied_model / name).write_text('{"eos_token_id": [1, 2]}')
+    assert (ModelFolder(hf(copied_model)).fingerprint == before) is (name == "LICENSE")
 
 
 def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(

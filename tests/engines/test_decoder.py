@@ -1,13 +1,12 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, decoder_for, random_ids
+from reference import GREEDY, NUM_LAYERS, decoder_for, random_ids
 from transformers import FalconConfig, FalconForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.inference.batching import BatchSize, padded
 
-GREEDY = DecodingConfig(name="greedy")
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 
 

@@ -3,15 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, plan_for, reference_logits, with_each
+from reference import GREEDY, NUM_LAYERS, batch, plan_for, reference_logits, with_each
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.early_exit import confidence_of
 
 LENGTH = 10
-GREEDY = DecodingConfig(name="greedy")
 
 
 def exiting(model, threshold, horizon=LENGTH, **options):

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from reference import NEW_STYLE, batch, build_model, count_near_ties, random_adapter
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_class, engine_named
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Room, Views, take_turns
@@ -28,8 +27,7 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
 LENGTH = 14
-GREEDY = DecodingConfig(name="g")
-ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+GREEDY = reference.GREEDY
 SCHEDULES = [
     ("strategy=full",),
     ("ratio=2", "prompt_layers=kept"),
@@ -61,7 +59,7 @@ def test_tokens_equal_those_of_torch(overrides):
     model, near_ties, seconds = build_model("llama"), 0, []
     torchs, ours = decoder_for(model, overrides), decoder_for(model, overrides, "llama_cpp")
     kept = {stage.first_step: stage.kept for stage in torchs.stages}
-    for ends, padded in product((None, ENDS), (True, False)):
+    for ends, padded in product((None, reference.MANY_ENDS), (True, False)):
         model.generation_config.eos_token_id, (ids, mask) = ends, batch(padded)
         wanted, got = (
             one.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)) for one in (torchs, ours)
@@ -133,7 +131,7 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
     opened = opened_for(model)
     with torch.no_grad():
         wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
-    got = opened.encode(BatchRequest(ids, mask, DecodingConfig(), 0, (), LENGTH))
+    got = opened.encode(BatchRequest(ids, mask, GREEDY, 0, (), LENGTH))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     for schedule in (("strategy=full",), ("strategy=custom", "strategy.layers=[0,3,5]")):
         tokens = [
@@ -168,7 +166,7 @@ def test_fewer_bits_add_rounding_errors():
         wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
     for weights in ("f32", "bf16", "q8_0", "q4_0"):
         opened = opened_for(model, weights)
-        got = opened.encode(BatchRequest(ids, mask, DecodingConfig(), 0, (), LENGTH))
+        got = opened.encode(BatchRequest(ids, mask, GREEDY, 0, (), LENGTH))
         errors.append(float((got - wanted).norm() / wanted.norm()))
         assert opened.describe()["weights"] == weights
     assert errors == sorted(errors)

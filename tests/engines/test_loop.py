@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, count_near_ties, decoder_for
+from reference import GREEDY, MANY_ENDS, NUM_LAYERS, batch, count_near_ties, decoder_for
 from transformers import MinNewTokensLengthLogitsProcessor
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -13,17 +13,15 @@ from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
 from ulskip_cli.engines.torch.session import TorchSession
 
 LENGTH, CPU = 14, torch.device("cpu")
-FAST = DecodingConfig(name="g")
-SAMPLED = FAST.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50)
-ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+SAMPLED = GREEDY.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50)
 
 
-def compared(decoder, decoding=FAST):
+def compared(decoder, decoding=GREEDY):
     """Generate by both engines; count the differing sequences, each of which is a near-tie."""
     near_ties, model = 0, decoder.prompt_model
     kept = {stage.first_step: stage.kept for stage in decoder.stages}
     kept = kept if model is decoder.model else range(NUM_LAYERS)
-    for ends, padded in product((None, ENDS), (True, False)):
+    for ends, padded in product((None, MANY_ENDS), (True, False)):
         decoder.model.generation_config.eos_token_id = model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
         fast, slow = (
@@ -54,19 +52,14 @@ def test_sampling_is_that_of_transformers(llama):
     assert compared(decoder_for(llama, "ratio=2"), SAMPLED) == 0
 
 
-def test_finished_sequences_are_dropped_from_the_batch(llama, monkeypatch):
+def test_finished_sequences_are_dropped_from_the_batch(llama, spy):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
-    context = DecodeContext(FAST, 0, LENGTH)
+    context = DecodeContext(GREEDY, 0, LENGTH)
     free = decoder.generate(ids, mask, context).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
-    sizes, choose = [], TorchSession.choose
-
-    def counted(self, tokens, banned):
-        sizes.append(len(tokens))
-        return choose(self, tokens, banned)
-
-    monkeypatch.setattr(TorchSession, "choose", counted)
+    choose = spy(TorchSession, "choose")
     decoder.generate(ids, mask, context)
+    sizes = [len(call.args[1]) for call in choose.call_args_list]
     assert sizes[0] == 5 and sizes[-1] <= 2
     forced = decoder.generate(ids, mask, context, forced_length=6)
     assert {len(row) for row in forced.token_ids} == {6}

@@ -4,9 +4,8 @@ from typing import ClassVar
 import pytest
 import reference
 import torch
-from reference import build_model, random_ids
+from reference import GREEDY, build_model, random_ids
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines import decoder as decoder_module
@@ -44,7 +43,7 @@ def decoder_for(weights=None):
 
 def generate(decoder, batch_size, prompt_len, forced=4):
     ids = random_ids(batch_size, prompt_len)
-    context = DecodeContext(DecodingConfig(), 0, 8)
+    context = DecodeContext(GREEDY, 0, 8)
     return decoder.generate(ids, torch.ones_like(ids), context, forced_length=forced)
 
 

@@ -52,21 +52,12 @@ def test_padding_does_not_exceed_the_position_table():
     assert together == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_schedule_uses_the_prompts_of_the_one_before(monkeypatch, llama):
+def test_a_schedule_uses_the_prompts_of_the_one_before(spy, llama):
     examples = [EncodedExample([5, 6, 7], [8, 9]), EncodedExample([10], [11])]
-    encoded = []
-
-    def encode(model, ids, mask):
-        encoded.append(ids.shape)
-        return encode_prompt(model, ids, mask)
-
-    monkeypatch.setattr(scoring, "encode_prompt", encode)
-    texts = forced(examples, 1)
-    for ratio in ("ratio=2", "ratio=3"):
-        decoder = decoder_for(llama, ratio)
-        alone = forced(examples, 1).scores(decoder)
-        del encoded[:2]  # of the loss alone
-        assert texts.scores(decoder) == alone
-    assert len(encoded) == 2
+    decoders = [decoder_for(llama, ratio) for ratio in ("ratio=2", "ratio=3")]
+    alone = [forced(examples, 1).scores(decoder) for decoder in decoders]
+    encode, texts = spy(scoring, "encode_prompt"), forced(examples, 1)
+    assert [texts.scores(decoder) for decoder in decoders] == alone
+    assert encode.call_count == 2
     texts.scores(decoder_for(llama, "ratio=2", "prompt_layers=kept"))
-    assert len(encoded) == 4
+    assert encode.call_count == 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import batch, count_near_ties, stack_of
+from reference import MANY_ENDS, batch, count_near_ties, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -19,7 +19,6 @@ from ulskip_cli.strategies.plan import Plan
 
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", draft_tokens=4)
-ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 KEPT, DRAFTS = (0, 2, 5), ["layers", "ngram"]
 
 
@@ -61,7 +60,7 @@ def by_generate(model, ids, mask, decoding=DRAFTED, **options):
 
 def test_tokens_equal_those_of_the_full_models_generate(model):
     decoder, drafts, near_ties = decoder_for(agreeing(model, KEPT), KEPT), DraftStats(), 0
-    for ends, padded in ((None, False), (None, True), (ENDS, True)):
+    for ends, padded in ((None, False), (None, True), (MANY_ENDS, True)):
         model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
         expected = by_generate(model, ids, mask)

@@ -139,20 +139,13 @@ def test_prompts_have_at_most_half_as_many_own_answers_as_there_are_examples(
     assert seen == [1, most]
 
 
-def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
-    seen = []
-
-    def generated(decoder, prompts, context, size, *more):
-        seen.append(size.used)
-        return generate_all(decoder, prompts, context, size, *more)
-
-    monkeypatch.setattr(calibration, "generate_all", generated)
-    ids = set()
+def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, spy):
+    generate, ids = spy(calibration, "generate_all"), set()
     for batch_size in (1, 3):
         config, loaded, work = ready("strategy=early_exit", "ratio=2", f"batch_size={batch_size}")
         ids.add(calibrate_strategy(config, loaded, work, ProgressCallback())[1]["id"])
-        assert set(seen) == {batch_size}
-        seen.clear()
+        assert {call.args[3].used for call in generate.call_args_list} == {batch_size}
+        generate.reset_mock()
     assert len(ids) == 2
 
 

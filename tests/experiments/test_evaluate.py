@@ -1,24 +1,22 @@
 import json
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from reference import NUM_LAYERS, build_model, decoder_for, plan_for, reference_logits
 from torch.nn.functional import cross_entropy
 
+from ulskip_cli.core.answer import Answer
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.experiments.evaluate import (
-    BatchCheckpoints,
-    generate_answers,
-    is_copy,
-    measure_by_teacher_forcing,
-    score_answers,
-)
+from ulskip_cli.experiments import evaluate
 from ulskip_cli.experiments.paired_timing import time_pairs, timed_prompts
 from ulskip_cli.inference.batching import BatchSize
 
@@ -28,11 +26,11 @@ def evaluated(tmp_path):
     """Return a function that generates answers and scores them."""
 
     def call(decoder, workload, config, baseline=None, progress=None):
-        checkpoints = BatchCheckpoints(tmp_path / "a.partial.jsonl", {}, time.monotonic())
+        checkpoints = evaluate.BatchCheckpoints(tmp_path / "a.partial.jsonl", {}, time.monotonic())
         shown = progress or ProgressCallback()
-        answers = generate_answers(decoder, workload, config, shown, checkpoints)
+        answers = evaluate.generate_answers(decoder, workload, config, shown, checkpoints)
         checkpoints.remove()
-        return answers, score_answers(answers, workload, baseline, ProgressCallback())
+        return answers, evaluate.score_answers(answers, workload, baseline, ProgressCallback())
 
     return call
 
@@ -100,17 +98,13 @@ def test_logits_that_are_not_finite_are_refused(point):
     references = [example.response_ids for example in workload.encoded]
     texts = ForcedTexts(workload.prompts, references, BatchSize(2), workload.pad_token_id)
     with pytest.raises(InvalidLogitsError, match="nan"):
-        measure_by_teacher_forcing(texts, decoder, decoder, "unified", ProgressCallback())
+        evaluate.measure_by_teacher_forcing(texts, decoder, decoder, "unified", ProgressCallback())
 
 
 def test_progress_tells_the_tokens_per_second(point, evaluated):
-    notes = []
-
-    class Notes(ProgressCallback):
-        def phase(self, label, total=0):
-            return lambda done, note="": notes.append((done, note))
-
-    evaluated(*point("batch_size=3"), progress=Notes())
+    progress = Mock()
+    evaluated(*point("batch_size=3"), progress=progress)
+    notes = [call.args for call in progress.phase.return_value.call_args_list]
     during = [note for done, note in notes if note.endswith(" tok/s")]
     assert len(during) > 2 and all(" tokens, " in note for note in during)
     assert notes[-1] == (5, during[-1])
@@ -122,7 +116,7 @@ TEXTS, ANSWERS = [[5, 6, 7], [8, 9, 10, 11, 12]], [[13, 14, 15, 16], [17, 18]]
 def agreement(model, view, answers=ANSWERS, prompts=TEXTS):
     full = decoder_for(model, "strategy=full")
     texts = ForcedTexts(prompts, answers, BatchSize(2), 0, answers)
-    return measure_by_teacher_forcing(texts, view, full, "unified", ProgressCallback())
+    return evaluate.measure_by_teacher_forcing(texts, view, full, "unified", ProgressCallback())
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen2", "gpt2"])
@@ -175,7 +169,7 @@ def test_tokens_that_copy_the_prompt_count_apart(llama):
     ],
 )
 def test_a_token_copies_with_the_two_before_it(prompt, answer, copies):
-    assert is_copy(prompt, answer).tolist() == copies
+    assert evaluate.is_copy(prompt, answer).tolist() == copies
 
 
 ORIGIN = {"code": "a", "threads": 2}
@@ -190,7 +184,7 @@ SECOND = BatchOutput(
 
 def resumed(path, order=ORDER, **origin):
     """The batches of a run that begins now, after an earlier attempt."""
-    batches = BatchCheckpoints(path, ORIGIN | origin, time.monotonic())
+    batches = evaluate.BatchCheckpoints(path, ORIGIN | origin, time.monotonic())
     batches.resume(order)
     return batches
 
@@ -250,3 +244,26 @@ def test_without_a_task_the_prompts_are_random_and_seeded(point):
     assert [ids.shape for ids, _ in one] == [(3, 7)] * 2
     assert all((a == b).all() for (a, _), (b, _) in zip(one, again, strict=True))
     assert (one[0][0] != one[1][0]).any()
+
+
+blocks = st.lists(st.integers(0, 9), min_size=1, max_size=8)
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), blocks)
+def test_any_block_four_times_is_a_loop(prefix, block):
+    assert evaluate.ends_in_loop([*prefix, *block * 4])
+
+
+@given(st.lists(st.integers(), unique=True, max_size=40))
+def test_distinct_tokens_are_no_loop(tokens):
+    assert not evaluate.ends_in_loop(tokens)
+
+
+def test_flags():
+    answers = Answer("  ", [1], False), Answer("x x x x", [7] * 4, True)
+    assert list(map(evaluate.degenerate_flags, answers)) == [["empty"], ["loop", "hit_limit"]]
+    assert evaluate.degenerate_flags(Answer("fine", [1, 2, 3], False)) == []
+
+
+def test_length_ratio_counts_words():
+    assert evaluate.length_ratio(["a b", ""], ["a b c", "d"]) == 0.5

@@ -1,20 +1,19 @@
 """Against lm-evaluation-harness's own `hf` model, on the embedded model and four sentences."""
 
 import json
-from dataclasses import replace
 
 import lm_eval
 import pytest
 import torch
 import yaml
 from lm_eval.tasks import TaskManager
-from reference import one_stage, response_logits
+from reference import one_stage, response_logits, save_adapter
 
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, ModelFolder
+from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments.lm_eval_adapter import FIRST_TOKEN, SkippingLM, make_records
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.loading import pick_device
@@ -149,8 +148,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     for name, tensor in adapter.tensors.items():
         if name.endswith(".bias"):
             tensor += 20 * torch.randn(tensor.shape, generator=generator)
-    base = {"model": "tiny", "fingerprint": ModelFolder(plain.ulskip_config.model).fingerprint}
-    replace(adapter, record={"base": base}).save(tmp_path)
+    save_adapter(adapter, plain.ulskip_config.model, tmp_path)
     corrected = ["correction=adapter", f"correction.path={tmp_path}"]
     adapted = SkippingLM(composed(*asked, *corrected))
     prompt, response = map(plain.tok_encode, ("Der Hund schläft.", " The dog is sleeping."))

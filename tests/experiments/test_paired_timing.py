@@ -16,13 +16,6 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.experiments import paired_timing
 from ulskip_cli.experiments.intervals import ENOUGH, UNITS
-from ulskip_cli.experiments.paired_timing import (
-    UNIT_SHARE,
-    Pair,
-    TimedPairs,
-    measure_pairs,
-    measure_units,
-)
 from ulskip_cli.experiments.record import Timing, Unit
 
 DRAFTED = {"engine": "speculative", "drafts": DraftStats()}
@@ -33,14 +26,16 @@ ALONE = tuple(rows[:1] for rows in PROMPTS)
 
 def pairs_of(full, strategy, context, new_tokens, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
-    pair = Pair(full, strategy, [prompts], replace(context, max_new_tokens=new_tokens))
-    timed = measure_pairs(pair, range(count))
+    pair = paired_timing.Pair(
+        full, strategy, [prompts], replace(context, max_new_tokens=new_tokens)
+    )
+    timed = paired_timing.measure_pairs(pair, range(count))
     return replace(timed, units=(Unit(pairs=count),))
 
 
 def timed_units(full, strategy, *counts):
     """Pairs that were timed in units of `counts` pairs."""
-    return TimedPairs(full, strategy, tuple(Unit(pairs=count) for count in counts))
+    return paired_timing.TimedPairs(full, strategy, tuple(Unit(pairs=count) for count in counts))
 
 
 def output(first, decode):
@@ -74,7 +69,7 @@ def clock(monkeypatch):
         state.now += state.unit
         state.rounds += rounds
         count = len(rounds)
-        return TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))
+        return paired_timing.TimedPairs(outputs(*[next(state.full)] * count), outputs(*[1] * count))
 
     monkeypatch.setattr(paired_timing, "measure_pairs", measure)
     return state
@@ -83,9 +78,9 @@ def clock(monkeypatch):
 @pytest.fixture
 def units_of(llama, clock, monkeypatch):
     def measured(**speed):
-        pair = Pair(*full_and_half(llama), [PROMPTS], GREEDY)
+        pair = paired_timing.Pair(*full_and_half(llama), [PROMPTS], GREEDY)
         monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1e9)
-        return measure_units(pair, SpeedConfig(**speed), "", ProgressCallback())
+        return paired_timing.measure_units(pair, SpeedConfig(**speed), "", ProgressCallback())
 
     return measured
 
@@ -107,7 +102,7 @@ def test_units_end_when_the_time_is_spent(units_of, clock):
 def test_a_short_step_gets_many_pairs(units_of):
     assert units_of(seconds=0).units[0].pairs == 1
     pair_seconds = 3 + 2  # with its prompts
-    assert units_of(seconds=3 * pair_seconds / UNIT_SHARE).units[0].pairs == 3
+    assert units_of(seconds=3 * pair_seconds / paired_timing.UNIT_SHARE).units[0].pairs == 3
 
 
 def test_sides_that_stop_at_eos_are_compared_by_their_seconds_a_token():

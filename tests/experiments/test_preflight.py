@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 
@@ -76,7 +75,7 @@ def test_missing_examples_are_refused(files):
         assert resolve(compose([*files, *strategy.split(maxsplit=1)])).held_out is None
 
 
-def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, model_folder, tmp_path):
+def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, copied_model, tmp_path):
     def run_id(*overrides):
         return resolve(compose([*files, "limit=5", *overrides])).run_id
 
@@ -86,10 +85,9 @@ def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, model_
     )
     (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(8)) + "other\n")
     assert plain == run_id("strategy=unified") and calibrated != run_id()
-    shutil.copytree(model_folder, tmp_path / "m")
-    hf = ["strategy=unified", "model=hf", f"model.path={tmp_path / 'm'}"]
+    hf = ["strategy=unified", "model=hf", f"model.path={copied_model}"]
     before = run_id(*hf)
-    weights = tmp_path / "m" / "model.safetensors"
+    weights = copied_model / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert run_id(*hf) != before
@@ -142,14 +140,12 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     assert (failed.status, finished.status) == ("failed", "done")
 
 
-def test_the_type_that_auto_stands_for_is_part_of_the_identity(model_folder, tmp_path):
-    folder = tmp_path / "half"
-    shutil.copytree(model_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+def test_the_type_that_auto_stands_for_is_part_of_the_identity(copied_model):
+    file = copied_model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "bfloat16"}))
 
     def resolved(*overrides):
-        return resolve(compose([f"model.path={folder}", "limit=3", "ratio=2", *overrides]))
+        return resolve(compose([f"model.path={copied_model}", "limit=3", "ratio=2", *overrides]))
 
     auto = resolved()
     assert auto.config.model.dtype == auto.baseline.config.model.dtype == "bfloat16"

@@ -66,13 +66,11 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
     assert len(texts) == 1
 
 
-def test_weights_and_baseline_are_used_again(config, monkeypatch):
-    session, loads = Session(), []
-    real = runner.load
-    monkeypatch.setattr(runner, "load", lambda *args: loads.append(1) or real(*args))
+def test_weights_and_baseline_are_used_again(config, spy):
+    session, load = Session(), spy(runner, "load")
     first = run_rows(config("ratio=2"), session)
     second = run_rows(config("ratio=3"), session)
-    assert loads == [1]
+    assert load.call_count == 1
     assert first[0] == second[0]
 
 
@@ -84,15 +82,10 @@ def test_the_order_of_weights_and_texts_changes_nothing(config):
 
 
 @pytest.mark.parametrize("strategy", ["unified", "full"])
-def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatch, strategy):
-    timed, run = [], Decoder.run
-
-    def counted(self, *args, **options):
-        timed.append(options.get("forced_length"))
-        return run(self, *args, **options)
-
-    monkeypatch.setattr(Decoder, "run", counted)
+def test_without_a_baseline_each_round_times_one_decoder_once(config, spy, strategy):
+    run = spy(Decoder, "run")
     run_rows(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"))
+    timed = [call.kwargs.get("forced_length") for call in run.call_args_list]
     assert timed.count(5) == 1 + UNITS  # rounds
 
 

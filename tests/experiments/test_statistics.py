@@ -1,7 +1,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import bench_row, not_applicable, small_sweep, sweep_row, two_depths, write_folder
+from report_rows import (
+    bench_row,
+    compared,
+    not_applicable,
+    small_sweep,
+    sweep_row,
+    two_depths,
+    write_folder,
+)
 
 from ulskip_cli.experiments.statistics import (
     FAILS,
@@ -128,17 +136,10 @@ def test_the_same_answers_reach_every_gate_up_to_1():
     ("metric", "score", "full", "most"), [("bleu", 42.0, 30.0, 100 / 30), ("bleu", 3.0, 0.2, 500)]
 )
 def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
-    compared = {"full": full, "delta": score - full, "delta_low": -1e3, "delta_high": 1e3}
     scores = {"bleu": None, "chrf": None, metric: score}
-    record = sweep_row(**scores, vs_baseline={metric: compared})
+    record = sweep_row(**scores, vs_baseline={metric: compared(full, score, 1e3)})
     low, share, high = sorted(shares([record])[0].interval)
     assert 0 <= low <= share <= high <= most and share == record.kept_share
-
-
-def compared(full, score, margin):
-    delta = score - full
-    ends = {"delta_low": delta - margin, "delta_high": delta + margin}
-    return {"full": full, "delta": delta, **ends}
 
 
 ROUGE = {"bleu": None, "chrf": None, "rouge1": 30.0, "rouge2": 9.0, "rougeL": 22.9}

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import threading
+from unittest.mock import Mock
 
 import pytest
 from report_rows import stored_rows, timeless_rows
@@ -10,18 +11,9 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import Sweep, make_jobs
+from ulskip_cli.experiments.jobs import Sweep, SweepObserver, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-
-
-class Watcher(runner.ProgressCallback):
-    def __init__(self):
-        self.new = []
-
-    def job_settled(self, job, record, is_new):
-        if is_new:
-            self.new.append((job.label, record.status))
 
 
 @pytest.fixture
@@ -41,9 +33,10 @@ def quick_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_point", run_point)
 
     def run(act=acts[0], **options):
-        acts[0], watcher = act, Watcher()
-        Sweep(jobs, watcher, **options).run()
-        return watcher.new
+        acts[0], observer = act, Mock()
+        Sweep(jobs, observer, **options).run()
+        settled = [call.args for call in observer.job_settled.call_args_list]
+        return [(job.label, record.status) for job, record, is_new in settled if is_new]
 
     return run, jobs, folder
 
@@ -76,7 +69,7 @@ def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
     settled = run(fail_at(1, RunError("out of memory"), "full"))
     assert [status for _, status in settled] == ["failed"] * 3
     with pytest.raises(RunError, match="3 of 3 points failed"):
-        Sweep(jobs, Watcher()).run().check()
+        Sweep(jobs, SweepObserver()).run().check()
     assert folder.records()[0].id in folder.records()[-1].reason
 
 
@@ -86,7 +79,7 @@ def test_two_sweeps_share_the_work(quick_sweep):
 
     def act():
         both.wait()
-        outcomes.append(Sweep(jobs, Watcher()).run())
+        outcomes.append(Sweep(jobs, SweepObserver()).run())
 
     threads = [threading.Thread(target=act) for _ in range(2)]
     for thread in threads:

@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,14 +84,13 @@ def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp
 
 
 @pytest.mark.parametrize("has_chat", [True, False])
-def test_the_card_uses_the_chat_template_of_the_model(model_folder, tmp_path, has_chat):
-    model, to = tmp_path / "model", tmp_path / "out"
-    shutil.copytree(model_folder, model)
+def test_the_card_uses_the_chat_template_of_the_model(copied_model, tmp_path, has_chat):
+    to = tmp_path / "out"
     if has_chat:
-        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+        (copied_model / "chat_template.jinja").write_text("{{ messages[0].content }}")
     options = ["model.chat_options={thinks: false}"] * has_chat
     overrides = ["prompt_layers=kept", "task=cnn_dm", "task.metrics=[rouge]", *options]
-    record = export(model, to, *overrides)
+    record = export(copied_model, to, *overrides)
     card = (to / "README.md").read_text()
     assert ("apply_chat_template" in card) is ("thinks=False" in card) is has_chat
     code = card.split("```python\n")[1].split("```")[0]
@@ -173,29 +171,12 @@ def test_logits_are_not_compared_without_enough_memory(model_folder, tmp_path, m
         assert told in record["checked"]
 
 
-OWN_CONFIG = """
-from transformers import LlamaConfig
-
-class OwnConfig(LlamaConfig):
-    model_type = "own"
-"""
-OWN_MODEL = """
-from transformers import LlamaForCausalLM
-from .configuration_own import OwnConfig
-
-class OwnModel(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
-
-
-def test_a_model_with_code_of_its_own_is_refused(model_folder, tmp_path):
-    source = shutil.copytree(model_folder, tmp_path / "source")
-    (source / "configuration_own.py").write_text(OWN_CONFIG)
-    (source / "modeling_own.py").write_text(OWN_MODEL)
-    config = json.loads((source / "config.json").read_text())
+def test_a_model_with_code_of_its_own_is_refused(copied_model, tmp_path):
+    file = copied_model / "config.json"
+    config = json.loads(file.read_text())
     classes = {"AutoConfig": "configuration_own.OwnConfig"}
     classes["AutoModelForCausalLM"] = "modeling_own.OwnModel"
     config |= {"auto_map": classes, "model_type": "own", "architectures": ["OwnModel"]}
-    (source / "config.json").write_text(json.dumps(config))
+    file.write_text(json.dumps(config))
     with pytest.raises(UsageError, match=r"custom code.*use another model"):
-        export(source, tmp_path / "out", "prompt_layers=kept")
+        export(copied_model, tmp_path / "out", "prompt_layers=kept")

@@ -25,12 +25,11 @@ export = partial(test_checkpoint.export, format="gguf")
         ("bfloat16", "auto", "BF16"),
     ],
 )
-def test_a_file_equals_the_view_when_it_is_loaded(model_folder, tmp_path, stored, dtype, expected):
-    source, to = tmp_path / "source", tmp_path / "out" / "x.gguf"
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=stored)
-    model.save_pretrained(source)
-    transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
-    record = export(source, to, f"model.dtype={dtype}")
+def test_a_file_equals_the_view_when_it_is_loaded(copied_model, tmp_path, stored, dtype, expected):
+    to = tmp_path / "out" / "x.gguf"
+    model = transformers.AutoModelForCausalLM.from_pretrained(copied_model, dtype=stored)
+    model.save_pretrained(copied_model)
+    record = export(copied_model, to, f"model.dtype={dtype}")
     assert "30 tensors" in record["checked"]
     assert record["dtype"] == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[expected]
     assert [path.name for path in to.parent.iterdir()] == ["x.gguf"]

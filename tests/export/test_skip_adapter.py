@@ -1,18 +1,15 @@
 import json
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import transformers
 from export import test_checkpoint
-from reference import OLD_STYLE, build_model, random_ids, stack_of
+from reference import OLD_STYLE, build_model, hf, random_ids, save_adapter, stack_of
 from safetensors.torch import load_file
 
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.export import checkpoint
 from ulskip_cli.export.run import summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
@@ -60,10 +57,7 @@ def stored(tmp_path, tokenizer):
         source, folder = tmp_path / "source", tmp_path / "adapter"
         model.save_pretrained(source, **{"max_shard_size": "30KB", **options})
         tokenizer.save_pretrained(source)
-        weights = ModelFolder(compose([f"model.path={source}"]).model).fingerprint
-        record = {"base": {"model": str(source), "fingerprint": weights}, **adapter.record}
-        replace(adapter, record=record).save(folder)
-        return source, folder
+        return source, save_adapter(adapter, hf(source), folder)
 
     return save
 

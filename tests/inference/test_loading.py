@@ -1,4 +1,3 @@
-import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -45,30 +44,25 @@ def test_a_device_that_is_not_here_is_refused(name):
         pick_device(name)
 
 
-@pytest.fixture
-def folder(model_folder, tmp_path):
-    """A copy of the saved model, to be changed."""
-    return shutil.copytree(model_folder, tmp_path / "model")
+OTHER = '{"model_type": "other", "num_hidden_layers": 6}'
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "content", "reason"),
     [
-        ("model.safetensors", r"model\.safetensors.*model\.path"),
-        ("tokenizer.json", r"tokenizer.*model\.path"),
-        ("generation_config.json", r"generation_config\.json"),
-        ("config.json", r"\(The checkpoint .* `other` but .* recognize this architecture\);"),
+        ("model.safetensors", None, r"model\.safetensors.*model\.path"),
+        ("tokenizer.json", None, r"tokenizer.*model\.path"),
+        ("generation_config.json", "{", r"generation_config\.json"),
+        ("config.json", OTHER, r"\(The .* `other` but .* recognize this architecture\);"),
     ],
 )
-def test_a_missing_or_broken_file_is_named(folder, name, reason):
-    broken = {"generation_config.json": "{"}
-    broken["config.json"] = '{"model_type": "other", "num_hidden_layers": 6}'
-    (folder / name).unlink()
-    if name in broken:
-        (folder / name).write_text(broken[name])
+def test_a_missing_or_broken_file_is_named(copied_model, name, content, reason):
+    (copied_model / name).unlink()
+    if content:
+        (copied_model / name).write_text(content)
     with pytest.raises(UsageError, match=reason):
-        load(saved(folder))
-        load_tokenizer(saved(folder))
+        load(saved(copied_model))
+        load_tokenizer(saved(copied_model))
 
 
 LAYER, UP = "model.layers.2.", "model.layers.2.mlp.up_proj.weight"
@@ -93,21 +87,21 @@ def without_layer(found):
     ],
     ids=["shape", "unknown", "missing"],
 )
-def test_tensors_that_do_not_fit_are_refused_by_name(folder, change, reason):
-    replace_tensors(folder, change)
+def test_tensors_that_do_not_fit_are_refused_by_name(copied_model, change, reason):
+    replace_tensors(copied_model, change)
     with pytest.raises(UsageError, match=reason):
-        load(saved(folder))
+        load(saved(copied_model))
 
 
 @pytest.mark.parametrize("name", ["bloom", "gpt2"])
-def test_old_buffers_and_heads_of_other_tasks_are_ignored(name, folder):
+def test_old_buffers_and_heads_of_other_tasks_are_ignored(name, copied_model):
     model = build_model(name)
-    model.save_pretrained(folder)
+    model.save_pretrained(copied_model)
     (stack,) = [name for name, part in model.named_modules() if type(part) is torch.nn.ModuleList]
     others = {f"{stack}.0.attn.bias": torch.ones(2, dtype=torch.bool)}
     others |= {f"{stack}.0.attn.masked_bias": torch.zeros(2)}
     others |= {f"{stack}.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
     others |= {"v_head.summary.weight": torch.zeros(2)}
-    replace_tensors(folder, lambda found: {**found, **others})
-    loaded, expected = load(saved(folder)).model.state_dict(), model.state_dict()
+    replace_tensors(copied_model, lambda found: {**found, **others})
+    loaded, expected = load(saved(copied_model)).model.state_dict(), model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from reference import (
+    GREEDY,
     NEW_STYLE,
     NUM_LAYERS,
     batch,
@@ -21,7 +22,6 @@ from reference import (
 )
 from safetensors.torch import save_file
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -32,7 +32,6 @@ from ulskip_cli.strategies.plan import Plan, Stage
 KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
 LENGTH = 10
-FAST = DecodingConfig(name="g")
 NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
 
@@ -41,7 +40,7 @@ def decoder_for(model, adapter, kept=KEPT):
 
 
 def tokens(decoder, ids, mask):
-    return decoder.generate(ids, mask, DecodeContext(FAST, 0, LENGTH)).token_ids
+    return decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)).token_ids
 
 
 @pytest.mark.usefixtures("single_thread")

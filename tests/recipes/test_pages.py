@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from recipe import RECIPES, load_recipe
 
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.rows import read_records
 
 RESULTS = Path(__file__).parents[2] / "results"
+SPEED = load_recipe("speed/reproduce.py")
 
 
 @pytest.mark.parametrize("name", ["multi30k", "real_model", "skip_adapters"])
@@ -21,3 +23,17 @@ def test_the_committed_page_is_made_from_the_committed_rows(name, monkeypatch):
     assert recipe.page(rows) == (folder / "README.md").read_text("utf-8")
     for module in {"rows", "tables"} & sys.modules.keys() - known:  # other recipes have these names
         del sys.modules[module]
+
+
+def test_the_pages_of_speed_are_made_from_the_committed_rows_and_answers():
+    answers = SPEED.Answers(ResultsFolder(SPEED.FOLDER))
+    assert answers.page() == (SPEED.FOLDER / "README.md").read_text("utf-8")
+    assert answers.headline() == (SPEED.FOLDER / "headline.md").read_text("utf-8")
+
+
+def test_the_tokens_of_answers_decide_which_are_the_same():
+    answers = SPEED.Answers(ResultsFolder(SPEED.FOLDER))
+    rows = [row for row in answers.rows if row.keeps_all and row.batch_size == 1]
+    full = next(row for row in rows if row.engine == "transformers")
+    answers.tokens = lambda row: [[1, 2], [3], [4]] if row is full else [[1, 2], [3, 3], [4]]
+    assert answers.same(rows[-1], full) == "2 of 3"

@@ -1,15 +1,12 @@
 """The page in a real browser, headless; skipped where there is none."""
 
-import html
 import re
 import shutil
 import subprocess
 
 import pytest
-from report_rows import small_sweep, write_folder
-
-from ulskip_cli.report.build import Report, write
-from ulskip_cli.report.html_page import write_page
+from report import test_html_page
+from report_rows import small_sweep
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -30,15 +27,10 @@ def opened(address, folder, *more):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def page_of(folder, against=None):
-    report = Report([folder], against)
-    return write_page(report, write(report)).read_text("utf-8")
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    folder = write_folder(tmp_path_factory.mktemp("browser") / "x", small_sweep(), ANSWERS)
-    return page_of(folder, against="paper")
+    folder = tmp_path_factory.mktemp("browser")
+    return test_html_page.page(folder, small_sweep(), ANSWERS, against="paper")
 
 
 @pytest.fixture
@@ -55,16 +47,8 @@ def dom(page, tmp_path):
 
 def points(text):
     """Return strategy, target and batch of every row of the table, as shown."""
-    table = re.search(r'<table id="table">(.*?)</table>', text, re.DOTALL)[1]
-    head, body = table.split("</thead>")
-    keys = re.findall(r'data-key="([^"]+)"', head)
-    found = []
-    for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL):
-        cells = re.findall(r"<td.*?</td>", row, re.DOTALL)
-        texts = [html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in cells]
-        shown = dict(zip(keys, texts, strict=False))
-        found.append((shown["strategy"], shown["target"], shown["batch size"]))
-    return found
+    rows = test_html_page.cells(text)
+    return [(row["strategy"], row["target"], row["batch size"]) for row in rows]
 
 
 def test_points_are_sorted_and_filtered(dom):

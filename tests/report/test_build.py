@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from report_rows import not_applicable, small_sweep, sweep_row, two_depths, write_folder
+from report_rows import compared, not_applicable, small_sweep, sweep_row, two_depths, write_folder
 
 FILES = {"report.md", "report.html"}
 ANSWERS = {row.id: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}
@@ -90,10 +90,10 @@ def test_a_loss_of_few_noisy_units_is_not_sure(report, tmp_path):
 
 def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
     busy = "other processes used {} CPUs"
-    low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1}
+    low = {"bleu": 4.0, "vs_baseline": {"bleu": compared(4.0, 4.0, 0.1)}}
     rows = [
         sweep_row("full").replace(bleu=4.0),
-        sweep_row(bleu=4.0, vs_baseline={"bleu": low}, warnings=[f"unified: {busy.format(1.5)}"]),
+        sweep_row(**low, warnings=[f"unified: {busy.format(1.5)}"]),
         sweep_row(target=3.0, warnings=[f"unified: {busy.format(0.7)}"]),
     ]
     folder = write_folder(tmp_path / "x", rows)

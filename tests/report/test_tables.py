@@ -2,7 +2,7 @@ import csv
 import io
 
 import pytest
-from report_rows import bench_row, configured, sweep_row
+from report_rows import bench_row, compared, configured, sweep_row
 from rich.console import Console
 
 from ulskip_cli.report import tables
@@ -77,9 +77,8 @@ def test_rows_of_several_tasks_are_compared_with_their_own_full_model():
     scores = {"bleu": None, "chrf": None}
     rows = [FULL, HALF]
     for row, score in ((FULL, 40.0), (HALF, 30.0)):
-        ends = {"full": 40.0, "delta": -10.0, "delta_low": -12.0, "delta_high": -8.0}
-        compared = {"rougeL": ends} if row is HALF else {}
-        scores |= {"rouge1": score, "rougeL": score, "vs_baseline": compared}
+        against_full = {"rougeL": compared(40.0, 30.0, 2.0)} if row is HALF else {}
+        scores |= {"rouge1": score, "rougeL": score, "vs_baseline": against_full}
         row = configured(row, **news).replace(**scores)
         rows.append(row.replace(id=f"{row.id}-news"))
     lines = lines_of(tables.short_section(rows))

@@ -1,5 +1,5 @@
 import pytest
-from report_rows import bench_row, not_applicable, small_sweep, sweep_row, two_depths
+from report_rows import bench_row, compared, not_applicable, small_sweep, sweep_row, two_depths
 
 from ulskip_cli.report.rows import Group
 from ulskip_cli.report.verdicts import caveats, lead, winners
@@ -54,8 +54,7 @@ def test_a_point_whose_speedup_may_be_1_or_less_wins_nothing(speedup):
 
 def untested_loss(bleu, chrf_high=2.0):
     """A record that keeps a share of 30.0 BLEU whose interval includes 90%."""
-    ends = {"delta_low": bleu - 34, "delta_high": bleu - 26}
-    bleus = {"full": 30.0, "delta": bleu - 30, **ends}
+    bleus = compared(30.0, bleu, 4.0)
     chrf = {**bleus, "full": 52.0, "delta_high": chrf_high}
     return sweep_row(bleu=bleu, vs_baseline={"bleu": bleus, "chrf": chrf})
 

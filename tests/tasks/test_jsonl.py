@@ -8,7 +8,7 @@ from needs import shared_data
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.core.task import Example
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.jsonl import SAMPLES, CnnDm, HumanEval, Jsonl
 from ulskip_cli.tasks.metrics import Answers
@@ -134,13 +134,6 @@ def test_the_answer_is_the_code_block_or_the_continuation():
     assert extract(" Here it is:\n```python\ndef f():\n    pass\n```") == "def f():\n    pass"
 
 
-def test_a_run_is_refused_before_anything_loads_unless_code_is_allowed(task):
-    overrides = ["task=humaneval", f"task.file={task.file}"]
-    with pytest.raises(UsageError, match=r"task\.allow_code=true"):
-        resolve(compose(overrides))
-    assert resolve(compose([*overrides, "task.allow_code=true"])).run_id
-
-
 @pytest.mark.slow
 def test_all_solutions_of_the_real_problems_pass():
     file = shared_data("humaneval/HumanEval.jsonl.gz")
@@ -153,3 +146,43 @@ def test_all_solutions_of_the_real_problems_pass():
     scores = metrics.compute_scores(task.scoring(), answers)
     assert scores.values == {"pass_at_1": 0.0}
     assert scores.against_full["pass_at_1"]["full"] == 100.0
+
+
+EXAMPLE = Example("0", "Guten {Tag}", "Good day")
+FORMATS = {
+    "after": {"prompt": "{source}\nTo English:", "response": " {reference}"},
+    "plain": {"prompt": "{source} =", "response": " {reference}"},
+    "chat": {"prompt": "To English: {source}", "response": "{reference}"},
+    "half": {"prompt": "{source}"},
+}
+
+
+def chosen(has_chat, **options):
+    return Jsonl(templates=FORMATS, **options).template_for(has_chat)
+
+
+def test_auto_is_chat_for_a_model_with_a_chat_template_and_else_the_first():
+    template = chosen(False)
+    assert template.prompt(EXAMPLE) == "Guten {Tag}\nTo English:"
+    assert template.response(EXAMPLE) == " Good day"
+    assert chosen(True).chat and not chosen(True, template="plain").chat
+
+
+def test_a_users_own_texts_replace_the_templates():
+    assert chosen(False, prompt="Say {source}").prompt(EXAMPLE) == "Say Guten {Tag}"
+    assert chosen(True, response="{reference}!").response(EXAMPLE) == "Good day!"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": "chat"}, "no chat template.*after, plain"),
+        ({"template": "plan"}, r"task\.template 'plan'.*'plain'"),
+        ({"template": "half"}, r"task\.templates\.half\.response"),
+        ({"prompt": "no source"}, r"task\.prompt\b"),
+        ({"response": ""}, r"task\.response\b"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        chosen(False, **options)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from reference import (
     NUM_LAYERS,
+    layer_states,
     one_stage,
     random_adapter,
     reference_divergence,
     reference_loss,
     response_logits,
-    stack_of,
     through,
     unchanged,
     with_each,
@@ -112,35 +112,6 @@ def test_the_saved_adapter_computes_what_was_trained(model, options, tmp_path):
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
-def layer_states(model, ids, replaced=None):
-    """Run the full model; return the input of every layer and the output of the last one.
-    `replaced` is a layer, a position and the states that the layer reads from there on.
-    """
-    layers, states, hooks = stack_of(model), {}, []
-
-    def before(index):
-        def hook(module, args, kwargs):
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            if replaced and replaced[0] == index:
-                hidden = torch.cat([hidden[:, : replaced[1]], replaced[2]], 1)
-            states[index] = hidden
-            return (hidden, *args[1:]), kwargs
-
-        return hook
-
-    def after(module, args, output):
-        states[len(layers)] = output[0] if isinstance(output, tuple) else output
-
-    for index, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
-    hooks.append(layers[-1].register_forward_hook(after))
-    with torch.no_grad():
-        model(ids)
-    for hook in hooks:
-        hook.remove()
-    return states
-
-
 @pytest.mark.parametrize(
     ("model", "kept"), with_each([(1, 2, 4), (0, 2, 5), (0, 2, 3)]), indirect=["model"]
 )
@@ -185,7 +156,7 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
 
 
 @pytest.mark.parametrize("share", [1, 2], ids=["enough memory", "half the memory"])
-def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkeypatch, share):
+def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkeypatch, spy, share):
     """Of some models (sliding windows), nothing is prepared."""
     adapter, _ = random_adapter(model, KEPT, "full")
     module, inputs = made(model, adapter, DISTILL), batch(rows=4)
@@ -198,14 +169,10 @@ def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkey
         EncodedExample(ids[mask].tolist(), labels[labels != IGNORED_LABEL].tolist())
         for (ids, mask), labels in zip(prompts, inputs["labels"], strict=True)
     ]
-    reports, passes = [], []
-    encode = adapter_loss.encode_prompt
-    monkeypatch.setattr(
-        adapter_loss, "encode_prompt", lambda *given: passes.append(1) or encode(*given)
-    )
+    reports, encode = [], spy(adapter_loss, "encode_prompt")
     other.outputs.prepare(examples, True, lambda done, note="": reports.append(done))
-    prepared = len(passes)
+    prepared = encode.call_count
     torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
     assert other.outputs.free_bytes >= 0
     if used and share == 1:
-        assert reports[-1] == 4 and len(passes) == prepared > 1
+        assert reports[-1] == 4 and encode.call_count == prepared > 1

@@ -6,12 +6,7 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Template
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter
-from ulskip_cli.training.data import (
-    PairCollator,
-    SimilarLengthSampler,
-    TokenPairs,
-    load_training_texts,
-)
+from ulskip_cli.training import data
 
 PLAIN = Template("{source}", "{reference}")
 
@@ -20,7 +15,7 @@ def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
     settings = ["limit=2"]
-    texts = load_training_texts(compose_training(settings), tokenizer)
+    texts = data.load_training_texts(compose_training(settings), tokenizer)
     for prompt, response in texts.train:
         assert prompt.startswith("<user>Translate the following text")
         assert response.startswith("<assistant>") and response.endswith("<eos>")
@@ -30,8 +25,8 @@ def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
     settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
-    texts = load_training_texts(compose_training(settings), tokenizer)
-    pairs = TokenPairs(texts.formatter.tokenize(texts.train), 600)
+    texts = data.load_training_texts(compose_training(settings), tokenizer)
+    pairs = data.TokenPairs(texts.formatter.tokenize(texts.train), 600)
     assert (len(pairs), pairs.num_too_long) == (4, 0)
     assert max(pairs.lengths()) <= 600
     assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
@@ -42,7 +37,7 @@ def test_validation_is_the_task_with_changes(tokenizer, tmp_path):
         (tmp_path / name).write_text(text)
     files = f"source_file:{tmp_path}/a,reference_file:{tmp_path}/b"
     changes = f"train.validation={{dataset:files,{files},limit:1}}"
-    texts = load_training_texts(compose_training(["limit=2", changes]), tokenizer)
+    texts = data.load_training_texts(compose_training(["limit=2", changes]), tokenizer)
     assert texts.validation == [("eins\nTranslate German to English:", " one")]
     assert len(texts.train) == 2
 
@@ -53,21 +48,21 @@ def test_validation_needs_references(tokenizer, tmp_path):
     files = ["task=jsonl", f"task.file={tmp_path}/train.txt", "train.responses=own"]
     validation = f"train.validation={{file: {tmp_path}/validation.txt}}"
     with pytest.raises(UsageError, match=r"^train\.validation: .*references"):
-        load_training_texts(compose_training([*files, validation]), tokenizer)
+        data.load_training_texts(compose_training([*files, validation]), tokenizer)
 
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
-    pairs = TokenPairs(PromptFormatter(PLAIN, tokenizer).tokenize(texts), max_length=8)
+    pairs = data.TokenPairs(PromptFormatter(PLAIN, tokenizer).tokenize(texts), max_length=8)
     assert (len(pairs), pairs.num_too_long) == (1, 1)
     assert pairs[0].response_ids[-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match=r"train\.max_length=2"):
-        TokenPairs(pairs, max_length=2)
+        data.TokenPairs(pairs, max_length=2)
 
 
 def test_padding_is_masked_and_has_no_label():
     examples = [EncodedExample([5, 6], [7, 1]), EncodedExample([5], [8, 9, 1])]
-    batch = PairCollator(pad_token_id=0)(examples)
+    batch = data.PairCollator(pad_token_id=0)(examples)
     assert batch["prompt_ids"].tolist() == [[5, 6], [0, 5]]
     assert batch["prompt_mask"].tolist() == [[1, 1], [0, 1]]
     assert batch["response_ids"].tolist() == [[7, 1, 0], [8, 9, 1]]
@@ -78,7 +73,7 @@ def test_padding_is_masked_and_has_no_label():
 def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, batch_size, epoch):
     orders = []
     for _ in range(2):
-        sampler = SimilarLengthSampler(lengths, batch_size, seed=3, epoch=lambda: epoch)
+        sampler = data.SimilarLengthSampler(lengths, batch_size, seed=3, epoch=lambda: epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[1]
     assert sorted(orders[0]) == list(range(len(lengths)))
@@ -86,5 +81,5 @@ def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, 
 
 def test_an_offset_leaves_out_the_first_examples(tokenizer):
     words = (["limit=10"], ["offset=4", "limit=6"])
-    ten, six = (load_training_texts(compose_training(one), tokenizer).train for one in words)
+    ten, six = (data.load_training_texts(compose_training(one), tokenizer).train for one in words)
     assert six == ten[4:]

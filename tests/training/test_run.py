@@ -6,28 +6,19 @@ import subprocess
 import sys
 import time
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference.checkpoint import training_notes
+from ulskip_cli.training.run import last_checkpoint
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
-
-
-class Notes(ProgressCallback):
-    """Keeps the notes of a training."""
-
-    def __init__(self):
-        self.texts = []
-
-    def note(self, text):
-        self.texts.append(text)
 
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
@@ -91,9 +82,10 @@ def test_a_finished_training_is_not_run_again(finished):
     again, out, record = finished
     saved = (out / "model.safetensors").stat().st_mtime_ns
     (out / "checkpoints").mkdir()  # as a process leaves it that is killed before it removes them
-    progress = Notes()
+    progress = Mock()
     assert again(progress=progress) == record
-    (note,) = progress.texts
+    progress.note.assert_called_once()
+    (note,) = progress.note.call_args.args
     assert f"{out} contains this training, which is finished" in note
     assert "output=DIR" in note
     assert not (out / "checkpoints").exists()
@@ -116,11 +108,10 @@ def test_files_of_something_else_are_left_alone(run, tmp_path, name):
         run()
 
 
-def test_all_weights_are_saved_in_the_type_of_the_checkpoint(run, out, tmp_path, model_folder):
-    half = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
-    half.save_pretrained(tmp_path / "half")
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "half")
-    run(f"model.path={tmp_path / 'half'}", "model.dtype=auto", "train.max_steps=1")
+def test_all_weights_are_saved_in_the_type_of_the_checkpoint(run, out, copied_model):
+    half = AutoModelForCausalLM.from_pretrained(copied_model, dtype=torch.bfloat16)
+    half.save_pretrained(copied_model)
+    run(f"model.path={copied_model}", "model.dtype=auto", "train.max_steps=1")
     assert {tensor.dtype for tensor in weights(out).values()} == {torch.bfloat16}
 
 
@@ -180,9 +171,9 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, run, mo
         run(*changes, "seed=2")
     (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
-    progress = Notes()
+    progress = Mock()
     resumed = run(*changes, progress=progress)
-    assert any(re.search(r"continues from step \d+ of 16", text) for text in progress.texts)
+    assert re.search(r"continues from step \d+ of 16", str(progress.note.call_args_list))
     assert (resumed.resumed, whole.resumed) == (True, False)
     assert resumed.steps == whole.steps == 16
     expected = weights(whole_folder)
@@ -269,3 +260,63 @@ def test_losses_and_validations_reach_what_report_to_names(run, monkeypatch, cap
     assert [step for step, keys in FakeTracker.logs if "eval_loss_2x" in keys] == [2]
     out, err = capsys.readouterr()
     assert not out and "noise" in err
+
+
+# ---- The last intact checkpoint ----
+
+
+def make_checkpoint(folder, step):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    save_file({"a": torch.ones(64)}, checkpoint / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"a": torch.ones(64)}, checkpoint / name)
+    state = {"global_step": step, "log_history": []}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    return checkpoint
+
+
+def test_the_newest_checkpoint_is_continued(tmp_path):
+    make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    (tmp_path / "checkpoint-best").mkdir()
+    told = Mock()
+    assert last_checkpoint(tmp_path, told) == str(tmp_path / "checkpoint-10")
+    assert not told.phase.called
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    at = data.index(torch.ones(64).numpy().tobytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def halve(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+DAMAGES = [
+    *((name, flip) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
+    ("optimizer.pt", halve),
+    ("model.safetensors", halve),
+    ("model.safetensors", os.remove),
+    ("trainer_state.json", lambda file: file.write_text('{"a": 1}')),
+    ("trainer_state.json", halve),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_checkpoint_is_removed_and_named(name, damage, tmp_path):
+    make_checkpoint(tmp_path, 9)
+    damage(make_checkpoint(tmp_path, 10) / name)
+    told = Mock()
+    assert last_checkpoint(tmp_path, told) == str(tmp_path / "checkpoint-9")
+    assert str(tmp_path / "checkpoint-10") in told.phase.call_args.args[0]
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_without_an_intact_checkpoint_the_training_starts_afresh(tmp_path):
+    halve(make_checkpoint(tmp_path, 10) / "optimizer.pt")
+    (tmp_path / "checkpoint-\u00b2").mkdir()
+    assert last_checkpoint(tmp_path, Mock()) is None
+    assert (tmp_path / "checkpoint-\u00b2").is_dir()

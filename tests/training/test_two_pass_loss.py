@@ -12,14 +12,8 @@ from reference import training_batch as batch
 
 from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference import kv_cache, shallow_view
+from ulskip_cli.inference import kv_cache, shallow_view, teacher_forcing
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.teacher_forcing import (
-    divergence,
-    encode_prompt,
-    predict_response,
-    response_losses,
-)
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lora
 
@@ -44,7 +38,7 @@ def stepwise_exit(model, depth, inputs):
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
         logits.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
-    losses = response_losses(torch.cat(logits, 1), response)
+    losses = teacher_forcing.response_losses(torch.cat(logits, 1), response)
     return losses[inputs["labels"] != -100].sum()
 
 
@@ -75,14 +69,16 @@ def test_distillation_moves_the_student_alone(llama):
     llama.zero_grad()
     # The same loss towards logits that were computed before.
     inputs = LossBatch(**batch())
-    prompt = encode_prompt(llama, inputs.prompt_ids, inputs.prompt_mask)
+    prompt = teacher_forcing.encode_prompt(llama, inputs.prompt_ids, inputs.prompt_mask)
     views = shallow_view.stage_views(
         stages, EVERY, lambda kept: shallow_view.shallow_view(llama, kept)
     )
-    student = predict_response(views, prompt, inputs.response_ids, inputs.is_labelled)
+    student = teacher_forcing.predict_response(
+        views, prompt, inputs.response_ids, inputs.is_labelled
+    )
     teacher = reference_response(llama, batch(), EVERY)[inputs.is_labelled]
     student = student[inputs.is_labelled]
-    divergence(teacher, student).div(len(student)).backward()
+    teacher_forcing.divergence(teacher, student).div(len(student)).backward()
     assert sum(one.abs().sum() for one in gradients) > 0
     for own, parameter in zip(gradients, llama.parameters(), strict=True):
         torch.testing.assert_close(own, parameter.grad, rtol=1e-4, atol=1e-6)

@@ -16,12 +16,14 @@ PROMPT_LEN = 11
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 
-def steps_after(model, ids, mask, rows=slice(None), length=64):
-    """Return the decode steps of some rows after a prompt that is encoded as one batch."""
+def steps_after(model, ids, mask, rows=slice(None), first=0):
+    """Return the decode steps of some rows after a prompt that is encoded as one batch, of which
+    the positions before `first` are left out.
+    """
     cache = encode_prompt(model, ids, mask).cache
     for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-    return NativeSteps(NativeModel(model), cache, mask[rows], length)
+        layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
+    return NativeSteps(NativeModel(model), cache, mask[rows, first:], 64)
 
 
 def one_by_one(steps, tokens):
@@ -68,18 +70,12 @@ def test_a_sequence_decodes_alike_alone_and_in_a_batch(data, seed, dtype):
     ids, mask = padded_prompts(data, 8)
     tokens = random_ids(8, 12, seed)
     together = one_by_one(steps_after(model, ids, mask), tokens)
-    row = data.draw(st.integers(0, 7))
-    alone = steps_after(model, ids, mask, slice(row, row + 1))
-    assert torch.equal(one_by_one(alone, tokens[row : row + 1]), together[row : row + 1])
+    index = data.draw(st.integers(0, 7))
+    row = slice(index, index + 1)
     # Without the padding, the first key is at another place.
-    padding = int((1 - mask[row]).sum())
-    cache = encode_prompt(model, ids, mask).cache
-    for layer in cache.layers:
-        layer.keys, layer.values = (
-            held[row : row + 1, :, padding:] for held in (layer.keys, layer.values)
-        )
-    unpadded = NativeSteps(NativeModel(model), cache, mask[row : row + 1, padding:], 64)
-    assert torch.equal(one_by_one(unpadded, tokens[row : row + 1]), together[row : row + 1])
+    for first in (0, int((1 - mask[index]).sum())):
+        alone = steps_after(model, ids, mask, row, first)
+        assert torch.equal(one_by_one(alone, tokens[row]), together[row])
 
 
 def random_llama(data, seed):

@@ -4,12 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ARCHITECTURES, NATIVE_ARCHITECTURES, build_model, decoder_for, random_ids
+from reference import ARCHITECTURES, GREEDY, NATIVE_ARCHITECTURES, batch, build_model, decoder_for
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import InvalidLogitsError
@@ -89,11 +88,10 @@ def test_a_model_that_computes_something_else_is_not_recognized(llama, change):
 
 
 def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why():
-    decoder, ids = decoder_for(build_model("bloom"), "ratio=2"), random_ids(2, 5)
-    decoding = DecodingConfig()
-    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0, 4))
+    decoder = decoder_for(build_model("bloom"), "ratio=2")
+    output = decoder.generate(*batch(False), DecodeContext(GREEDY, 0, 4))
     assert output.linear_backend != "native"
-    assert "Bloom" in decoder.linear_backend(decoding).reason
+    assert "Bloom" in decoder.linear_backend(GREEDY).reason
 
 
 # ---- The head ----
@@ -123,14 +121,7 @@ def chosen_and_logits(native, states, banned=()):
     return chosen[0], logits[0], int(left)
 
 
-CONTEXT = DecodeContext(DecodingConfig(), 0, 12)
-
-
-def prompts():
-    ids = random_ids(8, 5)
-    return ids, torch.ones_like(ids)
-
-
+CONTEXT = DecodeContext(GREEDY, 0, 12)
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, 3.0, -7.0, 127.0, 1 / 127])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
@@ -165,11 +156,11 @@ def test_a_screen_of_a_large_head_leaves_few_rows():
 
 
 def test_a_head_that_was_written_is_screened_anew(llama):
-    decoder_for(llama, "strategy=full").generate(*prompts(), CONTEXT)
+    decoder_for(llama, "strategy=full").generate(*batch(False), CONTEXT)
     with torch.no_grad():
         llama.lm_head.weight[:] = torch.randn_like(llama.lm_head.weight)
-    output = decoder_for(llama, "strategy=full").generate(*prompts(), CONTEXT)
-    ids, _ = prompts()
+    output = decoder_for(llama, "strategy=full").generate(*batch(False), CONTEXT)
+    ids, _ = batch(False)
     wanted = llama.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert output.token_ids == wanted[:, ids.shape[1] :].tolist()
 
@@ -178,26 +169,24 @@ def test_a_screen_that_leaves_many_rows_is_given_up(llama):
     with torch.no_grad():
         llama.lm_head.weight[:] = llama.lm_head.weight[0]  # all logits are equal
     decoder = decoder_for(llama, "strategy=full")
-    first, second = (decoder.generate(*prompts(), CONTEXT) for _ in range(2))
-    assert {token for row in second.token_ids for token in row} == {0}
+    first, _, last = (decoder.generate(*batch(False), CONTEXT) for _ in range(3))
+    assert {token for row in last.token_ids for token in row} == {0}
     assert first.head_rows == llama.config.vocab_size
-    assert second.head_rows is None
+    assert last.head_rows is None
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_states_that_are_not_finite_are_noticed(llama, wrong):
     with torch.no_grad():
         llama.model.layers[2].mlp.down_proj.weight[0, 0] = wrong
-    decoder, ids = decoder_for(llama, "strategy=full", "prompt_layers=all"), random_ids(1, 5)
+    decoder = decoder_for(llama, "strategy=full", "prompt_layers=all")
     with pytest.raises(InvalidLogitsError, match="finite"):
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(DecodingConfig(), 0))
+        decoder.generate(*batch(False), CONTEXT)
 
 
 @pytest.mark.parametrize("name", sorted({*NATIVE_ARCHITECTURES} - {"mistral", "qwen2"}))
 def test_prompts_that_the_kernels_read_are_those_of_a_forward_pass(name):
-    model, ids = build_model(name), random_ids(3, 9)
-    mask = torch.ones_like(ids)
-    mask[0, :4] = mask[2, :1] = 0
+    model, (ids, mask) = build_model(name), batch(True)
     assert unrecognized_reason(model) is None
     prompt, expected = NativeModel(model).encode(ids, mask), encode_prompt(model, ids, mask)
     torch.testing.assert_close(prompt.first_logits, expected.first_logits, rtol=1e-4, atol=1e-4)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import build_model, decoder_for, random_ids
+from reference import GREEDY, build_model, decoder_for, random_ids
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.torch import session
 from ulskip_cli.engines.torch.kernels import HugePages, PackedLinear, packed
@@ -18,8 +17,7 @@ from ulskip_cli.engines.torch.session import choose_backend
 from ulskip_cli.inference import shallow_view
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
-DECODING = DecodingConfig(name="greedy")
-DRAFTED = DECODING.replace(draft_tokens=2)
+DRAFTED = GREEDY.replace(draft_tokens=2)
 EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 
@@ -83,13 +81,13 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     full = decoder_for(llama, "strategy=full")
     ids = random_ids(2, 5)
     mask = torch.ones_like(ids)
-    expected = full.generate(ids, mask, DecodeContext(DECODING, 0, 4)).linear_backend
+    expected = full.generate(ids, mask, DecodeContext(GREEDY, 0, 4)).linear_backend
     assert (expected == "torch") == (before == 0)
     set_free_memory(monkeypatch, after)
     half = decoder_for(llama, "ratio=2")
     staged = decoder_for(llama, "strategy=skip_decode", "strategy.horizon=4")
     exiting = decoder_for(llama, *EXITS)
-    decoders = [(one, DECODING) for one in (full, half, staged, exiting)]
+    decoders = [(one, GREEDY) for one in (full, half, staged, exiting)]
     for decoder, decoding in [*decoders, (half, DRAFTED)]:
         size = 1 if decoding is DRAFTED else len(ids)
         output = decoder.generate(ids[:size], mask[:size], DecodeContext(decoding, 0, 4))
