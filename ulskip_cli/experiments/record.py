@@ -319,7 +319,7 @@ class Point(Section):
 
     id: Name = value("hash of configuration, data and weights", default=...)
     command: Literal["run", "bench", "lm-eval"] = value(
-        "command that measured the row (`run` for a sweep)", default="run"
+        "`run` (also for a sweep), `bench` or `lm-eval`", default="run"
     )
     baseline_id: Name | None = value(
         "row of the baseline",
@@ -328,7 +328,7 @@ class Point(Section):
     config: StoredConfig = value("used settings that differ from the defaults", default=...)
     dataset: Text = value("data of the task", detected=True)
     correction: CorrectionUsed | None = value(
-        "[patches or adapter](adapters.md), and how they were made; in a bench, patches are zero"
+        "[patches or adapter](adapters.md), and how they were made"
     )
     chat: Flag = value("true if prompts used the chat template", detected=True)
 
@@ -426,11 +426,11 @@ class Schedule(Section):
     later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
-        "mean number of layers in the timed pairs, and in the evaluated answers",
+        "mean layers in the timed pairs, and in the evaluated answers",
         Column("timed\nlayers", "timed_layers", first=True),
     )
     evaluated_mean_kept_layers: Positive = value(
-        "mean number of layers in the timed pairs, and in the evaluated answers"
+        "mean layers in the timed pairs, and in the evaluated answers"
     )
     layer_ratio: Positive = value(
         "`num_layers` divided by the mean number of kept layers",
@@ -465,7 +465,7 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     pairs: Pairs | None = value(
-        "raw values of each pair of both sides, and its `units`, with the machine's read rate",
+        "raw values of each pair and of its `units`, and the machine's read rate",
         Column("pairs", "num_pairs", "d", optional=True),
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
@@ -482,7 +482,7 @@ class Timing(Section):
     )
     kept_kv_bytes: Count = value("size of the prompt's KV cache, of all and of kept layers")
     step_bytes: Count = value(
-        "bytes that a step reads: head, kept layers, KV cache halfway",
+        "bytes that a step halfway through the answer reads",
         Column("of band-\nwidth", "bandwidth_share", ".0%", optional=True),
     )
 
@@ -555,16 +555,12 @@ class Throughput(Section):
         Column("decode\ntok/s", "timed_tokens_per_second", ".0f", first=True),
     )
     total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
-    throughput_from: Text = value(
-        "`evaluation`, or `timed pairs` for random weights and in a bench"
-    )
+    throughput_from: Text = value("`evaluation`, or without answers `timed pairs`")
     prompt_tokens: Count = value("tokens and seconds of these rates")
     generated_tokens: Count = value("tokens and seconds of these rates")
     decode_seconds: Number = value("tokens and seconds of these rates")
     total_seconds: Number = value("tokens and seconds of these rates")
-    compile_seconds: Number = value(
-        "compilation, or conversion for another library; excluded from all times"
-    )
+    compile_seconds: Number = value("compilation or conversion, excluded from all times")
     acceptance_rate: Share = value(
         "accepted share of drafts; tokens and drafts per check",
         Column("accept-\nance", form=".2f"),
@@ -606,11 +602,13 @@ class Provenance(Section):
     )
     engine_reason: Text = value("why another engine than `torch` decoded")
     engine_weights: Text = value("format of the weights in another library", detected=True)
-    engine_build: Row | None = value("package, version, instruction sets, threads of that library")
+    engine_build: Row | None = value(
+        "package, version, instruction sets and threads of that library"
+    )
     linear_backend: Text = value(
         "`native` (a step is one call), `panels` (our products) or `torch`"
     )
-    linear_backend_reason: Text = value("why a model in torch on a CPU does not decode in `native`")
+    linear_backend_reason: Text = value("why decoding on a CPU is not `native`")
     device: Text = value("of the weights", detected=True)
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
