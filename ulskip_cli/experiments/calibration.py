@@ -20,7 +20,7 @@ from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
-from ulskip_cli.core.strategy import OptionValues
+from ulskip_cli.core.strategy import OptionValues, ScheduleRequest
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder, generate_all
 from ulskip_cli.engines.own_responses import (
@@ -45,7 +45,7 @@ from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
+from ulskip_cli.strategies.plan import Plan, schedule_request
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -66,30 +66,32 @@ class HeldOutEvaluator:
     loaded: LoadedModel
     workload: Workload
     progress: ProgressCallback
-    _exiting: Decoder | None = None
+
+    @cached_property
+    def _full(self) -> Decoder:
+        num_layers = self.loaded.metadata.num_layers
+        return Decoder(self.loaded.model, Plan.from_layers(num_layers, range(num_layers)))
 
     def output_lengths(self) -> list[int]:
         """Return the length in tokens of the full model's answer to each prompt, with the run's
         decoding settings.
         """
-        baseline = baseline_config(self.config)
-        num_layers = self.loaded.metadata.num_layers
-        decoder = Decoder(self.loaded.model, Plan.from_layers(num_layers, range(num_layers)))
         report = self.progress.phase("calibrate: answers", len(self.workload.examples))
-        outputs = self._outputs(decoder, baseline, report)
+        outputs = self._outputs(self._full, baseline_config(self.config), report)
         return [len(ids) for output in outputs for ids in output.token_ids]
 
     def mean_depth(self, options: OptionValues) -> float:
         """Return the mean exit depth over generated answers, with the run's decoding settings and
         batch size.
         """
-        strategy = changed_choice(self.config.strategy, options, "strategy.")
-        plan = make_plan(self.config.replace(strategy=strategy), self.loaded.metadata)
-        assert plan.exits is not None
-        if self._exiting is None:
-            self._exiting = Decoder(self.loaded.model, plan)
-        outputs = self._outputs(self._exiting.changed(exits=plan.exits), self.config)
-        return sum_exits(outputs).mean_depth or float(plan.num_layers)
+        strategy, request = self.config.strategy, self._request
+        exits = changed_choice(strategy, options, "strategy.").exit_rule(request)
+        outputs = self._outputs(self._full.changed(exits=exits), self.config)
+        return sum_exits(outputs).mean_depth or float(request.num_layers)
+
+    @property
+    def _request(self) -> ScheduleRequest:
+        return schedule_request(self.config, self.loaded.metadata.num_layers)
 
     def _outputs(
         self, decoder: Decoder, config: Config, report: ReportProgress = lambda done, note="": None
@@ -193,10 +195,8 @@ class HeldOutEvaluator:
         config, workload, strategy = self.config, self.workload, self.config.strategy
         if strategy.is_calibrated:
             return config, None
-        num_layers = self.loaded.metadata.num_layers
-        num_kept = strategy.num_kept(num_layers, config.ratio)
         depends = {
-            "num_kept": num_kept,
+            "num_kept": self._request.num_kept,
             "decoding": [_without_name(config.decoding), config.answer_tokens],
             "batch_size": config.batch_size,
         }
@@ -220,7 +220,7 @@ class HeldOutEvaluator:
         if not isinstance(stored.get("options"), dict):
             self.progress.phase("calibrate")
             torch.manual_seed(config.seed)
-            found = strategy.calibrate(schedule_request(config, num_layers, num_kept), self)
+            found = strategy.calibrate(self._request, self)
             stored = {"id": name, "examples": len(workload.examples), **asdict(found)}
             write_atomic(path, json.dumps(stored, indent=1) + "\n")
         calibrated = changed_choice(strategy, stored["options"], "strategy.")

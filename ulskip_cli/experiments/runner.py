@@ -46,7 +46,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
-from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.strategies.plan import Plan, make_plan, step_sizes
 from ulskip_cli.tasks import metrics
 
 NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is timed against itself
@@ -149,18 +149,20 @@ def run_point(
 
 def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration."""
-    started_at, asked = time.monotonic(), point.config
+    started_at, config = time.monotonic(), point.config
     workload, held_out = session.encode(point)
-    loaded = session.load(asked.model, asked.seed)
+    loaded = session.load(config.model, config.seed)
     if loaded.files.fingerprint != point.files.fingerprint:
         raise RunError(
-            f"the weights of {asked.model.path} changed since the run was prepared; repeat the run"
+            f"the weights of {config.model.path} changed since the run was prepared; repeat the run"
         )
-    config, calibration, evaluator = asked, None, None
+    plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata))
+    calibration = evaluator = None
     if held_out:
-        evaluator = HeldOutEvaluator(asked, loaded, held_out, session.progress)
+        evaluator = HeldOutEvaluator(config, loaded, held_out, session.progress)
         config, calibration = evaluator.calibrate_strategy()
-    plan = make_plan(config, loaded.metadata)
+    if calibration:
+        plan = make_plan(config, loaded.metadata)
     adapter, entry = load_adapter(config, plan)
     used = CorrectionUsed(name="adapter", **entry) if entry else None
     if config.correction.is_fitted and not plan.keeps_all:

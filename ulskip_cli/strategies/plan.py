@@ -172,8 +172,8 @@ def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
     """
     strategy, num_layers = config.strategy, metadata.num_layers
     new_tokens = config.speed.new_tokens
-    count = strategy.num_kept(num_layers, config.ratio)
-    request = schedule_request(config, num_layers, count)
+    request = schedule_request(config, num_layers)
+    count = request.num_kept
     stages = schedule.checked_stages(num_layers, strategy.stages(request))
     plan = Plan(
         strategy=strategy.name,
@@ -189,7 +189,7 @@ def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
         ),
         exits=strategy.exit_rule(request) if count < num_layers else None,
         drafts=bool(config.decoding.draft_tokens),
-        sizes=_step_sizes(config, metadata),
+        sizes=step_sizes(config, metadata),
     )
     check_plan(config, plan)
     return replace(plan, warnings=tuple(_warnings(config, plan)))
@@ -212,11 +212,11 @@ def _warnings(config: Config, plan: Plan) -> Iterator[str]:
         yield f"correction=adapter has no effect with {name}, which keeps all layers"
 
 
-def schedule_request(config: Config, num_layers: int, num_kept: int) -> ScheduleRequest:
+def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
     """Return what the strategy of a run knows when it chooses layers."""
     return ScheduleRequest(
         num_layers,
-        num_kept,
+        config.strategy.num_kept(num_layers, config.ratio),
         max_new_tokens=config.answer_tokens,
         lengths=(config.speed.new_tokens,),
         batch_size=config.batch_size,
@@ -288,7 +288,8 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
-def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
+def step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
+    """Return the bytes that decode steps of a configuration read."""
     kind = config.correction.patch_kind(config.model)
     weight_bytes = metadata.weight_bytes or 2
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
