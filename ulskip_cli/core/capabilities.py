@@ -86,7 +86,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
 }
 
 
-def check(needs: Set[Need], command: str | None = None) -> None:
+def check(needs: Set[Need], command: str = "run") -> None:
     """Raise NotApplicable if two needs exclude each other, or if a command does not support one."""
     for need, partners in TOGETHER.items():
         missing = needs - partners
@@ -95,7 +95,7 @@ def check(needs: Set[Need], command: str | None = None) -> None:
                 f"{need.text} cannot be combined with {texts(missing)}; use {remedies(missing)}"
                 f" or {need.remedy}"
             )
-    missing = needs - (COMMANDS[command] if command else needs)
+    missing = needs - COMMANDS[command]
     if missing:
         raise NotApplicable(
             f"`ulskip {command}` does not support {texts(missing)}; use {remedies(missing)}"

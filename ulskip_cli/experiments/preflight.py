@@ -7,7 +7,6 @@ options.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ulskip_cli.core import capabilities, validation
 from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
@@ -15,7 +14,7 @@ from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.record import Point
-from ulskip_cli.strategies.plan import Plan, make_plan, needs
+from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 
 # Raised when a calibration or a fit would come out differently, so that stored ones and their rows
@@ -85,11 +84,9 @@ class Resolver:
 
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
         """Return the model's files and the plan of a command, without reading the task's data."""
-        validation.check_run(config, command)
         files = self._files.setdefault(key(config.model), ModelFolder(config.model))
         config.engine.check_model(files.config)
-        plan = make_plan(config, files.metadata)
-        capabilities.check(needs(config, plan), command)
+        plan = make_plan(config, files.metadata, command)
         if config.strategy.is_calibrated:  # its layers are known
             config.correction.folder_for(config.model, plan.skipping_sets)
         return files, plan

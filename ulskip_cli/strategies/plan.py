@@ -166,9 +166,9 @@ class Plan:
         return values | {name: getattr(self, name) for name in PREDICTIONS}
 
 
-def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
-    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the
-    model or each other.
+def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> Plan:
+    """Make the plan of a checked configuration for a model; raise UsageError if its settings do not
+    fit the model, or the command does not support its layers.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
     new_tokens = config.speed.new_tokens
@@ -189,10 +189,10 @@ def make_plan(config: Config, metadata: ModelMetadata) -> Plan:
         ),
         exits=strategy.exit_rule(request) if count < num_layers else None,
         drafts=bool(config.decoding.draft_tokens),
-        sizes=step_sizes(config, metadata),
     )
-    check_plan(config, plan)
-    return replace(plan, warnings=tuple(_warnings(config, plan)))
+    check_plan(config, plan, command)
+    warnings = tuple(_warnings(config, plan))
+    return replace(plan, sizes=step_sizes(config, metadata), warnings=warnings)
 
 
 def _warnings(config: Config, plan: Plan) -> Iterator[str]:
@@ -223,13 +223,15 @@ def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
     )
 
 
-def check_plan(config: Config, plan: Plan) -> None:
-    """Raise NotApplicable if drafting or the engine does not support the layers of a plan."""
+def check_plan(config: Config, plan: Plan, command: str = "run") -> None:
+    """Raise NotApplicable if the command, drafting or the engine does not support the layers of a
+    plan.
+    """
     needed = needs(config, plan)
+    capabilities.check(needed, command)
     if Need.ADAPTER in needed and plan.skipping_sets:
         kind = config.correction.patch_kind(config.model)
         needed |= {Need.PATCHES} if kind.takes_time else set()
-    capabilities.check(needed)
     config.engine.check(needed)
     if plan.drafts:
         _check_drafts(config, plan)
@@ -259,14 +261,12 @@ def _check_drafts(config: Config, plan: Plan) -> None:
 
 def needs(config: Config, plan: Plan) -> frozenset[Need]:
     """Return what a configuration needs with the layers of its plan."""
-    needed = set(config.needs())
-    if plan.later_stages:
-        needed.add(Need.STAGES)
-    if plan.prompt_layers == "all":
-        needed.discard(Need.KEPT_PROMPT)
-        if plan.num_kept < plan.num_layers:
-            needed.add(Need.FULL_PROMPT)
-    return frozenset(needed)
+    skips_at_once = plan.num_kept < plan.num_layers
+    of_layers = {
+        Need.STAGES: plan.later_stages,
+        Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
+    }
+    return config.needs() | capabilities.needed(of_layers)
 
 
 def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
