@@ -156,6 +156,7 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
         raise RunError(
             f"the weights of {config.model.path} changed since the run was prepared; repeat the run"
         )
+    # Before weights are downloaded or drawn, the point has no sizes of them.
     plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata))
     calibration = evaluator = None
     if held_out:
