@@ -1,9 +1,19 @@
+from functools import partial
+
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, decoder_for, reference_response, training_batch
+from reference import (
+    GREEDY,
+    NUM_LAYERS,
+    build_model,
+    decoder_for,
+    reference_response,
+    training_batch,
+)
 
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines import scoring
+from ulskip_cli.engines.decoder import DecodeContext, generate_all
 from ulskip_cli.engines.early_exit import confidence_of, exit_logits
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.inference.batching import BatchSize
@@ -61,3 +71,19 @@ def test_a_schedule_uses_the_prompts_of_the_one_before(spy, llama):
     assert encode.call_count == 2
     texts.scores(decoder_for(llama, "ratio=2", "prompt_layers=kept"))
     assert encode.call_count == 4
+
+
+@pytest.mark.parametrize(
+    "options", [["prompt_layers=kept"], ["strategy=early_exit", "strategy.threshold=0.05"]]
+)
+@pytest.mark.parametrize(("size", "encoded"), [(2, 0), (1, 2)])
+def test_prompts_of_generated_answers_are_not_encoded_again(spy, llama, options, size, encoded):
+    examples = [EncodedExample([5 + i] * (4 - i), [8, 9]) for i in range(3)]
+    decoder, texts = decoder_for(llama, "ratio=2", *options), forced(examples, size)
+    alone = forced(examples, size).scores(decoder)
+    hold, context = partial(texts.hold, decoder.prompt_model), DecodeContext(GREEDY, 0, 4)
+    assert list(generate_all(decoder, texts.prompts, context, BatchSize(2), on_prompts=hold))
+    encode = spy(scoring, "encode_prompt")
+    scores = texts.scores(decoder)
+    assert (scores.decode_loss, scores.exits) == (pytest.approx(alone.decode_loss), alone.exits)
+    assert encode.call_count == encoded

@@ -26,6 +26,7 @@ from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.inference.shallow_view import StageView, num_layers
 from ulskip_cli.inference.skip_adapter import GapPatch
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class BatchRequest:
     forced: bool = False  # generate exactly `length` tokens with EOS suppressed
     # Gets the number of tokens generated so far in the batch.
     on_step: Callable[[int], None] = lambda count: None
+    # Gets the encoded prompts, which engines on torch have.
+    on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None
     pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
     stages: tuple[StageView, ...] = ()  # those of the plan's views
     exits: ExitRule | None = None

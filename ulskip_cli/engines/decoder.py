@@ -34,6 +34,7 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.strategies.plan import Plan
 
 
@@ -140,15 +141,20 @@ class Decoder:
         context: DecodeContext,
         forced_length: int | None = None,
         on_step: Callable[[int], None] = lambda count: None,
+        on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
     ) -> BatchOutput:
         """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded
         on the left.
 
         With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed.
         `on_step` gets the number of tokens generated so far in the batch: after every step, or at
-        intervals if a library answers as a whole.
+        intervals if a library answers as a whole. `on_prompt` gets the encoded prompts, which
+        engines on torch have.
         """
-        return take_turns([self.run(input_ids, attention_mask, context, forced_length, on_step)])[0]
+        turns = self.run(
+            input_ids, attention_mask, context, forced_length, on_step, on_prompt=on_prompt
+        )
+        return take_turns([turns])[0]
 
     @torch.inference_mode()
     def run(
@@ -159,6 +165,7 @@ class Decoder:
         forced_length: int | None = None,
         on_step: Callable[[int], None] = lambda count: None,
         pause_every: int | None = None,
+        on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
     ) -> Generation:
         """Generate like `generate`, with pauses after every `pause_every` decode steps."""
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
@@ -173,6 +180,7 @@ class Decoder:
             length=length,
             forced=bool(forced_length),
             on_step=on_step,
+            on_prompt=on_prompt,
             pause_every=pause_every,
             stages=self.stages,
             exits=self.exits,
@@ -228,13 +236,15 @@ def generate_all(
     size: BatchSize,
     on_tokens: Callable[[int, int], None] = lambda done, tokens: None,
     skip: int = 0,
+    on_prompts: Callable[[Sequence[int], EncodedPrompt], None] = lambda positions, prompt: None,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
     """Generate in batches of similar prompt length, longest first; yield the indices of each
     batch's prompts and the output.
 
     The first `skip` prompts in this order are left out. After every step `on_tokens` gets the
-    numbers of finished prompts and generated tokens. The sampling seed of a batch depends only on
-    the seed and the batch's first prompt.
+    numbers of finished prompts and generated tokens. After every batch `on_prompts` gets the
+    indices and the encoded prompts, which engines on torch have. The sampling seed of a batch
+    depends only on the seed and the batch's first prompt.
     """
     done, tokens = skip, 0
 
@@ -242,12 +252,17 @@ def generate_all(
         """Decode the prompts at these positions as one batch, padded on the left."""
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         seed = (context.seed * 1_000_003 + positions[0]) % 2**63  # the range that torch accepts
-        return decoder.generate(
+        encoded = list[EncodedPrompt]()
+        output = decoder.generate(
             ids,
             mask,
             replace(context, seed=seed),
             on_step=lambda new: on_tokens(done, tokens + new),
+            on_prompt=encoded.append,
         )
+        for prompt in encoded:
+            on_prompts(positions, prompt)
+        return output
 
     order = longest_first(list(map(len, prompts)))
     for positions, output in in_batches(order[skip:], size, work):

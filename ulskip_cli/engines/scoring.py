@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.early_exit import exit_logits
-from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.batching import (
     BatchSize,
     free_bytes,
@@ -32,7 +31,7 @@ from ulskip_cli.inference.teacher_forcing import (
     response_losses,
 )
 
-HELD_BYTES = 2**30  # of encoded prompts, which the next schedule uses again
+HELD_SHARE = 1 / 4  # of the free memory: encoded prompts, which are used again
 PASS_TOKENS = 384  # of the prompts of a batch: more tokens add padding, but no speed
 
 
@@ -73,8 +72,8 @@ class ForcedTexts:
     """Prompts of a task as token ids, with their references, and with the full model's answers if
     schedules are compared with it.
 
-    The encoded prompts that fit into HELD_BYTES and into a quarter of the free memory are kept for
-    the next schedule, until another model encodes.
+    The prompts that a schedule encoded, here or before its answers, are held for the next scores as
+    far as they fit into HELD_SHARE, until another model encodes.
     """
 
     prompts: Sequence[list[int]]
@@ -82,8 +81,30 @@ class ForcedTexts:
     size: BatchSize
     pad_token_id: int
     answers: Sequence[list[int]] = ()
-    _held: dict[tuple[int, ...], EncodedPrompt] = field(default_factory=dict)
+    # encoded batches with the indices of their prompts, by the first of these
+    _held: dict[int, tuple[Sequence[int], EncodedPrompt]] = field(default_factory=dict)
     _model: PreTrainedModel | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of the held prompts."""
+        return sum(prompt.nbytes for _, prompt in self._held.values())
+
+    def hold(self, model: PreTrainedModel, batch: Sequence[int], prompt: EncodedPrompt) -> None:
+        """Hold the prompts with these indices, longest first, which `model` encoded as a batch, if
+        there is anything to score.
+        """
+        if not (self.references or self.answers):
+            return
+        self._of(model)
+        limit = HELD_SHARE * free_bytes(model.device)
+        if len(batch) <= self.size.used and self.held_bytes + prompt.nbytes <= limit:
+            self._held[batch[0]] = batch, prompt
+
+    def _of(self, model: PreTrainedModel) -> None:
+        """Drop the prompts that another model encoded."""
+        if model is not self._model:
+            self._model, self._held = model, {}
 
     def scores(
         self,
@@ -94,6 +115,7 @@ class ForcedTexts:
         """Return the scores of a schedule. `full` is the full model's decoder, which answers
         require, and `on_batch` gets the number of done prompts.
         """
+        self._of(decoder.prompt_model)
         scores, done = ForcedScores(), 0
         order = longest_first(list(map(len, self.prompts)))
         score_batch = self._by_library if decoder.is_runtime else self._by_views
@@ -106,6 +128,8 @@ class ForcedTexts:
         return scores
 
     def _most_in_batch(self, longest: int) -> int:
+        if longest in self._held:
+            return len(self._held[longest][0])
         return max(1, PASS_TOKENS // max(1, len(self.prompts[longest])))
 
     def _by_library(
@@ -132,7 +156,7 @@ class ForcedTexts:
             del logits
         if full and self.answers and any(self.answers[i] for i in batch):
             shares_prompt = full.prompt_model is decoder.prompt_model
-            read = prompt if shares_prompt else self._encoded(full.prompt_model, batch)
+            read = prompt if shares_prompt else self._encode(full.prompt_model, batch)
             ids, mask = self._padded(self.answers, batch, decoder.device)
             target, _ = given_logits(full, read, ids, mask)
             logits, _ = given_logits(decoder, prompt, ids, mask)
@@ -145,15 +169,14 @@ class ForcedTexts:
         return scores
 
     def _encoded(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
-        if model is not self._model:
-            self._model, self._held = model, {}
-        if tuple(batch) in self._held:
-            return self._held[tuple(batch)]
-        encoded = encode_prompt(model, *self._padded(self.prompts, batch, model.device, left=True))
-        caches = [prompt.cache for prompt in (*self._held.values(), encoded)]
-        if sum(map(kv_cache.kv_bytes, caches)) <= min(HELD_BYTES, free_bytes(model.device) // 4):
-            self._held[tuple(batch)] = encoded
-        return encoded
+        held, prompt = self._held.get(batch[0], ((), None))
+        if prompt is None or list(held) != list(batch):
+            prompt = self._encode(model, batch)
+            self.hold(model, batch, prompt)
+        return prompt
+
+    def _encode(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
+        return encode_prompt(model, *self._padded(self.prompts, batch, model.device, left=True))
 
     def _padded(
         self,

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 
@@ -111,7 +112,7 @@ class FinishedBatch:
     positions: list[int]  # indices of its prompts in the task
     output: BatchOutput
     batch_size: int  # the size for the next batch, which fits into memory
-    peak_memory_bytes: int  # of the run until the end of this batch
+    peak_memory_bytes: int
     elapsed_seconds: float  # of the run until the end of this batch, over all attempts
 
 
@@ -196,9 +197,11 @@ def generate_answers(
     config: Config,
     progress: ProgressCallback,
     checkpoints: BatchCheckpoints,
+    texts: ForcedTexts | None = None,
 ) -> GeneratedAnswers:
     """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints`
-    are not decoded again.
+    are not decoded again; `texts` that are scored afterwards hold the encoded prompts of the
+    others, which the peak of memory leaves out.
     """
     name, size = config.strategy.name, BatchSize(config.batch_size)
     context = decode_context(config, workload)
@@ -216,11 +219,15 @@ def generate_answers(
         rate = tokens / max(1e-9, time.monotonic() - began)
         report(done, f"{tokens:,} tokens, {rate:,.1f} tok/s")
 
+    texts = texts or ForcedTexts(workload.prompts, [], size, workload.pad_token_id)
+    hold, held = partial(texts.hold, decoder.prompt_model), 0
     reset_peak(decoder.device)
     for positions, output in generate_all(
-        decoder, workload.prompts, context, size, on_tokens, num_finished
+        decoder, workload.prompts, context, size, on_tokens, num_finished, hold
     ):
-        checkpoints.add(positions, output, size.used, peak_bytes(decoder.device))
+        checkpoints.add(positions, output, size.used, peak_bytes(decoder.device) - held)
+        held = texts.held_bytes
+        reset_peak(decoder.device)
     generations: dict[int, Row] = {}
     for batch in finished:
         for position, answer in zip(

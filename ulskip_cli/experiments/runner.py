@@ -239,25 +239,27 @@ def _evaluate(
 
     Tasks whose answers are right or wrong have no loss beside their answers.
     """
-    config, workload, size = run.point.config, run.workload, LOSS_BATCH
+    config, workload = run.point.config, run.workload
     if workload is None:
         return None, Quality()
     answers, quality, stored = None, Quality(), list[Row]()
-    if config.answers:
-        stored = ResultsFolder.of(config).generations(baseline.id) if baseline else []
-        hypotheses = [answer["hypothesis"] for answer in stored] if baseline else None
-        answers = generate_answers(decoder, workload, config, progress, checkpoints)
-        quality = score_answers(answers, workload, hypotheses, progress)
-        size = min(size, answers.batch_size.used)
-    texts = ForcedTexts(workload.prompts, [], BatchSize(size), workload.pad_token_id)
+    if config.answers and baseline:
+        stored = ResultsFolder.of(config).generations(baseline.id)
+    texts = ForcedTexts(workload.prompts, [], BatchSize(LOSS_BATCH), workload.pad_token_id)
     names = workload.task.scoring().metrics
     judged = config.answers and all(metrics.METRICS[name].is_binary for name in names)
     if workload.examples[0].reference and not judged:
         texts.references = [example.response_ids for example in workload.encoded]
-        truncated = sum(example.truncated_response for example in workload.encoded)
-        quality = quality.replace(num_truncated_references=truncated)
     if not (config.decoding.draft_tokens or config.crosses_engines or decoder.is_runtime):
         texts.answers = [answer["token_ids"] for answer in stored]
+    if config.answers:
+        hypotheses = [answer["hypothesis"] for answer in stored] if baseline else None
+        answers = generate_answers(decoder, workload, config, progress, checkpoints, texts)
+        quality = score_answers(answers, workload, hypotheses, progress)
+        texts.size.used = min(LOSS_BATCH, answers.batch_size.used)
+    if texts.references:
+        truncated = sum(example.truncated_response for example in workload.encoded)
+        quality = quality.replace(num_truncated_references=truncated)
     if config.decoding.drafts_with_layers:  # they do not decide the answers
         decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
     values = measure_by_teacher_forcing(texts, decoder, full, config.strategy.name, progress)

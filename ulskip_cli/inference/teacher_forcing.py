@@ -22,6 +22,11 @@ class EncodedPrompt:
     cache: DynamicCache
     mask: Tensor  # [batch, prompt_len]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the cache and the logits."""
+        return kv_cache.kv_bytes(self.cache) + self.first_logits.nbytes
+
     def whole_mask(self, inputs: Tensor, response_mask: Tensor | None) -> Tensor:
         """Return the mask [batch, prompt_len + count] of the prompt and `inputs` [batch, count],
         the beginning of a response. Without `response_mask` [batch, count or more], no padding is

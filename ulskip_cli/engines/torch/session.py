@@ -121,9 +121,9 @@ class TorchSession(SteppingSession):
             prompt = native.encode(ids, mask)
         else:
             prompt = encode_prompt(self.views.prompt_model, ids, mask)
-        cache, kept = prompt.cache, self.views.stages[0].kept
-        self.kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
-        kv_cache.prune_cache(cache, kept)
+        request.on_prompt(prompt)
+        cache = kv_cache.fork_cache(prompt.cache, self.views.stages[0].kept)
+        self.kv_bytes = kv_cache.kv_bytes(prompt.cache), kv_cache.kv_bytes(cache)
         self.steps = self.make_steps(request, cache)
         return prompt.first_logits[:, -1]
 
