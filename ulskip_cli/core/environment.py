@@ -17,7 +17,7 @@ import psutil
 
 from ulskip_cli.core.files import Table
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms

@@ -189,8 +189,8 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
     """
     if record.num_cut_off:
         yield (
-            f"{record.strategy}: {record.num_cut_off} of {record.num_examples} answers were cut off"
-            f" at max_new_tokens={config.answer_tokens}, so their scores say"
+            f"{record.label} with {record.summary}: {record.num_cut_off} of {record.num_examples}"
+            f" answers were cut off at max_new_tokens={config.answer_tokens}, so their scores say"
             " little about whole answers; raise it"
         )
     if config.model.source == "random":
