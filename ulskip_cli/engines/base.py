@@ -110,7 +110,7 @@ class BatchRequest:
     forced: bool = False  # generate exactly `length` tokens with EOS suppressed
     # Gets the number of tokens generated so far in the batch.
     on_step: Callable[[int], None] = lambda count: None
-    # Gets the encoded prompts, which engines on torch have.
+    # Gets the prompts that a forward pass on torch has encoded.
     on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None
     pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
     stages: tuple[StageView, ...] = ()  # those of the plan's views

@@ -148,8 +148,8 @@ class Decoder:
 
         With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed.
         `on_step` gets the number of tokens generated so far in the batch: after every step, or at
-        intervals if a library answers as a whole. `on_prompt` gets the encoded prompts, which
-        engines on torch have.
+        intervals if a library answers as a whole. `on_prompt` gets the prompts that a forward pass
+        on torch has encoded.
         """
         turns = self.run(
             input_ids, attention_mask, context, forced_length, on_step, on_prompt=on_prompt
@@ -243,8 +243,8 @@ def generate_all(
 
     The first `skip` prompts in this order are left out. After every step `on_tokens` gets the
     numbers of finished prompts and generated tokens. After every batch `on_prompts` gets the
-    indices and the encoded prompts, which engines on torch have. The sampling seed of a batch
-    depends only on the seed and the batch's first prompt.
+    indices of its prompts, and these if a forward pass on torch has encoded them. The sampling seed
+    of a batch depends only on the seed and the batch's first prompt.
     """
     done, tokens = skip, 0
 

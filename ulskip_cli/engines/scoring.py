@@ -32,7 +32,6 @@ from ulskip_cli.inference.teacher_forcing import (
 )
 
 HELD_SHARE = 1 / 4  # of the free memory: encoded prompts, which are used again
-PASS_TOKENS = 384  # of the prompts of a batch: more tokens add padding, but no speed
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,13 @@ class ForcedTexts:
     size: BatchSize
     pad_token_id: int
     answers: Sequence[list[int]] = ()
-    # encoded batches with the indices of their prompts, by the first of these
-    _held: dict[int, tuple[Sequence[int], EncodedPrompt]] = field(default_factory=dict)
+    _held: dict[tuple[int, ...], EncodedPrompt] = field(default_factory=dict)  # by their indices
     _model: PreTrainedModel | None = None
 
     @property
     def held_bytes(self) -> int:
         """The size of the held prompts."""
-        return sum(prompt.nbytes for _, prompt in self._held.values())
+        return sum(prompt.nbytes for prompt in self._held.values())
 
     def hold(self, model: PreTrainedModel, batch: Sequence[int], prompt: EncodedPrompt) -> None:
         """Hold the prompts with these indices, longest first, which `model` encoded as a batch, if
@@ -99,7 +97,7 @@ class ForcedTexts:
         self._of(model)
         limit = HELD_SHARE * free_bytes(model.device)
         if len(batch) <= self.size.used and self.held_bytes + prompt.nbytes <= limit:
-            self._held[batch[0]] = batch, prompt
+            self._held[tuple(batch)] = prompt
 
     def _of(self, model: PreTrainedModel) -> None:
         """Drop the prompts that another model encoded."""
@@ -119,18 +117,11 @@ class ForcedTexts:
         scores, done = ForcedScores(), 0
         order = longest_first(list(map(len, self.prompts)))
         score_batch = self._by_library if decoder.is_runtime else self._by_views
-        # Sequences of a batch exit together, and a library prepares for one batch size.
-        most = None if decoder.is_runtime or decoder.exits else self._most_in_batch
         work = partial(score_batch, decoder, full)
-        for batch, batch_scores in in_batches(order, self.size, work, most):
+        for batch, batch_scores in in_batches(order, self.size, work):
             scores, done = scores + batch_scores, done + len(batch)
             on_batch(done)
         return scores
-
-    def _most_in_batch(self, longest: int) -> int:
-        if longest in self._held:
-            return len(self._held[longest][0])
-        return max(1, PASS_TOKENS // max(1, len(self.prompts[longest])))
 
     def _by_library(
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
@@ -169,10 +160,8 @@ class ForcedTexts:
         return scores
 
     def _encoded(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
-        held, prompt = self._held.get(batch[0], ((), None))
-        if prompt is None or list(held) != list(batch):
-            prompt = self._encode(model, batch)
-            self.hold(model, batch, prompt)
+        prompt = self._held.get(tuple(batch)) or self._encode(model, batch)
+        self.hold(model, batch, prompt)
         return prompt
 
     def _encode(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:

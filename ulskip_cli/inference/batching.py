@@ -27,19 +27,18 @@ def in_batches(
     items: Sequence[ItemT],
     size: BatchSize,
     work: Callable[[Sequence[ItemT]], ResultT],
-    most: Callable[[ItemT], int] | None = None,
 ) -> Iterator[tuple[Sequence[ItemT], ResultT]]:
     """Yield batches of `items`, sorted longest first, with the results of `work`; halve a batch
-    that runs out of memory. `most` limits the size of a batch by its first item.
+    that runs out of memory.
     """
 
-    def batch_of(count: int) -> Sequence[ItemT]:
-        return items[start : start + min(count, most(items[start]) if most else count)]
+    def result_of(count: int) -> ResultT:
+        return work(items[start : start + count])
 
     start = 0
     while start < len(items):
-        result = run_with_oom_retry(size, lambda count: work(batch_of(count)))
-        batch = batch_of(size.used)
+        result = run_with_oom_retry(size, result_of)
+        batch = items[start : start + size.used]
         yield batch, result
         start += len(batch)
 

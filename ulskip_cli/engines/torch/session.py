@@ -121,7 +121,7 @@ class TorchSession(SteppingSession):
             prompt = native.encode(ids, mask)
         else:
             prompt = encode_prompt(self.views.prompt_model, ids, mask)
-        request.on_prompt(prompt)
+            request.on_prompt(prompt)
         cache = kv_cache.fork_cache(prompt.cache, self.views.stages[0].kept)
         self.kv_bytes = kv_cache.kv_bytes(prompt.cache), kv_cache.kv_bytes(cache)
         self.steps = self.make_steps(request, cache)
