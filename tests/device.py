@@ -29,21 +29,16 @@ class Module(types.ModuleType):
     def current_device(self):
         return 0
 
-    def synchronize(self, device=None):
-        """There is nothing to wait for."""
-
-    def empty_cache(self):
-        """Nothing is cached."""
-
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]
 
-    # Random numbers are drawn by the CPU's generator.
     def _is_in_bad_fork(self):
         return False
 
-    def manual_seed_all(self, seed):
-        """The CPU's generator has the seed already."""
+    def nothing(self, *args):
+        """Nothing is computed later or cached, and the generator of the CPU has the seed."""
+
+    synchronize = empty_cache = manual_seed_all = nothing
 
 
 def library():

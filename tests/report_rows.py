@@ -56,6 +56,14 @@ def compared(full, score, margin):
     return {"full": full, "delta": delta, **ends}
 
 
+def timed_pairs(full, strategy, **values):
+    """Return pairs by the seconds of both sides, each a unit with the same other values."""
+    counts = {key: [value] * len(full) for key, value in values.items()}
+    sides = {"full": full, "strategy": strategy}
+    pairs = {side: {"decode_seconds": seconds, **counts} for side, seconds in sides.items()}
+    return pairs | {"units": [{"pairs": 1}] * len(full)}
+
+
 def sweep_row(
     strategy="unified",
     target=2.0,
@@ -74,7 +82,6 @@ def sweep_row(
     full = strategy == "full"
     target = 1.0 if full else target
     bleu, speedup = (FULL_BLEU, 1.0) if full else (bleu, speedup or 0.9 * target)
-    seconds = {"full": 0.62, "strategy": 0.62 / speedup}  # of 31 steps
     row = {
         **COMMON,
         "id": f"{strategy}-{target:g}-{batch}",
@@ -87,12 +94,8 @@ def sweep_row(
         "measured_speedup": speedup,
         "measured_speedup_low": speedup - margin,
         "measured_speedup_high": speedup + margin,
-        "pairs": {
-            side: {"decode_seconds": [spent] * units, "decoded_tokens": [31 * batch] * units}
-            for side, spent in seconds.items()
-        }
-        | {"units": [{"pairs": 1}] * units},
-        "time_per_output_token_seconds": seconds["strategy"] / 31,
+        "pairs": timed_pairs([0.62] * units, [0.62 / speedup] * units, decoded_tokens=31 * batch),
+        "time_per_output_token_seconds": 0.02 / speedup,
         "timed_batch_size": batch,
         "end_to_end_speedup": 0.95 * speedup,
         "decode_tokens_per_second": 50.0 * speedup,
@@ -169,11 +172,16 @@ def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
     return made({**kept, "status": status, "reason": reason}, known.config.changed())
 
 
-def write_folder(path, rows, answers=None):
-    """Write a folder of results; `answers` maps row ids to the hypotheses of the examples."""
+def write_rows(path, rows):
+    """Write rows as they are stored into a folder, and return it."""
     path.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row.to_row()) + "\n" for row in rows]
-    (path / "runs.jsonl").write_text("".join(lines), "utf-8")
+    (path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def write_folder(path, records, answers=None):
+    """Write a folder of results; `answers` maps row ids to the hypotheses of the examples."""
+    write_rows(path, [record.to_row() for record in records])
     for point, texts in (answers or {}).items():
         stored = [
             {"id": str(i), "source": f"Satz {i}", "reference": f"sentence number {i} is here"}

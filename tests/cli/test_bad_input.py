@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -339,10 +340,7 @@ def test_a_value_of_5000_characters_is_not_echoed(ulskip, place):
     ],
 )
 def test_an_unforeseen_error_is_one_line_and_exit_code_1(ulskip, monkeypatch, error, told):
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr("ulskip_cli.core.config.compose", fail)
+    monkeypatch.setattr("ulskip_cli.core.config.compose", Mock(side_effect=error))
     code, out, err = ulskip("plan")
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert told in err

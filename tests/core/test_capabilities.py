@@ -1,5 +1,7 @@
 """Engines, commands and needs: what is not declared is refused before weights load."""
 
+from unittest.mock import Mock
+
 import pytest
 from needs import RECIPES, overrides_for
 from needs import folders as folders
@@ -27,10 +29,7 @@ class LoadingError(Exception):
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    def refuse(*arguments):
-        raise LoadingError
-
-    monkeypatch.setattr("ulskip_cli.experiments.runner.load", refuse)
+    monkeypatch.setattr("ulskip_cli.experiments.runner.load", Mock(side_effect=LoadingError))
 
 
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])

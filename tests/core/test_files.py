@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -52,9 +53,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     files.write_atomic(whole, '{"a": 1}')
     files.append_line(lines, '{"a": 1}')
 
-    def full_disk(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full_disk = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(files.os, "fsync", full_disk)
     for write, path in ((files.write_atomic, whole), (files.append_line, lines)):
         with pytest.raises(StorageError, match=r"No space left.*free some space"):

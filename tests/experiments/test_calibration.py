@@ -1,4 +1,5 @@
 import json
+from unittest.mock import Mock
 
 import pytest
 
@@ -68,11 +69,11 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
 
 @pytest.mark.parametrize("correction", ["none", "patch"])
 def test_answers_choose_as_they_will_be_run_and_an_interrupted_choice_resumes(
-    ready, monkeypatch, correction
+    ready, monkeypatch, spy, correction
 ):
     words = ["strategy=search", "strategy.budget=6", "ratio=2", f"correction={correction}"]
     config, loaded, work = ready(*words, "strategy.objective=score")
-    answered, fitted = [], []
+    answered, fit = [], spy(HeldOutEvaluator, "calibrate_patches")
 
     def generated(decoder, prompts, *more):
         for positions, output in generate_all(decoder, prompts, *more):
@@ -81,14 +82,7 @@ def test_answers_choose_as_they_will_be_run_and_an_interrupted_choice_resumes(
                 raise InterruptedError
             yield positions, output
 
-    calibrate_patches = HeldOutEvaluator.calibrate_patches
-
-    def fit(evaluator, plan):
-        fitted.append(evaluator.workload.prompts)
-        return calibrate_patches(evaluator, plan)
-
     monkeypatch.setattr(evaluate, "generate_all", generated)
-    monkeypatch.setattr(HeldOutEvaluator, "calibrate_patches", fit)
     with pytest.raises(InterruptedError):
         calibrate_strategy(config, loaded, work, ProgressCallback())
     found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
@@ -97,6 +91,7 @@ def test_answers_choose_as_they_will_be_run_and_an_interrupted_choice_resumes(
     halves = [work.prompts[::2], work.prompts[1::2]]
     parts = halves if correction == "patch" else [work.prompts]
     assert list(map(sorted, answered[: len(parts)])) == list(map(sorted, parts))
+    fitted = [call.args[0].workload.prompts for call in fit.call_args_list]
     assert fitted[:2] == (halves[::-1] if correction == "patch" else [])
     assert answered[3] == answered[2] and len(answered) == len(parts) * len(notes["scores"]) + 1
     monkeypatch.setattr(HeldOutEvaluator, "decode_loss", lambda *args: pytest.fail("again"))
@@ -118,23 +113,17 @@ def test_a_choice_by_answers_has_an_identity_and_depends_on_their_length(ready):
 def test_prompts_have_at_most_half_as_many_own_answers_as_there_are_examples(
     ready, monkeypatch, asked, most
 ):
-    class FittedError(Exception):
-        pass
-
     def generated(model, prompts, options, *more):
         seen.append(options.samples)
         return [[[5]] * options.samples for _ in prompts]
 
-    def fitted(*arguments):
-        raise FittedError
-
     seen = []
     monkeypatch.setattr(calibration, "generate_own_responses", generated)
-    monkeypatch.setattr(HeldOutEvaluator, "_fit_patches", fitted)
+    monkeypatch.setattr(HeldOutEvaluator, "_fit_patches", Mock(side_effect=InterruptedError))
     monkeypatch.setattr(calibration, "ENOUGH_TOKENS", 10**6)
     config, loaded, work = ready("correction=patch", "ratio=2", f"calibration.examples={asked}")
     plan = make_plan(config, loaded.metadata)
-    with pytest.raises(FittedError):
+    with pytest.raises(InterruptedError):
         HeldOutEvaluator(config, loaded, work, ProgressCallback()).calibrate_patches(plan)
     assert seen == [1, most]
 

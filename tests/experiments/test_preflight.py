@@ -103,21 +103,14 @@ def test_the_jobs_of_a_sweep_have_the_identifiers_of_single_runs():
         assert jobs[point.run_id].baseline == point.baseline.run_id
 
 
-def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
-    calls = []
-
-    def counted(name, function):
-        return lambda *args: calls.append(name) or function(*args)
-
-    monkeypatch.setattr(Wmt, "examples", counted("examples", Wmt.examples))
-    for read in ("load_json", "read_headers"):
-        function = getattr(model_metadata, read)
-        monkeypatch.setattr(model_metadata, read, counted(read, function))
+def test_data_and_model_files_are_read_once_for_many_points(spy):
+    examples, others = spy(Wmt, "examples"), ("load_json", "read_headers")
+    reads = [examples, *(spy(model_metadata, name) for name in others)]
     grid = points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
     assert len(make_jobs(grid)) == 2 * 3 * 2 + 2
-    assert sorted(calls) == ["examples", "load_json", "read_headers"]
+    assert [read.call_count for read in reads] == [1, 1, 1]
     make_jobs(points(["ratio=2,3", "limit=4,5"]))
-    assert calls.count("examples") == 1 + 2  # once for each limit
+    assert examples.call_count == 1 + 2  # once for each limit
 
 
 @pytest.mark.parametrize(

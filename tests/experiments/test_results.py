@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from report_rows import timed_pairs
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
@@ -107,13 +108,9 @@ def test_a_failed_row_is_superseded_by_a_later_one_with_its_identity(folder):
 
 def timed(run_id, *seconds, precision=None):
     """A row with one unit for each of `seconds` of the strategy, beside those of the full model."""
-    count = len(seconds)
-    spent = {"full": [2.0] * count, "strategy": list(seconds)}
-    counts = dict.fromkeys(("decoded_tokens", "generated_tokens"), [1] * count)
-    counts["first_token_seconds"] = [1.0] * count
-    pairs = {side: {"decode_seconds": spent[side], **counts} for side in spent}
-    pairs |= {"units": [{"pairs": 1}] * count, "precision": precision}
-    row = record(run_id, pairs=pairs)
+    ones = dict.fromkeys(("decoded_tokens", "generated_tokens", "first_token_seconds"), 1)
+    pairs = timed_pairs([2.0] * len(seconds), list(seconds), **ones)
+    row = record(run_id, pairs={**pairs, "precision": precision})
     return row.replace(**row.pairs.speedups())
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import pytest
@@ -75,20 +76,15 @@ def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
 
 def test_two_sweeps_share_the_work(quick_sweep):
     _, jobs, folder = quick_sweep
-    both, outcomes = threading.Barrier(2), []
+    both = threading.Barrier(2)
 
-    def act():
+    def act(_):
         both.wait()
-        outcomes.append(Sweep(jobs, SweepObserver()).run())
+        return Sweep(jobs, SweepObserver()).run()
 
-    threads = [threading.Thread(target=act) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for outcome in outcomes:
-        assert [outcome.records[job.id].status for job in jobs] == ["done"] * 3
-    assert len(outcomes) == 2
+    with ThreadPoolExecutor(2) as pool:
+        for outcome in pool.map(act, range(2)):
+            assert [outcome.records[job.id].status for job in jobs] == ["done"] * 3
     assert len(folder.runs_path.read_text().splitlines()) == 3
 
 
@@ -112,15 +108,10 @@ def interrupt_after(monkeypatch, batches):
     monkeypatch.setattr(Decoder, "generate", some)
 
 
-def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypatch):
-    grid, answered, generate = ["ratio=2,3", "decoding=sample"], [], Decoder.generate
+def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypatch, spy):
+    grid = ["ratio=2,3", "decoding=sample"]
     assert sweep(*grid, name="whole")[0] == 0
-
-    def count(self, ids, *rest, **options):
-        answered.extend(ids if "on_step" in options else ())
-        return generate(self, ids, *rest, **options)
-
-    monkeypatch.setattr(Decoder, "generate", count)
+    generate = spy(Decoder, "generate")
     for batches in (2, 2):
         with monkeypatch.context() as patch:
             interrupt_after(patch, batches)
@@ -130,7 +121,8 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert listed["points"][1]["note"] == "finished batches: 1"
     assert sweep(*grid)[0] == 0
     assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
-    assert len(answered) == 3 * 5  # no prompt was answered twice
+    answered = [call for call in generate.call_args_list if "on_step" in call.kwargs]
+    assert sum(len(call.args[1]) for call in answered) == 3 * 5  # no prompt was answered twice
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 
 

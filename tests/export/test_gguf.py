@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import transformers
 from export import test_checkpoint
+from export.test_checkpoint import saved as saved
 from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose
@@ -46,13 +47,12 @@ def test_a_file_equals_the_view_when_it_is_loaded(copied_model, tmp_path, stored
     # transformers reads no other head size from the header of a Qwen3
     [("Qwen2", {"tie_word_embeddings": True}), ("Qwen3", {"head_dim": 128})],
 )
-def test_qwen_is_written_as_its_own_architecture(family, options, tokenizer, tmp_path):
+def test_qwen_is_written_as_its_own_architecture(family, options, tokenizer, saved, tmp_path):
     # transformers adds tokens to the tokenizers of these families
     options = {**NEW_STYLE, **options, "vocab_size": len(tokenizer) + 8}
     config = getattr(transformers, f"{family}Config")(**options)
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "source")
-    tokenizer.save_pretrained(tmp_path / "source")
-    record = export(tmp_path / "source", tmp_path / "x.gguf")
+    source = saved(getattr(transformers, f"{family}ForCausalLM")(config))
+    record = export(source, tmp_path / "x.gguf")
     assert "transformers loads the file" in record["checked"]
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     assert reader.get_field("general.architecture").contents() == family.lower()

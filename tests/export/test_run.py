@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -101,11 +102,8 @@ def test_a_complete_export_replaces_an_earlier_one_and_a_failed_one_does_not(tmp
 
 
 def test_an_earlier_export_is_kept_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    def fail(path, target):
-        raise OSError(errno.EIO, "Input/output error")
-
     write_export(tmp_path / "out", "weights")
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(OSError, match="Input"):
         write_export(tmp_path / "out", "newer")
     assert (tmp_path / "out" / "model").read_text() == "weights"

@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from export import test_checkpoint
+from export.test_checkpoint import saved as saved
 from reference import OLD_STYLE, build_model, hf, random_ids, save_adapter, stack_of
 from safetensors.torch import load_file
 
@@ -50,14 +51,12 @@ def fitted(model, kind="folded"):
 
 
 @pytest.fixture
-def stored(tmp_path, tokenizer):
+def stored(tmp_path, saved):
     """Return a function that saves a model and its adapter, and returns both folders."""
 
     def save(model, adapter, **options):
-        source, folder = tmp_path / "source", tmp_path / "adapter"
-        model.save_pretrained(source, **{"max_shard_size": "30KB", **options})
-        tokenizer.save_pretrained(source)
-        return source, save_adapter(adapter, hf(source), folder)
+        source = saved(model, **options)
+        return source, save_adapter(adapter, hf(source), tmp_path / "adapter")
 
     return save
 
@@ -99,16 +98,16 @@ def test_the_prefill_model_of_a_pair_is_not_changed(stored, tmp_path):
     assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "auto")])
+@pytest.mark.parametrize(("stored_as", "loaded"), [("float32", "bfloat16"), ("bfloat16", "auto")])
 @pytest.mark.parametrize("form", ["hf", "gguf"])
 def test_weights_are_merged_in_the_dtype_of_the_run(
-    model_folder, stored, tmp_path, form, saved, loaded
+    model_folder, stored, tmp_path, form, stored_as, loaded
 ):
     if form == "gguf":
         pytest.importorskip("gguf")
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     adapter = fitted(model)
-    source, folder = stored(model.to(getattr(torch, saved)), adapter)
+    source, folder = stored(model.to(getattr(torch, stored_as)), adapter)
     overrides = [*given(folder), "prompt_layers=kept", f"model.dtype={loaded}"]
     record = export(source, tmp_path / "out", *overrides, format=form)
     assert {"hf": "bit-identical", "gguf": "tensors"}[form] in record["checked"]

@@ -43,6 +43,16 @@ def tokens(decoder, ids, mask):
     return decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)).token_ids
 
 
+def checked_tokens(decoder, kept, corrections):
+    """Compare the tokens of both engines with those of the uncached reference; return these."""
+    model, (ids, mask) = decoder.model, batch(True)
+    expected = reference_greedy(model, ids, mask, kept, LENGTH, **corrections).tolist()
+    for engine in ("torch", "transformers"):
+        got = tokens(decoder.with_engine(engine), ids, mask)
+        assert count_near_ties(model, ids, mask, got, expected, kept, **corrections) <= 1
+    return expected
+
+
 @pytest.mark.usefixtures("single_thread")
 @pytest.mark.parametrize(
     ("model", "kept"), with_each([KEPT, (0, 3, 5), (0, 1)]), indirect=["model"]
@@ -65,12 +75,8 @@ def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
 def test_tokens_of_both_engines_equal_the_uncached_reference(model, kind):
     adapter, corrections = random_adapter(model, KEPT, kind)
     decoder = decoder_for(model, adapter)
-    ids, mask = batch(True)
-    expected = reference_greedy(model, ids, mask, KEPT, LENGTH, **corrections).tolist()
-    for engine in ("torch", "transformers"):
-        got = tokens(decoder.with_engine(engine), ids, mask)
-        assert count_near_ties(model, ids, mask, got, expected, KEPT, **corrections) <= 1
-    assert tokens(decoder_for(model, None), ids, mask) != expected
+    expected = checked_tokens(decoder, KEPT, corrections)
+    assert tokens(decoder_for(model, None), *batch(True)) != expected
 
 
 def test_each_stage_has_patches_of_its_own(model):
@@ -88,11 +94,7 @@ def test_each_stage_has_patches_of_its_own(model):
     }
     plan = Plan("custom", NUM_LAYERS, tuple(starmap(Stage, stages.items())))
     decoder = Decoder(model, plan, adapter=adapter)
-    ids, mask = batch(True)
-    expected = reference_greedy(model, ids, mask, stages, LENGTH, **corrections).tolist()
-    for engine in ("torch", "transformers"):
-        got = tokens(decoder.with_engine(engine), ids, mask)
-        assert count_near_ties(model, ids, mask, got, expected, stages, **corrections) <= 1
+    checked_tokens(decoder, stages, corrections)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -3,7 +3,15 @@ import subprocess
 import sys
 
 import pytest
-from report_rows import compared, not_applicable, small_sweep, sweep_row, two_depths, write_folder
+from report_rows import (
+    compared,
+    not_applicable,
+    small_sweep,
+    sweep_row,
+    timed_pairs,
+    two_depths,
+    write_folder,
+)
 
 FILES = {"report.md", "report.html"}
 ANSWERS = {row.id: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}
@@ -75,10 +83,7 @@ def test_a_sure_loss_fails_a_check(report, tmp_path, new, code, named):
 def test_a_loss_of_few_noisy_units_is_not_sure(report, tmp_path):
     def stored(name, speedup):
         seconds = [0.62 / speedup * math.exp(shift) for shift in (-0.03, 0.0, 0.03)]
-        sides = {"full": [0.62] * 3, "strategy": seconds}
-        tokens = {"decoded_tokens": [31] * 3}
-        pairs = {side: {"decode_seconds": spent, **tokens} for side, spent in sides.items()}
-        row = sweep_row(speedup=speedup, pairs=pairs | {"units": [{"pairs": 1}] * 3})
+        row = sweep_row(speedup=speedup, pairs=timed_pairs([0.62] * 3, seconds, decoded_tokens=31))
         return write_folder(tmp_path / name, [sweep_row("full"), row])
 
     # 0.2 of the logarithm is more than a normal quantile of two claims allows, but not Student's

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_rows import stored_rows
+from report_rows import stored_rows, write_rows
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.experiments.results import ResultsFolder
@@ -62,19 +62,11 @@ def mutations(draw):
 
 @settings(max_examples=25, derandomize=True)
 @given(rows=mutations(), form=st.sampled_from(FORMATS))
-def test_a_changed_value_is_reported_or_refused(tmp_path_factory, monkeypatch_session, rows, form):
-    folder = tmp_path_factory.mktemp("mutated") / "x"
-    folder.mkdir()
-    (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert invoke(["report", str(folder), *form]) == 0
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_session():
-    """Let unforeseen exceptions through."""
+def test_a_changed_value_is_reported_or_refused(tmp_path_factory, rows, form):
+    folder = write_rows(tmp_path_factory.mktemp("mutated") / "x", rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ULSKIP_DEBUG", "1")
-        yield
+        patch.setenv("ULSKIP_DEBUG", "1")  # lets unforeseen exceptions through
+        assert invoke(["report", str(folder), *form]) == 0
 
 
 UNSAFE = "\x1b]0;x\x07\x9b\u202e\n![a](http://b) <img src=x>"
@@ -93,7 +85,7 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
         if "environment" in row:
             row["environment"] |= {"ulskip": UNSAFE, "processor": UNSAFE}
     rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path, rows)
     outputs = []
     for form in (["--html", "--no-plots"], ["--compare", "paper", "--no-plots"]):
         code, out, err = ulskip("report", tmp_path, *form)
@@ -116,9 +108,7 @@ def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):
         row["config"]["task"] = {"name": "$\\foo{$"}
         row["config"]["model"] |= {"name": "a[/b]"}
         row |= {"lm_eval": {"acc[/red]": 1.0}}
-    folder = tmp_path / "x[" / "y]"
-    folder.mkdir(parents=True)
-    (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = write_rows(tmp_path / "x[" / "y]", rows)
     code, out, err = ulskip("report", folder)
     assert code == 0, err
     assert f"written to {folder}/report/" in out.replace("\n", "")

@@ -1,6 +1,7 @@
 import gzip
 import json
 import socket
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,10 +50,8 @@ def test_bad_objects_are_named_with_their_line(tmp_path, text, named):
 
 
 def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):
-    def fail(*args):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    fails = Mock(side_effect=socket.gaierror(-2, "Name or service not known"))
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     for is_offline, why in ((False, "Name or service"), (True, "Offline")):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from unittest.mock import Mock
 
 import pytest
 
@@ -80,10 +81,8 @@ def test_bad_files_are_refused(files, source, reference, message):
 def test_a_failed_download_names_the_test_set_and_the_reason(monkeypatch):
     from sacrebleu.dataset import DATASETS
 
-    def fail(*args):
-        raise OSError("no route")
-
-    monkeypatch.setattr(DATASETS["wmt22"], "get_source_file", fail)
+    fails = Mock(side_effect=OSError("no route"))
+    monkeypatch.setattr(DATASETS["wmt22"], "get_source_file", fails)
     with pytest.raises(UsageError, match=r"wmt22.*no route"):
         Wmt(dataset="wmt22").examples()
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -79,16 +80,12 @@ def killed_before_identity(path, content):
     raise KeyboardInterrupt
 
 
-def killed(*args):
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     ("target", "name", "stop"),
     [
-        (run, "build_adapter_loss", killed),
+        (run, "build_adapter_loss", Mock(side_effect=KeyboardInterrupt)),
         (run, "write_atomic", killed_before_identity),
-        (run, "last_checkpoint", killed),
+        (run, "last_checkpoint", Mock(side_effect=KeyboardInterrupt)),
         (trainer.SkipTrainer, "compute_loss", interrupted_in_step_4),
     ],
     ids=["answers stored", "no identity", "no checkpoint", "a checkpoint"],

@@ -14,8 +14,7 @@ PLAIN = Template("{source}", "{reference}")
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    settings = ["limit=2"]
-    texts = data.load_training_texts(compose_training(settings), tokenizer)
+    texts = data.load_training_texts(compose_training(["limit=2"]), tokenizer)
     for prompt, response in texts.train:
         assert prompt.startswith("<user>Translate the following text")
         assert response.startswith("<assistant>") and response.endswith("<eos>")

@@ -47,16 +47,12 @@ def test_float32_weights_that_bfloat16_represents_take_half_of_the_bytes_for_the
 
 
 @pytest.fixture
-def not_loaded(monkeypatch, tmp_path):
-    """The commands of a process that has neither loaded nor compiled the kernel."""
+def not_loaded(monkeypatch, tmp_path, spy):
+    """The calls of commands in a process that has neither loaded nor compiled the kernel."""
     monkeypatch.setattr(kernels, "_loaded", [])
     monkeypatch.setattr(kernels, "_failures", {})  # those of earlier tests in this process
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
-    commands, run = [], subprocess.run
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: commands.append(command) or run(command, **_)
-    )
-    return commands
+    return spy(subprocess, "run").call_args_list
 
 
 def test_reasons_not_to_build(not_loaded, monkeypatch, tmp_path):
