@@ -105,11 +105,12 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         handles[label] = _draw_strategy(axes, sorted(drawn, key=_speedup), metric)
     for row in rows if len(rows) <= MAX_LABELS else ():
         target, count = row.target_speedup, len(row.kept_layers or ())
-        label = f"{target:g}x" if target else f"{count} layers"
+        label = f"{target:g}" if target else f"{count} layers"
         annotate(axes, label, _at(row, metric), (5, 5))
     kind = "predicted" if rows[0].measured_speedup is None else "measured"
     axes.set(
-        xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric]
+        xlabel=f"{kind} decode speedup at batch size {rows[0].batch_size} (numbers: ratio)",
+        ylabel=TITLES[metric],
     )
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
     return figure
