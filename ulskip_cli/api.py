@@ -220,11 +220,13 @@ def _encoded(
     """
     from ulskip_cli.tasks.encoding import PromptFormatter
 
-    formatter = PromptFormatter(Template("{source}", ""), tokenizer)
     if may_chat:
-        task = config.preset("task", "jsonl")  # whose prompts are texts as they are
+        # The template of task=jsonl is the text alone, in the chat template if there is one.
+        task = config.preset("task", "jsonl")
         formatter = PromptFormatter.for_task(task, tokenizer, chat_options)
-    encoded = formatter.encode([Example("", text, "") for text in texts])
+    else:
+        formatter = PromptFormatter(Template("{source}", ""), tokenizer)
+    encoded = formatter.encode([Example(id="", source=text, reference="") for text in texts])
     ids = [example.prompt_ids for example in encoded]
     if [] in ids:
         raise UsageError(

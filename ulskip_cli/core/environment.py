@@ -173,8 +173,8 @@ class LoadMeter:
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
-        """Return the clock, the busy CPU seconds (other guests of the hypervisor included), and the
-        CPU seconds of this process tree.
+        """Return the clock, the busy CPU seconds (with those of other guests of the hypervisor,
+        `steal`), and the CPU seconds of this process tree.
         """
         busy = 0.0
         for number, times in enumerate(psutil.cpu_times(percpu=True)):

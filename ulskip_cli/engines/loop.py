@@ -88,6 +88,27 @@ def look_up(ids: Tensor, most: int) -> Tensor:
     return ids[0, start : start + length]
 
 
+class _DecodedRows:
+    """The rows of a batch that are still decoded: `ids` are those of the batch, and after the first
+    `keep` a copy of some.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = self._batch = ids
+        self._rows: Tensor | None = None  # their indices in the batch; None: all
+
+    def keep(self, alive: Tensor) -> None:
+        """Continue with the rows at the indices `alive` [sequences] of `ids`."""
+        self.write_back()
+        self._rows = alive if self._rows is None else self._rows[alive]
+        self.ids = self._batch[self._rows]
+
+    def write_back(self) -> None:
+        """Write the copied rows into the batch."""
+        if self._rows is not None:
+            self._batch[self._rows] = self.ids
+
+
 class SteppingSession(EngineSession, ABC):
     """A session that gives logits; the loop chooses the tokens."""
 
@@ -176,31 +197,27 @@ class SteppingSession(EngineSession, ABC):
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
         """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
         tokens in the batch after every step. Whenever half of the sequences have ended, only the
-        others are decoded further, in `current`.
+        others are decoded further.
         """
         batch, prompt_len = request.input_ids.shape
         # The random numbers of sampling depend on the batch size.
         can_shrink = self.can_shrink and not request.decoding.do_sample
-        rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
-        # These rows: `ids` itself, and after the first end of sequences a copy, which is written
-        # back when it is replaced and at the end.
-        current = ids
+        decoded = _DecodedRows(ids)
         stops = ids.new_tensor(request.stop_token_ids)
         may_end = bool(len(stops) or request.stops)
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
-            # A GPU waits here in every step; otherwise, steps after the last EOS would be timed.
             if may_end:
+                # A GPU waits here in every step; otherwise, steps after the last EOS would be
+                # timed.
                 alive = (~done).nonzero()[:, 0]
                 if not len(alive):
                     break
                 if 2 * len(alive) <= len(done) and can_shrink:
-                    if rows is not None:
-                        ids[rows] = current
-                    rows = alive if rows is None else rows[alive]
-                    current, done = ids[rows], done[alive]
+                    decoded.keep(alive)
                     self.keep(alive)
-            end = prompt_len + step
+                    done = done[alive]
+            current, end = decoded.ids, prompt_len + step
             tokens = current[:, end - 1 : end]
             self._switch_at(step - 1, request)
             if sampler.samples:
@@ -215,12 +232,11 @@ class SteppingSession(EngineSession, ABC):
                 answers = current[:, prompt_len : end + 1].tolist()
                 done |= done.new_tensor(list(map(request.is_stopped, answers)))
             yield batch * (step + 1)
-        if rows is not None:
-            ids[rows] = current
+        decoded.write_back()
 
     def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
-        after the prompts.
+        after the prompts, in the engine's own decode steps.
         """
         try:
             logits, losses = self.encode(request), list[Tensor]()

@@ -137,27 +137,39 @@ class ForcedTexts:
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
     ) -> ForcedScores:
         """Score references and answers by logits, after one pass over the prompts."""
-        scores, prompt = ForcedScores(), self._encoded(decoder.prompt_model, batch)
+        prompt, scores = self._encoded(decoder.prompt_model, batch), ForcedScores()
         if self.references:
-            ids, mask = self._padded(self.references, batch, decoder.device)
-            logits, depths = given_logits(decoder, prompt, ids, mask)
-            exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
-            nats = float((response_losses(logits, ids) * mask).sum())
-            scores += ForcedScores(nats, int(mask.sum()), ExitStats(Counter(exits)))
-            del logits
+            scores += self._of_references(decoder, prompt, batch)
         if full and self.answers and any(self.answers[i] for i in batch):
-            shares_prompt = full.prompt_model is decoder.prompt_model
-            read = prompt if shares_prompt else self._encode(full.prompt_model, batch)
-            ids, mask = self._padded(self.answers, batch, decoder.device)
-            target, _ = given_logits(full, read, ids, mask)
-            logits, _ = given_logits(decoder, prompt, ids, mask)
-            answers = [
-                answer_scores(i, target[row, : len(self.answers[i])], logits[row])
-                for row, i in enumerate(batch)
-                if self.answers[i]
-            ]
-            scores += ForcedScores(answers=tuple(answers))
+            scores += self._of_answers(decoder, full, prompt, batch)
         return scores
+
+    def _of_references(
+        self, decoder: Decoder, prompt: EncodedPrompt, batch: Sequence[int]
+    ) -> ForcedScores:
+        ids, mask = self._padded(self.references, batch, decoder.device)
+        logits, depths = given_logits(decoder, prompt, ids, mask)
+        exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
+        nats = float((response_losses(logits, ids) * mask).sum())
+        return ForcedScores(nats, int(mask.sum()), ExitStats(Counter(exits)))
+
+    def _of_answers(
+        self, decoder: Decoder, full: Decoder, prompt: EncodedPrompt, batch: Sequence[int]
+    ) -> ForcedScores:
+        """Compare with the full model, which reads the prompts itself if the schedule's are not its
+        own.
+        """
+        shares_prompt = full.prompt_model is decoder.prompt_model
+        full_prompt = prompt if shares_prompt else self._encode(full.prompt_model, batch)
+        ids, mask = self._padded(self.answers, batch, decoder.device)
+        target, _ = given_logits(full, full_prompt, ids, mask)
+        logits, _ = given_logits(decoder, prompt, ids, mask)
+        answers = [
+            answer_scores(i, target[row, : len(self.answers[i])], logits[row])
+            for row, i in enumerate(batch)
+            if self.answers[i]
+        ]
+        return ForcedScores(answers=tuple(answers))
 
     def _encoded(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
         prompt = self._held.get(tuple(batch)) or self._encode(model, batch)

@@ -34,12 +34,15 @@ def describe_schedule(
     outputs: Sequence[BatchOutput] = (),
     timed: Sequence[BatchOutput] = (),
 ) -> Schedule:
-    """Return the schedule section of a row; depths of early exit and of stages are means over the
-    evaluated `outputs` and the `timed` pairs.
+    """Return the schedule section of a row.
+
+    The mean depth is measured for early exit, in the `timed` pairs or else in the evaluated
+    `outputs`, and otherwise follows from the plan. That of the answers is known for early exit, and
+    for stages from the lengths of `outputs`.
     """
-    evaluated = sum_exits(outputs).mean_depth  # None without early exit
-    # The prefill generates the first of the timed tokens.
-    mean_kept = sum_exits(timed).mean_depth or evaluated or plan.mean_kept(plan.timed_tokens - 1)
+    planned = plan.mean_kept(plan.timed_tokens - 1)  # the prefill generates the first token
+    evaluated = exit_depth = sum_exits(outputs).mean_depth  # None without early exit
+    mean_kept = sum_exits(timed).mean_depth or exit_depth or planned
     if plan.later_stages and outputs:
         lengths = [len(ids) for output in outputs for ids in output.token_ids]
         evaluated = schedule.mean_kept(plan.stages, lengths)
@@ -184,8 +187,8 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
 
 
 def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[str]:
-    """Yield the warnings about scores that say little, and about layers that were made for other
-    weights or another task.
+    """Yield the warnings about scores that say little, about weights and corrections that were made
+    for other layers or another task, and about examples that were seen in training.
     """
     if record.num_cut_off:
         yield (
@@ -198,26 +201,27 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             f"{record.strategy}: the weights are random, so this row has times but no quality; use"
             " a pretrained model to measure quality"
         )
-    used = record.correction  # made for these layers, so that the weights need not be
+    correction = record.correction
     trained_for_others = record.trained_for_these_layers is False  # None: unknown
-    if trained_for_others and not plan.keeps_all and not used:
+    # With a correction, which is fitted to these layers, the training of the weights is no doubt.
+    if trained_for_others and not plan.keeps_all and not correction:
         kept = f"{plan.target_kept} of {plan.num_layers} layers" if plan.exits else plan.summary
         yield (
             f"{plan.strategy} with {kept}: the weights were trained for other layers or another"
             " prompt_layers, so quality may suffer; train them for these layers with `ulskip"
             " train`, or use the strategy, ratio and prompt_layers of their training"
         )
-    if used and used.prompt_layers not in (None, plan.prompt_layers):
-        asked = f"prompt_layers={used.prompt_layers}"
+    if correction and correction.prompt_layers not in (None, plan.prompt_layers):
+        asked = f"prompt_layers={correction.prompt_layers}"
         yield (
             f"{record.strategy}: the correction was made for {asked}, so quality may suffer with"
             f" prompt_layers={plan.prompt_layers}; use {asked}"
         )
     yield from _trained_on(config, record)
-    if used and used.task not in (None, record.task):
+    if correction and correction.task not in (None, record.task):
         yield (
-            f"{record.strategy}: the correction was made on examples of task={used.task}; what"
-            " keeps the quality of one task can lose that of another, so calibrate on"
+            f"{record.strategy}: the correction was made on examples of task={correction.task};"
+            " what keeps the quality of one task can lose that of another, so calibrate on"
             f" {record.task}"
         )
 

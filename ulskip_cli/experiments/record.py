@@ -543,7 +543,9 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
     evaluated_batch_size: Count = value(
         "smaller than `batch_size` if a batch did not fit into memory"
     )
-    peak_memory_bytes: Count = value("peak of the GPU's allocator or, on a CPU, of the process")
+    peak_memory_bytes: Count = value(
+        "peak of the GPU's allocator or, on a CPU, of the process, without prompts held for scores"
+    )
 
 
 class Throughput(Section):

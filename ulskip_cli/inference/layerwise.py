@@ -62,22 +62,23 @@ class LayerwiseModel:
         self,
         prompt: EncodedPrompt,
         ids: Tensor,
-        seen: Tensor | None = None,
+        ids_mask: Tensor | None = None,
         kept: Sequence[int] | None = None,
     ) -> LayerInputs:
         """Return the inputs of the layers for `ids` [batch, count], which continue `prompt`; the
         layers write into a copy of its cache.
 
-        `seen` [batch, count or more] is the mask of `ids` (`EncodedPrompt.whole_mask`). `kept` are
-        the layers of the prompt's model that this model has; None means all.
+        `ids_mask` [batch, count or more] is 0 at padding (`EncodedPrompt.whole_mask`). `kept` are
+        the layers of the prompt's cache that this model has; None means all.
         """
-        if prompt.mask.shape[1] and kv_cache.is_recurrent(prompt.cache):
+        has_states = prompt.mask.shape[1] > 0  # not after an empty prompt
+        if has_states and kv_cache.is_recurrent(prompt.cache):
             raise UsageError(
                 "patches, adapters and trained exits do not support models with recurrent layers,"
                 " whose states continue token by token; use correction=none"
             )
         layers = range(len(self.layers)) if kept is None else kept
-        options = shallow_view.placing(self._shell, prompt.whole_mask(ids, seen), ids.shape[1])
+        options = shallow_view.placing(self._shell, prompt.whole_mask(ids, ids_mask), ids.shape[1])
         return self.enter(ids, kv_cache.fork_cache(prompt.cache, layers), **options)
 
     def states(self, inputs: LayerInputs) -> Iterator[Tensor]:

@@ -251,7 +251,7 @@ def zero_adapter(
 
 
 def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a layer of the class of `module` with other weights. `parts` are A and B of LoRA, and
+    """Return a linear layer like `module` with other weights. `parts` are A and B of LoRA, and
     under other names the tensors of a folded patch.
     """
     if type(module) not in shallow_view.LINEARS:
@@ -263,18 +263,20 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
     source: Any = module
     transposed = type(module) is Conv1D  # its weight is [in, out]
     weight = source.weight.t() if transposed else source.weight
-    # Copied, because the bits of a product can depend on the alignment in memory, and an export
-    # must equal the view.
+    # Copied, also if nothing changes: the bits of its products can depend on its alignment in
+    # memory, and an exported model, which has weights of its own, must give the same bits.
     weight = weight.detach().to(torch.float32, copy=True)
     bias = None if source.bias is None else source.bias.detach().to(weight, copy=True)
     fold = {name: part for name, part in parts.items() if name not in ("A", "B")}
     if fold:
         weight, bias = kind.merged(fold, weight, bias)
-    if "A" in parts:
+    if "A" in parts:  # after the fold, which would change its product
         weight = weight + parts["B"].to(weight) @ parts["A"].to(weight)
     weight = (weight.t() if transposed else weight).contiguous()
     parameters = {
         name: None if tensor is None else nn.Parameter(tensor.to(source.weight.dtype), False)
         for name, tensor in (("weight", weight), ("bias", bias))
     }
-    return shallow_view.with_attributes(module, lambda part: {"_parameters": parameters})
+    changed = shallow_view.copied(module, {})
+    vars(changed)["_parameters"] = parameters
+    return changed

@@ -74,24 +74,17 @@ class Group:
         return f"{self.approach(record)}, {len(record.kept_layers or ())} layers"
 
     def points(self) -> dict[tuple[float, str], dict[int, Record]]:
-        """Return the last record of every target, approach and batch size, in the order of the
-        paper's table 4: by target, then by strategy with unified last.
+        """Return the records with a target by target and approach, and then by batch size; of
+        several, the last. Their order is that of the paper's table 4: by target, then by strategy
+        with unified last.
         """
-        asked = sorted(
-            (record for record in self.records if record.target_speedup),
-            key=lambda record: (
-                record.target_speedup or 0.0,
-                record.strategy == "unified",
-                record.strategy,
-            ),
-        )
-        points = collected(
-            asked, lambda record: (record.target_speedup or 0.0, self.approach(record))
-        )
-        return {
-            point: {record.batch_size: record for record in records}
-            for point, records in points.items()
-        }
+        asked = [(target, row) for row in self.records if (target := row.target_speedup)]
+        asked.sort(key=lambda pair: (pair[0], pair[1].strategy == "unified", pair[1].strategy))
+        points: dict[tuple[float, str], dict[int, Record]] = {}
+        for target, record in asked:
+            point = points.setdefault((target, self.approach(record)), {})
+            point[record.batch_size] = record  # a later record replaces an earlier one
+        return points
 
 
 def differing_options(lines: Iterable[Sequence[Record]]) -> list[Key]:
