@@ -131,9 +131,9 @@ class Answers:
             if (row.batch_size, decoded_by(row), row.keeps_all) == (1, "torch", True)
         ]
         lines = [
-            f"- {name}, {row.dtype}: tokens {row.measured_speedup:.1f} and whole answers"
-            f" {row.end_to_end_speedup:.1f} times as fast;"
-            f" {self.same(row, self.transformers(row, 1))} answers the same"
+            f"- {name}, {row.dtype}: {row.measured_speedup:.1f}x the tokens/s,"
+            f" {row.end_to_end_speedup:.1f}x with the prompt;"
+            f" {self.same(row, self.transformers(row, 1))} answers identical"
             for name, row in zip(NAMES, rows, strict=True)
         ]
         return "\n".join(lines[::-1]) + "\n"

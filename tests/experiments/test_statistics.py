@@ -185,9 +185,11 @@ DRAFTING = {"name": "self_speculative", "draft": "layers", "draft_tokens": 2}
         (sweep_row(num_examples=4), "is 93% of the full model's, too few examples for a test."),
         (
             sweep_row(**ROUGE, vs_baseline=WORSE),
-            "full model's, no significant difference, but significantly worse ROUGE-1 and ROUGE-2.",
+            "full model's, but significantly worse ROUGE-1 and ROUGE-2.",
         ),
         (sweep_row(bleu=34.0), "significantly better."),
+        (sweep_row(bleu=29.5), "of the full model's, no significant difference."),
+        (sweep_row(bleu=29.5, margin=0.1), "full model's, too few examples to tell a difference."),
         (
             sweep_row(**AGREED, copied_share=0.65, new_agreement=0.9),
             "agrees with 90.0% of the full model's tokens that do not copy the prompt.",

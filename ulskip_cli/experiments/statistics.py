@@ -288,11 +288,13 @@ def score_text(record: Record) -> list[str]:
         text += f" instead of {compared.full:{form}}"
     else:
         text += f" is {kept.text('.0%')} of the full model's"
-    worse = [TITLES[key] for key, change in changes.items() if change == FAILS]
-    but = f", but significantly worse {' and '.join(worse)}" * (
-        bool(worse) and changes.get(metric) == TIE
-    )
-    return [f"{text}, {CHANGES[changes.get(metric)]}{but}"]
+    change = changes.get(metric)
+    worse = [TITLES[key] for key, other in changes.items() if other == FAILS]
+    if change == TIE and worse:
+        return [f"{text}, but significantly worse {' and '.join(worse)}"]
+    if change == TIE and kept and kept.low is not None and kept.low < GATE:
+        return [f"{text}, too few examples to tell a difference"]
+    return [f"{text}, {CHANGES[change]}"]
 
 
 def _agreement_text(record: Record) -> list[str]:
