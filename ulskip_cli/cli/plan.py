@@ -68,7 +68,8 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         speedup = f"{plan.predicted_speedup:.2f}x in decode over all layers in this engine, by the"
         speedup += " bytes of a step"
     reads_kept = plan.prompt_layers == "kept"
-    cache, prompt, decode = UNKNOWN, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
+    prompt, decode = plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
+    cache = UNKNOWN
     if prompt is not None:
         both = f"{prompt:,} during the prompt, {decode:,} in decode"
         cache = f"{decode:,}" if reads_kept else both
@@ -80,15 +81,13 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         "KV bytes per token": cache,
         "prompt_layers": f"{'the kept' if reads_kept else 'all'} layers encode the prompt",
     }
-    if correction or plan.patch_bytes != 0:
-        read = (
-            UNKNOWN
-            if plan.patch_bytes is None
-            else f"{plan.patch_bytes:,} bytes in each decode step"
-        )
-        facts["correction"] = (
-            f"{correction}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
-        )
+    may_read_patches = plan.patch_bytes != 0  # None: unknown
+    if correction or may_read_patches:
+        size = UNKNOWN
+        if plan.patch_bytes is not None:
+            size = f"{plan.patch_bytes:,} bytes in each decode step"
+        num_gaps = len(gaps(plan.kept_layers, plan.num_layers))
+        facts["correction"] = f"{correction}, {num_gaps} gaps, {size}"
     width = max(map(len, facts))
     return [
         *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),

@@ -51,7 +51,7 @@ def run(
     if print_config:
         print_yaml(chosen)
     else:
-        _measure(Sweep(make_jobs([chosen]), force=force, raises=True, words=()), as_json)
+        _measure(Sweep(make_jobs([chosen]), force=force, raises=True, worker_words=()), as_json)
 
 
 def bench(
@@ -73,7 +73,7 @@ def bench(
     if print_config:
         print_yaml(*grid)
     else:
-        _measure(Sweep(make_jobs(grid, command="bench"), force=force, words=()), as_json)
+        _measure(Sweep(make_jobs(grid, command="bench"), force=force, worker_words=()), as_json)
 
 
 def sweep(
@@ -110,9 +110,9 @@ def sweep(
         return
     words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += ["--force"] * force
-    if os.environ.get(END_WITH_STDIN):
+    if os.environ.get(END_WITH_STDIN):  # set by the launcher that started this worker
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    _measure(Sweep(jobs, force=force, since=since, words=words), as_json)
+    _measure(Sweep(jobs, force=force, since=since, worker_words=words), as_json)
 
 
 def tune(
@@ -194,6 +194,7 @@ def _measure(sweep: "Sweep", as_json: bool) -> None:
         outcome = sweep.run()
     if is_worker:
         return
+    # The paper's report compares several points by their quality, which benchmarks do not measure.
     if (
         outcome.num_requested > 1
         and sweep.jobs[0].identity.command == "run"

@@ -169,7 +169,7 @@ class Sweep:
     since: int | None = None
     # words of the command line that workers run; with (), this process runs the jobs; with None, it
     # also has no notes about finished points, which name options of the command line
-    words: Sequence[str] | None = None
+    worker_words: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         config = self.jobs[0].config
@@ -191,15 +191,15 @@ class Sweep:
         for job in jobs if self.force and not is_worker else ():
             self.folder.checkpoint_path(job.id).unlink(missing_ok=True)
         self.update(is_new=False)
-        if self.words is not None and not self.to_do:
+        if self.worker_words is not None and not self.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
-        for job in self.to_do if self.words is not None and not self.force else ():
+        for job in self.to_do if self.worker_words is not None and not self.force else ():
             if reason := self.why_again(job):
                 observer.note(f"{job.label}: {reason}")
-        if self._launcher.name == "inline" or is_worker or not self.words:
+        if self._launcher.name == "inline" or is_worker or not self.worker_words:
             self._run_here()
         elif unfinished := self.to_do:
-            command = [sys.executable, "-m", "ulskip_cli", "sweep", *self.words]
+            command = [sys.executable, "-m", "ulskip_cli", "sweep", *self.worker_words]
             command += ["--since", str(self._began)]
             logs = self.folder.path / "logs"
             start = POOLS[self._launcher.name]

@@ -155,6 +155,9 @@ def difference(new: Record, old: Record, metric: str) -> Interval:
 
 
 def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
+    """Return the difference over the examples that both records answered: SAME if the answers are
+    equal, or None if too few are shared or reports do not compute the metric.
+    """
     sides = [_hypotheses(record.folder, record.id) for record in (new, old)]
     shared = [example for example in sides[0] if example in sides[1]]
     if not shared or len(shared) < min(MIN_FOR_STARS, max(map(len, sides))):
@@ -192,25 +195,29 @@ def from_records(new: Record, old: Record, metric: str) -> Interval:
     """Compute `new` minus `old` from two intervals against the same full model, treated as
     independent.
 
-    In fact they are dependent, so the result is too wide. The full model has no interval, because
-    it equals itself.
+    In fact they are dependent, so the result is too wide.
     """
-    sides, fulls = [], []
-    for record in (new, old):
-        score, against = record.value(metric), record.vs_baseline.get(metric)
-        full = against.full if against else score
-        ends = (against.delta_low, against.delta_high) if against else (0.0, 0.0)
-        sides.append(Interval(score, *(full + end for end in ends)))
-        fulls.append(full)
+    new_score, new_full = _score(new, metric)
+    old_score, old_full = _score(old, metric)
+    gain = new_score.minus(old_score)
     if metric == metrics.DECODE_LOSS.key:  # lower is better
-        sides.reverse()
-    better = sides[0].minus(sides[1])
-    is_known = (
-        (metric in new.vs_baseline or metric in old.vs_baseline)
-        and abs(fulls[0] - fulls[1]) <= SAME_SCORE
-        and not (new.has_few_examples or old.has_few_examples)
-    )
-    return better if is_known else Interval(better.value)
+        gain = old_score.minus(new_score)
+    is_compared = metric in new.vs_baseline or metric in old.vs_baseline
+    has_same_full = abs(new_full - old_full) <= SAME_SCORE
+    has_few_examples = new.has_few_examples or old.has_few_examples
+    is_known = is_compared and has_same_full and not has_few_examples
+    return gain if is_known else Interval(gain.value)
+
+
+def _score(record: Record, metric: str) -> tuple[Interval, float]:
+    """Return a record's score with its interval, and the full model's score. A record without a
+    comparison is the full model, whose interval has no width, because it equals itself.
+    """
+    score, compared = record.value(metric), record.vs_baseline.get(metric)
+    if not compared:
+        return Interval(score, score, score), score
+    full = compared.full
+    return Interval(score, full + compared.delta_low, full + compared.delta_high), full
 
 
 def speed_ratio(new: Record, old: Record, confidence: float = CONFIDENCE) -> Interval | None:
@@ -234,21 +241,27 @@ def sentence(record: Record) -> str:
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
-    speed, quality = _speed_text(record), [*score_text(record), *_agreement_text(record)]
-    engine = f" in {record.decoded_by}" * (record.config.engine.name not in ("auto", "torch"))
-    text = f"{record.label} keeps {record.summary}{engine}"
-    if record.draft_tokens:
-        skips = len(record.kept_layers or ()) != record.num_layers
-        text = f"the full model checks {record.label}" + f" of {record.summary}" * skips
-    if record.keeps_all and record.config.crosses_engines:
-        text = f"{record.model} in {record.decoded_by} runs all {record.num_layers} layers"
-    elif record.keeps_all:
-        text, speed = f"the full model runs {record.num_layers} layers", []
+    is_baseline = record.keeps_all and not record.config.crosses_engines
+    speed = [] if is_baseline else _speed_text(record)
+    quality = [*score_text(record), *_agreement_text(record)]
     if speed and quality and record.timed_layers:
         timed = f"{record.label} ran {record.mean_kept_layers:.1f} layers when it was timed"
-        text, speed = f"{timed}: {speed[0]}. Its answers ran {record.summary}", []
+        return f"{timed}: {speed[0]}. Its answers ran {record.summary}: {'; '.join(quality)}."
     facts = [*speed, *quality]
-    return f"{text}{': ' if facts else ''}{'; '.join(facts)}."
+    return f"{_subject(record)}{': ' if facts else ''}{'; '.join(facts)}."
+
+
+def _subject(record: Record) -> str:
+    """Tell which model runs, and with which layers."""
+    if record.keeps_all and record.config.crosses_engines:
+        return f"{record.model} in {record.decoded_by} runs all {record.num_layers} layers"
+    if record.keeps_all:
+        return f"the full model runs {record.num_layers} layers"
+    if record.draft_tokens:
+        skips = len(record.kept_layers or ()) != record.num_layers
+        return f"the full model checks {record.label}" + f" of {record.summary}" * skips
+    engine = f" in {record.decoded_by}" * (record.config.engine.name not in ("auto", "torch"))
+    return f"{record.label} keeps {record.summary}{engine}"
 
 
 def _speed_text(record: Record) -> list[str]:
