@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -219,34 +219,26 @@ def with_responses(
 ) -> tuple[TokenPairs, list[int]]:
     """Return the prompts of `references` with the responses that `train.responses` names, and the
     ends of prompts that `train.prompt_share` asks for; too short responses are left out. Also
-    return the lengths of the responses without the ends of prompts.
+    return the lengths of the responses without the ends of prompts, because the schedule of a
+    strategy follows the lengths of answers.
     """
-    train = config.train
-    examples, too_long = list(references), references.num_too_long
-    if length := config.own_length:
+    train, length = config.train, config.own_length
+    too_long = references.num_too_long
+    if length:
         room = (ModelFolder(config.model).metadata.context or sys.maxsize) - length
-        examples = [example for example in examples if len(example.prompt_ids) <= room]
-        too_long += len(references) - len(examples)
-        if not examples:
+        fitting = [example for example in references if len(example.prompt_ids) <= room]
+        too_long += len(references) - len(fitting)
+        if not fitting:
             raise UsageError(
                 f"expected prompts of at most {room} tokens, so that own answers of {length} tokens"
                 " fit into the model's context, got only longer ones; lower max_new_tokens"
             )
-    prompts = [example.prompt_ids for example in examples]
-    if length:
-        file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
-        context = greedy_context(pad_token_id, length, config.seed)
-        answers = generate_own_responses(model, prompts, train.own, context, file, progress)
-        set_seed(config.seed)  # sampled answers change the random state, stored ones do not
-        answered, examples = examples, list[EncodedExample]()
-        for example, several in zip(answered, answers, strict=True):
-            examples += [example] if train.responses == "both" else []
-            examples += [EncodedExample(example.prompt_ids, answer) for answer in several]
+        examples = _with_own_answers(config, model, fitting, pad_token_id, progress)
+    else:
+        fitting = examples = list(references)
     lengths = [len(example.response_ids) for example in examples]
     if train.prompt_share:
-        for prompt in prompts:
-            cut = max(1, round(len(prompt) * (1 - train.prompt_share)))
-            examples.append(EncodedExample(prompt[:cut], prompt[cut:]))
+        examples = [*examples, *_prompt_ends(fitting, train.prompt_share)]
     # The full model predicts the first token, so an adapter learns from the others.
     shortest = 2 if train.method == "adapter" else 1
     usable = [example for example in examples if len(example.response_ids) >= shortest]
@@ -258,6 +250,38 @@ def with_responses(
     pairs = TokenPairs(usable, train.max_length)
     pairs.num_too_long += too_long
     return pairs, lengths
+
+
+def _with_own_answers(
+    config: TrainingConfig,
+    model: PreTrainedModel,
+    references: Sequence[EncodedExample],
+    pad_token_id: int,
+    progress: ProgressCallback,
+) -> list[EncodedExample]:
+    """Return the prompts of `references` with the model's own answers; with `train.responses=both`,
+    each reference comes before the answers to its prompt.
+    """
+    train = config.train
+    file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
+    context = greedy_context(pad_token_id, config.own_length, config.seed)
+    prompts = [reference.prompt_ids for reference in references]
+    answers = generate_own_responses(model, prompts, train.own, context, file, progress)
+    set_seed(config.seed)  # sampled answers change the random state, stored ones do not
+    examples = list[EncodedExample]()
+    for reference, answers_to_prompt in zip(references, answers, strict=True):
+        if train.responses == "both":
+            examples.append(reference)
+        examples += [EncodedExample(reference.prompt_ids, answer) for answer in answers_to_prompt]
+    return examples
+
+
+def _prompt_ends(examples: Sequence[EncodedExample], share: float) -> Iterator[EncodedExample]:
+    """Yield each prompt without its end, which is the response; the end is a share of it."""
+    for example in examples:
+        prompt = example.prompt_ids
+        cut = max(1, round(len(prompt) * (1 - share)))
+        yield EncodedExample(prompt[:cut], prompt[cut:])
 
 
 def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:
@@ -308,16 +332,26 @@ def build_adapter_loss(
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # the first LoRA matrices are random
     module = AdapterLoss(model, start, train, max_bytes)
-    # A training of less than an epoch reads only the first examples of Trainer's order.
-    batch = train.batch_size * train.gradient_accumulation_steps
-    count = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
-    order = SimilarLengthSampler(examples.response_lengths(), train.batch_size, config.seed)
-    read = [examples[i] for i in list(order)[: math.ceil(count)]]
+    read = _first_read(config, examples)
     dtype = AUTOCAST.get(train.precision)
     with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
         report = progress.phase("encode prompts and responses", len(read))
         module.outputs.prepare(read, module.needs_states, report)
     return module
+
+
+def _first_read(config: TrainingConfig, examples: TokenPairs) -> list[EncodedExample]:
+    """Return the examples that the training reads in its first epoch, in the order of SkipTrainer.
+
+    They are encoded before the training, because large batches take less time than single examples.
+    A training of less than an epoch reads only the first of them. In another order, it would encode
+    some that it does not need, and others one by one in its steps.
+    """
+    train = config.train
+    batch = train.batch_size * train.gradient_accumulation_steps
+    count = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
+    order = SimilarLengthSampler(examples.response_lengths(), train.batch_size, config.seed)
+    return [examples[i] for i in list(order)[: math.ceil(count)]]
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) -> str:
@@ -329,7 +363,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
         values.pop(name, None)
     values.pop("output", None)  # the place of the weights does not change them
     values["model"].pop("path")
-    # It limits own answers, and strategies choose the layers of later positions by it.
+    # The length limits own answers, and strategies choose the layers of later positions by it.
     length, start = config.answer_tokens, config.train.start
     initial = [files.fingerprint]
     if start is not None:
@@ -337,32 +371,42 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
         values["train"].pop("start")
     strategy, num_layers = config.strategy, files.metadata.num_layers
     layers = schedules(config, num_layers), trained_exits(config, num_layers)
-    # As in the id of a row, the layers stand for the code; a calibrated strategy has none yet.
+    # The layers stand for the code. A strategy that still needs calibration has none yet, so its
+    # code counts.
     code = "" if strategy.is_calibrated else strategy.code
     return key(values, length, texts.sha256, initial, layers, code)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training run if it is complete, or None if it can begin or continue
-    in the output folder.
+    in the output folder; raise UsageError if the folder holds anything else.
     """
-    checkpoints = output / "checkpoints"
-    stored, begun, values = output / TRAINING, checkpoints / "identity", {}
-    if stored.is_file():
-        values = load_json(stored, "a training record")
-        known = values.get("identity") == identity
+    stored, begun = output / TRAINING, output / "checkpoints" / "identity"
+    values = load_json(stored, "a training record") if stored.is_file() else None
+    if values is not None:
+        may_use = values.get("identity") == identity
     elif begun.is_file():
-        known = begun.read_bytes() == identity.encode()
-    else:  # a killed run, or another rank, may have left its answers and a temporary file
-        names = {file.name for file in output.iterdir()} if output.is_dir() else set()
-        known = names <= {OWN_RESPONSES, "checkpoints"} and not any(checkpoints.glob("[!.]*"))
-        known &= output.is_dir() or not output.exists()
-    if not known:
+        may_use = begun.read_bytes() == identity.encode()
+    else:
+        may_use = _is_unused(output)
+    if not may_use:
         raise UsageError(
             f"output={output} contains other files, or a finished or unfinished training run with"
             " other settings or data; set another output=DIR"
         )
     return parse(TrainingRecord, values, file=stored) if values else None
+
+
+def _is_unused(output: Path) -> bool:
+    """Return True if the folder is missing, or holds only what a killed run, or another rank,
+    leaves before it stores its identity: own answers, and in checkpoints/ a hidden temporary file
+    of `write_atomic`.
+    """
+    if not output.is_dir():
+        return not output.exists()
+    names = {file.name for file in output.iterdir()}
+    has_checkpoints = any((output / "checkpoints").glob("[!.]*"))
+    return names <= {OWN_RESPONSES, "checkpoints"} and not has_checkpoints
 
 
 def _make_record(
@@ -433,7 +477,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     """Save weights and tokenizer, then the record. The record is last, so that a folder with a
     record is complete.
     """
-    for unfinished in output.glob(".tmp*"):  # that a killed process left
+    for unfinished in output.glob(".tmp*"):  # of safetensors, in a process that was killed
         unfinished.unlink()
     if isinstance(setup.module, AdapterLoss):
         setup.module.adapter(_adapter_record(setup, record)).save(output)
