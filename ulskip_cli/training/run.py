@@ -113,22 +113,19 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     """
     output = user_path(config.output, "output")
     files = ModelFolder(config.model)
-    if context := files.metadata.context:
-        length = min(context, config.train.max_length or context)
-        config = config.replace(train=config.train.replace(max_length=length))
+    config = _within_context(config, files.metadata.context)
     tokenizer = loading.load_tokenizer(config.model, progress)
     assert tokenizer is not None  # random weights are refused
     texts = load_training_texts(config, tokenizer)
     identity = _identity(config, texts, files)
-    finished = _finished_record(output, identity)
+    checkpoints, finished = output / "checkpoints", _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         progress.note(
             f"{output} contains this training, which is finished; to train again, remove the folder"
             " or set another output=DIR"
         )
         return finished
-    checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
     set_seed(config.seed)
     arguments = training_arguments(config)
@@ -144,13 +141,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     began = time.perf_counter()
     with trainer.args.main_process_first(local=False):
         resume_from = last_checkpoint(checkpoints, progress)
-    try:  # what `report_to` names may print, and standard output belongs to `--json`
-        with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
-            trainer.train(resume_from_checkpoint=resume_from)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise RunError(f"out of memory ({reason(error)}); lower train.batch_size") from None
-        raise
+    _train(trainer, resume_from, output)
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
@@ -162,6 +153,27 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
         with noticing_full_disk(output):
             _save(setup, output, record)
     return record
+
+
+def _within_context(config: TrainingConfig, context: int | None) -> TrainingConfig:
+    """Return the configuration with a `train.max_length` that the model's context can hold, because
+    the model cannot read longer examples.
+    """
+    if not context:
+        return config
+    length = min(context, config.train.max_length or context)
+    return config.replace(train=config.train.replace(max_length=length))
+
+
+def _train(trainer: SkipTrainer, resume_from: str | None, output: Path) -> None:
+    """Train from the start or from a checkpoint; raise RunError if the memory does not suffice."""
+    try:  # what `report_to` names may print, and standard output belongs to `--json`
+        with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
+            trainer.train(resume_from_checkpoint=resume_from)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise RunError(f"out of memory ({reason(error)}); lower train.batch_size") from None
+        raise
 
 
 def prepare_training(
