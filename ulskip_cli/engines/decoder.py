@@ -209,7 +209,15 @@ class Decoder:
         on the right.
         """
         batch, length = response_ids.shape
-        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, stages=self.stages)
+        request = BatchRequest(
+            input_ids,
+            mask,
+            DecodingConfig(),
+            pad_token_id=0,
+            eos_token_ids=(),
+            length=length,
+            stages=self.stages,
+        )
         with torch.inference_mode():
             session, _ = self._session(self.asked, Room(batch, input_ids.shape[1] + length))
             return session.losses(request, response_ids)

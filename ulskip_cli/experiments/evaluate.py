@@ -220,7 +220,8 @@ def generate_answers(
         report(done, f"{tokens:,} tokens, {rate:,.1f} tok/s")
 
     texts = texts or ForcedTexts(workload.prompts, [], size, workload.pad_token_id)
-    hold, held = partial(texts.hold, decoder.prompt_model), 0
+    hold = partial(texts.hold, decoder.prompt_model)
+    held = 0  # bytes of the prompts of earlier batches, which `texts` keeps for the scores
     reset_peak(decoder.device)
     for positions, output in generate_all(
         decoder, workload.prompts, context, size, on_tokens, num_finished, hold

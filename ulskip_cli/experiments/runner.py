@@ -250,6 +250,8 @@ def _evaluate(
     judged = config.answers and all(metrics.METRICS[name].is_binary for name in names)
     if workload.examples[0].reference and not judged:
         texts.references = [example.response_ids for example in workload.encoded]
+    # No agreement with drafts, whose answers are the full model's, of two engines, or in a library,
+    # which returns no logits.
     if not (config.decoding.draft_tokens or config.crosses_engines or decoder.is_runtime):
         texts.answers = [answer["token_ids"] for answer in stored]
     if config.answers:

@@ -302,7 +302,7 @@ def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingCon
 
     Patches in closed form have no LoRA, so any rank can be added.
     """
-    read_record(folder, config.model, "train.start")
+    read_record(folder, config.model, "train.start")  # raises UsageError for other weights
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)
