@@ -4,10 +4,9 @@ HumanEval that reproduce.py does not evaluate.
     python recipes/real_model/adapter.py --model FILE.gguf --data PATH [--layers 20]
 
 The prompt is the head of a function with its docstring, as in HumanEval, and the response is the
-full model's own answer. That takes less than an hour on two cores with bfloat16 instructions. If it
-is interrupted, the same command resumes. Afterwards reproduce.py measures the adapters of both
-phases, which are in runs/real_model/. The stored row of gaps alone is of the first phase with
---functions 640, which takes less than an hour, too.
+full model's own answer. The layers around each gap learn to reproduce the full model's states
+behind it. That takes less than an hour on two cores with bfloat16 instructions. If it is
+interrupted, the same command resumes. Afterwards reproduce.py measures the adapter.
 """
 
 import argparse
@@ -25,10 +24,6 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 
 LENGTHS = range(200, 1600)  # characters of a function
-# First the layers around the skipped ones learn to reproduce the full model's states behind them,
-# then all layers together its distribution.
-GAPS = ("train.gap_weight=1", "train.distill_weight=0", "train.epochs=8")
-DISTILLATION = ("train.gap_weight=0", "train.epochs=1", "train.learning_rate=1e-4")
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 
 
@@ -91,18 +86,16 @@ def main() -> None:
         "train.responses=own",
         f"train.own.file={WORK}/own_responses.jsonl",
         "max_new_tokens=256",
+        "train.gap_weight=1",
+        "train.distill_weight=0",
+        "train.epochs=8",
         "train.save_every=20",
         "train.log_every=10",
+        f"output={WORK}/adapter-{args.layers}",
+        *args.overrides,
     ]
-    gaps, adapter = f"{WORK}/gaps-{args.layers}", f"{WORK}/adapter-{args.layers}"
-    for phase in (
-        [*GAPS, f"output={gaps}"],
-        [*DISTILLATION, f"train.start={gaps}", f"output={adapter}"],
-    ):
-        words = [*train, *phase, *args.overrides]
-        print("ulskip", *words, flush=True)
-        if code := invoke(words):
-            sys.exit(code)
+    print("ulskip", *train, flush=True)
+    sys.exit(invoke(train))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
 """Measure what skipping layers keeps of a model's answers: code, news, translations.
 
-    python recipes/real_model/reproduce.py --model FILE.gguf --data PATH --problems 32
+    python recipes/real_model/reproduce.py --model FILE.gguf --data PATH
 
 The model is a folder, a GGUF file or a hub id with 24 layers, such as Qwen2.5-Coder-0.5B-Instruct,
-for which the layers of SKIPPED were chosen. PATH holds humaneval/, cnn_dm/ and wmt22/.
-Answers of HumanEval are code that this recipe runs, with limits of time, memory and files. Patches
-learn from the last 40 problems and sentences, which are not evaluated. The stored rows are of 32
-problems and of 100 sentences (--only wmt --problems 100) in float32, and with --dtype bfloat16 of
-124 problems (--only humaneval --points 8), 200 articles (--only cnn_dm --problems 200) and 500
-sentences (--only wmt --problems 500 --points 2), with which a row takes 5 to 20 minutes on two
-cores.
+for which the layers of SKIPPED were chosen; it runs in bfloat16. PATH holds humaneval/, cnn_dm/ and
+wmt22/. Answers of HumanEval are code that this recipe runs, with limits of time, memory and files.
+Patches learn from the last 40 problems and sentences, which are not evaluated. On two cores, a row
+of HumanEval takes five minutes, one of news three, and everything about an hour and a half.
 If it is interrupted, the same command resumes; --only chooses tasks, and --page writes the page of
 the stored rows alone. score.py computes the shares again from the stored answers. An adapter that
-adapter.py has trained before is measured too, in bfloat16.
+adapter.py has trained before is measured too.
 """
 
 import argparse
@@ -28,26 +25,16 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.jobs import Sweep, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.rows import collected
 from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/real_model")
 WORK = Path("runs/real_model")  # data that this recipe writes, and adapters
 LAYERS, HELD_OUT, PATCH_EXAMPLES = 24, 40, 16
-SKIPPED = {
-    23: [12],
-    22: [3, 4],
-    21: [3, 4, 12],
-    20: [3, 4, 5, 6],
-    18: [3, 4, 5, 6, 7, 8],
-    16: [3, 4, 5, 6, 7, 8, 9, 10],
-    12: [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
-}
+SKIPPED = {22: range(3, 5), 20: range(3, 7), 12: range(3, 15)}  # by the number of kept layers
 FULL = ["strategy=full"]
 SMALLER = ["model=smollm2-135m", *FULL]
 KEPT = ["prompt_layers=kept"]
-CALIBRATED = [f"calibration.examples={PATCH_EXAMPLES}"]
-PATCH = ["correction=patch", *CALIBRATED]
+PATCH = ["correction=patch", f"calibration.examples={PATCH_EXAMPLES}"]
 Q8, Q4 = (
     [f"engine={engine}", "baseline_engine=torch"] for engine in ("llama_cpp_q8_0", "llama_cpp_q4_0")
 )
@@ -59,39 +46,26 @@ def keep(count: int) -> list[str]:
     return ["strategy=custom", f"strategy.layers={json.dumps(kept, separators=(',', ':'))}"]
 
 
-def layers(count: int) -> list[str]:
-    """Return the overrides that ask for `count` layers, or as many on average."""
-    return [f"ratio={LAYERS / count:.4f}"]
-
-
 # News in the form of problems, and the number of words of an article.
 OTHER_TEXT, OTHER_WORDS = WORK / "news_as_problems.jsonl", 150
 POINTS = {
     "humaneval": [
         FULL,
-        keep(20) + PATCH,
         keep(22),
-        keep(18) + PATCH,
-        keep(12) + PATCH,
-        ["strategy=search", "strategy.budget=24", *layers(22), *CALIBRATED],
         keep(22) + PATCH,
-        ["strategy=search", "strategy.budget=24", *layers(20), *PATCH],
+        keep(20) + PATCH,
+        keep(12) + PATCH,
         keep(22) + KEPT,
+        keep(20),
+        [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
         FULL + Q4,
         FULL + Q8,
-        keep(20),
-        keep(21),
-        [*keep(20), "correction=patch", f"calibration.examples={HELD_OUT}"],
-        keep(20) + PATCH + KEPT,
-        ["strategy=unified", *layers(22)],
-        ["strategy=block_influence", *layers(22), *CALIBRATED],
-        [*keep(20), *PATCH, f"calibration.task={{file:{OTHER_TEXT}}}"],
-        keep(16) + PATCH,
         SMALLER,
     ],
-    "cnn_dm": [FULL, keep(20) + PATCH, keep(20), keep(22), keep(22) + KEPT, SMALLER],
-    "wmt": [FULL, keep(20) + PATCH, keep(22), keep(22) + KEPT, keep(20), SMALLER],
+    "cnn_dm": [FULL, keep(22), keep(20), keep(20) + PATCH, keep(22) + KEPT, SMALLER],
+    "wmt": [FULL, keep(22), keep(20) + PATCH, keep(22) + KEPT],
 }
+EXAMPLES = {"humaneval": 124, "cnn_dm": 100, "wmt": 200}
 METRICS = {
     "humaneval": "pass_at_1",
     "cnn_dm": "rouge1",
@@ -106,12 +80,11 @@ HEADS = ("layers", "strategy", "correction", "prompt", "engine", "score", "of fu
 
 
 def adapters() -> list[list[str]]:
-    """Return the points of the adapters that adapter.py has trained, and of their first phases."""
+    """Return the points of the adapters that adapter.py has trained."""
     return [
         [*keep(count), "correction=adapter", f"correction.path={folder}"]
         for count in SKIPPED
-        for folder in (WORK / f"gaps-{count}", WORK / f"adapter-{count}")
-        if (folder / RECORD).is_file()
+        if ((folder := WORK / f"adapter-{count}") / RECORD).is_file()
     ]
 
 
@@ -161,7 +134,8 @@ def task(name: str, data: Path) -> list[str]:
         words = [f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
         held_out, length = f"file:{data}/cnn_dm/train.jsonl.gz", 96
     calibration = f"calibration.task={{{held_out}}}"
-    return [f"task={name}", *words, f"max_new_tokens={length}", calibration]
+    limits = [f"limit={EXAMPLES[name]}", f"max_new_tokens={length}"]
+    return [f"task={name}", *words, *limits, calibration]
 
 
 def correction(row: Record) -> str:
@@ -170,8 +144,7 @@ def correction(row: Record) -> str:
         return "none"
     config = row.config
     if not config.correction.is_fitted:
-        phase = " of gaps alone" if "gaps-" in (row.correction.path or "") else ""
-        return f"adapter{phase}, {row.correction.training['examples']} examples"
+        return f"adapter, {row.correction.training['examples']} examples"
     other = (config.calibration.task or {}).get("file") == str(OTHER_TEXT)
     return f"patch, {config.calibration.examples} {'articles' if other else 'examples'}"
 
@@ -206,24 +179,12 @@ def line(row: Record, metric: str, full: Record) -> tuple[str, ...]:
     )
 
 
-def order(row: Record) -> tuple[int, bool, float, str, str]:
-    """Return the place of a row: by examples and layers, most first, then by engine and
-    correction; a smaller model is last.
+def order(row: Record) -> tuple[bool, float, str, str]:
+    """Return the place of a row: by layers, most first, then by engine and correction; a smaller
+    model is last.
     """
     correction = row.correction.name if row.correction else ""
-    other = row.num_layers != LAYERS
-    return (
-        -(row.num_examples or 0),
-        other,
-        -(row.mean_kept_layers or 0),
-        row.engine or "",
-        correction,
-    )
-
-
-def examples_of(row: Record) -> str:
-    """Say how many examples a row answered, and in which type."""
-    return f"{row.num_examples} examples, {row.config.model.dtype}"
+    return (row.num_layers != LAYERS, -(row.mean_kept_layers or 0), row.engine or "", correction)
 
 
 def page(rows: list[Record]) -> str:
@@ -231,10 +192,11 @@ def page(rows: list[Record]) -> str:
     parts = ["# What skipping layers keeps of right answers"]
     for name, title in TITLES.items():
         of_task = sorted((row for row in rows if row.task == name), key=order)
-        for examples, same in collected(of_task, examples_of).items():
-            full = next(row for row in same if row.baseline_id is None)
-            lines = dict.fromkeys(line(row, METRICS[name], full) for row in same)
-            parts += [f"## {title} · {examples}", markdown_table(HEADS, lines, 5)]
+        if not of_task:
+            continue
+        full = next(row for row in of_task if row.baseline_id is None)
+        lines = [line(row, METRICS[name], full) for row in of_task]
+        parts += [f"## {title} · {full.num_examples} examples", markdown_table(HEADS, lines, 5)]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
     note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
     return "\n\n".join([*parts, note, provenance(rows)]) + "\n"
@@ -272,23 +234,17 @@ def main() -> None:
     )
     parser.add_argument("--model", help="folder, GGUF file or hub id")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--problems", type=int, default=124, help="examples of each task")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--dtype", default="float32", help="type of the model's weights")
-    parser.add_argument("--only", default=",".join(POINTS), help="tasks to measure")
-    parser.add_argument("--points", type=int, help="measure only the first points of each task")
+    parser.add_argument("--only", nargs="+", choices=POINTS, default=[*POINTS])
     parser.add_argument("--page", action="store_true", help="write the page alone")
     args = parser.parse_args()
     if not args.page:
         if args.model is None or args.data is None:
             parser.error("expected --model MODEL and --data PATH, or --page")
         prepare(args.data)
-        common = [f"model.dtype={args.dtype}", f"limit={args.problems}"]
-        common += [f"name={FOLDER.name}", "speed.enabled=false", f"batch_size={args.batch_size}"]
-        for name in args.only.split(","):
-            trained = adapters() if (name, args.dtype) == ("humaneval", "bfloat16") else []
-            points = [*POINTS[name][: args.points], *trained]
-            every = [*common, *task(name, args.data)]
+        common = ["model.dtype=bfloat16", f"name={FOLDER.name}", "batch_size=16"]
+        for name in args.only:
+            points = POINTS[name] + (adapters() if name == "humaneval" else [])
+            every = [*common, "speed.enabled=false", *task(name, args.data)]
             models = [[] if point is SMALLER else [f"model.path={args.model}"] for point in points]
             measure([[*every, *model, *point] for model, point in zip(models, points, strict=True)])
     write_page()

@@ -22,7 +22,7 @@ def test_a_point_leaves_out_its_skipped_layers():
 
 @pytest.mark.parametrize("name", real_model.POINTS)
 def test_every_point_is_a_valid_configuration(name, tmp_path):
-    task = real_model.task("humaneval" if name == "speed" else name, tmp_path)
+    task = real_model.task(name, tmp_path)
     for point in real_model.POINTS[name]:
         model = [] if point is real_model.SMALLER else ["model.path=model"]
         config = compose([*task, *model, *point], command="run")
