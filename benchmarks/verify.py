@@ -21,7 +21,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.jobs import Sweep, make_jobs
+from ulskip_cli.experiments.jobs import Job, Sweep, make_jobs
 from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
@@ -92,13 +92,21 @@ def measured_here(stored: Record) -> Record:
     """Return the row that this machine has for the configuration of a stored row; measure it if
     there is none.
     """
+    jobs, own = jobs_of(stored)
+    with SweepDisplay(jobs) as display:
+        Sweep(jobs, display).run()
+    (row,) = [record for record in records(RESULTS / NAME) if record.id == own.id]
+    return row
+
+
+def jobs_of(stored: Record) -> tuple[list[Job], Job]:
+    """Return the jobs that measure the configuration of a stored row again, and that of the row
+    itself: a run measures its baseline before, and a benchmark all layers afterwards.
+    """
     command = stored.command
     words = [*overrides_of(stored.config, command), f"name={NAME}", f"results_dir={RESULTS}"]
     jobs = make_jobs([compose(words, command=command)], command=command)
-    with SweepDisplay(jobs) as display:
-        Sweep(jobs, display).run()
-    (row,) = [record for record in records(RESULTS / NAME) if record.id == jobs[-1].id]
-    return row
+    return jobs, [job for job in jobs if job.config.strategy.name == stored.strategy][-1]
 
 
 def figures(page: str, stored: Record, here: Record | None, reason: str = "") -> Iterator[Figure]:

@@ -13,6 +13,8 @@ def test_every_source_is_one_committed_row_with_a_speedup(source, monkeypatch):
     monkeypatch.chdir(ROOT)
     row = verify.stored_row(source)
     assert row.is_done and row.speedup.low and not row.config.model_extra
+    own = verify.jobs_of(row)[1].config
+    assert (own.strategy, own.engine) == (row.config.strategy, row.config.engine)
     assert "model.path" not in " ".join(verify.overrides_of(row.config, row.command))
     file = next(ROOT.glob(source.page.partition(",")[0] + "*"), None)
     assert file or (ROOT / "docs" / source.page.partition(",")[0]).is_file()

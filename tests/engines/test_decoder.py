@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import GREEDY, NUM_LAYERS, decoder_for, random_ids
@@ -83,7 +85,9 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
     (free,) = decoder.generate(*prompts, context()).token_ids
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    stopped = decoder.generate(*prompts, context(pieces[at], **options), on_step=steps.append)
+    stopped = decoder.generate(
+        *prompts, replace(context(pieces[at], **options), on_step=steps.append)
+    )
     (row,) = stopped.token_ids
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)

@@ -2,6 +2,7 @@
 
 import pkgutil
 import struct
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -154,7 +155,8 @@ def test_two_decoders_take_turns():
     schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
     decoders = [decoder_for(model, schedule, "llama_cpp") for schedule in schedules]
     alone = [decoder.generate(ids, mask, context).token_ids for decoder in decoders]
-    outputs = take_turns([one.run(ids, mask, context, pause_every=2) for one in decoders])
+    turns = replace(context, pause_every=2)
+    outputs = take_turns([one.run(ids, mask, turns) for one in decoders])
     assert [output.token_ids for output in outputs] == alone
 
 

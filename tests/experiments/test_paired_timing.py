@@ -217,7 +217,8 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
 def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(loop, "now", lambda device: clock[0])
-    generation, pauses = decoder_for(llama).run(*PROMPTS, GREEDY, 9, pause_every=3), 0
+    context = replace(GREEDY, pause_every=3)
+    generation, pauses = decoder_for(llama).run(*PROMPTS, context, 9), 0
     with pytest.raises(StopIteration) as stop:
         while True:
             next(generation)
@@ -234,6 +235,7 @@ def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
         yield torch.zeros(1, 1)
         raise RunError("out of memory")
 
+    context = replace(GREEDY, pause_every=1)
     with pytest.raises(RunError, match="out of memory"):
-        take_turns([decoder_for(llama).run(*PROMPTS, GREEDY, 9, pause_every=1), fail()])
+        take_turns([decoder_for(llama).run(*PROMPTS, context, 9), fail()])
     assert len(finished) == 1

@@ -85,7 +85,7 @@ def test_the_order_of_weights_and_texts_changes_nothing(config):
 def test_without_a_baseline_each_round_times_one_decoder_once(config, spy, strategy):
     run = spy(Decoder, "run")
     run_rows(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"))
-    timed = [call.kwargs.get("forced_length") for call in run.call_args_list]
+    timed = [call.args[-1] for call in run.call_args_list]  # forced lengths
     assert timed.count(5) == 1 + UNITS  # rounds
 
 

@@ -40,13 +40,19 @@ from ulskip_cli.strategies.plan import Plan
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """The decoding settings of all batches of a run."""
+    """How batches are decoded."""
 
     decoding: DecodingConfig
     pad_token_id: int  # of shorter prompts and finished sequences
     max_new_tokens: int = 64
     seed: int = 0  # of sampling
     tokenizer: PreTrainedTokenizerBase | None = None  # only stop strings require it
+    pause_every: int | None = None  # decode steps between two pauses of `Decoder.run`
+    # Gets the number of tokens generated so far in the batch: after every step, or at intervals if
+    # a library answers as a whole.
+    on_step: Callable[[int], None] = lambda count: None
+    # gets the prompts that a forward pass on torch has encoded
+    on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None
 
 
 class Decoder:
@@ -140,21 +146,13 @@ class Decoder:
         attention_mask: Tensor,
         context: DecodeContext,
         forced_length: int | None = None,
-        on_step: Callable[[int], None] = lambda count: None,
-        on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
     ) -> BatchOutput:
         """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded
         on the left.
 
         With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed.
-        `on_step` gets the number of tokens generated so far in the batch: after every step, or at
-        intervals if a library answers as a whole. `on_prompt` gets the prompts that a forward pass
-        on torch has encoded.
         """
-        turns = self.run(
-            input_ids, attention_mask, context, forced_length, on_step, on_prompt=on_prompt
-        )
-        return take_turns([turns])[0]
+        return take_turns([self.run(input_ids, attention_mask, context, forced_length)])[0]
 
     @torch.inference_mode()
     def run(
@@ -163,11 +161,8 @@ class Decoder:
         attention_mask: Tensor,
         context: DecodeContext,
         forced_length: int | None = None,
-        on_step: Callable[[int], None] = lambda count: None,
-        pause_every: int | None = None,
-        on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
     ) -> Generation:
-        """Generate like `generate`, with pauses after every `pause_every` decode steps."""
+        """Generate like `generate`, with the pauses that the context asks for."""
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
         length, decoding = forced_length or context.max_new_tokens, context.decoding
         request = BatchRequest(
@@ -179,9 +174,9 @@ class Decoder:
             eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
             length=length,
             forced=bool(forced_length),
-            on_step=on_step,
-            on_prompt=on_prompt,
-            pause_every=pause_every,
+            on_step=context.on_step,
+            on_prompt=context.on_prompt,
+            pause_every=context.pause_every,
             stages=self.stages,
             exits=self.exits,
         )
@@ -259,15 +254,14 @@ def generate_all(
     def work(positions: Sequence[int]) -> BatchOutput:
         """Decode the prompts at these positions as one batch, padded on the left."""
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
-        seed = (context.seed * 1_000_003 + positions[0]) % 2**63  # the range that torch accepts
         encoded = list[EncodedPrompt]()
-        output = decoder.generate(
-            ids,
-            mask,
-            replace(context, seed=seed),
+        of_batch = replace(
+            context,
+            seed=(context.seed * 1_000_003 + positions[0]) % 2**63,  # the range that torch accepts
             on_step=lambda new: on_tokens(done, tokens + new),
             on_prompt=encoded.append,
         )
+        output = decoder.generate(ids, mask, of_batch)
         for prompt in encoded:
             on_prompts(positions, prompt)
         return output

@@ -307,13 +307,9 @@ class HeldOutEvaluator:
         context = greedy_context(workload.pad_token_id, config.answer_tokens, config.seed)
 
         def own_answers(samples: int) -> list[EncodedExample]:
-            options, model, prompts = (
-                OwnResponses(samples=samples),
-                self.loaded.model,
-                workload.prompts,
-            )
+            options, prompts = OwnResponses(samples=samples), workload.prompts
             generated = generate_own_responses(
-                model, prompts, options, context, file, self.progress
+                self.loaded.model, prompts, options, context, file, self.progress
             )
             return [
                 EncodedExample(prompt, answers[i])
@@ -325,6 +321,7 @@ class HeldOutEvaluator:
         missing = ENOUGH_TOKENS - _num_tokens(references)
         if missing <= 0:
             return references
+        # One answer to each prompt tells how long they are; `file` keeps it for the second call.
         samples = math.ceil(missing / max(1, _num_tokens(own_answers(1))))
         return [*references, *own_answers(min(self._most_samples, samples))]
 

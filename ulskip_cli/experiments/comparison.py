@@ -100,10 +100,10 @@ class PromptComparer:
         self.progress.phase(f"reads {len(prompt):,} tokens")
         few = min(WARM_UP_TOKENS, context.max_new_tokens)
         start = padded([prompt[:WARM_UP_PROMPT]], pad, left=True)
-        decoder.generate(*start, context, forced_length=few)
+        decoder.generate(*start, context, few)
         batch = padded([prompt], pad, left=True)
         text = GrowingText(self.workload.formatter.tokenizer, context.decoding.stop)
-        generation = decoder.run(*batch, context, pause_every=1)
+        generation = decoder.run(*batch, replace(context, pause_every=1))
         while True:
             try:
                 on_text(side, text.piece(next(generation)[0].tolist()))

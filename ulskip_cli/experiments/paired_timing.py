@@ -105,7 +105,7 @@ class Pair(NamedTuple):
         Raises RunError if the sides used different linear backends or, without drafts and early
         exit, if they differ in engine; decoders that were asked for different engines may differ.
         """
-        context, decoding = self.context, self.context.decoding
+        context, decoding = replace(self.context, pause_every=pause_every), self.context.decoding
         forced = None if decoding.draft_tokens or self.strategy.exits else context.max_new_tokens
         batch = self.batches[number % len(self.batches)]
         sides = [(self.strategy, context)]
@@ -114,10 +114,7 @@ class Pair(NamedTuple):
         order = 1 if number % 2 else -1
 
         def generate() -> list[BatchOutput]:
-            runs = [
-                side.run(*batch, own, forced_length=forced, pause_every=pause_every)
-                for side, own in sides
-            ]
+            runs = [side.run(*batch, own, forced) for side, own in sides]
             return take_turns(runs[::order])[::order]
 
         outputs = generate()

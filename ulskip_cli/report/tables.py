@@ -303,7 +303,7 @@ def title(records: Sequence[Record]) -> str:
     """Name what all finished records share (all records if none is finished)."""
     records = done(records) or records
     forms = {
-        **dict.fromkeys((*NAMES[:3], "dataset", NAMES[3]), "{}"),
+        **dict.fromkeys(("model", "task", "pair", "dataset", "decoding"), "{}"),
         "batch_size": "batch {}",
         "num_examples": "{} examples",
         "random_prompts": "{}",

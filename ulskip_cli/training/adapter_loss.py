@@ -51,7 +51,7 @@ class AdapterLoss(TwoPassLoss):
         """
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
-        super().__init__(lora_model, "all", train)
+        super().__init__(lora_model, prompt_layers="all", weights=train)
         self.start = start
         num_layers = start.num_layers
         depths = set[int]()
@@ -66,7 +66,7 @@ class AdapterLoss(TwoPassLoss):
         for name, down, up, scale in self._lora():
             if f"{name}.A" in start.tensors:  # of an adapter that is trained further
                 down.data.copy_(start.tensors[f"{name}.A"])
-                up.data.copy_(start.tensors[f"{name}.B"] / scale)
+                up.data.copy_(start.tensors[f"{name}.B"] / scale)  # stored as `scale * B`
 
     def _lora(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
         """Yield the name of every adapted module, its matrices A and B, and the scale of `B A`."""
