@@ -5,8 +5,8 @@ python benchmarks/verify.py [--only README] [--page FILE]
 
 Only rows of models that need no network are run, with their stored configurations, into
 results/verify. An interrupted verification goes on with the same command, and one that finished
-only prints its table; without that folder it measures again. It takes about a quarter of an hour on
-two cores, which should be idle otherwise.
+only prints its table; without that folder it measures again. It takes about five minutes on two
+cores, which should be idle otherwise.
 """
 
 import argparse

@@ -6,7 +6,7 @@ two cores.
 PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches learn from the
 training articles, and adapters also from the last 80 validation articles. The first 200 validation
 articles are reported, and the 20 between them watch the training. An adapter trains for less than
-an hour on two cores, a row takes 3 to 20 minutes, and everything about three hours. If it is
+an hour on two cores, a row takes 3 to 20 minutes, and everything about two hours. If it is
 interrupted, the same command resumes. --only chooses numbers of layers, and --page writes the page
 of the stored rows alone. With --results, score.py of recipes/real_model computes the shares and
 intervals again from the stored answers.
@@ -30,14 +30,14 @@ WORDS, WINDOWS, REPORTED, WATCHED = 250, 3, 200, 20
 
 
 class Schedule(NamedTuple):
-    """The target of an adapter, the layers that it keeps, the strategy that found them on training
-    articles with patches, and the kind of its patches.
+    """A target, the layers that are kept for it, the strategy that found them on training articles
+    with patches, and the kind of the patches of an adapter, if one is trained.
     """
 
     ratio: float
     layers: tuple[int, ...]
     found_by: str
-    kind: str = "full"
+    adapter: str | None = None
 
     @property
     def overrides(self) -> list[str]:
@@ -47,7 +47,7 @@ class Schedule(NamedTuple):
 
 
 SCHEDULES = {
-    24: Schedule(1.25, (*range(11), *range(17, 30)), "one_block"),
+    24: Schedule(1.25, (*range(11), *range(17, 30)), "one_block", "full"),
     20: Schedule(1.5, (*range(4), *range(13, 20), *range(21, 30)), "search"),
     # merged into the weights, so that every engine runs the adapter
     15: Schedule(2.0, (0, 1, *range(17, 30)), "one_block", "folded"),
@@ -157,7 +157,7 @@ def train(work: Path, count: int) -> None:
         f"train.own.file={work}/own.jsonl",
         f"train.validation={{file:{work}/choose.jsonl}}",
         f"train.ratios={schedule.ratio:g}",
-        f"correction.kind={schedule.kind}",
+        f"correction.kind={schedule.adapter}",
     ]
     gaps = work / f"gaps-{count}"
     call(*common, *GAPS, f"output={gaps}")
@@ -165,8 +165,8 @@ def train(work: Path, count: int) -> None:
 
 
 def evaluate(work: Path, count: int, limit: int) -> None:
-    """Evaluate the layers with patches and with the adapter; at 24, the best block without a
-    correction too, and at 20 a prompt that only the kept layers read.
+    """Evaluate the layers with patches and with an adapter, if there is one; at 24, the best block
+    without a correction too, and at 20 a prompt that only the kept layers read.
     """
     schedule = SCHEDULES[count]
     common = [
@@ -181,8 +181,9 @@ def evaluate(work: Path, count: int, limit: int) -> None:
     ]
     prompts = "all,kept" if count == 20 else "all"
     call("sweep", *common, *schedule.overrides, "correction=patch", f"prompt_layers={prompts}")
-    adapter = ["correction=adapter", f"correction.path={work}/adapter-{count}"]
-    call("sweep", *common, *schedule.overrides, *adapter)
+    if schedule.adapter:
+        adapter = ["correction=adapter", f"correction.path={work}/adapter-{count}"]
+        call("sweep", *common, *schedule.overrides, *adapter)
     if count == 24:
         call("sweep", *common, "strategy=one_block")
 
@@ -266,7 +267,8 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         prepare(args.data, args.work)
         for count in args.only:
-            train(args.work, count)
+            if SCHEDULES[count].adapter:
+                train(args.work, count)
             for record in args.work.glob("*/training.json"):
                 write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
             evaluate(args.work, count, args.limit)
