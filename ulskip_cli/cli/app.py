@@ -67,11 +67,11 @@ def invoke(arguments: Sequence[str]) -> int:
         return _complain(f"expected texts in UTF-8, got other bytes ({reason(error)})", 2)
     except KeyboardInterrupt:
         return _complain(interruption.MESSAGE, interruption.exit_code())
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader, such as `head`, has ended; the flush at exit would fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if interruption.received():
+        if interruption.received():  # a library may have wrapped the interrupt
             return _complain(interruption.MESSAGE, interruption.exit_code())
         if os.environ.get("ULSKIP_DEBUG"):
             raise
@@ -114,6 +114,7 @@ def top(
 
 
 def _complain(message: str, code: int) -> int:
+    """Print a message on standard error, if there is one, and return the exit code."""
     if not message:
         return code
     print(f"ulskip: {one_line(message)}", file=sys.stderr)

@@ -84,6 +84,7 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     from ulskip_cli.core.config_schema import Config
 
     first, *others = words or [""]
+    # A prompt can contain `=`, so only the word of a known key is an override.
     key = first.lstrip("+").partition("=")[0].partition(".")[0]
     is_word = len(first.split()) == 1
     is_override = is_word and "=" in first and key in (*Config.model_fields, "experiment")
@@ -105,8 +106,10 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> "Comparison":
-    """Compare the answers to one prompt, and show them while they are generated."""
-    console, began = make_console(), set[int]()
+    """Compare the answers to one prompt, and show them while they are generated; before the first
+    prompt, show also the notes on all.
+    """
+    console, began = make_console(), set[int]()  # sides whose answer began: 0 full model, 1 kept
     bars.pause()
     if not index:
         console.print(printable(comparer.prompt_note), style="dim")
@@ -116,7 +119,8 @@ def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBar
         console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
 
     def show(side: int, piece: str) -> None:
-        if piece:
+        """Print the next piece of an answer, and a heading before its first piece."""
+        if piece:  # a bar may run until the first text
             bars.pause()
         if side not in began:
             console.print("\n" * len(began) + f"\n{comparer.heads[side]}:")

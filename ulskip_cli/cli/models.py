@@ -59,7 +59,9 @@ def train(
 
 
 def training_lines(record: Table, output: Path) -> list[str]:
-    """Return the lines of the summary: steps and losses."""
+    """Return the lines that summarize a training: steps, losses and warnings. `record` has the keys
+    of `TrainingRecord` in `training/run.py`.
+    """
     since = " since the run resumed" if record["resumed"] else ""
     lines = [
         f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples,"
@@ -74,7 +76,7 @@ def training_lines(record: Table, output: Path) -> list[str]:
         )
     if record["learning_curve"]:
         losses = record["learning_curve"][-1]["validation_loss"]
-        # the key is a target, or the depth of an exit
+        # The key is a target such as 2x, or the depth of an exit.
         shown = ", ".join(
             f"{loss:.3f} at {key if key.endswith('x') else f'{key} layers'}"
             for key, loss in losses.items()

@@ -58,7 +58,9 @@ def gigabytes(size: int) -> str:
 
 
 def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[str]:
-    """Draw and list the kept layers, with the predictions of the plan."""
+    """Draw and list the kept layers, with the predictions of the plan. `correction` is the label of
+    the correction, empty for none, and `weights` the text of their size.
+    """
     from ulskip_cli.core.weight_sizes import gaps
 
     speedup = UNKNOWN
@@ -98,6 +100,7 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
 
 
 def _kept(plan: "Plan", model: str) -> list[str]:
+    """Return the lines that draw and list the kept layers of the first steps."""
     from ulskip_cli.core.schedule import listed
 
     use = "in each decode step"
@@ -115,6 +118,9 @@ def _kept(plan: "Plan", model: str) -> list[str]:
 
 
 def _exits(rule: "ExitRule", what: str) -> list[str]:
+    """Return the lines that describe early exit, in place of a drawing of kept layers; `what` names
+    the model and the strategy.
+    """
     from ulskip_cli.core.schedule import listed
 
     threshold = "calibrated by the run"

@@ -49,7 +49,7 @@ class ProgressBars(ProgressCallback):
             disable=not self.console.is_terminal,
             speed_estimate_period=3600.0,  # steps of slow models take minutes
         )
-        self._prefix = ""
+        self._prefix = ""  # of labels, for subclasses
         self._label = ""  # of the running phase
         self._task: TaskID | None = None  # its bar
         self._shown_at = time.monotonic()  # when the last line was written
@@ -64,6 +64,7 @@ class ProgressBars(ProgressCallback):
         return self
 
     def _write_lines(self) -> None:
+        """Write, in a thread, the state of a phase that has shown nothing for LINE_SECONDS."""
         while not self._ended.wait(LINE_SECONDS / 30):
             if time.monotonic() - self._shown_at >= LINE_SECONDS and (line := self.line()):
                 self.note(line)
@@ -75,6 +76,7 @@ class ProgressBars(ProgressCallback):
             return ""
         left, elapsed = task.time_remaining, timedelta(seconds=int(task.elapsed or 0))
         parts = [
+            # A phase of one part, such as a download, counts nothing.
             f"{task.completed} of {task.total}" if task.total != 1 else str(elapsed),
             task.fields["note"],
             "" if left is None else f"{timedelta(seconds=left)} left",
@@ -93,9 +95,11 @@ class ProgressBars(ProgressCallback):
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int = 1) -> ReportProgress:
-        """Begin a phase, unless it is the running one."""
+        """Begin a phase, unless it is the running one, and return the callback for its progress.
+        Raise KeyboardInterrupt if a signal came.
+        """
         interruption.raise_if_interrupted()
-        self.bars.start()
+        self.bars.start()  # again after `pause`
         task, label = self._task, self._prefix + label
         if task is None or label != self._label:
             self._end_phase()
@@ -125,10 +129,10 @@ class SweepDisplay(ProgressBars, SweepObserver):
         """Display these jobs, and write tables at intervals while rows come, and at the end."""
         super().__init__(jobs[0].config.model.label)
         self._config = jobs[0].config
-        self._written_at = float("-inf" if writes_tables else "inf")
+        self._written_at = float("-inf" if writes_tables else "inf")  # of the tables; inf: never
         self._total, self._settled = len(jobs), 0
         self._began, self._measured = time.monotonic(), 0
-        self._prefix = f"[1/{self._total}] "
+        self._prefix = f"[1/{self._total}] "  # before the labels of phases
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         super().__exit__(kind, *details)
@@ -136,7 +140,9 @@ class SweepDisplay(ProgressBars, SweepObserver):
             self._write(0)
 
     def job_settled(self, job: Job, record: Record, is_new: bool) -> None:
-        """Count a job as settled, and show a new result."""
+        """Count a job as settled; show a new result and write the tables. A result that was stored
+        before the sweep is not new.
+        """
         from ulskip_cli.experiments.statistics import sentence
 
         self._end_phase()
@@ -149,7 +155,9 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self._prefix = f"[{min(self._total, self._settled + 1)}/{self._total}] "
 
     def _left(self, count: int) -> str:
-        """Return the time that the other points will take, by those that were measured."""
+        """Return the text that says how long `count` points will take, by those that were measured;
+        empty if none is left or none was measured.
+        """
         if not count or not self._measured:
             return ""
         mean = (time.monotonic() - self._began) / self._measured
@@ -167,6 +175,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self._written_at = time.monotonic()
 
     def _end_phase(self) -> None:
+        """Remove the bar, because a sweep has too many phases to keep those that ended."""
         if self._task is not None:
             self.bars.remove_task(self._task)
         self._label, self._task = "", None

@@ -51,6 +51,7 @@ def run(
     if print_config:
         print_yaml(chosen)
     else:
+        # The error of the only point ends the command, and this process runs it.
         _measure(Sweep(make_jobs([chosen]), force=force, raises=True, worker_words=()), as_json)
 
 
@@ -106,8 +107,9 @@ def sweep(
         return
     jobs = make_jobs(grid)
     if dry_run:
-        _show_dry_run(Sweep(jobs, force=force, quick=True), as_json)
+        _show_dry_run(Sweep(jobs, force=force, quick=True), as_json)  # quick: without torch
         return
+    # A launcher starts workers with the same command line.
     words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += ["--force"] * force
     if os.environ.get(END_WITH_STDIN):  # set by the launcher that started this worker
@@ -134,7 +136,7 @@ def tune(
         return
     from ulskip_cli.tuning import Tuning
 
-    tuning = Tuning.of(chosen)
+    tuning = Tuning.of(chosen)  # before slower imports, so that usage errors answer at once
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.core.command_line import command_line
     from ulskip_cli.experiments.jobs import SweepOutcome
@@ -186,7 +188,9 @@ def lm_eval(
 
 
 def _measure(sweep: "Sweep", as_json: bool) -> None:
-    """Run the jobs of a sweep and show their rows, unless this process is a worker."""
+    """Run the jobs of a sweep, show their rows and write tables and the paper's report; a worker,
+    which a launcher started with --since, only runs them.
+    """
     from ulskip_cli.cli.progress_bars import SweepDisplay
 
     is_worker = sweep.since is not None
@@ -210,7 +214,7 @@ def _end_with_stdin() -> None:
     """End this worker when its standard input is closed, because the process that started it has
     ended.
     """
-    sys.stdin.buffer.read()
+    sys.stdin.buffer.read()  # returns at its end
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -237,8 +241,8 @@ def _show_dry_run(sweep: "Sweep", as_json: bool) -> None:
 def _show_outcome(
     outcome: "SweepOutcome", folder: "ResultsFolder", as_json: bool, lead: Sequence[str] = ()
 ) -> None:
-    """Print a JSON object, or else the sentences of `lead` or of the best points, a table and
-    warnings; raise RunError if a point failed.
+    """Print a JSON object, or else first `lead`, by default the sentences of the best points, then
+    a table and warnings; at last raise RunError if a point failed.
     """
     from ulskip_cli.experiments.statistics import sentence
     from ulskip_cli.report import tables, verdicts

@@ -65,15 +65,17 @@ class Comparison:
         return _num_equal(full.token_ids, kept.token_ids), _num_equal(full.text, kept.text)
 
     def summary(self) -> str:
-        """Return speeds, or of short answers lengths, and the first difference in one line. It
-        names no speedup, because one pair of answers has no interval.
+        """Return the speeds and the first difference in one line. It names lengths instead of
+        speeds if an answer is too short to be timed, and no speedup, because one pair of answers
+        has no interval.
         """
-        at = self.first_difference
+        difference = self.first_difference
         differ = "the answers are equal"
-        if at:
-            same = printable(self.full.text[: at[1]][-SHOWN:].strip())
-            differ = f"the answers differ from token {at[0] + 1} on"
-            differ += f", after '{same}'" if same else ""
+        if difference:
+            token, character = difference
+            before = printable(self.full.text[:character][-SHOWN:].strip())
+            differ = f"the answers differ from token {token + 1} on"
+            differ += f", after '{before}'" if before else ""
         sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
         is_short = min(len(side.token_ids) for side in sides.values()) < FOR_SPEED
         facts = [
@@ -86,8 +88,8 @@ class Comparison:
         """Return all values, JSON-ready."""
         values, at = asdict(self), self.first_difference
         for name, side in (("full", self.full), ("kept", self.kept)):
-            rate, count = side.tokens_per_second, len(side.token_ids)
-            values[name] |= {"num_tokens": count, "tokens_per_second": rate}
+            values[name]["num_tokens"] = len(side.token_ids)
+            values[name]["tokens_per_second"] = side.tokens_per_second
         values["first_difference"] = at and {"token": at[0], "character": at[1]}
         return values
 

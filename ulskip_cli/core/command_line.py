@@ -40,19 +40,22 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     primary = primary_of(command)
     used = [group for group in PRIMARY[primary][1] if config.uses(group, command)]
     names = {group: getattr(config, group).name for group in used}
+    # The choices that need no word because others imply them, and the values in the chosen files.
     selected, stated = implied_choices("", primary), read_files(primary, names)
     for group, name in names.items():
         selected |= implied_choices(group, name)
 
-    def changed(part: Options, prefix: str, stated: Table) -> Iterator[str]:
-        for name, field in type(part).model_fields.items():
-            key, value = f"{prefix}{name}", getattr(part, name)
+    def changed(section: Options, prefix: str, stated: Table) -> Iterator[str]:
+        """Yield `key=value` for the values that the chosen files do not state already."""
+        for name, field in type(section).model_fields.items():
+            key, value = f"{prefix}{name}", getattr(section, name)
             known = stated.get(name, field.get_default(call_default_factory=True))
-            if not config.uses(key, command):
+            is_preset_name = name == "name" and prefix  # which the word of its group sets
+            if is_preset_name or not config.uses(key, command):
                 continue
             if isinstance(value, Options):
                 yield from changed(value, f"{key}.", known if isinstance(known, dict) else {})
-            elif known not in (value, to_jsonable_python(value)) and (name != "name" or not prefix):
+            elif known not in (value, to_jsonable_python(value)):
                 plain = to_jsonable_python(value)
                 yield f"{key}={_text(escaped(plain) if is_text(key) else plain)}"
 

@@ -55,6 +55,7 @@ _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
 }
+# each with a dot at its end, so that task.prompt_key does not begin with task.prompt
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
@@ -73,8 +74,10 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Table:
-        """Return the keys and values of a mapping."""
-        keys = [str(key.value) for key, _ in node.value]
+        """Return the keys and values of a mapping; raise an error for a key that is given twice, of
+        which YAML would silently use the last value.
+        """
+        keys = [str(key.value) for key, _ in node.value]  # of [(key node, value node)]
         if len(set(keys)) < len(keys):
             raise yaml.MarkedYAMLError(problem="a key twice", problem_mark=node.start_mark)
         values: Table = super().construct_mapping(node, deep)
@@ -87,12 +90,13 @@ _Loader.add_implicit_resolver(
 
 
 def compose(overrides: Sequence[str], command: str = "run") -> Config:
-    """Build the configuration of a command from overrides.
+    """Build the configuration of a command, such as `run` or `export --format hf`, from overrides.
 
     Raises UsageError for an invalid key or value or a key that the command does not read, and
     NotApplicable for values that exclude each other.
     """
     config = compose_unvalidated(overrides, command)
+    # An experiment file can list the values of a grid under the key `sweep`.
     if config.sweep and command not in ("sweep", "bench"):
         raise UsageError(
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
@@ -107,12 +111,13 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     the bundled translator gets the prompts of its task, and other models get the prompts as they
     are or in their chat template.
     """
-    config = compose(overrides, "generate")
-    named = {word.lstrip("+").partition("=")[0] for word in overrides}
-    any_task = {f"task.{key}" for key in _preset_class("task", "jsonl").model_fields}
-    keys = {key for key in named if key.startswith("task.")}
-    is_named = named & {"task", "experiment"} or keys - any_task
-    if is_named or config.model.source == "bundled":
+    config = compose(overrides, "generate")  # first, because the model decides below
+    given_keys = {word.lstrip("+").partition("=")[0] for word in overrides}
+    jsonl_keys = {f"task.{key}" for key in _preset_class("task", "jsonl").model_fields}
+    task_keys = {key for key in given_keys if key.startswith("task.")}
+    # A key that only the default task has, such as task.pair, names that task.
+    names_task = given_keys & {"task", "experiment"} or task_keys - jsonl_keys
+    if names_task or config.model.source == "bundled":
         return config
     return compose(["task=jsonl", *overrides], "generate")
 
@@ -121,7 +126,7 @@ def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
     """Build the configuration of a command; check each value alone, but not combinations of
     values.
     """
-    command = command.partition(" ")[0]
+    command = command.partition(" ")[0]  # all formats of export read the same keys
     config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
         config = config.replace(max_new_tokens=config.speed.new_tokens)
@@ -143,8 +148,9 @@ def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
 
 
 def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
-    """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for
-    an invalid key or value.
+    """Build the decoding configuration of `ulskip.generate`, which is greedy but for the keys in
+    `values`; raise UsageError for an invalid key or value, and for drafts, which that function does
+    not make.
     """
     refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
@@ -155,8 +161,8 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
 
 
 def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:
-    """Return a choice of a group as an object, with some options changed; raise UsageError for an
-    unknown one.
+    """Return a choice of a group in CHOICES as an object, with some options changed; raise
+    UsageError for an unknown choice or option. The class is always that of the preset.
     """
     chosen = read_choice(group, name)
     return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
@@ -176,7 +182,7 @@ def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     defaults of the class in its preset; raise UsageError if the class or an option is not known.
     """
     name = str(values.get("name"))
-    if "_target_" in values and not _user_dirs:
+    if "_target_" in values and not _user_dirs:  # rows store only the classes of users
         raise UsageError(f"{group}={name} is not a class of ulskip; name its --config-dir")
     options = {key: value for key, value in values.items() if key != "_target_"}
     return parse(_preset_class(group, name), options, f"{group}.")
@@ -199,7 +205,8 @@ class StoredConfig(Config):
     @classmethod
     def read(cls, values: Mapping[str, object]) -> "StoredConfig":
         """Return the configuration in a row; raise UsageError if a known key has an invalid
-        value.
+        value. A choice that the row does not store, because its command used none, is an unknown
+        one.
         """
         nodes = {**{group: {} for group in CHOICES}, **values}
         return parse(cls, {key: _read_section(key, node) for key, node in nodes.items()}, "config.")
@@ -210,13 +217,15 @@ class StoredConfig(Config):
         return cls.read(config.recorded(command))
 
     def uses(self, key: str, command: str) -> bool:
-        """Return True also for keys that are not known."""
+        """Return True also for keys that this installation does not know, so that they stay in
+        the row.
+        """
         return key.partition(".")[0] in (self.model_extra or ()) or super().uses(key, command)
 
 
 def _read_section(key: str, node: object) -> object:
-    """Return a section of a row; if this installation does not know its class or a key in it, one
-    that keeps all values.
+    """Return the value `node` of a key in a row: of a section an object, which keeps also values
+    that this installation does not know, and of other keys `node` itself.
     """
     field, is_choice = Config.model_fields.get(key), key in CHOICES
     kind = options_in(field.annotation) if field else None
@@ -226,9 +235,9 @@ def _read_section(key: str, node: object) -> object:
         return node
     try:
         return stored_choice(key, node) if is_choice else parse(kind, node, f"config.{key}.")
-    except UnknownKey:
+    except UnknownKey:  # the class is known, but not all of its keys
         kind = _preset_class(key, str(node.get("name"))) if is_choice else kind
-    except UsageError:
+    except UsageError:  # of a choice: `kind` stays the base class, such as Strategy
         if not is_choice:
             raise
     return parse(_keeping_all(kind), node, f"config.{key}.")
@@ -253,15 +262,15 @@ def make_choice(node: Mapping[str, object], group: str) -> Choice:
 
 
 def changed_choice(choice: ChoiceT, changes: Mapping[str, object], prefix: str) -> ChoiceT:
-    """Return a choice with some options changed and checked; raise UsageError for a value that does
-    not fit.
+    """Return a choice with some options changed and checked; raise UsageError, with `prefix` before
+    the key, for a value that does not fit.
     """
     return parse(type(choice), {**dict(choice), **changes}, prefix)
 
 
 def baseline_config(config: Config) -> Config:
-    """Return the configuration of the baseline: the same experiment with all layers and no
-    drafts.
+    """Return the configuration of the baseline: the same experiment with all layers and no drafts.
+    Keys that matter only to skipping get one value, so that the points of a sweep share a baseline.
     """
     return config.replace(
         strategy=preset("strategy", "full"),
@@ -316,6 +325,7 @@ def use_config_dir(folder: Path | None) -> None:
         raise UsageError(f"expected --config-dir to be a folder, got {folder}")
     for file in sorted(folder.glob("*/*.yaml")):
         shipped = config_dir() / file.relative_to(folder)
+        # The user's folder may be that of the shipped files itself.
         if shipped.is_file() and not shipped.samefile(file):
             raise UsageError(
                 f"{file}: {file.parent.name}={file.stem} is already defined by {shipped};"
@@ -326,7 +336,8 @@ def use_config_dir(folder: Path | None) -> None:
 
 def read_choice(group: str, choice: str) -> Table:
     """Read the values in the YAML file of a choice, merged over its bases. Bases are choices of the
-    same group that its `defaults` name.
+    same group that its `defaults` name. Raise UsageError if the group is one of CHOICES and the
+    file does not name a class.
     """
     values = _merged(*_with_bases(group, choice))
     for key in ("defaults", "description"):
@@ -344,10 +355,11 @@ def description(group: str, choice: str) -> str:
 
 
 def implied_choices(group: str, choice: str) -> dict[str, str]:
-    """Return the choices of other groups that a choice selects, such as the model of
+    """Return the choices of other groups, by group, that a choice selects, such as the model of
     `task=cnn_dm`.
     """
-    # Hydra also writes an entry as `override /group@package: name`, and null selects no file.
+    # An entry is {group: name}, which Hydra also writes as {override /group@package: name}. Null
+    # selects no file.
     return {
         key.removeprefix("override /").partition("@")[0]: str(name)
         for values in _with_bases(group, choice)
@@ -382,7 +394,9 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
 
 
 def _with_bases(group: str, choice: str, inside: tuple[str, ...] = ()) -> Iterator[Table]:
-    """Yield the values of a file after those of the files that it is based on."""
+    """Yield the values of a file after those of the files that it is based on. `inside` has the
+    choices that led to this one by their bases, for errors and to find cycles.
+    """
     files = group_choices(group)
     file = files[require_choice(group if not inside else f"{group} in defaults", choice, files)]
     if choice in inside:
@@ -396,7 +410,7 @@ def _with_bases(group: str, choice: str, inside: tuple[str, ...] = ()) -> Iterat
     if wrong := [entry for entry in defaults if not isinstance(entry, str | dict)]:
         raise UsageError(f"expected names of choices as defaults in {file}, got {wrong[0]}")
     for entry in defaults:
-        if isinstance(entry, str) and entry != "_self_":
+        if isinstance(entry, str) and entry != "_self_":  # Hydra's word for the file itself
             yield from _with_bases(group, entry, (*inside, choice))
     yield values
 
@@ -419,7 +433,9 @@ def read_mapping(file: Path) -> Table:
 
 @functools.lru_cache(maxsize=256)
 def _read(file: Path, changed: int) -> Table:
-    """Read a YAML file once; callers must not change the values."""
+    """Read a YAML file, and again only if the time `changed` is another; callers must not change
+    the values.
+    """
     values = yaml.load(file.read_text("utf-8"), _Loader)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(str(values)[:80])
@@ -433,7 +449,7 @@ def _nested(key: str, value: object) -> Table:
 
 
 def _merged(*layers: Mapping[str, object]) -> Table:
-    """Merge nested values; later ones win."""
+    """Merge nested mappings into a new one; the values of later ones win."""
     merged: Table = {}
     for layer in layers:
         for key, value in layer.items():
@@ -450,7 +466,8 @@ def _merged(*layers: Mapping[str, object]) -> Table:
 def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
     """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values.
 
-    A value that Hydra's grammar refuses, or that names an existing file, is a text.
+    A value that Hydra's grammar refuses is read as a text, and so is the path of an existing file
+    with a comma, which would be a list.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -459,11 +476,13 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
     for text in overrides:
         key, equals, value = text.partition("=")
         is_path = "," in value and is_existing(value)
-        override = None
-        for line in (text, *([f"{key}={quoted(value)}"] if equals else []))[is_path:]:
+        forms = [text, f"{key}={quoted(value)}"] if equals else [text]
+        override = None  # of the first form that Hydra's grammar allows
+        for form in forms[is_path:]:
             with contextlib.suppress(HydraException):
-                override = override or parser.parse_override(line)
+                override = override or parser.parse_override(form)
         is_typo = not key or value.startswith("=")
+        # Hydra's grammar also has `~key`, which deletes, and `key@package=value`.
         if override is None or override.is_delete() or override.package or is_typo:
             meant = re.sub("==+|:", "=", text[:80], count=1)
             hint = "an example is ratio=2" if meant == text[:80] else f"did you mean {meant}?"
@@ -478,7 +497,7 @@ def quoted(text: str) -> str:
     >>> print(quoted('say "a\\"'))
     "say \"a\\\""
     """
-    # A backslash is itself unless it stands before a quote.
+    # A backslash is doubled only before a quote, also the closing one; elsewhere it is itself.
     inner = re.sub(r'(\\*)"', r'\1\1\\"', text)
     return '"' + re.sub(r"(\\+)$", r"\1\1", inner) + '"'
 
@@ -503,7 +522,7 @@ def _unescaped(value: object) -> object:
 
 
 def primary_of(command: str) -> str:
-    """Return the primary configuration of a command."""
+    """Return the name of the primary configuration of a command, a key of PRIMARY."""
     return command if command in PRIMARY else "config"
 
 
@@ -528,12 +547,15 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
 def _explained(
     error: UnknownKey, kind: type[Shared], groups: Sequence[str], keys: Sequence[str], command: str
 ) -> UsageError:
-    """Say of an unknown key which command, choice or section has it."""
+    """Return the error for an unknown key with a better hint: which choice of its group or which
+    section has it. Raise it if another command has the key. `keys` are those of the overrides.
+    """
     group, _, name = error.key.partition(".")
     key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
     if key is None:  # a key of a file
         return UsageError(str(error))
     for other, _ in PRIMARY.values():
+        # Of ratio=2, a training says below that its key is train.ratios.
         if other is not kind and field_of(other, key) and kind is not TrainingConfig:
             _refuse_unread(other, [key], command)
     owners = [
@@ -541,11 +563,12 @@ def _explained(
         for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
         if name in _preset_class(group, choice).model_fields
     ]
+    # A key that is given without its section, or in the singular, as num_beams or ratio.
     inside = [
-        f"{section}.{name}"
+        f"{section}.{option}"
         for section, field in kind.model_fields.items()
-        for name in getattr(options_in(field.annotation), "model_fields", ())
-        if name in (key, f"{key}s")
+        for option in getattr(options_in(field.annotation), "model_fields", ())
+        if option in (key, f"{key}s")
     ]
     if owners:
         return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
@@ -558,7 +581,7 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
     """Raise UsageError for a key that the command does not read."""
     for key in keys:
         readers = kind.readers(key)
-        if command not in readers and key != "experiment":
+        if command not in readers and key != "experiment":  # a group without a field
             others = ", ".join(readers) or "no command"
             raise UsageError(
                 f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
@@ -566,16 +589,19 @@ def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> Non
 
 
 def _check_override(override: "Override", primary: str) -> None:
-    """Raise UsageError if an override lists values, or sets what the name of a choice sets."""
+    """Raise UsageError if an override lists values, or sets what the name of a choice sets. Unknown
+    keys get their error later.
+    """
     kind, groups = PRIMARY[primary]
     group, _, name = override.key_or_group.partition(".")
     if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
         line, field = str(override.input_line), Config.model_fields.get(group)
+        # A grid varies keys that change results; trainings and tunings have no grid.
         is_swept = primary == "config" and field and use_of(field).changes_results
         grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
         hint = f"for a list, write {line.replace('=', '=[', 1)}], "
         if field and field.annotation is float:
-            meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)
+            meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)  # a decimal comma, as in ratio=2,5
             hint = f"did you mean {meant}? " * (meant != line)
         raise UsageError(
             f"expected one value, got '{line}'; {hint}{grid}else run the command once for each"
@@ -589,7 +615,9 @@ def _check_override(override: "Override", primary: str) -> None:
 
 
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
-    """Return the values of the chosen files and of the overrides, with the choices as objects."""
+    """Return the values of the chosen files and of the overrides, with the choices of CHOICES as
+    objects.
+    """
     groups = PRIMARY[primary][1]
     for override in overrides:
         _check_override(override, primary)
@@ -599,7 +627,7 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
         key, value = override.key_or_group, override.value()
         if key not in groups:
             changed[key] = _unescaped(value) if is_text(key) else value
-        elif (key, value) != ("experiment", None):
+        elif (key, value) != ("experiment", None):  # null chooses none, as by default
             advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
             given[key] = require_choice(key, str(value), group_choices(key), advice)
     values = read_files(primary, given)
@@ -607,6 +635,7 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
         path = changed["model.path"]
         if "model" not in given:  # a path alone is a checkpoint of one's own
             values = read_files(primary, {**given, "model": "hf"})
+        # The preset of a bundled model has a path of its own.
         elif values["model"]["source"] != "hf" and path != values["model"]["path"]:
             raise UsageError(
                 f"expected model={given['model']} or model.path, got model.path={path} too; leave"
@@ -632,21 +661,22 @@ def read_files(primary: str, given: Mapping[str, str]) -> Table:
     from omegaconf.errors import OmegaConfBaseException
 
     groups = PRIMARY[primary][1]
-    chosen = dict(given)
+    chosen = dict(given)  # choices by group, like `given`
     unread = sorted(given, key=groups.index)
     while unread:
-        group = unread.pop()  # the experiment first
+        group = unread.pop()  # from the end: what the experiment implies wins over other files
         for other, name in implied_choices(group, chosen[group]).items():
             require_choice(f"config group in defaults of {group}={chosen[group]}:", other, groups)
             if other not in chosen:
                 chosen[other] = name
                 unread.append(other)
-    usual = implied_choices("", primary)
+    usual = implied_choices("", primary)  # the default choices
     chosen = {**usual, **chosen}
     nodes = {group: read_choice(group, name) for group, name in chosen.items()}
     experiment = dict(nodes.pop("experiment", {}))
-    if experiment:  # its keys are meant for its own choices
+    if experiment:
         usual |= implied_choices("experiment", chosen["experiment"])
+        # Its keys of a group do not apply to another choice of that group, which the user gave.
         for group in given.keys() & usual.keys():
             if given[group] != usual[group]:
                 experiment.pop(group, None)

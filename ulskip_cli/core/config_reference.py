@@ -49,25 +49,30 @@ def keys_of(
     prefix: str = "",
     inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
-    """Yield the keys of a class.
+    """Yield the keys of a class and of its sections, each with `prefix` before it.
 
-    `values` replace the defaults. A key that declares no commands gets the `inherited` commands.
+    `values` replace the defaults. A key that declares no commands gets the `inherited` commands,
+    those of its section.
     """
     for name, field in kind.model_fields.items():
-        if name == "name" and prefix:
+        if name == "name" and prefix:  # the name of a preset, which its choice sets
             continue
         commands = tuple(sorted(use_of(field).commands)) or inherited
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
+        # A section has an object as its default, or none if a preset must be chosen.
         if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
             yield from keys_of(
                 inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.", commands
             )
         else:
-            shown = None if value is PydanticUndefined else to_jsonable_python(value)
-            meaning, choices = field.description or "", choices_of(field.annotation)
             yield ConfigKey(
-                prefix + name, meaning, choices, describe_type(field.annotation), shown, commands
+                prefix + name,
+                field.description or "",
+                choices_of(field.annotation),
+                describe_type(field.annotation),
+                None if value is PydanticUndefined else to_jsonable_python(value),
+                commands,
             )
 
 
@@ -106,7 +111,9 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 
 
 def describe(name: str) -> Panels:
-    """Return what `ulskip config NAME` prints; raise UsageError for an unknown name."""
+    """Return what `ulskip config NAME` prints of a group, a choice such as `strategy=search`, a key
+    or a section of keys; without a name, of all. Raise UsageError for an unknown name.
+    """
     group, _, choice = name.partition("=")
     if not name:
         return _describe_all()

@@ -69,6 +69,7 @@ class DecodingConfig(Options):
         """
         if not self.draft_tokens:
             return self
+        # Drafts exclude beams and sampling, so what remains is the preset greedy.
         return self.replace(name="greedy", draft_tokens=0, draft="layers")
 
 
@@ -201,8 +202,9 @@ class Shared(Options):
     @classmethod
     @functools.lru_cache(maxsize=4096)
     def _uses(cls, key: str) -> list[Use]:
-        """Return the uses of the sections of a key and of the key. The options of a choice, whose
-        class the configuration decides, have the use of their section.
+        """Return the uses of the sections of a key and of the key, e.g. of `speed` and then of
+        `speed.seconds`. The options of a choice, whose class a preset decides, have only the use of
+        their section.
         """
         uses = list[Use]()
         kind: type[BaseModel] | None = cls
@@ -226,7 +228,9 @@ class Shared(Options):
         )
 
     def resolved(self) -> Table:
-        """Return every value that configs/ID.yaml or a training.json stores."""
+        """Return every value that configs/ID.yaml or a training.json stores: all but the launcher,
+        which says where a sweep runs.
+        """
         return {key: value for key, value in self.plain().items() if key != "launcher"}
 
 
@@ -319,8 +323,9 @@ class Config(Shared):
         return fingerprint.key(self._recorded(lambda key: self.changes_results(key, command)))
 
     def recorded(self, command: str = "run") -> Table:
-        """Return the values that a row of a command stores: they differ from the defaults, change
-        results, or name a preset, and are used.
+        """Return the values that a row of a command stores: they differ from the defaults, and the
+        command uses them. Keys of a section that changes results, such as `decoding.name`, are
+        stored even if they change none; top-level keys such as `name` only if they change some.
         """
         return self._recorded(
             lambda key: self.uses(key, command) and self._uses(key)[0].changes_results
@@ -342,8 +347,8 @@ class Config(Shared):
         )
 
     def needs(self) -> frozenset[Need]:
-        """Return what the configuration needs; a plan adds what depends on the layers of a
-        model.
+        """Return what the configuration needs; `needs` in `strategies/plan.py` adds what depends on
+        the layers of a model.
         """
         own = needed(
             {
@@ -355,8 +360,8 @@ class Config(Shared):
         return super().needs() | own | self.decoding.needs() | self.correction.needs()
 
     def _recorded(self, accepts: Callable[[str], bool]) -> Table:
-        """Return the accepted values that differ from the defaults. The full model is identified
-        with its correction, none.
+        """Return the values that differ from the defaults and whose keys `accepts` lets pass. The
+        full model, whose correction is not used, always has the correction none.
         """
         values = self.changed(accepts)
         return values | {"correction": {"name": "none"}} if self.strategy.keeps_all else values

@@ -142,20 +142,20 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, 
     """
     import torch
 
-    sums, count = list[torch.Tensor](), 0
+    sums, count = list[torch.Tensor](), 0  # over all batches, so that none has to be kept
     for inputs, targets in pairs:
         inputs, targets = inputs.cpu().double(), targets.cpu().double()  # MPS has no float64
         parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
-        for total, part in zip(sums, parts, strict=False):
+        for total, part in zip(sums, parts, strict=False):  # no sums before the first batch
             total.add_(part)
         sums = sums or parts
         count += len(inputs)
     squares, cross, input_sum, target_sum = sums
     input_mean, target_mean, gram = input_sum / count, target_sum / count, squares
-    if has_bias:
+    if has_bias:  # centered, so that the ridge does not penalize the bias
         gram = gram - count * torch.outer(input_mean, input_mean)
         cross = cross - count * torch.outer(input_mean, target_mean)
-    # of inputs that do not vary
+    # Inputs that do not vary have a Gram matrix of rounding errors, which must not set the scale.
     least = _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
     scale = gram.diagonal().mean().clamp_min(least)
     weight = torch.linalg.solve(
@@ -199,7 +199,8 @@ class Correction(Choice):
         """Return the folder of the skip adapter that corrects these layers, or None if there is
         none to load.
 
-        Raises UsageError if the correction has adapters, but none for these layers.
+        `kept_sets` has the kept layers of each stage that skips some; it is empty for the full
+        model. Raises UsageError if the correction has adapters, but none for these layers.
         """
         return None
 

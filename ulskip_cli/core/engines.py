@@ -61,7 +61,7 @@ class Engine(Choice):
     @field_validator("weights")
     @classmethod
     def _check_weights(cls, value: str | None) -> str | None:
-        if value is None or not cls.is_known:
+        if value is None or not cls.is_known:  # the engine of a row that is not installed
             return value
         if not cls.formats:
             raise UsageError(
@@ -77,7 +77,8 @@ class Engine(Choice):
 
     def engine_for(self, needs: Set[Need], model: object = None) -> "tuple[Engine, str | None]":
         """Return the engine that decodes requests with these needs, and the reason if that is not
-        torch; raise UsageError if none of them supports the `model`. Nothing else chooses engines.
+        torch. An engine that is a choice among several, such as `auto`, returns another one, and
+        raises UsageError if none of them supports the `model`. Nothing else chooses engines.
         """
         return self, f"engine={self.name}"
 
@@ -114,7 +115,8 @@ class Engine(Choice):
         weights, width = metadata.weights, metadata.weight_bytes
         if weights is None or self.weights is None or width is None:
             return weights
-        layers, head = (size / 8 / width for size in self.formats[self.weights])
+        # bytes in the engine's format for each byte of the model's
+        layers, head = (bits / 8 / width for bits in self.formats[self.weights])
         return weights.scaled(layers, head)
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
@@ -152,11 +154,11 @@ def engine_named(name: str) -> Engine:
 
 
 def plugin_config_dirs() -> list[Path]:
-    """Return the folders of presets in the packages of engines from other distributions; no package
+    """Return the folders `configs` in the packages of engines from other distributions; no package
     is imported.
     """
     packages = {point.module.partition(".")[0] for point in _entry_points(tuple(sys.path)).values()}
-    specs = map(find_spec, sorted(packages - {__name__.partition(".")[0]}))
+    specs = map(find_spec, sorted(packages - {__name__.partition(".")[0]}))  # without our own
     places = (spec.submodule_search_locations or () for spec in specs if spec)
     folders = (Path(place) / "configs" for place in itertools.chain.from_iterable(places))
     return list(filter(Path.is_dir, folders))

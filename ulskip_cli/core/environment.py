@@ -67,7 +67,9 @@ def _accelerator(device: str) -> str | None:
 
 
 def origin(device: str) -> Table:
-    """Return the code version and the machine, which must be the same for all batches of a run."""
+    """Return the code version and the machine as one flat object; they must be the same for all
+    batches of a run.
+    """
     facts = {**code(), **machine(device)}
     del facts["git_dirty"]  # may change between two attempts
     return facts
@@ -110,7 +112,9 @@ def check_hub_reachable() -> None:
 
 @functools.cache  # the state at the first call is the code that runs, even if files change later
 def _git() -> Table:
+    """Return git_commit and git_dirty of the checkout; both are None in an installed package."""
     root = Path(__file__).parents[2]
+    # Runs write results there, which does not change the code.
     paths = [".", ":(exclude)results", ":(exclude)benchmarks/results"]
     command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", *paths]
     unknown: Table = {"git_commit": None, "git_dirty": None}
@@ -163,8 +167,8 @@ class LoadMeter:
         self._before = self._read()
 
     def other_cpus(self, min_seconds: float = MIN_SECONDS) -> float | None:
-        """Return the mean number of CPUs since the start of the meter, or None for a shorter time
-        than `min_seconds`.
+        """Return the mean number of CPUs that other processes used since the meter was made, or
+        None after a shorter time than `min_seconds`.
         """
         clock, busy, own = (
             after - before for after, before in zip(self._read(), self._before, strict=True)

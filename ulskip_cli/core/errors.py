@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-_MAX_WORD, _MAX_LINE = 120, 600  # letters that are left of twice as many
+_MAX_WORD, _MAX_LINE = 120, 600  # letters to which longer texts than twice as many are cut
 # more known names than this are not listed in an error if it names a command that lists them
 MAX_LISTED = 10
 MAX_REASON = 200  # letters of another library's error
@@ -54,15 +54,15 @@ def one_line(message: str) -> str:
 
 
 def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -> UsageError:
-    """Build the error for an unknown name; it suggests the most similar known name and ends with
-    `advice`.
+    """Build the error for an unknown name; it suggests known names that begin in the same way, or
+    else the most similar one, and ends with `advice`. `kind` says what the name is of.
 
     >>> str(unknown("spacing", "evn", ["even", "reference"]))
     "unknown spacing 'evn'; did you mean 'even'? known: even, reference"
     """
     got = str(got)[:80]
     names = [str(name) for name in known]
-    # the section of a key, which all known ones share, does not make it similar to them
+    # Keys of one section are compared without it: `decoding.` alone makes no two keys similar.
     section = "".join(got.rpartition(".")[:2])
     if not all(name.startswith(section) for name in names):
         section = ""
@@ -100,8 +100,8 @@ def reason(error: BaseException, has_path: bool = False) -> str:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str], advice: str = "") -> str:
-    """Return `got` if it is one of `known`; otherwise raise UsageError with the nearest known
-    name, or with `advice`.
+    """Return `got` if it is one of `known`; otherwise raise the error of `unknown`, which has the
+    same parameters.
     """
     choices = list(known)
     if got not in choices:

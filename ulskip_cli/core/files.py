@@ -75,15 +75,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if
-    the write fails.
+    """Append a line completely or not at all; a line that a crash cut off is ended first. Raise
+    StorageError if the write fails.
     """
     with _storing(path), path.open("ab+", buffering=0) as stream:
         end = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, end - 1))
-        data = (f"\n{line}\n" if stream.read(1) not in (b"", b"\n") else f"{line}\n").encode()
+        is_cut_off = stream.read(1) not in (b"", b"\n")
+        data = (f"\n{line}\n" if is_cut_off else f"{line}\n").encode()
         try:
-            while data:
+            while data:  # the system may write less than it gets
                 data = data[os.write(stream.fileno(), data) :]
             os.fsync(stream.fileno())
         except OSError:
@@ -116,18 +117,21 @@ def replacing(target: Path) -> Iterator[Path]:
             if earlier.exists():
                 earlier.rename(target)
             raise
-    for left in target.parent.glob(f"{glob.escape(prefix)}*{_PART}"):
-        owner = left.name.removeprefix(prefix).partition(".")[0]
+    for left in target.parent.glob(f"{glob.escape(prefix)}*{_PART}"):  # of this machine
+        owner = left.name.removeprefix(prefix).partition(".")[0]  # the id of a process
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
+    """Make the folder of a path, and raise StorageError if that or the block, which writes to the
+    path, fails.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, NotImplementedError) as error:  # of a folder without locks
+    except (OSError, NotImplementedError) as error:  # the latter: the folder supports no locks
         is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
         raise StorageError(
             f"cannot write {path} ({reason(error, True)}); earlier"
@@ -146,14 +150,14 @@ def noticing_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "errno", None) not in _NO_SPACE and not _FULL.search(str(error)):
             raise
-        with _storing(path):
+        with _storing(path):  # which makes the StorageError
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock inside the block and yield True; without `wait`, yield False if another process
-    holds it. Raise StorageError if the lock file cannot be written.
+    """Hold a lock inside the block and yield True. Without `wait`, yield False if another process
+    holds it; the block runs then, too. Raise StorageError if the lock file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -184,9 +188,8 @@ def user_path(given: str | Path, key: str) -> Path:
     text = str(given)
     try:
         path = Path(text).expanduser()
-        for name in map(
-            str, (path, *path.parts)
-        ):  # the system refuses long names and null characters
+        # The system fails on too long names and on null characters; a path need not exist.
+        for name in map(str, (path, *path.parts)):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 os.lstat(name)
     except (OSError, RuntimeError, ValueError) as error:

@@ -42,6 +42,7 @@ def code_fingerprint(kind: type) -> str:
     """Return a hash of the modules that define a class of a user, as they are when they are first
     asked for; empty for a class of ulskip.
     """
+    # The class and its bases up to the first one of ulskip.
     own = takewhile(lambda base: not base.__module__.startswith("ulskip_cli."), kind.__mro__)
     modules = [vars(sys.modules[base.__module__]) for base in own]
     files = [Path(module["__file__"]) for module in modules if module.get("__file__")]
@@ -53,7 +54,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
     file from the hub.
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes. Without `weights`, for a model with random ones, they are left out.
+    take minutes. Without `weights`, for a model with random ones, only `config_file` is hashed.
     """
     folder = config_file.parent.resolve()
     if folder.parent.name == "snapshots":
@@ -68,7 +69,9 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
 
 def file_fingerprint(file: Path) -> str:
-    """Return a hash of the name and the content of a file, as a fingerprint has it."""
+    """Return a hash of the name and the content of a file; of a large one, of parts of the
+    content, see `folder_fingerprint`.
+    """
     return _hashed(file.parent, b"", (_stamp(file),))
 
 
@@ -79,8 +82,8 @@ def _stamp(file: Path) -> tuple[Path, int, int]:
 
 @cache
 def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash a configuration and the files of a folder; files with the size and time of an earlier
-    call are not read again.
+    """Hash a configuration and the files of a folder; `stamps` has path, size and time of change of
+    each file. Files with the size and time of an earlier call are not read again.
     """
     digest = hashlib.sha256(config)
     for file, size, _ in stamps:

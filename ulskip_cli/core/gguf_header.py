@@ -39,8 +39,8 @@ GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "q
 
 
 def unsupported_by_gguf(config: Table) -> str | None:
-    """Return a property of a config.json that GGUF's architectures do not support, or None if there
-    is none.
+    """Return what is expected and what a config.json has if GGUF's architectures do not support the
+    model, as the text of an error; return None if they support it.
     """
     kind, window = config.get("model_type"), config.get("sliding_window")
     activation = config.get("hidden_act", "silu")
@@ -78,6 +78,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
 
 @cache
 def _read(file: Path, size: int, modified: int) -> GgufHeader:
+    """Read a header once, and again if size or time of change (`modified`) of the file differ."""
     try:
         with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
             metadata, shapes, types = _read_header(data)
@@ -90,7 +91,7 @@ def _read(file: Path, size: int, modified: int) -> GgufHeader:
             f" ({type(error).__name__}: {error}); download it again; `git lfs pull` replaces a"
             " git-lfs pointer"
         ) from None
-    width = DTYPE_BYTES[config["dtype"]]
+    width = DTYPE_BYTES[config["dtype"]]  # after loading, not in the file
     tensors = {
         name: StoredTensor(shape, math.prod(shape) * width) for name, shape in shapes.items()
     }
@@ -105,18 +106,20 @@ def _sizes(metadata: Table) -> Table:
             " `llama-gguf-split --merge`"
         )
     architecture = metadata["general.architecture"]
-    found = {key: metadata.get(f"{architecture}.{name}") for key, name in _SIZES.items()}
+    sizes = {key: metadata.get(f"{architecture}.{name}") for key, name in _SIZES.items()}
     # Layers that predict several tokens at once are no layers of the decoder.
-    found["num_hidden_layers"] -= metadata.get(f"{architecture}.nextn_predict_layers", 0)
-    if isinstance(heads := found["num_attention_heads"], list):
-        found["num_attention_heads"] = max(heads)
-    found["model_type"] = architecture
-    found["vocab_size"] = metadata.get("tokenizer.ggml.tokens")  # the reader counts lists of texts
-    return {key: value for key, value in found.items() if value is not None}
+    sizes["num_hidden_layers"] -= metadata.get(f"{architecture}.nextn_predict_layers", 0)
+    if isinstance(heads := sizes["num_attention_heads"], list):  # one number for each layer
+        sizes["num_attention_heads"] = max(heads)
+    sizes["model_type"] = architecture
+    sizes["vocab_size"] = metadata.get("tokenizer.ggml.tokens")  # the reader counts lists of texts
+    return {key: value for key, value in sizes.items() if value is not None}
 
 
 def _dtype(types: Collection[int]) -> str:
-    """Return the type of torch that the tensors have; bfloat16 if the matrices are quantized."""
+    """Return the type of torch into which tensors of these GGUF types are loaded: bfloat16 if some
+    are quantized, or else the half precision among them, since such files keep norms in float32.
+    """
     if any(kind not in _DTYPES for kind in types):
         return "bfloat16"
     halves = (name for kind, name in _DTYPES.items() if kind and kind in types)
@@ -124,18 +127,18 @@ def _dtype(types: Collection[int]) -> str:
 
 
 def _read_header(file: mmap) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
-    """Return the metadata, with counts in place of texts' lists and of long lists, and the shapes
-    and types of the tensors.
+    """Return the metadata by key, with a count in place of a list of texts or a long list, the
+    shapes by tensor name, and the GGUF types that occur among the tensors.
     """
     if file.read(4) != b"GGUF" or _number(file, _UINT32) not in (2, 3):
         raise ValueError("it does not begin as version 2 or 3 of the format")
     num_tensors, num_keys = _number(file, _UINT64), _number(file, _UINT64)
     metadata = {_text(file): _value(file, _number(file, _UINT32)) for _ in range(num_keys)}
     shapes, types, last = dict[str, tuple[int, ...]](), set[int](), 0
-    for _ in range(num_tensors):
+    for _ in range(num_tensors):  # each has its name, sizes, type and place, in this order
         name = _text(file)
         sizes = [_number(file, _UINT64) for _ in range(_number(file, _UINT32))]
-        shapes[name] = tuple(reversed(sizes))
+        shapes[name] = tuple(reversed(sizes))  # GGUF has the innermost dimension first
         types.add(_number(file, _UINT32))
         last = max(last, _number(file, _UINT64))  # the place of its values behind the header
     if shapes and file.tell() + last >= len(file):

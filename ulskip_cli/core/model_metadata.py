@@ -132,7 +132,8 @@ class ModelFolder:
     @cached_property
     def gguf(self) -> Path | None:
         """The GGUF file of the model: the one that `model.path` names, the only one in a folder
-        without config.json, or that in the wheel of SmolLM2; None for other models.
+        without config.json, or that in the wheel of SmolLM2; None for other models, and if that
+        wheel is not installed.
         """
         model = self.asked
         if model.source == "smollm2-wheel":
@@ -153,8 +154,8 @@ class ModelFolder:
 
     @cached_property
     def file(self) -> Path:
-        """The file that describes the model: the GGUF file or a config.json, which is downloaded
-        from the hub if it is not on this machine.
+        """The file that describes the model: the GGUF file, a config.json, which is downloaded
+        from the hub if it is not on this machine, or for random weights a shape of ours.
         """
         if self.gguf:
             return self.gguf
@@ -166,6 +167,7 @@ class ModelFolder:
             return shapes / f"{model.path}.json"
         if model.source == "random":
             known = {file.stem: file for file in sorted(shapes.glob("*.json"))}
+            # Otherwise the path is a folder or hub id, whose config.json is the shape.
             if model.path in known or path.is_file():
                 return known.get(model.path, path)
             if "/" not in model.path and not path.exists():
@@ -193,6 +195,9 @@ class ModelFolder:
 
     @cached_property
     def _sizes(self) -> _Sizes:
+        """The sizes in the description of the model, of whose language model if it has several;
+        raises UsageError for a model that ulskip does not support.
+        """
         file, config = self.file, self.config
         if config.get("is_encoder_decoder"):
             raise UsageError(
@@ -213,25 +218,28 @@ class ModelFolder:
     def metadata(self) -> ModelMetadata:
         """The shape and the sizes of the model."""
         model, file, sizes = self.model, self.file, self._sizes
-        num_layers, hidden, vocab = sizes.num_hidden_layers, sizes.hidden_size, sizes.vocab_size
+        num_layers, hidden = sizes.num_hidden_layers, sizes.hidden_size
         width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
         if file.parent == ASSETS / "shapes":
             weights, total = _random_weights(file.stem, num_layers, width)
         else:
+            # Loading converts tensors to the dtype; with auto, they keep their stored bytes.
             tensors = {
                 name: StoredTensor(
                     shape, math.prod(shape) * width if width and model.dtype != "auto" else size
                 )
                 for name, (shape, size) in self._tensors.items()
             }
-            weights = sort_weight_sizes(tensors, num_layers, vocab or 0)
+            weights = sort_weight_sizes(tensors, num_layers, sizes.vocab_size or 0)
             total = sum(tensor.num_bytes for tensor in tensors.values()) or None
         kv_bytes = None
         heads = sizes.num_attention_heads
         if heads and hidden and width and not sizes.kv_lora_rank:
-            has_one = sizes.multi_query and not sizes.new_decoder_architecture
-            kv_heads = 1 if has_one else _number(sizes.num_key_value_heads) or heads
-            kv_bytes = 2 * kv_heads * (_number(sizes.head_dim) or hidden // heads) * width
+            is_multi_query = sizes.multi_query and not sizes.new_decoder_architecture
+            kv_heads = 1 if is_multi_query else _number(sizes.num_key_value_heads) or heads
+            head_dim = _number(sizes.head_dim) or hidden // heads
+            kv_bytes = 2 * kv_heads * head_dim * width  # keys and values
+        # Random weights have no files, and a GGUF file is usually quantized.
         has_floats = model.source in ("bundled", "hf") and not self.gguf
         return ModelMetadata(
             num_layers,
@@ -239,7 +247,7 @@ class ModelFolder:
             weights,
             total,
             hidden_size=hidden,
-            vocab_size=vocab,
+            vocab_size=sizes.vocab_size,
             weight_bytes=width,
             dtype=model.dtype,
             stored_dtype=sizes.dtype if has_floats else None,
@@ -272,6 +280,7 @@ def _random_weights(
     """Return the bytes of the head and of each layer, and of all weights, for random weights of a
     shape; None and None if they are not known.
     """
+    # by shape: the numbers of parameters under `head`, `layer` (one layer) and `total`
     shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
     counts = shapes.get(shape)
     if not counts or not weight_bytes:
@@ -291,6 +300,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
                 length = min(int.from_bytes(opened.read(8), "little"), MAX_HEADER)
                 header: Table = json.loads(opened.read(length))
             header.pop("__metadata__", None)
+            # The rest is {tensor name: {"shape": [...], "data_offsets": [start, end]}}.
             offsets = [entry["data_offsets"][1] for entry in header.values()]
             if 8 + length + max(offsets, default=0) != file.stat().st_size:
                 raise ValueError("its size is not that of its tensors")
@@ -316,6 +326,9 @@ def _config_in(folder: Path) -> Path:
 
 
 def _config_from_hub(name: str) -> Path:
+    """Return the path of the config.json of a hub model in the hub's cache; download it if it is
+    not there yet.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     check_hub_id(name, "model.path")

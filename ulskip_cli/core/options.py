@@ -86,13 +86,13 @@ class Options(BaseModel):
     @classmethod
     def _prepare(cls, value: object, info: ValidationInfo) -> object:
         """Convert a single value to a list if the field is a list, and refuse true and false for a
-        number.
+        number, which pydantic would read as 1 and 0.
         """
         hint = cls.model_fields[str(info.field_name)].annotation
-        kinds = {*members(hint)}
-        if isinstance(value, str | int | float) and tuple in map(get_origin, kinds):
+        allowed = {*members(hint)}
+        if isinstance(value, str | int | float) and tuple in map(get_origin, allowed):
             return (value,)
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+        if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
             raise ValueError("a number is expected")
         return value
 
@@ -107,7 +107,8 @@ class Options(BaseModel):
     def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
         """Return the values that differ from the defaults, JSON-ready.
 
-        `accepts` leaves out keys, which it gets with their sections, and with `prefix` before them.
+        `accepts` gets each dotted key and returns False for those that are left out; `prefix` is
+        the section of this object in those keys, with a dot.
         """
         values: Table = {}
         for name, value in self:
@@ -117,6 +118,7 @@ class Options(BaseModel):
             if isinstance(value, Options):
                 if inner := value.changed(accepts, f"{key}."):
                     values[name] = inner
+            # A row can have keys without a field here, of another version.
             elif not field or value != field.get_default(call_default_factory=True):
                 values[name] = to_jsonable_python(value)
         return values
@@ -189,7 +191,7 @@ def describe_type(hint: object, prefix: str = "") -> str:
     ('a whole number or null', 'a list of texts, written [a,b]', 'a or b')
     """
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
+    if origin is Annotated:  # with a Field, whose metadata has bounds such as Ge(ge=1)
         limits = [
             f"{sign} {getattr(bound, name):.10g}"
             for field in arguments[1:]
@@ -248,9 +250,10 @@ def misfit(
     kind: type[BaseModel], error: ValidationError, prefix: str = "", file: Path | None = None
 ) -> UsageError:
     """Return the one line for the first error of pydantic: the key, what was expected, and what
-    came.
+    came. `prefix` and `file` are those of `parse`; without a file, a user set the value as an
+    override and gets advice on overrides.
     """
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False)[0]  # with the place (loc), type, input and bounds (ctx)
     path: list[str] = []
     field: FieldInfo | None = None
     section = kind  # the class that has the last key of `path` as a field
@@ -273,7 +276,7 @@ def misfit(
         return UsageError(f"expected a value for {what}, got none{advice}")
     hint = field.annotation if field else None
     kinds = [member for member in members(hint) if member is not type(None)]
-    if kinds and all(get_origin(member) is Literal for member in kinds):
+    if kinds and all(get_origin(member) is Literal for member in kinds):  # a list of choices
         return unknown(what, first["input"], choices_of(hint))
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
     if field and not file and isinstance(field.default, int | float | str):

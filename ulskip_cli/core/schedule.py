@@ -29,8 +29,8 @@ class Stage:
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, Layers]]:
-    """Return, for each stage, how many of the first `steps` decode steps use the stage, and the
-    layers of the stage.
+    """Return for each stage `(count, layers)`: how many of the first `steps` decode steps use the
+    stage, and the layers of the stage.
     """
     starts = [stage.first_step for stage in stages] + [steps]
     counts = [max(0, min(end, steps) - start) for start, end in pairwise(starts)]
@@ -161,14 +161,14 @@ class ExitRule:
 
     def heads(self, depth: int) -> int:
         """Return how often a step of this depth runs the output head: at each check and at full
-        depth.
+        depth. Every step runs it at least once.
         """
         checked = sum(check <= depth for check in self.checks)
         return max(1, checked + (depth == self.num_layers))
 
 
 def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
-    """Group adjacent layers into half-open ranges.
+    """Group adjacent layers into half-open ranges `(start, end)`.
 
     >>> layer_ranges((0, 1, 4, 6, 7))
     [(0, 2), (4, 5), (6, 8)]

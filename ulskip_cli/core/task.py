@@ -131,8 +131,11 @@ class Task(Choice):
         """
         name = self._template_name(has_chat)
 
-        def text_of(key: str, own: str | None, field_name: str) -> str:
-            text = self.templates.get(name, {}).get(key, "") if own is None else own
+        def text_of(key: str, option_text: str | None, field_name: str) -> str:
+            """Return the text of the option, or else that of the template; it has to contain the
+            field.
+            """
+            text = self.templates.get(name, {}).get(key, "") if option_text is None else option_text
             if field_name not in text:
                 raise UsageError(
                     f"expected {field_name} in task.{key} or task.templates.{name}.{key}, got"
@@ -145,7 +148,9 @@ class Task(Choice):
         return Template(prompt, response, name == CHAT, self.template_fields())
 
     def _template_name(self, has_chat: bool) -> str:
-        """Return the key of the chosen template, for `auto` that of chat or the first one."""
+        """Return the key of the chosen template, for `auto` that of chat or the first one; `auto`
+        itself for a task without templates, whose texts are the options prompt and response.
+        """
         names, name = list(self.templates), self.template
         if name == AUTO:
             name = CHAT if has_chat and CHAT in names else [*names, AUTO][0]
@@ -177,6 +182,9 @@ def check_references(examples: Sequence[Example], use: str) -> None:
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:
+    """Fill the fields of a template; raise UsageError for a field that it does not have, and for
+    braces that are none of a field.
+    """
     try:
         return text.format(**fields)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

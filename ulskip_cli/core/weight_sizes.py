@@ -32,7 +32,9 @@ class WeightSizes:
         return self.head + sum(self.layers)
 
     def scaled(self, layers: float, head: float) -> "WeightSizes":
-        """Return the sizes with other bytes for each byte of the layers and of the head."""
+        """Return the sizes after the bytes of the layers and of the head are multiplied by these
+        factors, as for another format of the weights; patches keep their size.
+        """
         scaled = tuple(round(size * layers) for size in self.layers)
         return WeightSizes(round(self.head * head), scaled, self.patch)
 
@@ -47,8 +49,8 @@ class WeightSizes:
         return self.total / step
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and
-        the layers of every stage.
+        """Return the predicted speedup of decoding in stages; `steps` has for each stage the number
+        of its steps and its layers, as `schedule.step_counts` returns them.
         """
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
@@ -71,14 +73,15 @@ def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
 def sort_weight_sizes(
     tensors: Mapping[str, StoredTensor], num_layers: int, vocab_size: int
 ) -> WeightSizes | None:
-    """Sum a checkpoint's tensors by name by layer and head; return None unless one
-    stack has N layers.
+    """Sum the bytes of a checkpoint's tensors by layer and for the head, as their names and shapes
+    tell; return None unless exactly one stack of layers has N layers.
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
+    # the bytes of each layer by the name before its number, e.g. {"model.layers": {0: 786432}}
     stacks: dict[str, Counter[int]] = defaultdict(Counter)
-    head = list[int]()
-    rest = 0
+    head = list[int]()  # sizes of the tensors that can be the head
+    rest = 0  # small tensors that every step reads, such as the final norm
     for name, (shape, size) in tensors.items():
         if match := _LAYER.search(name):
             stacks[name[: match.start()]][int(match[1])] += size
@@ -86,7 +89,7 @@ def sort_weight_sizes(
             head.append(size)
         elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
             rest += size
-    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
-    if len(full) != 1 or not head:
+    complete = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
+    if len(complete) != 1 or not head:
         return None
-    return WeightSizes(min(head) + rest, tuple(full[0][i] for i in range(num_layers)))
+    return WeightSizes(min(head) + rest, tuple(complete[0][i] for i in range(num_layers)))

@@ -88,8 +88,10 @@ class SkipDecode(Strategy):
         def mean(horizon: float) -> float:
             return schedule.mean_kept(self._stages(request, horizon), request.lengths)
 
+        # Bisection between two extremes: with 0.5, all steps but the first run the fewest layers;
+        # with 8 times the longest answer, all steps run about the most.
         low, high = 0.5, 8.0 * max(request.lengths)
-        for _ in range(60):
+        for _ in range(60):  # to the precision of a float
             middle = (low + high) / 2
             low, high = (low, middle) if mean(middle) >= request.num_kept else (middle, high)
         horizon = min(
@@ -98,10 +100,12 @@ class SkipDecode(Strategy):
         return horizon, mean(horizon)
 
     def _stages(self, request: ScheduleRequest, horizon: float) -> tuple[Stage, ...]:
+        """Return a stage for each step up to the horizon at which fewer layers run than before."""
         num_layers = request.num_layers
         most, fewest = self.depths(num_layers, request.num_kept)
         shares = (min(step / horizon, 1.0) for step in range(math.ceil(horizon) + 1))
-        depths = [round(most - (most - fewest) * share) for share in shares]
+        depths = [round(most - (most - fewest) * share) for share in shares]  # a(t)
+        # The skipped block begins behind the first w layers, so a(t) - w layers at the end remain.
         return tuple(
             Stage(step, without_block(num_layers, depth, WARMUP_LAYERS))
             for step, depth in enumerate(depths)
@@ -145,6 +149,7 @@ class EarlyExit(Strategy):
                 f"expected batch_size=1 with strategy.batch=na, got {request.batch_size}; set"
                 " batch_size=1 or strategy.batch=min"
             )
+        # A first exit above the mean depth R would make every step deeper than R.
         highest = min(request.num_kept, request.num_layers - 1)
         if self.min_exit > highest:
             raise UsageError(
@@ -164,13 +169,14 @@ class EarlyExit(Strategy):
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Set T to the full model's longest answer in tokens, and find lam by bisection on the mean
-        depth of answers.
+        depth of answers. The bisection halves an interval of logit(0.9 lam), the threshold of late
+        steps, because that resolves thresholds near 0 and near 1.
         """
         horizon = self.horizon or max(held_out.output_lengths())
         num_kept = request.num_kept
         if num_kept == request.num_layers:
             return CalibrationResult({"threshold": NEVER, "horizon": horizon})
-        tried: list[tuple[float, float]] = []
+        tried: list[tuple[float, float]] = []  # (threshold, mean depth)
         low, high = LOGITS
         for round_ in range(1, ROUNDS + 1):
             middle = (low + high) / 2

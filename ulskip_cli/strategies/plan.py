@@ -116,7 +116,7 @@ class Plan:
         drafts.
         """
         weights = self.sizes.weights
-        if weights is None or self.drafts:
+        if weights is None or self.drafts:  # the speedup depends on how many drafts are accepted
             return None
         if self.later_stages:
             return weights.staged_speedup(schedule.step_counts(self.stages, self.timed_tokens - 1))
@@ -173,12 +173,13 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
     strategy, num_layers = config.strategy, metadata.num_layers
     new_tokens = config.speed.new_tokens
     request = schedule_request(config, num_layers)
-    count = request.num_kept
+    count = request.num_kept  # R, on average
     stages = schedule.checked_stages(num_layers, strategy.stages(request))
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,
         stages=stages,
+        # If the first stage keeps all layers, `kept` would mean the same as `all`.
         prompt_layers="all" if len(stages[0].kept_layers) == num_layers else config.prompt_layers,
         target_speedup=(
             config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
@@ -229,6 +230,7 @@ def check_plan(config: Config, plan: Plan, command: str = "run") -> None:
     """
     needed = needs(config, plan)
     capabilities.check(needed, command)
+    # The files of an adapter, not an option, tell if its patches need the support of the engine.
     if Need.ADAPTER in needed and plan.skipping_sets:
         kind = config.correction.patch_kind(config.model)
         needed |= {Need.PATCHES} if kind.takes_time else set()
@@ -247,9 +249,9 @@ def _check_drafts(config: Config, plan: Plan) -> None:
             f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
         )
     with_layers = config.decoding.drafts_with_layers
-    if with_layers and plan.keeps_all:
+    if with_layers and plan.keeps_all:  # the drafter would be the model itself
         expected, remedy = "some", "strategy=unified, decoding.draft=ngram"
-    elif not with_layers and not plan.keeps_all:
+    elif not with_layers and not plan.keeps_all:  # all layers check, so none would be skipped
         expected, remedy = "no", "strategy=full"
     else:
         return
@@ -261,6 +263,7 @@ def _check_drafts(config: Config, plan: Plan) -> None:
 
 def needs(config: Config, plan: Plan) -> frozenset[Need]:
     """Return what a configuration needs with the layers of its plan."""
+    # An engine then runs two models: all layers for the prompt, fewer from the first step on.
     skips_at_once = plan.num_kept < plan.num_layers
     of_layers = {
         Need.STAGES: plan.later_stages,
@@ -271,17 +274,19 @@ def needs(config: Config, plan: Plan) -> frozenset[Need]:
 
 def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """Return True if weights were trained with the layers of a plan, also for the prompts, and None
-    if it is unknown how they were trained.
+    if it is unknown how they were trained. `trained_for` has keys of training.json: `kept_layers`
+    {ratio: layers}, `later_stages` {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
     """
     if trained_for is None:
         return None
-    prompts = trained_for.get("prompt_layers") or plan.prompt_layers
-    begins_with_all = len(plan.stages[0].kept_layers) == plan.num_layers  # these read the prompt
+    prompts = trained_for.get("prompt_layers") or plan.prompt_layers  # if not stated, those
+    begins_with_all = plan.num_kept == plan.num_layers  # so that all layers read the prompt
     if not begins_with_all and prompts != plan.prompt_layers:
         return False
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
+    # A training with exits trains the first layers up to each exit.
     trained = [*(trained_for["kept_layers"] or {}).values(), *(list(range(end)) for end in exits)]
     for later in (trained_for.get("later_stages") or {}).values():
         trained += [stage["kept_layers"] for stage in later]
@@ -289,9 +294,9 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
 
 
 def step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
-    """Return the bytes that decode steps of a configuration read."""
+    """Return the bytes that decode steps of a configuration read; None for unknown ones."""
     kind = config.correction.patch_kind(config.model)
-    weight_bytes = metadata.weight_bytes or 2
+    weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(metadata, config.model.device, config.needs())
     weights = weights and replace(weights, patch=patch)

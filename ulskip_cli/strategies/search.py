@@ -73,7 +73,7 @@ class OneBlock(Strategy):
     def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers around the block, which is in the middle before a calibration."""
         num_layers, num_kept = request.num_layers, request.num_kept
-        firsts = range(1, num_kept)
+        firsts = range(1, num_kept)  # possible first layers of the block
         first = firsts[len(firsts) // 2] if self.first is None else self.first
         if first not in firsts:
             raise UsageError(
@@ -92,6 +92,7 @@ class OneBlock(Strategy):
         num_layers, num_kept = request.num_layers, request.num_kept
         if num_kept == num_layers:  # no block to choose
             return CalibrationResult({"first": 1})
+        # All by the first layer of the block. Two thirds of the budget go to even distances.
         firsts, losses = range(1, num_kept), dict[int, float]()
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best, total = coarse[0], min(self.budget, len(firsts))
@@ -149,7 +150,7 @@ class Search(Strategy):
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
         """Return the layers found, or evenly spread layers before a search; raise UsageError if
-        there are not `num_kept`.
+        the search was for another number of layers.
         """
         num_layers, num_kept = request.num_layers, request.num_kept
         if self.layers is None:
@@ -169,9 +170,10 @@ class Search(Strategy):
         """
         num_layers, num_kept = request.num_layers, request.num_kept
         rng, losses = random.Random(self.seed), dict[Layers, float]()
-        path: list[OptionValues] = []
+        path: list[OptionValues] = []  # the improvements, for the row
 
-        def improves(layers: Layers) -> bool:
+        def measure(layers: Layers) -> bool:
+            """Add the loss of these layers to `losses`, and return True if it is the lowest."""
             lowest = min(losses.values(), default=math.inf)
             held_out.tell(len(losses) + 1, self.budget)
             try:
@@ -194,17 +196,18 @@ class Search(Strategy):
             starts = [influence.kept_layers(request), *blocks, *starts]
             starts = list(dict.fromkeys(starts))[: self.budget]
         for start in starts:
-            improves(start)
+            measure(start)
         while len(losses) < self.budget:
             best = min(losses, key=losses.__getitem__)
             candidates = [layers for layers in swaps(best, num_layers, rng) if layers not in losses]
             for candidate in candidates[: self.budget - len(losses)]:
-                if improves(candidate):
-                    break
+                if measure(candidate):
+                    break  # and start again from it
             else:
                 break  # no swap improves the loss, or the budget is used up
         ranked = sorted(losses, key=losses.__getitem__)
         notes: dict[str, object] = {"path": path, "tried": len(losses)}
+        # Layers with an infinite loss cannot be corrected, so they give no answers.
         finalists = [layers for layers in ranked[:FINALISTS] if losses[layers] < math.inf]
         if self.objective == "score" and len(finalists) > 1:
             scores = [held_out.score(layers) for layers in finalists]

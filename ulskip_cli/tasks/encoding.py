@@ -72,7 +72,7 @@ class PromptFormatter:
             ) from None
         if conversation.startswith(chat_prompt):
             return chat_prompt, conversation[len(chat_prompt) :].rstrip()
-        # the chat template rewrites earlier messages
+        # The chat template changes the prompt once an answer follows, e.g. drops its reasoning.
         return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"
 
     def tokenize(self, pairs: Sequence[TextPair]) -> list[EncodedExample]:
@@ -83,6 +83,7 @@ class PromptFormatter:
         prompts, responses = [text for text, _ in pairs], [text for _, text in pairs]
         prompt_ids = tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
         response_ids = tokenizer(responses, add_special_tokens=False)["input_ids"]
+        # The text of a chat's response has its EOS token already; see `format`.
         eos = [] if chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return [
             EncodedExample(prompt, [*response, *eos])
@@ -137,6 +138,7 @@ class PromptFormatter:
             return len(shorter.prompt_ids) > max_prompt_tokens
 
         lengths = range(1, len(example.source) + 1)  # in characters
+        # The number of lengths that are short enough, which is also the longest of them.
         longest = bisect.bisect_left(lengths, True, key=is_too_long)
         if not longest:
             raise UsageError(

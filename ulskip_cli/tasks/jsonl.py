@@ -145,6 +145,7 @@ class CnnDm(Jsonl):
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
         sample = SAMPLES.get(self.dataset)
+        # A bundled sample is read as task.file, unless the user gave one.
         chosen = self.replace(file=self.file or str(sample), dataset=None) if sample else self
         articles, words = super(CnnDm, chosen).examples(), self.max_article_words
         if words is None:
@@ -183,8 +184,11 @@ class HumanEval(Jsonl):
         return replace(super().scoring(), allow_code=self.allow_code)
 
     def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
-        """Convert rows to examples with a test that calls `check`."""
+        """Convert rows to examples with a test: the row's `test` defines `check`, which is called
+        with the function that `entry_point` names.
+        """
         examples = super()._examples(rows, origin)
+        # The texts of both keys, checked like sources and references.
         tests = examples_from_rows(rows, "test", "entry_point", origin)
         return [
             replace(example, test=f"{test.source.strip()}\n\ncheck({test.reference})\n")
@@ -192,12 +196,12 @@ class HumanEval(Jsonl):
         ]
 
     def hypothesis(self, text: str) -> str:
-        """Return the first code block, or the indented lines at the beginning, which come first if
-        the output begins with them; without both, the whole output.
+        """Return the code in an output: if it begins with indented lines, the body of the function,
+        these lines; otherwise the first code block; without both, the whole output.
         """
         lines = text.strip("\n").split("\n")
         body = takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
-        # prose may begin with one space
+        # Two spaces, because prose may begin with one; an indented ``` begins a block, too.
         block, is_code = _CODE_BLOCK.search(text), lines[0].startswith(("  ", "\t"))
         if block and (not is_code or lines[0].lstrip().startswith("```")):
             return block[1].rstrip()

@@ -25,6 +25,7 @@ def examples_from_rows(
     for i, row in enumerate(rows):
         for key in keys:
             text = row.get(key)
+            # Numbers are texts, too, but true and false are not.
             if not (isinstance(text, str) and text.strip()) and type(text) not in (int, float):
                 got = f"only the keys {', '.join(row)[:200]}; set task.*_key to another key"
                 if key in row:

@@ -142,6 +142,9 @@ class Wmt(Task):
 
 
 def _download(test_set: str, pair: str) -> list[Path]:
+    """Return the files of sources and of references of a sacrebleu test set, which is downloaded
+    once; raise UsageError if sacrebleu does not have the set or the pair.
+    """
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:

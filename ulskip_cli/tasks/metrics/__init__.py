@@ -71,7 +71,7 @@ class SegmentMetric(Metric):
         """Return one value for each of `texts`, hypotheses of one system, by row key."""
 
     def score(self, answers: Answers) -> Scores:
-        """Compute the means and their comparison with the full model."""
+        """Compute the means and, if the full model's answers are given, the comparison with it."""
         self.check(answers.references)
         measured = self.segments(answers.hypotheses, answers)
         full = {} if answers.full is None else self.segments(answers.full, answers)
@@ -90,8 +90,8 @@ def resamples(count: int) -> "np.ndarray":
 
 
 def comparison(full: float, delta: float, differences: "np.ndarray") -> dict[str, float]:
-    """Return the score of the full model, and the difference with the 95% interval of its
-    bootstrap samples.
+    """Return the score of the full model, and the difference `delta` with its 95% interval;
+    `differences` has the difference in each bootstrap sample.
     """
     import numpy as np
 
@@ -100,7 +100,9 @@ def comparison(full: float, delta: float, differences: "np.ndarray") -> dict[str
 
 
 def compare_segments(measured: "np.ndarray", full: "np.ndarray") -> dict[str, float]:
-    """Compute the difference of two systems' means over segments, with a 95% interval."""
+    """Compare the values of two systems for the same segments, [segments] each: return `full`,
+    `delta` and its 95% interval by a paired bootstrap.
+    """
     differences = measured - full
     sampled = differences[resamples(len(differences))].mean(axis=1)
     return comparison(float(full.mean()), float(differences.mean()), sampled)

@@ -91,9 +91,10 @@ def program(source: str, answer: str, test: str) -> str:
     __name__ = "__main__"
     assert one() == 1
     """
-    source, defined = source.rstrip(), _FUNCTION.findall(source)[-1:]
-    if {*defined} <= {*_FUNCTION.findall(answer)}:
-        before = source[: source.rfind("def ")] if defined else source
+    # The name of the function at the end of `source`, or nothing. The first valid form counts.
+    source, names = source.rstrip(), _FUNCTION.findall(source)[-1:]
+    if {*names} <= {*_FUNCTION.findall(answer)}:  # the answer has the whole function
+        before = source[: source.rfind("def ")] if names else source
         forms = [f"{source}\n{answer}", f"{before}\n{answer}"]
     else:
         body = answer if answer[:1].isspace() else textwrap.indent(answer, "    ")

@@ -53,7 +53,7 @@ class Rouge(SegmentMetric):
             )
 
     def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
-        """Return the F-measures of all summaries in percent by kind of ROUGE."""
+        """Return the F-measure of each answer in percent by kind of ROUGE, which is the row key."""
         from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 
         scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=True)

@@ -56,8 +56,9 @@ def compare_systems(metric: SacrebleuMetric, answers: Answers) -> dict[str, floa
     full, hypotheses, references = answers.full, answers.hypotheses, answers.references
     assert full is not None
     drawn = resamples(len(references))
-    scores, draws = [], []
+    scores, draws = [], []  # of the full model, then of the other
     for texts in (full, hypotheses):
+        # counts of each segment, e.g. of its n-grams: [segments, counts]
         segments = np.array(metric._extract_corpus_statistics(texts, [references]))
         scores.append(metric._compute_score_from_stats(segments.sum(0)).score)
         segments = segments.astype("float32")  # as sacrebleu does
