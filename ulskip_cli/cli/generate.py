@@ -78,8 +78,8 @@ def generate(
 
 
 def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Separate the prompt, which is the first word unless that is a key with a value, from the
-    overrides.
+    """Separate the prompt, which is the first word, from the overrides. It is None if the first
+    word is an override; then a task must be among them, whose prompts are answered.
     """
     from ulskip_cli.core.config_schema import Config
 

@@ -130,6 +130,7 @@ def export(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     request = run.ExportRequest(to, as_format, check)
+    # A schedule loads no model.
     with ProgressBars(chosen.model.label if as_format != "schedule" else "") as bars:
         record = run.run_export(chosen, request, bars)
     if as_json:

@@ -70,11 +70,11 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         speedup = f"{plan.predicted_speedup:.2f}x in decode over all layers in this engine, by the"
         speedup += " bytes of a step"
     reads_kept = plan.prompt_layers == "kept"
-    prompt, decode = plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
+    prompt_kv, decode_kv = plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     cache = UNKNOWN
-    if prompt is not None:
-        both = f"{prompt:,} during the prompt, {decode:,} in decode"
-        cache = f"{decode:,}" if reads_kept else both
+    if prompt_kv is not None:
+        both = f"{prompt_kv:,} during the prompt, {decode_kv:,} in decode"
+        cache = f"{decode_kv:,}" if reads_kept else both  # equal if the prompt skips, too
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",

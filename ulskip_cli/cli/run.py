@@ -74,6 +74,7 @@ def bench(
     if print_config:
         print_yaml(*grid)
     else:
+        # Without workers: a benchmark reads no launcher.
         _measure(Sweep(make_jobs(grid, command="bench"), force=force, worker_words=()), as_json)
 
 

@@ -244,10 +244,10 @@ def _read_section(key: str, node: object) -> object:
 
 
 @functools.cache
-def _keeping_all(kind: type[BaseModel]) -> type[BaseModel]:
-    """Return a subclass that keeps values that the class does not declare."""
+def _keeping_all(known_class: type[BaseModel]) -> type[BaseModel]:
+    """Return a subclass that keeps values that the class does not declare, and is not abstract."""
 
-    class Unknown(kind):  # type: ignore[misc, valid-type]
+    class Unknown(known_class):  # type: ignore[misc, valid-type]
         model_config = ConfigDict(extra="allow")
         is_known: ClassVar[bool] = False
 
@@ -378,19 +378,19 @@ def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
     """
     target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
     try:
-        kind = pkgutil.resolve_name(target)
+        imported = pkgutil.resolve_name(target)
     except Exception as error:  # the module is the user's own and may fail in any way
         raise UsageError(
             f"{what}: cannot import {target}, which _target_ names"
             f" ({type(error).__name__}: {reason(error)})"
         ) from None
     base = CHOICES[group]
-    if not isinstance(kind, type) or not issubclass(kind, base):
+    if not isinstance(imported, type) or not issubclass(imported, base):
         raise UsageError(
             f"{what}: expected _target_ to name a subclass of {base.__module__}.{base.__name__},"
             f" got {target}"
         )
-    return kind
+    return imported
 
 
 def _with_bases(group: str, choice: str, inside: tuple[str, ...] = ()) -> Iterator[Table]:
@@ -527,8 +527,8 @@ def primary_of(command: str) -> str:
 
 
 def _composed(command: str, overrides: Sequence[str]) -> Any:
-    """Return the configuration that overrides describe; refuse keys that the command does not
-    read.
+    """Return the configuration that overrides describe, of the class that PRIMARY has for the
+    command; refuse keys that the command does not read.
     """
     primary = primary_of(command)
     kind, groups = PRIMARY[primary]
@@ -551,6 +551,7 @@ def _explained(
     section has it. Raise it if another command has the key. `keys` are those of the overrides.
     """
     group, _, name = error.key.partition(".")
+    # The key of an override can be longer: of an unknown section, only the section is refused.
     key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
     if key is None:  # a key of a file
         return UsageError(str(error))

@@ -103,7 +103,7 @@ def group_keys(group: str, choice: str) -> list[ConfigKey]:
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
     """Return the keys of a primary configuration that are in no config group, also nested ones such
-    as `speed.seconds`.
+    as `speed.seconds`. `sweep` has no keys of its own: it lists values of other keys.
     """
     kind, groups = PRIMARY[primary]
     keys = keys_of(kind, read_choice("", primary))

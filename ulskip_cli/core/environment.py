@@ -96,7 +96,7 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 def check_hub_reachable() -> None:
     """Raise OSError if HF_HUB_OFFLINE=1 is set, or the hub's host name cannot be resolved; the
-    hub's own client would retry for half a minute.
+    hub's own client would retry for half a minute. From then on, that client logs errors alone.
     """
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -106,7 +106,7 @@ def check_hub_reachable() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE=1 forbids the network")
-    if not getproxies():
+    if not getproxies():  # a proxy resolves host names itself
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
 
 

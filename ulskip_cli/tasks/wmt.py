@@ -69,6 +69,7 @@ class Wmt(Task):
                 f"expected task.pair to be {' or '.join(SAMPLE_PAIRS)} with the bundled sample, got"
                 f" {self.pair}; use task.dataset=files or a test set such as task.dataset=wmt22"
             )
+        # Both files are given with dataset=files, and none otherwise.
         given = [file is not None for file in (self.source_file, self.reference_file)]
         if given != [self.dataset == "files"] * 2:
             raise UsageError(

@@ -18,7 +18,7 @@ from ulskip_cli.core.task import Scoring
 if TYPE_CHECKING:
     import numpy as np
 
-NUM_RESAMPLES = 1000
+NUM_RESAMPLES = 1000  # like the seed, that of sacrebleu
 SEED = 12345
 
 

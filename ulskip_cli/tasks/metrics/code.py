@@ -95,9 +95,11 @@ def program(source: str, answer: str, test: str) -> str:
     source, names = source.rstrip(), _FUNCTION.findall(source)[-1:]
     if {*names} <= {*_FUNCTION.findall(answer)}:  # the answer has the whole function
         before = source[: source.rfind("def ")] if names else source
+        # The first form is valid if the function in the source has a docstring as its body.
         forms = [f"{source}\n{answer}", f"{before}\n{answer}"]
     else:
         body = answer if answer[:1].isspace() else textwrap.indent(answer, "    ")
+        # In the second form, only the first line lacked its indentation.
         forms = [f"{source}\n{body}", f"{source}\n    {answer.lstrip()}"]
     return f'{next(filter(_is_valid, forms), forms[0])}\n__name__ = "__main__"\n{test}'
 
