@@ -236,10 +236,7 @@ def _encoded(
 
 
 def _chosen(
-    depth: int,
-    kept: Sequence[int] | None,
-    ratio: float | None,
-    skip_adapter: "SkipAdapter | None",
+    depth: int, kept: Sequence[int] | None, ratio: float | None, skip_adapter: "SkipAdapter | None"
 ) -> list[int]:
     """Return the layers of a decode step that the arguments of `generate` choose."""
     if kept is not None and ratio is not None:

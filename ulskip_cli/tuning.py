@@ -63,32 +63,34 @@ class Tuning:
         data that cannot be used.
         """
         if (config.speedup is None) is (config.quality is None):
-            found = "neither" if config.speedup is None else "both"
+            given = "neither" if config.speedup is None else "both"
             raise UsageError(
-                f"expected either speedup=S or quality=Q, got {found}; use e.g. speedup=1.5 or"
+                f"expected either speedup=S or quality=Q, got {given}; use e.g. speedup=1.5 or"
                 " quality=0.95"
             )
         choice, final = divide(config)
         resolver = Resolver()
-        files, full = resolver.schedule(configuration.baseline_config(choice), "run")
-        choice, num_layers = choice.replace(model=files.model), full.num_layers
+        files, full_plan = resolver.schedule(configuration.baseline_config(choice), "run")
+        choice, num_layers = choice.replace(model=files.model), full_plan.num_layers
         first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
         if config.speedup:
-            first = _predicted(choice, num_layers, config.speedup, resolver)
+            first = _num_kept_for_speedup(config.speedup, choice, num_layers, resolver)
         candidates = [_candidate(text, choice) for text in config.candidates]
         beside, left_out = _with_all_layers(choice, resolver)
         if not candidates:
             raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
-        resolver.resolve(configuration.baseline_config(final))  # its examples and metrics
-        weights = full.sizes.weights
+        # Its examples or metrics may be unusable, which is better said now than after the search.
+        resolver.resolve(configuration.baseline_config(final))
+        weights = full_plan.sizes.weights
         step_bytes = weights.head + sum(weights.layers) if weights else 0
-        own = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
+        # Such as the layers of an adapter: there is no number of layers to search for.
+        fixed = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
         return cls(
             config=config,
             choice=choice,
             final=final,
-            candidates=tuple(one for one in candidates if one not in own),
-            beside=(*own, *beside),
+            candidates=tuple(candidate for candidate in candidates if candidate not in fixed),
+            beside=(*fixed, *beside),
             left_out=tuple(left_out),
             num_layers=num_layers,
             first=first,
@@ -111,9 +113,12 @@ class Tuning:
         choosing, last = (evaluated_examples(config) for config in (self.choice, self.final))
         count, beside = len(self.candidates), len(self.beside)
         scored = min(count, self.config.finalists)
+        # The prediction for a speedup is about right; a quality is found by bisection.
         rounds = 1 if self.config.speedup else math.ceil(math.log2(self.num_layers - MIN_KEPT))
-        runs = scored * rounds + beside + 3  # the full model and the best on the last examples too
+        # 3: the full model on both sets of examples, and the best on the last ones
+        runs = scored * rounds + beside + 3
         tokens = sum(len(example.reference) for example in (*choosing, *last)) / LETTERS
+        # Each run measures its speed and decodes answers, about as long as the references.
         seconds = runs * (self.choice.speed.seconds + tokens * self.step_seconds)
         ways = [
             f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss, the"
@@ -127,9 +132,10 @@ class Tuning:
 
     def run(self, observe: Observe) -> "TuneResult":
         """Run the points that have no row yet, and return the best one; raise RunError if no point
-        can be judged.
+        can be judged. `observe` makes the progress display of each sweep.
         """
         self._observe = observe
+        # lines that `_measure` prints once, when the first display is there
         self._notes = [self.outlook(), *(f"left out: {text}" for text in self.left_out)]
         if self.beside:
             self._measure(self.beside)
@@ -141,40 +147,46 @@ class Tuning:
                 " other candidates, another task or model"
             )
         best = max(judged, key=self._rank).record
-        config = self._pinned(best)
-        if not (last := self._measure([config])):
+        config = self._final_config(best)
+        measured = self._measure([config])
+        if not measured:
             raise RunError("the last run failed; repair its reason, and run the same command again")
-        return TuneResult(self, best, last[0][1], config)
+        _, record = measured[0]
+        return TuneResult(self, best, record, config)
 
     def _try_layers(self) -> None:
         """Try candidates at one number of layers after another: for a wanted speedup fewer until
-        one is fast enough, for a wanted quality by bisection.
+        one is fast enough, for a wanted quality by bisection to the fewest layers that keep it.
+        Only the finalists of a round are tried in the next. The rows are added to `tried`.
         """
         candidates, count = self.candidates, self.first
         few, many = MIN_KEPT, self.num_layers  # `few` to `many` - 1 are untried
         while candidates and few < many:
-            candidates, records = self._best(candidates, count)
+            candidates, records = self._finalists(candidates, count)
             if self.config.speedup:
                 fastest = max(record.measured_speedup or 0.0 for record in records)
                 many = few if fastest >= self.wanted else count
+                # A step's time is about proportional to its layers.
                 count = max(few, min(count - 1, int(count * fastest / self.wanted)))
             else:
                 keeps = any(share.passes for share in self.judged(records))
                 few, many = (few, count) if keeps else (count + 1, many)
                 count = (few + many) // 2
 
-    def _best(
+    def _finalists(
         self, candidates: Sequence[Config], count: int
     ) -> tuple[tuple[Config, ...], tuple[Record, ...]]:
-        """Score the answers of the candidates with the lowest decode loss at a number of layers;
-        return them with their rows.
+        """Run the candidates at `count` layers, first by decode loss alone if they are many, then
+        the best with answers and speed. Return the configurations of these finalists and their
+        rows, in the same order; raise RunError if none works.
         """
         points = [at(candidate, self.num_layers, count) for candidate in candidates]
         if len(points) > self.config.finalists:
             speed = self.choice.speed
             changes = {"answers": False, "baseline": False, "speed": speed.replace(enabled=False)}
             measured = self._measure([point.replace(**changes) for point in points])
-            distinct = dict[object, Config]()  # the best with the same layers and kind of patches
+            # Strategies can choose the same layers; with the same patches one of them is enough.
+            distinct = dict[object, Config]()
             for point, row in sorted(measured, key=lambda pair: pair[1].decode_loss or 0.0):
                 distinct.setdefault((row.kept_layers, point.correction.label), point)
             changes = {"answers": True, "baseline": True, "speed": speed}
@@ -186,8 +198,8 @@ class Tuning:
         return finalists, rows
 
     def _measure(self, points: Sequence[Config]) -> list[tuple[Config, Record]]:
-        """Run points with their baselines as a sweep, and return those that work with their
-        rows.
+        """Run points with their baselines as a sweep; return [(configuration, its row)] of the
+        points that work, without the baselines, and add the rows to `tried`.
         """
         jobs = make_jobs(points, self.resolver)
         with self._observe(jobs) as observer:
@@ -195,6 +207,7 @@ class Tuning:
                 observer.note(self._notes.pop(0))
             sweep = Sweep(jobs, observer)
             records = sweep.run().records
+        # from which statistics read the stored answers
         folder = str(sweep.folder.path)
         rows = [
             (job.config, records[job.id].replace(folder=folder)) for job in jobs if job.requested
@@ -204,13 +217,16 @@ class Tuning:
         return measured
 
     def judged(self, records: Iterable[Record]) -> list[QualityShare]:
-        """Return the share of the full model's score that each timed record keeps."""
+        """Return the share of the full model's score that each record keeps. Records without a
+        speed or a score are left out, because they cannot be ranked.
+        """
         timed = [record for record in records if record.speedup]
         return shares(timed, self.config.quality or GATE)
 
     def _rank(self, share: QualityShare) -> tuple[bool, float, float]:
-        """Order points: those that meet the wish first; for a wanted speedup by the kept score, for
-        a wanted quality by the speedup, and those that miss it by how near they are.
+        """Return a sort key, which is highest for the best point. Points that meet the wish are
+        above all others, and are ordered by what was not asked for: the kept score or the speedup.
+        Points that miss it are ordered by how near they are. The speedup decides between equals.
         """
         speedup, kept = share.record.measured_speedup or 0.0, min(1.0, share.share)
         if self.config.speedup:
@@ -218,18 +234,19 @@ class Tuning:
             return meets, kept if meets else speedup, speedup
         return share.passes, speedup if share.passes else kept, speedup
 
-    def _pinned(self, record: Record) -> Config:
-        """Return the configuration that runs a point again, without calibration, on the examples
-        that chose nothing.
+    def _final_config(self, record: Record) -> Config:
+        """Return the configuration that runs a point again on the examples that chose nothing, with
+        the layers and patches of its row in place of a new calibration.
         """
         ran, used = record.config, record.correction
-        if record.keeps_all or record.draft_tokens:
+        if record.keeps_all or record.draft_tokens:  # a way of `_with_all_layers`
             full = configuration.baseline_config(self.final)
             return full.replace(
                 decoding=ran.decoding, engine=ran.engine, baseline_engine=ran.baseline_engine
             )
         correction = configuration.preset("correction", "none")
         if used:
+            # An adapter has a path. Patches that the run fitted are stored under their id.
             fitted = ResultsFolder.of(self.choice).path / "calibrations" / str(used.id)
             path = {"path": [used.path or str(fitted)]}
             correction = configuration.preset("correction", "adapter", path)
@@ -256,7 +273,7 @@ class TuneResult:
         """The measured speedup or kept share of the score, with the low end of its interval."""
         measured = self.record.speedup
         if self.tuning.config.quality:
-            measured = next((one.interval for one in self.tuning.judged([self.record])), None)
+            measured = next((share.interval for share in self.tuning.judged([self.record])), None)
         return (measured.value, measured.low) if measured else (0.0, None)
 
     @property
@@ -267,20 +284,20 @@ class TuneResult:
     @property
     def verdict(self) -> tuple[str, str]:
         """Say in two sentences what to use."""
-        # named by the strategy that chose the layers
+        # The last run has strategy=custom; readers know the strategy that chose its layers.
         config = self.record.config.replace(strategy=self.chosen.config.strategy)
         named = self.record.replace(config=config, correction=self.chosen.correction)
-        wish, found = self.tuning.wish, sentence(named)
+        wish, result = self.tuning.wish, sentence(named)
         if not is_faster(self.record):
             return (
                 "Use the full model, because the best of what was tried is not surely faster.",
-                f"The best: {found}",
+                f"The best: {result}",
             )
         if not self.meets_wish:
-            return f"The best of what was tried misses {wish}.", f"It is the nearest: {found}"
-        _, low = self.value
+            return f"The best of what was tried misses {wish}.", f"It is the nearest: {result}"
+        _, low = self.value  # a wish is surely met if the whole interval meets it
         sure = "surely met" if low and low >= self.tuning.wanted else "met, but not surely"
-        return f"Use this: {found}", f"{wish} is {sure}, on examples that chose nothing."
+        return f"Use this: {result}", f"{wish} is {sure}, on examples that chose nothing."
 
     def as_json(self) -> Row:
         """Return what `--json` prints."""
@@ -295,46 +312,53 @@ class TuneResult:
 
 
 def at(config: Config, num_layers: int, count: int) -> Config:
-    """Return a candidate's configuration that keeps `count` of `num_layers` layers."""
+    """Return a candidate's configuration with the ratio that keeps `count` of `num_layers`
+    layers.
+    """
     ratio = num_layers / count
     if config.strategy.num_kept(num_layers, ratio) != count:
-        ratio *= 1 - 1e-12  # the published spacing rounds down without a tolerance
+        # The published spacing rounds N / ratio down, also a little below a whole number.
+        ratio *= 1 - 1e-12
     return config.replace(ratio=ratio)
 
 
 def divide(config: TuneConfig) -> tuple[Config, Config]:
     """Return a configuration that evaluates `choice_examples` to choose, and one that evaluates
-    `limit` others, which choose nothing.
+    `limit` others, which choose nothing; raise UsageError for too few or repeated examples.
 
     The examples that choose and those after them, for calibration, are those of `calibration.task`,
     the held-out ones of the task, or if these are few, those after `limit`.
     """
+    # the same settings without the keys of `tune`
     final = Config.model_construct(**{key: getattr(config, key) for key in Config.model_fields})
     task, calibration, wanted = config.task, config.calibration, config.choice_examples
     examples = task.examples()
     check_references(examples, "`ulskip tune`")
-    source = task.held_out()
-    if source and len(source.examples()) < MIN_EXAMPLES // 2:
-        source = None
+    held_out_task = task.held_out()
+    if held_out_task and len(held_out_task.examples()) < MIN_EXAMPLES // 2:
+        held_out_task = None
     if calibration.task:
-        source = configuration.changed_choice(task, calibration.task, "calibration.task.")
-    if source:
-        held, limit = source.examples(), min(config.limit or len(examples), len(examples))
-        count = min(wanted, len(held) // 2)
-        rest = calibration.replace(task={})
-        choice = final.replace(task=source, limit=count, calibration=rest)
-    else:
+        held_out_task = configuration.changed_choice(task, calibration.task, "calibration.task.")
+    if held_out_task:
+        held_out, limit = (
+            held_out_task.examples(),
+            min(config.limit or len(examples), len(examples)),
+        )
+        count = min(wanted, len(held_out) // 2)
+        rest = calibration.replace(task={})  # the examples after the first `count`
+        choice = final.replace(task=held_out_task, limit=count, calibration=rest)
+    else:  # the first half of the task's examples is for the last run, the third quarter chooses
         limit = min(config.limit or len(examples), len(examples) // 2)
-        held, count = examples[limit:], min(wanted, len(examples) // 4)
+        held_out, count = examples[limit:], min(wanted, len(examples) // 4)
         choice = final.replace(offset=limit, limit=count)
     if count < MIN_EXAMPLES // 4:
         raise UsageError(
             f"expected at least {MIN_EXAMPLES} examples, or {MIN_EXAMPLES // 2} held-out ones in"
-            f" calibration.task, got {len(held)} to choose and to calibrate; use more data"
+            f" calibration.task, got {len(held_out)} to choose and to calibrate; use more data"
         )
-    unique = {example.texts for example in held}
+    unique = {example.texts for example in held_out}
     shared = sum(example.texts in unique for example in examples[:limit])
-    if repeated := len(held) - len(unique) + shared:
+    if repeated := len(held_out) - len(unique) + shared:
         raise UsageError(
             f"expected examples that occur once, got {repeated} again among those that choose,"
             " calibrate or choose nothing; set data without the repeated ones"
@@ -342,14 +366,16 @@ def divide(config: TuneConfig) -> tuple[Config, Config]:
     return choice, final.replace(limit=limit)
 
 
-def _predicted(choice: Config, num_layers: int, wanted: float, resolver: Resolver) -> int:
+def _num_kept_for_speedup(
+    wanted: float, choice: Config, num_layers: int, resolver: Resolver
+) -> int:
     """Return the largest number of layers whose predicted speedup reaches the wanted one; raise
     UsageError if none does.
     """
-    highest = 0.0
+    highest = 0.0  # fewer layers are faster, so the last prediction is the highest
     for count in range(num_layers - 1, MIN_KEPT - 1, -1):
         _, plan = resolver.schedule(at(choice, num_layers, count), "run")
-        highest = plan.predicted_speedup or plan.layer_ratio
+        highest = plan.predicted_speedup or plan.layer_ratio  # if sizes of weights are unknown
         if highest >= wanted:
             return count
     raise UsageError(
@@ -360,8 +386,9 @@ def _predicted(choice: Config, num_layers: int, wanted: float, resolver: Resolve
 
 
 def _candidate(text: str, choice: Config) -> Config:
-    """Read a candidate, such as `strategy=search correction=patch`, or the folder of a trained
-    adapter, `correction.path=runs/a`, which runs the layers that it was trained for.
+    """Return `choice` with a candidate's strategy and correction. Its text has keys such as
+    `strategy=search correction=patch`, or the folder of a trained adapter,
+    `correction.path=runs/a`, which runs the layers that it was trained for.
     """
     words = text.split()
     if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
@@ -385,6 +412,7 @@ def _candidate(text: str, choice: Config) -> Config:
     if strategy.keeps_all:
         raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
     is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
+    # Engines that cannot add patches to hidden states can load them folded into the weights.
     if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
         correction = correction.replace(kind="folded")
     candidate = choice.replace(strategy=strategy, correction=correction)
@@ -394,10 +422,11 @@ def _candidate(text: str, choice: Config) -> Config:
 
 def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:
     """Return what may be faster with all layers: drafts by look-up at batch size 1, and engines of
-    llama.cpp unless the request names an engine; also what cannot run here, with the reasons.
+    llama.cpp unless the request names an engine. The texts are what cannot run here, each with the
+    reason.
     """
     full, points, left_out = configuration.baseline_config(choice), list[Config](), list[str]()
-    wanted = {
+    changes_by_name = {
         f"engine={name}": {"engine": configuration.preset("engine", name), "baseline_engine": AUTO}
         for name in BESIDE
         if choice.engine.name == AUTO
@@ -406,8 +435,8 @@ def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], 
         drafts = configuration.read_choice("decoding", "prompt_lookup")
         keys = ("name", "draft", "draft_tokens")
         decoding = choice.decoding.replace(**{key: drafts[key] for key in keys})
-        wanted["decoding=prompt_lookup"] = {"decoding": decoding}
-    for name, changes in wanted.items():
+        changes_by_name["decoding=prompt_lookup"] = {"decoding": decoding}
+    for name, changes in changes_by_name.items():
         point = full.replace(**changes)
         try:
             resolver.schedule(point, "run")

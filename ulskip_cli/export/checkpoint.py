@@ -203,9 +203,7 @@ def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
     token differs.
     """
     exported, loading = AutoModelForCausalLM.from_pretrained(
-        folder,
-        use_safetensors=True,
-        output_loading_info=True,
+        folder, use_safetensors=True, output_loading_info=True
     )
     if loading["missing_keys"]:
         raise RunError(

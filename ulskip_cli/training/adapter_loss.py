@@ -38,38 +38,36 @@ class AdapterLoss(TwoPassLoss):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        start: SkipAdapter,
-        train: TrainOptions,
-        max_bytes: int,
+        self, model: PreTrainedModel, start: SkipAdapter, train: TrainOptions, max_bytes: int
     ) -> None:
         """Prepare LoRA and patches for training, with the values of `start`, which has a patch at
         every gap. The weights of `model` are frozen, but not changed.
 
         `max_bytes` bounds the stored outputs of the full model.
         """
+        # Layers that no view keeps need no LoRA, and no keys and values of the prompts.
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, prompt_layers="all", weights=train)
         self.start = start
-        num_layers = start.num_layers
-        depths = set[int]()
+        depths = set[int]()  # whose states the gap loss reads
         for kept in start.kept_sets if train.gap_weight else ():
-            depths.update(*spans(kept, num_layers))
+            depths.update(*spans(kept, start.num_layers))
         self.outputs = FrozenOutputs(model, max_bytes, layers, depths)
-        # Their names begin with the set and the layer, as in an adapter.
+        # Modules by set and layer, so their tensors are named as in a `SkipAdapter`.
         self.patches = nn.ModuleList()
         for index in range(len(start.kept_sets)):
             patches = start.patches(index, model)
             self.patches.append(nn.ModuleDict({str(layer): patches[layer] for layer in patches}))
         for name, down, up, scale in self._lora():
-            if f"{name}.A" in start.tensors:  # of an adapter that is trained further
+            if f"{name}.A" in start.tensors:  # `start` is an adapter that is trained further
                 down.data.copy_(start.tensors[f"{name}.A"])
                 up.data.copy_(start.tensors[f"{name}.B"] / scale)  # stored as `scale * B`
 
     def _lora(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
-        """Yield the name of every adapted module, its matrices A and B, and the scale of `B A`."""
+        """Yield the name of every adapted module in a `SkipAdapter`, its matrices A [rank, in] and
+        B [out, rank], and the scale of `B A`.
+        """
         for path, name in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
             down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
@@ -93,13 +91,14 @@ class AdapterLoss(TwoPassLoss):
         if not weights.distill_weight and not weights.ce_weight:
             return loss
         skips = stages[-1].kept_layers != self.all_layers
-        # The frozen prompt lacks layers that no view keeps.
+        # Validation also evaluates all layers, some of which the frozen prompt may lack.
         logits = self._student_logits(batch, stages, frozen.prompt if skips else None)
         if weights.ce_weight:
             loss = loss + weights.ce_weight * self._cross_entropy(logits, batch.labels)
         if weights.distill_weight and frozen.states is not None:
-            with torch.no_grad():
+            with torch.no_grad():  # from the states behind the last layer
                 target = self.outputs.layerwise.logits(frozen.states[None, :, -1])[0]
+            # The full model predicts the first token, so that position is not compared.
             student = logits[:, 1:][batch.is_labelled[:, 1:]]
             loss = loss + weights.distill_weight * divergence(target, student)
         return loss
@@ -107,39 +106,45 @@ class AdapterLoss(TwoPassLoss):
     def _gap_loss(
         self, batch: LossBatch, kept: Layers, prompt: EncodedPrompt, states: Tensor
     ) -> Tensor:
-        """Compute the mean over the gaps of |y - h|^2 / |h|^2, summed over the positions: h is the
-        full model's state behind the layer after a gap, y that of the layers around the gap, which
-        run on the full model's state in front of them.
+        """Compute the mean over the spans of |y - h|^2 / |h|^2, summed over the positions. A span
+        is a gap with the kept layers around it. These run on the full model's state in front of
+        them and give y; h is the full model's state at the end of the span. `states` are those of
+        `FrozenBatch`.
         """
         depths = self.outputs.depths
         layerwise = self._layerwise(kept)
         ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
-        chosen = labelled[:, 1:]
-        losses = [states.new_zeros((), dtype=torch.float32)]
-        for first, last in spans(kept, len(self.all_layers)):
+        chosen = labelled[:, 1:]  # the positions that have states
+        losses = [states.new_zeros((), dtype=torch.float32)]  # the sum if there is no gap
+        for start, end in spans(kept, len(self.all_layers)):
+            # Layers add keys and values to the cache in `inputs`, so each span has its own.
             inputs = layerwise.after(prompt, ids, labelled, kept)
             hidden = torch.zeros_like(inputs.hidden)
-            hidden[chosen] = states[:, depths.index(first)]
-            for place, layer in enumerate(kept):
-                if first <= layer < last:
-                    hidden = layerwise.layer(place, hidden, inputs)
-            target = states[:, depths.index(last)].float()
+            hidden[chosen] = states[:, depths.index(start)]
+            for index, layer in enumerate(kept):
+                if start <= layer < end:
+                    hidden = layerwise.layer(index, hidden, inputs)
+            target = states[:, depths.index(end)].float()
             error = (hidden[chosen].float() - target).pow(2).sum(-1)
             losses.append((error / target.pow(2).sum(-1)).sum())
         return torch.stack(losses).sum() / max(1, len(losses) - 1)
 
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
-        """Return the trained tensors as an adapter."""
+        """Return the trained tensors as an adapter with the given `record`. Folded patches are not
+        trained, so they are those of the start.
+        """
         tensors = {
             name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
         }
-        tensors |= {f"patch.{name}": part for name, part in self.patches.state_dict().items()}
+        tensors |= {f"patch.{name}": tensor for name, tensor in self.patches.state_dict().items()}
         for name, down, up, scale in self._lora():
             tensors |= {f"{name}.A": down, f"{name}.B": scale * up}
         return replace(self.start, tensors=tensors, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
-        """Return the frozen model for all layers, else a view with the patches of this set."""
+        """Return the frozen model for all layers, else a view with the patches of this set and the
+        LoRA of its layers. Views are made once.
+        """
         if kept == self.all_layers:
             return self.outputs.model
         if kept not in self._views:
@@ -149,20 +154,21 @@ class AdapterLoss(TwoPassLoss):
         return self._views[kept]
 
 
-# The outputs of one sequence without padding: logits [1, 1, vocab_size] of a prompt, then keys and
-# values [1, heads, length, head_size] of each layer; or states [positions, depths, hidden_size] of
-# a response alone.
+# The outputs of one sequence without padding. Those of a prompt are the logits [1, 1, vocab_size]
+# that predict the first response token, then the keys and the values [1, heads, length, head_size]
+# of each layer. Those of a response are one tensor: states [positions, depths, hidden_size].
 Outputs = tuple[Tensor, ...]
-TokenKey = tuple[bytes, ...]  # the token ids of a prompt, or of a prompt and a response
+# Finds outputs by token ids: (prompt,) those of a prompt, (prompt, response) those of a response.
+TokenKey = tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class FrozenBatch:
     """The outputs of the frozen model for one batch; training does not change them."""
 
-    prompt: EncodedPrompt
-    # [positions, depths, hidden_size] at some depths, of which the last one is behind the last
-    # layer, at the labelled positions but the first ones
+    prompt: EncodedPrompt  # may lack the keys and values of layers that no view keeps
+    # [positions, depths, hidden_size] at `FrozenOutputs.depths`, and at the labelled positions of
+    # all rows but their first ones, which the prompt predicts
     states: Tensor | None = None
 
 
@@ -172,21 +178,18 @@ class FrozenOutputs:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        max_bytes: int,
-        layers: Sequence[int],
-        depths: Collection[int],
+        self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int], depths: Collection[int]
     ) -> None:
-        """Make an empty store of outputs with the prompts' keys and values of `layers`. States are
-        kept in front of the layers `depths`, and behind the last layer.
+        """Make an empty store. It will have the prompts' keys and values of `layers`, and the
+        responses' states in front of the layers `depths`, and behind the last layer.
         """
         self.model, self.layers, self.free_bytes = model, layers, max_bytes
         self.layerwise = LayerwiseModel(model)
         num_layers = len(self.layerwise.layers)
         self.depths = [*sorted({*depths} - {num_layers}), num_layers]
         self._kept: dict[TokenKey, Outputs] = {}
-        # True if a batch of prompts can be put together from their keys and values.
+        # True if a batch of prompts can be put together from their keys and values; recurrent
+        # states, for example, cannot be padded.
         self._separable = all(
             type(layer) is DynamicLayer for layer in kv_cache.new_cache(model).layers
         )
@@ -201,16 +204,17 @@ class FrozenOutputs:
         The batches depend on `examples` alone, so a resumed training with as much memory has the
         same outputs.
         """
+        # Prompts of similar length need little padding, and equal ones are encoded once.
         order = sorted(
             examples, key=lambda pair: (len(pair.prompt_ids), pair.prompt_ids, pair.response_ids)
         )
-        longest = max(len(pair.response_ids) for pair in order)
+        longest_response = max(len(pair.response_ids) for pair in order)
         done = 0
         while self._separable and done < len(order):
             length = len(order[done].prompt_ids)
-            count = min(PROMPT_TOKENS // length, BATCH_TOKENS // (length + longest))
+            count = min(PROMPT_TOKENS // length, BATCH_TOKENS // (length + longest_response))
             chunk = order[done : done + max(1, count)]
-            tensors = PairCollator(0)(chunk)
+            tensors = PairCollator(0)(chunk)  # the id of padding, which is masked, does not matter
             batch = LossBatch(
                 **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
             )
@@ -227,17 +231,18 @@ class FrozenOutputs:
         Prompts and responses that are not kept run one by one, so that their outputs do not depend
         on batches, which can differ in a resumed training.
         """
+        # The prompt predicts the first token, so only later ones have states.
         with_states = with_states and batch.response_ids.shape[1] > 1
         if not self._separable:
             return self._together(batch, with_states)
         prompts, states = list[Outputs](), list[Tensor]()
-        for row, prompt, response in _rows_of(batch):
+        for row, prompt_key, response_key in _rows_of(batch):
             outputs = self._kept
-            if prompt not in outputs or (with_states and response not in outputs):
+            if prompt_key not in outputs or (with_states and response_key not in outputs):
                 outputs = self._split(self._together(row, with_states), row)
                 self._keep(outputs)
-            prompts.append(outputs[prompt])
-            states += outputs[response] if with_states else ()
+            prompts.append(outputs[prompt_key])
+            states += outputs[response_key] if with_states else ()
         logits, *cached = _joined(prompts)
         cache = kv_cache.filled_cache(cached)
         cache.kept_layers = tuple(self.layers)
@@ -245,34 +250,41 @@ class FrozenOutputs:
         return FrozenBatch(encoded, torch.cat(states) if with_states else None)
 
     def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
-        """Keep outputs while memory lasts; return False if those of a prompt do not fit."""
+        """Keep those outputs that fit into `free_bytes`, and lower it; return False if a prompt's
+        do not fit.
+        """
         for key, tensors in outputs.items():
             size = sum(tensor.nbytes for tensor in tensors)
             if key not in self._kept and size <= self.free_bytes:
+                # Clones, because slices would hold the memory of the whole batch.
                 self._kept[key] = tuple(tensor.clone() for tensor in tensors)
                 self.free_bytes -= size
-        return all(key in self._kept for key in outputs if len(key) == 1)
+        return all(key in self._kept for key in outputs if len(key) == 1)  # keys of prompts
 
     def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
-        """Split a batch into the outputs of each prompt and of each response, without padding."""
+        """Split a batch, as `_together` computes it, into the outputs of each prompt and, if it
+        has states, of each response, without padding.
+        """
         outputs = dict[TokenKey, Outputs]()
-        chosen = [frozen.prompt.cache.layers[number] for number in self.layers]
-        cached = [tensor for layer in chosen for tensor in (layer.keys, layer.values)]
+        layers = [frozen.prompt.cache.layers[number] for number in self.layers]
+        cached = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         # The prompt predicts the first token, so there are states for the others, row after row.
         counts = batch.is_labelled[:, 1:].sum(1).tolist()
         states = () if frozen.states is None else torch.split(frozen.states, counts)
-        for index, (row, prompt, response) in enumerate(_rows_of(batch)):
+        for index, (row, prompt_key, response_key) in enumerate(_rows_of(batch)):
             length = row.prompt_ids.shape[1]
-            kept = [tensor[index : index + 1, :, -length:] for tensor in cached]
-            outputs[prompt] = (frozen.prompt.first_logits[index : index + 1], *kept)
+            # Padding is on the left of a prompt.
+            unpadded = [tensor[index : index + 1, :, -length:] for tensor in cached]
+            outputs[prompt_key] = (frozen.prompt.first_logits[index : index + 1], *unpadded)
             if states:
-                outputs[response] = (states[index],)
+                outputs[response_key] = (states[index],)
         return outputs
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Compute the outputs for a batch in one pass over its prompts and one over its
-        responses.
+        responses. The prompts' cache has all layers.
         """
+        # Encode a prompt with several responses once: `rows` [batch] are indices into `distinct`.
         both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
         distinct, rows = torch.unique(both, dim=0, return_inverse=True)
         encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
@@ -291,8 +303,9 @@ class FrozenOutputs:
 
 
 def _rows_of(batch: LossBatch) -> Iterator[tuple[LossBatch, TokenKey, TokenKey]]:
-    """Yield each row of a batch without padding, with at least two response tokens, and the keys of
-    its prompt and of its response.
+    """Yield each row of a batch without padding as a batch of its own, and the keys of its prompt
+    and of its response. A response of one token keeps a second position, because the layers need at
+    least one input, and the last response token is none.
     """
     for index in range(len(batch.labels)):
         rows, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
@@ -304,31 +317,33 @@ def _rows_of(batch: LossBatch) -> Iterator[tuple[LossBatch, TokenKey, TokenKey]]
 
 
 def _joined(prompts: Sequence[Outputs]) -> list[Tensor]:
-    """Return the outputs of several prompts as one batch, with keys and values padded on the
-    left.
+    """Return the outputs of several prompts as one batch, in the layout of `Outputs`, with keys and
+    values padded on the left.
     """
     logits, *cached = zip(*prompts, strict=True)
     joined = [torch.cat(logits)]
-    for parts in cached:
-        longest = max(part.shape[2] for part in parts)
-        pads = [(0, 0, longest - part.shape[2], 0) for part in parts]
-        joined.append(torch.cat(list(map(functional.pad, parts, pads))))
+    for tensors in cached:  # the keys or the values of one layer, of all prompts
+        longest = max(tensor.shape[2] for tensor in tensors)
+        pads = [(0, 0, longest - tensor.shape[2], 0) for tensor in tensors]
+        joined.append(torch.cat(list(map(functional.pad, tensors, pads))))
     return joined
 
 
 def spans(kept: Layers, num_layers: int) -> list[tuple[int, int]]:
-    """Return, for each gap of a view, the depths in front of the layer before it and behind the
-    layer after it. A layer before it that is behind a gap itself is left out; gaps on both sides of
-    the last kept layer are one.
+    """Return the spans of layers around each gap, from layer `start` to before layer `end`: from
+    the kept layer before the gap to the kept layer after it.
+
+    Spans do not overlap: a kept layer between two gaps belongs to the first. If it is the last kept
+    layer, the second gap has no other layer, so both gaps are in one span.
 
     >>> spans((0, 1, 4, 6), 8)
     [(1, 5), (5, 8)]
     """
-    behind, found = gaps(kept, num_layers), []
+    after_gaps, result = gaps(kept, num_layers), []
     for before, after in pairwise([-1, *kept, num_layers]):
-        if after not in behind or (after == num_layers and before in behind):
+        if after not in after_gaps or (after == num_layers and before in after_gaps):
             continue  # no gap, or a part of the span before
-        first = before + 1 if before < 0 or before in behind else before
-        to_the_end = after >= kept[-1] and num_layers in behind
-        found.append((first, num_layers if to_the_end else after + 1))
-    return found
+        start = before + 1 if before < 0 or before in after_gaps else before
+        to_the_end = after >= kept[-1] and num_layers in after_gaps
+        result.append((start, num_layers if to_the_end else after + 1))
+    return result

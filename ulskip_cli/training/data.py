@@ -43,7 +43,8 @@ def load_training_texts(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> TrainingTexts:
     """Load training and validation texts, in `tokenizer`'s chat format if it has one; raise
-    UsageError for unusable data.
+    UsageError for unusable data. Validation texts are those of `train.validation`, keys that differ
+    from the task's, or else `train.held_out` examples that are not trained on.
     """
 
     def formatter_of(task: Task) -> PromptFormatter:
@@ -56,12 +57,13 @@ def load_training_texts(
         limit = changes.pop("limit", None)
         try:
             task = changed_choice(config.task, changes, "task.")
-            given = config.train.replace(responses="reference")  # which are used
-            values = {"task": task, "limit": limit, "offset": 0, "train": given}
-            other = parse(TrainingConfig, {**dict(config), **values})
-            validated = task.examples()
-            check_references(validated[: other.limit], "a validation loss")
-            validation = _texts(other, formatter_of(task), validated)
+            # A validation loss is always that of the references.
+            train_options = config.train.replace(responses="reference")
+            values = {"task": task, "limit": limit, "offset": 0, "train": train_options}
+            validation_config = parse(TrainingConfig, {**dict(config), **values})
+            examples = task.examples()
+            check_references(examples[: validation_config.limit], "a validation loss")
+            validation = _texts(validation_config, formatter_of(task), examples)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
     elif config.train.held_out >= len(train):
@@ -141,7 +143,7 @@ class PairCollator:
 
 class SimilarLengthSampler(Sampler[int]):
     """A sampler that batches examples of similar length, in an order that depends only on `seed`
-    and the current `epoch`.
+    and the current `epoch`; by default that is `int()`, 0.
     """
 
     def __init__(
@@ -153,11 +155,15 @@ class SimilarLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        """Yield the indices of the examples of one epoch, batch after batch; Trainer cuts them into
+        batches again.
+        """
         rng = random.Random(f"{self.seed} {self.epoch()}")
-        order = sorted(
+        order = sorted(  # by about the length, so that each epoch has other batches
             range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2)
         )
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        # A smaller batch must stay the last one, or Trainer would cut all later ones elsewhere.
         rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         rng.shuffle(batches)
         return (i for batch in [*batches, *rest] for i in batch)
@@ -166,8 +172,8 @@ class SimilarLengthSampler(Sampler[int]):
 def _texts(
     config: TrainingConfig, formatter: PromptFormatter, examples: Sequence[Example]
 ) -> list[TextPair]:
-    """Make the texts of `limit` examples after the first `offset`. Sources are truncated to
-    `train.max_length` if the task allows it.
+    """Make the texts of `limit` examples after the first `offset`. If the task allows it, sources
+    are truncated so that prompt and response have at most `train.max_length` tokens.
     """
     task, offset, max_length = config.task, config.offset, config.train.max_length
     if offset >= len(examples):
@@ -179,9 +185,10 @@ def _texts(
         pairs = formatter.encode(examples)
         for i, pair in enumerate(pairs):
             with suppress(UsageError):  # too long without a source: left out and counted later
-                has_own = config.train.responses == "own" and not config.train.held_out
-                references = 0 if has_own else len(pair.response_ids)
-                room = max_length - max(references, config.own_length)
+                # References are not read if own answers replace them and none is held out.
+                only_own = config.train.responses == "own" and not config.train.held_out
+                reference_length = 0 if only_own else len(pair.response_ids)
+                room = max_length - max(reference_length, config.own_length)
                 if len(pair.prompt_ids) > room:
                     examples[i] = formatter.truncate_source(examples[i], room)
     return list(map(formatter.format, examples))

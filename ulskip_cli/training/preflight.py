@@ -15,14 +15,15 @@ from ulskip_cli.core.task import check_references
 def schedules(
     config: TrainingConfig, num_layers: int, lengths: Sequence[int] = ScheduleRequest.lengths
 ) -> dict[float, tuple[Stage, ...]]:
-    """Return the stages to train for each ratio, or raise UsageError; positional strategies use
-    `lengths` (response tokens).
+    """Return the stages to train for each ratio, or raise UsageError. Positional strategies, whose
+    layers change with the position, choose them by `lengths`, the tokens of each response.
     """
     strategy = config.strategy
     full_depth = (Stage(0, tuple(range(num_layers))),)
-    if strategy.exits_early:
+    if strategy.exits_early:  # it trains all layers, with a loss at each exit
         trained_exits(config, num_layers)  # checks the exits
         return dict.fromkeys(config.train.ratios, full_depth)
+    # Positional strategies are calibrated by `lengths`.
     if not strategy.is_calibrated and not strategy.is_positional:
         name = strategy.name
         raise UsageError(
@@ -43,6 +44,7 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
     """Return the depths at which early-exit training computes a loss, the full depth last; empty
     for other strategies.
     """
+    # The depths do not depend on the number of kept layers.
     rule = config.strategy.exit_rule(ScheduleRequest(num_layers, num_layers))
     return (*rule.checks, num_layers) if rule else ()
 

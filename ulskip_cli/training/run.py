@@ -30,11 +30,7 @@ from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.engines.loop import peak_bytes
-from ulskip_cli.engines.own_responses import (
-    OWN_RESPONSES,
-    generate_own_responses,
-    greedy_context,
-)
+from ulskip_cli.engines.own_responses import OWN_RESPONSES, generate_own_responses, greedy_context
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes, is_out_of_memory
 from ulskip_cli.inference.checkpoint import TRAINING, training_record
@@ -56,7 +52,7 @@ from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lor
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
 FROZEN_SHARE = 0.4
-DIVERGED = 2.0  # times the first loss; noise of single steps is smaller
+DIVERGED = 2.0  # times the first loss, plus 1; noise of single steps is smaller
 
 
 class CurvePoint(Options):
@@ -117,6 +113,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     tokenizer = loading.load_tokenizer(config.model, progress)
     assert tokenizer is not None  # random weights are refused
     texts = load_training_texts(config, tokenizer)
+    # Before weights are loaded: a finished training returns at once, other folders are refused.
     identity = _identity(config, texts, files)
     checkpoints, finished = output / "checkpoints", _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
@@ -139,7 +136,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
-    with trainer.args.main_process_first(local=False):
+    with trainer.args.main_process_first(local=False):  # it removes unreadable checkpoints
         resume_from = last_checkpoint(checkpoints, progress)
     _train(trainer, resume_from, output)
     seconds = round(time.perf_counter() - began, 1)
@@ -166,8 +163,10 @@ def _within_context(config: TrainingConfig, context: int | None) -> TrainingConf
 
 
 def _train(trainer: SkipTrainer, resume_from: str | None, output: Path) -> None:
-    """Train from the start or from a checkpoint; raise RunError if the memory does not suffice."""
-    try:  # what `report_to` names may print, and standard output belongs to `--json`
+    """Train from the start or from a checkpoint; raise RunError if the memory does not suffice or
+    the disk of `output` is full.
+    """
+    try:  # trackers that `report_to` names may print, and standard output belongs to `--json`
         with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
             trainer.train(resume_from_checkpoint=resume_from)
     except Exception as error:
@@ -187,10 +186,11 @@ def prepare_training(
     depth, pad = shallow_view.num_layers(model), pad_token_id(texts.formatter.tokenizer)
     progress.phase("tokenize", len(texts.train))
 
-    def tokenized(part: list[TextPair]) -> TokenPairs:
-        return TokenPairs(texts.formatter.tokenize(part), config.train.max_length)
+    def tokenized(pairs: list[TextPair]) -> TokenPairs:
+        return TokenPairs(texts.formatter.tokenize(pairs), config.train.max_length)
 
-    has_references = config.train.responses != "own"  # else they may be missing or too long
+    # Own answers replace the references, which may be missing or too long and are emptied here.
+    has_references = config.train.responses != "own"
     train = tokenized([(prompt, text * has_references) for prompt, text in texts.train])
     validation = tokenized(texts.validation) if texts.validation else None
     train, lengths = with_responses(config, model, train, pad, progress)
@@ -211,10 +211,9 @@ def prepare_training(
 
 
 def _initial_model(config: TrainingConfig) -> PreTrainedModel:
-    """Load the model. Weights are trained in float32, because bfloat16 would round small updates to
-    zero.
+    """Load the model. Trained weights are float32, because bfloat16 would round small updates to
+    zero. Other methods train float32 adapters, so the model keeps its dtype.
     """
-    # adapters are always float32
     dtype = "float32" if config.train.method == "full" else config.model.dtype
     # Trainer moves the model to its device, but answers and patches are computed before.
     computes = config.train.method == "adapter" or config.train.responses != "reference"
@@ -234,16 +233,16 @@ def with_responses(
     return the lengths of the responses without the ends of prompts, because the schedule of a
     strategy follows the lengths of answers.
     """
-    train, length = config.train, config.own_length
+    train, own_length = config.train, config.own_length
     too_long = references.num_too_long
-    if length:
-        room = (ModelFolder(config.model).metadata.context or sys.maxsize) - length
+    if own_length:
+        room = (ModelFolder(config.model).metadata.context or sys.maxsize) - own_length
         fitting = [example for example in references if len(example.prompt_ids) <= room]
         too_long += len(references) - len(fitting)
         if not fitting:
             raise UsageError(
-                f"expected prompts of at most {room} tokens, so that own answers of {length} tokens"
-                " fit into the model's context, got only longer ones; lower max_new_tokens"
+                f"expected prompts of at most {room} tokens, so that own answers of {own_length}"
+                " tokens fit into the model's context, got only longer ones; lower max_new_tokens"
             )
         examples = _with_own_answers(config, model, fitting, pad_token_id, progress)
     else:
@@ -271,7 +270,8 @@ def _with_own_answers(
     pad_token_id: int,
     progress: ProgressCallback,
 ) -> list[EncodedExample]:
-    """Return the prompts of `references` with the model's own answers; with `train.responses=both`,
+    """Return the prompts of `references` with the model's own answers, of which `train.own.samples`
+    are generated for each, or read from the file that stores them; with `train.responses=both`,
     each reference comes before the answers to its prompt.
     """
     train = config.train
@@ -297,15 +297,14 @@ def _prompt_ends(examples: Sequence[EncodedExample], share: float) -> Iterator[E
 
 
 def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:
-    """Return the adapter that is trained further; raise UsageError if its weights, layers or ranks
-    differ.
-
-    Patches in closed form have no LoRA, so any rank can be added.
+    """Return the adapter that is trained further; raise UsageError if it belongs to other weights,
+    or has other layers, patches or ranks than the configuration.
     """
     read_record(folder, config.model, "train.start")  # raises UsageError for other weights
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)
+    # Patches that a run fitted have no LoRA and no rank in their record, so any rank can be added.
     stored = (start.kept_sets, start.kind.name, record.get("lora_rank", rank))
     if stored != asked:
         raise UsageError(
@@ -323,9 +322,12 @@ def build_adapter_loss(
     stages_by_ratio: Mapping[float, tuple[Stage, ...]],
     progress: ProgressCallback,
 ) -> AdapterLoss:
-    """Build the loss of a skip adapter, which starts from patches in closed form."""
+    """Build the loss of a skip adapter, which starts from `train.start`, or from patches that are
+    fitted in closed form. Freeze `model`, and encode the first examples with it.
+    """
     train, correction = config.train, config.correction
     kind = KINDS[correction.kind]
+    # the sets of kept layers of all schedules, each once
     kept_sets = list(
         dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
     )
@@ -344,15 +346,15 @@ def build_adapter_loss(
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # the first LoRA matrices are random
     module = AdapterLoss(model, start, train, max_bytes)
-    read = _first_read(config, examples)
-    dtype = AUTOCAST.get(train.precision)
+    first_epoch = _first_epoch(config, examples)
+    dtype = AUTOCAST.get(train.precision)  # as Trainer does in its steps
     with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-        report = progress.phase("encode prompts and responses", len(read))
-        module.outputs.prepare(read, module.needs_states, report)
+        report = progress.phase("encode prompts and responses", len(first_epoch))
+        module.outputs.prepare(first_epoch, module.needs_states, report)
     return module
 
 
-def _first_read(config: TrainingConfig, examples: TokenPairs) -> list[EncodedExample]:
+def _first_epoch(config: TrainingConfig, examples: TokenPairs) -> list[EncodedExample]:
     """Return the examples that the training reads in its first epoch, in the order of SkipTrainer.
 
     They are encoded before the training, because large batches take less time than single examples.
@@ -377,16 +379,16 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
     values["model"].pop("path")
     # The length limits own answers, and strategies choose the layers of later positions by it.
     length, start = config.answer_tokens, config.train.start
-    initial = [files.fingerprint]
+    initial_weights = [files.fingerprint]
     if start is not None:
-        initial.append(folder_fingerprint(user_path(start, "train.start") / RECORD))
+        initial_weights.append(folder_fingerprint(user_path(start, "train.start") / RECORD))
         values["train"].pop("start")
     strategy, num_layers = config.strategy, files.metadata.num_layers
     layers = schedules(config, num_layers), trained_exits(config, num_layers)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.
     code = "" if strategy.is_calibrated else strategy.code
-    return key(values, length, texts.sha256, initial, layers, code)
+    return key(values, length, texts.sha256, initial_weights, layers, code)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
@@ -396,12 +398,12 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     stored, begun = output / TRAINING, output / "checkpoints" / "identity"
     values = load_json(stored, "a training record") if stored.is_file() else None
     if values is not None:
-        may_use = values.get("identity") == identity
+        is_usable = values.get("identity") == identity
     elif begun.is_file():
-        may_use = begun.read_bytes() == identity.encode()
+        is_usable = begun.read_bytes() == identity.encode()
     else:
-        may_use = _is_unused(output)
-    if not may_use:
+        is_usable = _is_unused(output)
+    if not is_usable:
         raise UsageError(
             f"output={output} contains other files, or a finished or unfinished training run with"
             " other settings or data; set another output=DIR"
@@ -424,9 +426,13 @@ def _is_unused(output: Path) -> bool:
 def _make_record(
     setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool
 ) -> TrainingRecord:
-    config, schedules, state = setup.config, setup.schedules, trainer.state
+    """Make the record of a finished training. `log_history` of Trainer has an entry for every
+    logged step, `{"step": 10, "loss": 2.1}`, and others with the losses of an evaluation,
+    `{"step": 10, "eval_loss_2x": 2.3}`.
+    """
+    config, by_ratio, state = setup.config, setup.schedules, trainer.state
     num_examples = len(setup.texts.train) + len(setup.texts.validation)
-    counts = {len(stage.kept_layers) for stages in schedules.values() for stage in stages}
+    counts = {len(stage.kept_layers) for stages in by_ratio.values() for stage in stages}
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     curve: dict[int, CurvePoint] = {}  # of several evaluations at a step, the last counts
     for entry in state.log_history:
@@ -439,9 +445,9 @@ def _make_record(
             curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=losses_by_name)
     return TrainingRecord(
         strategy=config.strategy.name,
-        ratios=tuple(schedules),
-        kept_layers={f"{ratio:g}": stages[0].kept_layers for ratio, stages in schedules.items()},
-        later_stages={f"{ratio:g}": stages[1:] for ratio, stages in schedules.items()},
+        ratios=tuple(by_ratio),
+        kept_layers={f"{ratio:g}": stages[0].kept_layers for ratio, stages in by_ratio.items()},
+        later_stages={f"{ratio:g}": stages[1:] for ratio, stages in by_ratio.items()},
         kept_counts=tuple(sorted(counts, reverse=True)),
         exits=setup.module.exits,
         prompt_layers=config.prompt_layers,
@@ -472,7 +478,7 @@ def _make_record(
 
 
 def _warnings(config: TrainingConfig, losses: Sequence[float]) -> tuple[str, ...]:
-    """Warn if the losses end far above their start."""
+    """Return a warning if the logged losses end far above their start."""
     if not losses or losses[-1] <= DIVERGED * losses[0] + 1:
         return ()
     rates = {"train.learning_rate": config.train.learning_rate}
@@ -486,8 +492,8 @@ def _warnings(config: TrainingConfig, losses: Sequence[float]) -> tuple[str, ...
 
 
 def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
-    """Save weights and tokenizer, then the record. The record is last, so that a folder with a
-    record is complete.
+    """Save the skip adapter, or the model with its tokenizer, then the record, and remove the
+    checkpoints. The record comes after the weights, so that a folder with a record is complete.
     """
     for unfinished in output.glob(".tmp*"):  # of safetensors, in a process that was killed
         unfinished.unlink()
@@ -495,12 +501,13 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
         setup.module.adapter(_adapter_record(setup, record)).save(output)
     else:
         model = merged_lora(setup.module.model)
+        # Not the float32 of the training: the requested dtype, or for `auto` that of the source.
         dtype_name = ModelFolder(setup.config.model).model.dtype
         dtype = model.dtype if dtype_name == "auto" else getattr(torch, dtype_name)
         model.config.use_cache = True
         model.to(dtype).save_pretrained(output)
         setup.texts.formatter.tokenizer.save_pretrained(output)
-        for file in output.glob("*.safetensors"):  # which only their owner may read otherwise
+        for file in output.glob("*.safetensors"):  # safetensors lets only the owner read its files
             file.chmod((output / "config.json").stat().st_mode)
     text = json.dumps(record.plain(), indent=1, ensure_ascii=False)
     write_atomic(output / TRAINING, text + "\n")
@@ -508,7 +515,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
 
 
 def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, object]:
-    """Return the description of a training in adapter.json."""
+    """Return what adapter.json says of the base model and the training."""
     model, train = setup.config.model, setup.config.train
     return {
         "base": {"model": model.label, "fingerprint": ModelFolder(model).fingerprint},
@@ -542,12 +549,13 @@ def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
 
 
 def _is_readable(checkpoint: Path) -> bool:
-    try:  # Trainer writes its state last
+    """Return True if a checkpoint has all its files, and the checksums of zipped ones are right."""
+    try:  # Trainer writes its state last, so a checkpoint that was cut off has none
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         weights = list(checkpoint.glob("*.safetensors"))
         for file in weights:
             safe_open(file, "pt").keys()  # type: ignore[no-untyped-call]
-        archives = map(zipfile.ZipFile, checkpoint.glob("*.pt*"))
+        archives = map(zipfile.ZipFile, checkpoint.glob("*.pt*"))  # optimizer and random states
         return bool(weights) and all(archive.testzip() is None for archive in archives)
     except (FileNotFoundError, ValueError, TypeError, SafetensorError, zipfile.BadZipFile):
         return False

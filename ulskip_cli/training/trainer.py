@@ -106,20 +106,21 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth)
-        or exit depth (`6`).
+        """Compute and log validation losses in nats per token: the cross-entropy by target ratio
+        (`eval_loss_2x`; `1x` is full depth), or of early-exit training by exit depth
+        (`eval_loss_6`). Trainer calls it every `train.evaluate_every` steps and at the end.
         """
         module, pairs, size = self.model, self.eval_dataset, self.args.per_device_train_batch_size
         compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
         totals, count = defaultdict[str, float](float), 0
-        # The cross-entropy alone, without distillation.
+        # The defaults are the cross-entropy alone; the weights of the training are set again below.
         weights, module.weights = module.eval().weights, TrainOptions()
         order = longest_first(pairs.lengths())
         with torch.no_grad(), self.accelerator.autocast():
             for start in range(0, len(order), size):
                 tensors = self.data_collator([pairs[i] for i in order[start : start + size]])
                 batch = LossBatch(**self._prepare_inputs(tensors))
-                by_ratio = (
+                by_ratio = (  # computed only without exits
                     (f"{ratio:g}x", module.schedule_loss(batch, stages))
                     for ratio, stages in sorted(compared.items())
                 )
@@ -133,6 +134,9 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
+        """Return the sampler that replaces Trainer's random order: examples of similar length share
+        a batch, which needs less padding.
+        """
         train, batch_size = self.train_dataset, self.args.per_device_train_batch_size
         # A step of a skip adapter costs the response alone, because the outputs for prompts are
         # kept.
@@ -146,7 +150,9 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return SimilarLengthSampler(lengths, batch_size, self.config.seed, epoch)
 
     def create_optimizer(self, *args: object, **kwargs: object) -> object:
-        """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
+        """Make the optimizer; the patches of a skip adapter have a learning rate of their own.
+        For all other trainings Trainer makes it.
+        """
         train, module = self.config.train, self.model
         rate, decay = train.learning_rate, train.weight_decay
         if self.optimizer is None and isinstance(module, AdapterLoss):
@@ -156,7 +162,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             groups = [{"params": params, "lr": peak} for params, peak in rates if params]
             betas = self.args.adam_beta1, self.args.adam_beta2
             self.optimizer = AdamW(groups, rate, betas, self.args.adam_epsilon, decay)
-        return super().create_optimizer(*args, **kwargs)
+        return super().create_optimizer(*args, **kwargs)  # keeps an optimizer that is set
 
 
 class TrainingMonitor(TrainerCallback):  # type: ignore[misc]

@@ -46,7 +46,9 @@ class TwoPassLoss(nn.Module):
         exits: Collection[int] = (),
     ) -> None:
         """Wrap a causal LM; views are built at first use, when the weights are on their final
-        device. The early-exit loss is averaged over the depths `exits`.
+        device. `prompt_layers` is `all`, or `kept` if the kept layers read the prompts too. Of
+        `weights`, those of the terms of the loss are read. With the depths `exits`, it is the
+        early-exit loss, averaged over them.
         """
         super().__init__()
         self.model = model
@@ -89,11 +91,12 @@ class TwoPassLoss(nn.Module):
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
-        weights, prompt = self.weights, None
+        weights, prompt = self.weights, None  # the kept layers read the prompt, unless all do
         if self.prompt_layers == "all":
             prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
         logits = self._student_logits(batch, stages, prompt)
         loss = weights.ce_weight * self._cross_entropy(logits, batch.labels)
+        # Towards the logits of all layers; a schedule of all layers would be its own target.
         if weights.distill_weight and stages[-1].kept_layers != self.all_layers:
             with torch.no_grad():
                 target = self._student_logits(batch, (Stage(0, self.all_layers),), prompt)
@@ -102,8 +105,8 @@ class TwoPassLoss(nn.Module):
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
-        """Yield the depth of every exit, and the cross-entropy of the batch if all tokens exit
-        there, summed in nats (CALM, Schuster et al. 2022, arXiv:2207.07061).
+        """Yield the depth of every exit, ascending, and the cross-entropy of the batch if all
+        tokens exit there, summed in nats (CALM, Schuster et al. 2022, arXiv:2207.07061).
 
         Prompt and response run through every layer, so all keys and values equal the full model's.
         Only one exit's logits are in memory at a time; the backward pass computes them again.
@@ -158,8 +161,9 @@ class TwoPassLoss(nn.Module):
     def _student_logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None
     ) -> Tensor:
-        """Return the logits of the responses under a schedule. If all layers read the prompt, it is
-        given as `full_prompt`; else the layers of the first stage read it here.
+        """Return the logits [batch, response_len, vocab_size] of the responses under a schedule. If
+        all layers read the prompt, it is given as `full_prompt`; else the layers of the first stage
+        read it here.
         """
         first = stages[0].kept_layers
         prompt = full_prompt or encode_prompt(
@@ -170,6 +174,9 @@ class TwoPassLoss(nn.Module):
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of logits [batch, length, vocab_size], summed over the labelled
+        positions.
+        """
         return functional.cross_entropy(
             logits.float().flatten(0, 1),
             labels.flatten(),
@@ -194,8 +201,9 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
 def with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the names of the
-    adapted modules in a skip adapter, by their paths.
+    """Return a copy of a model that shares its weights, with LoRA on all linear layers of `layers`,
+    of which only the LoRA is trained. Also return the names of the adapted modules in a
+    `SkipAdapter` by their paths in the copy; none if the rank is 0.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -210,7 +218,7 @@ def with_lora(
         for name, module in stack[layer].named_modules()
         if type(module) in shallow_view.LINEARS
     }
-    if not lora.rank:
+    if not lora.rank:  # a skip adapter of patches alone
         return copied.requires_grad_(False), {}
     if not paths:
         raise UsageError(
@@ -228,7 +236,9 @@ def with_lora(
 
 
 def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with its LoRA, if it has any, merged into the weights."""
+    """Return a model with its LoRA, if it has any, merged into the weights, which changes the
+    weights of `model` in place.
+    """
     from peft.tuners.lora import LoraLayer
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
