@@ -168,10 +168,11 @@ def generate(
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
     engine_named(AUTO).check(chosen.needs())
+    # A given tokenizer gets the prompts as they are; a model that is loaded here can be a chat.
     may_chat, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
         named = config.model_named(str(model))
-        if isinstance(skip_adapter, str | Path):
+        if isinstance(skip_adapter, str | Path):  # raises UsageError if it is of another model
             read_record(Path(skip_adapter).expanduser(), named, "skip_adapter")
         if named.source == "random":
             raise UsageError("random weights answer no prompts; use a pretrained model")
@@ -183,10 +184,10 @@ def generate(
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
-    plan = Plan.from_layers(depth, _chosen(depth, kept, ratio, skip_adapter), prompt_layers)
+    plan = Plan.from_layers(depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers)
     decoder = Decoder(model, plan, skip_adapter)
     ids = _encoded(texts, tokenizer, may_chat, chat_options)
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Answer] = {}  # by position, because batches are ordered by prompt length
     context = DecodeContext(chosen, pad_token_id(tokenizer), max_new_tokens, seed, tokenizer)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
         answers |= zip(positions, answers_of(output, context), strict=True)
@@ -215,8 +216,9 @@ def _encoded(
     may_chat: bool,
     chat_options: Table | None,
 ) -> list[list[int]]:
-    """Return prompts as token ids, with the chat template of the tokenizer if `may_chat` and there
-    is one.
+    """Return prompts as token ids, with the chat template of the tokenizer and its options
+    (`model.chat_options`) if `may_chat` and there is one; raise UsageError for a prompt without
+    tokens.
     """
     from ulskip_cli.tasks.encoding import PromptFormatter
 
@@ -235,10 +237,12 @@ def _encoded(
     return ids
 
 
-def _chosen(
+def _chosen_layers(
     depth: int, kept: Sequence[int] | None, ratio: float | None, skip_adapter: "SkipAdapter | None"
 ) -> list[int]:
-    """Return the layers of a decode step that the arguments of `generate` choose."""
+    """Return the layers of a decode step that the arguments of `generate` choose; raise UsageError
+    if they choose twice, or leave open which of several sets of the adapter.
+    """
     if kept is not None and ratio is not None:
         raise UsageError("expected kept= or ratio=, got both; leave out one of them")
     if ratio is not None:
@@ -254,7 +258,7 @@ def _chosen(
 
 
 def _layers(kept: Sequence[int]) -> list[int]:
-    """Return layer numbers as whole numbers; raise UsageError for anything else."""
+    """Return layer numbers as Python's `int`; raise UsageError for anything but whole numbers."""
     if not isinstance(kept, Iterable):
         raise UsageError(
             f"expected kept to be a list of layers, got {str(kept)[:80]!r}; kept_layers(num_layers,"
@@ -264,7 +268,9 @@ def _layers(kept: Sequence[int]) -> list[int]:
 
 
 def _whole(value: object, name: str) -> int:
-    """Return a whole number, also one of numpy or PyTorch; raise UsageError for any other value."""
+    """Return a whole number, also one of numpy or PyTorch, as `int`; raise UsageError for any other
+    value of the argument `name`.
+    """
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -84,8 +84,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
             f"expected --to outside the exported model, got {point.to} with the model in it; use"
             " another folder"
         )
-    # refuses damaged checkpoints before the weights are loaded
-    _read_config(source)
+    _read_config(source)  # refuses damaged checkpoints before the weights are loaded
     adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
     make_view = adapter.view if adapter else shallow_view.shallow_view
@@ -96,8 +95,8 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
 
 def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Table:
     """Write the kept layers as a checkpoint, and for a pair also the full model; return the record
-    of the export. Raises UsageError if the model cannot be exported, and RunError if the export
-    differs from the view.
+    of the export. `folder` takes the place of `point.to` later. Raises UsageError if the model
+    cannot be exported, and RunError if the export differs from the view.
     """
     plan, model = point.plan, point.config.model
     exported = load_kept(point, progress)
@@ -106,8 +105,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     _write_model(source, exported.view, exported.config, folder)
     folders = {"decode": folder}  # of the models
     if point.is_pair:
-        every = range(plan.num_layers)
-        config = _shallow_config(source, loaded.model, every)
+        config = _shallow_config(source, loaded.model, range(plan.num_layers))
         progress.phase(f"write {plan.num_layers} layers")
         folders["prefill"] = folder / PREFILL
         _write_model(source, loaded.model, config, folders["prefill"])
@@ -139,7 +137,9 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
 
 
 def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:
-    """Save a model with a given config.json and the other files of its source."""
+    """Save a model's weights with a given config.json, and the tokenizer and license files of its
+    source.
+    """
     model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
         file.chmod(folder.stat().st_mode & 0o666)
@@ -161,6 +161,7 @@ def weights_digest(folder: Path) -> str:
     tensors = []
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
+            # 8 bytes are the size of the header {name: entry}; offsets count from behind it.
             size = int.from_bytes(stream.read(8), "little")
             entries = json.loads(stream.read(size))
             entries.pop("__metadata__", None)
@@ -176,10 +177,10 @@ def _verify(
     point: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback
 ) -> str:
     """Compare an exported folder with the view if request and memory allow it; describe the
-    checks.
+    checks, also that of the config, which `_shallow_config` has made.
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
-    needed = sum(parameter.nbytes for parameter in view.parameters())
+    needed = sum(parameter.nbytes for parameter in view.parameters())  # the export, beside the view
     if why := reason_not_to_compare(point, needed):
         return f"{structure}; logits were not compared{why}"
     progress.phase("compare with the model")
@@ -238,8 +239,8 @@ def logits_of(*models: PreTrainedModel) -> list[Tensor]:
 
 
 def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Return random token ids and their mask, both [prompts, prompt_len]; the last prompt is padded
-    on the left.
+    """Return random token ids and their mask, both [prompts, prompt_len]; each call with a model of
+    the same vocabulary gives the same. The last prompt is padded on the left.
     """
     vocab_size = shallow_view.text_config(model).vocab_size
     input_ids = torch.randint(
@@ -253,6 +254,7 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     """Return greedy tokens [prompts, new_tokens]; generation continues after EOS."""
     input_ids, attention_mask = random_prompts(model)
+    # top_k is the default: transformers warns of another one in the model's generation_config.
     config = GenerationConfig(
         max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50
     )
@@ -265,13 +267,14 @@ def _greedy_tokens(model: PreTrainedModel) -> Tensor:
 def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> Table:
     """Return the config.json of a view of the kept layers of the checkpoint in `folder`; raise
     UsageError if no config can describe the view: its layers, or the weights that a skip adapter
-    has changed.
+    has changed. For that, a model of the new config is built without weights and compared.
     """
     source = _read_config(folder)
     values: Table = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, kept)
-    values["architectures"] = [type(view).__name__]  # it may be a part of the source's
+    # The view can be a part of the source's model, such as the language model of a multimodal one.
+    values["architectures"] = [type(view).__name__]
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix(
         "torch."
     )
@@ -298,20 +301,23 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 def _shorten(
     values: Table, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
 ) -> None:
-    """Change `values` in place: set the number of layers, and shorten every list with one entry per
-    layer.
+    """Change `values`, the config.json of the source, in place: set the number of layers, and
+    shorten every list with one entry per layer. Lists that are missing in `values` are added if
+    the config class would derive others from the number of layers than the view has.
     """
     text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
+    # The key of the language model's config in a multimodal one; None if the config has no parts.
     nested = next(
         (key for key in source.sub_configs if getattr(source, key, None) is text_source), None
     )
     text = values if nested is None else values.setdefault(nested, {})
+    # Some classes have another name for the count, such as n_layer; files can have either.
     count = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for key in {count, "num_hidden_layers"} & text.keys() or {count}:
         text[key] = len(kept)
     text |= shallow_view.per_layer(text, text_source.num_hidden_layers, kept)
     derived = type(source).from_dict(copy.deepcopy(values)).get_text_config(decoder=True)
-    for key, value in vars(text_view).items():  # the config class derives lists from the count
+    for key, value in vars(text_view).items():
         is_list = "layer" in key and isinstance(value, (list, tuple))
         if is_list and list(getattr(derived, key, None) or ()) != list(value):
             text[key] = list(value)
@@ -320,9 +326,10 @@ def _shorten(
 def model_card(
     point: ResolvedExport, record: Table, skip_adapter: Table | None, has_chat: bool
 ) -> ModelCard:
-    """Return the model card of an export, whose record it gets, with its metadata.
+    """Return the model card of an export, with its metadata, from the template card.md.
 
-    `has_chat` shows the use of the tokenizer's chat template.
+    `record` is that of `export_checkpoint`, `skip_adapter` that of `KeptLayers`. `has_chat` shows
+    the use of the tokenizer's chat template.
     """
     model, adapter = point.config.model, skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()

@@ -28,6 +28,7 @@ _LOGIT_TOLERANCE = 1e-3
 _NFC = {"type": "NFC"}  # of Qwen; llama.cpp does not normalize, as most texts are in this form
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 _OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# llama.cpp's names by the regular expression of the pre-tokenizer
 _PATTERNS = {f"{_WORDS}{{1,3}}{_OTHERS}": "llama-bpe", f"{_WORDS}{_OTHERS}": "qwen2"}
 
 
@@ -40,7 +41,7 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     assert tokenizer is not None
     progress.phase("write gguf")
     tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
-    if exported.view.config.tie_word_embeddings:
+    if exported.view.config.tie_word_embeddings:  # then llama.cpp uses the embeddings as the head
         del tensors["lm_head.weight"]
     writer = gguf.GGUFWriter(file, architecture(exported.config))
     writer.add_name(
@@ -66,11 +67,11 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
 
 
 def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Compare the file with the view, converted to float32; describe the result, or raise RunError
-    if they differ.
+    """Compare tensors, vocabulary and logits of the file with those of the view, which is converted
+    to float32 in place; describe the result, or raise RunError if they differ.
     """
     options = {"gguf_file": file.name}
-    with counting_tensors(lambda done: None):
+    with counting_tensors(lambda done: None):  # in place of transformers' progress bar
         loaded = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.float32, **options
         ).eval()
@@ -83,10 +84,10 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
             )
     vocabulary = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab()
     wanted = tokenizer.get_vocab()
-    lost = sum(vocabulary.get(token) != token_id for token, token_id in wanted.items())
-    if lost:
+    num_wrong = sum(vocabulary.get(token) != token_id for token, token_id in wanted.items())
+    if num_wrong:
         raise RunError(
-            f"expected the tokenizer's {len(wanted)} tokens in the GGUF file, got {lost} wrong"
+            f"expected the tokenizer's {len(wanted)} tokens in the GGUF file, got {num_wrong} wrong"
             f" ones; {DELETED}"
         )
     wanted_logits, logits = logits_of(view.float(), loaded.to(view.device))
@@ -107,23 +108,27 @@ def pre_tokenizer_name(spec: Table | None) -> str:
     there is no name.
     """
     spec = spec or {}
-    parts = spec["pretokenizers"] if spec.get("type") == "Sequence" else [spec]
-    kinds = [part.get("type") for part in parts]
-    splits = parts[-1].get("use_regex", True)
-    if kinds == ["ByteLevel"] and splits:
+    steps = spec["pretokenizers"] if spec.get("type") == "Sequence" else [spec]
+    types = [step.get("type") for step in steps]
+    splits_words = steps[-1].get("use_regex", True)  # by the regular expression of GPT-2
+    if types == ["ByteLevel"] and splits_words:
         return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and splits:
+    if types == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and splits_words:
         return "smollm"
-    pattern = parts[0].get("pattern", {}).get("Regex")
-    if kinds == ["Split", "ByteLevel"] and pattern in _PATTERNS:
+    pattern = steps[0].get("pattern", {}).get("Regex")
+    if types == ["Split", "ByteLevel"] and pattern in _PATTERNS:
         return _PATTERNS[pattern]
-    raise UsageError(f"--format gguf does not support the pre-tokenizer {kinds}; use --format hf")
+    raise UsageError(f"--format gguf does not support the pre-tokenizer {types}; use --format hf")
 
 
 def _add_tokenizer(
     writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> None:
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    """Write a tokenizer into the header of a GGUF file; raise UsageError if llama.cpp has no such
+    tokenizer. `vocab_size` is the number of embeddings, which can be larger or smaller than that of
+    tokens.
+    """
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())  # as in tokenizer.json
     if (
         spec["model"]["type"] != "BPE"
         or spec["model"].get("byte_fallback")
@@ -147,13 +152,14 @@ def _add_tokenizer(
     writer.add_tokenizer_pre(pre_tokenizer_name(spec["pre_tokenizer"]))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
+    # Older files have merges as "a b", newer ones as ["a", "b"].
     writer.add_token_merges(
         [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
     )
     for key in ("bos", "eos", "pad", "unk"):
         if (value := getattr(tokenizer, f"{key}_token_id")) is not None:
             getattr(writer, f"add_{key}_token_id")(value)
-    encoded = tokenizer("a").input_ids
+    encoded = tokenizer("a").input_ids  # shows whether the tokenizer adds BOS and EOS
     writer.add_add_bos_token(bool(encoded) and encoded[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(bool(encoded) and encoded[-1] == tokenizer.eos_token_id)
     if isinstance(tokenizer.chat_template, str):

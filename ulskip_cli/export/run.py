@@ -32,6 +32,7 @@ FORMATS = {
 SCHEDULE = "schedule.json"
 RECORD = "ulskip_export.json"
 _FILE_NAMES = {"gguf": "model.gguf", "schedule": SCHEDULE}
+# An export in one file contains the mark near its beginning.
 _MARK, _HEAD_BYTES = b"ulskip", 65536
 
 
@@ -58,8 +59,8 @@ class ResolvedExport:
 
     @property
     def next(self) -> str:
-        """The command that evaluates the exported checkpoint on the task of the request, or for a
-        pair, of which transformers loads only the kept layers, the same layers of the model.
+        """The command that evaluates the exported checkpoint on the task of the request. Of a pair
+        transformers loads only the kept layers, so the command evaluates these in the source model.
         """
         if self.is_pair:
             return command_line(self.config, "run")
@@ -77,7 +78,9 @@ class ResolvedExport:
 
 
 def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
-    """Make the plan of a request, or raise UsageError if the format cannot describe the plan."""
+    """Make the plan of a request, or raise UsageError if the format cannot describe the plan. A
+    schedule leaves out the correction.
+    """
     name = request.format
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
     if name == "gguf" and find_spec("gguf") is None:
@@ -94,6 +97,7 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         to = to / _FILE_NAMES[name]
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
     kind = config.correction.patch_kind(config.model)
+    # Patches that are not merged into the weights are no part of an ordinary checkpoint.
     if skip_adapter is not None and kind.takes_time:
         mergeable = " and ".join(name for name, kind in KINDS.items() if not kind.takes_time)
         raise UsageError(
@@ -106,8 +110,8 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
 def run_export(
     config: Config, request: ExportRequest, progress: ProgressCallback | None = None
 ) -> Table:
-    """Export the schedule of a configuration and return a record; the record's key `to` is the
-    written folder or file.
+    """Export the schedule of a configuration and return a record, which `summary` prints; its key
+    `to` is the written folder or file, and each format adds keys.
 
     The target stays unchanged if the request is invalid or the model cannot be exported
     (UsageError), and if the result differs from the view (RunError).
@@ -126,13 +130,15 @@ def run_export(
 
 
 def export_schedule(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
-    """Write the layers of a plan as JSON; the record has nothing else to say of it."""
+    """Write the layers of a plan as JSON; return no keys, because the record names the layers."""
     target.write_text(schedule_text(point), "utf-8")
     return {}
 
 
 def summary(record: Table) -> list[str]:
-    """Return the lines that describe an export on the terminal."""
+    """Return the lines that describe an export on the terminal, from the record of `run_export`,
+    whose keys depend on the format.
+    """
     to = record["to"]
     lines = [f"wrote {len(record['kept_layers'])} of {record['num_layers']} layers to {to}"]
     if adapter := record.get("skip_adapter"):
@@ -180,11 +186,11 @@ def check_target(target: Path, is_folder: bool) -> None:
         kinds = ("folder", "file") if is_folder else ("file", "folder")
         raise UsageError(f"expected a {kinds[0]} for --to, got the {kinds[1]} {target}")
     if target.is_dir():
-        known: set[str] = set()
+        exported: set[str] = set()  # none without a readable record of an earlier export
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = {RECORD, *json.loads((target / RECORD).read_text("utf-8"))["files"]}
+            exported = {RECORD, *json.loads((target / RECORD).read_text("utf-8"))["files"]}
         for path in target.rglob("*"):
-            if not path.is_dir() and str(path.relative_to(target)) not in known:
+            if not path.is_dir() and str(path.relative_to(target)) not in exported:
                 raise UsageError(
                     f"expected a new folder or an earlier export for --to, got {target} with"
                     f" {path.name}; use another path"
@@ -218,7 +224,9 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
 
 
 def write_record(folder: Path, record: Table) -> Table:
-    """Write the record of an export with the files that a later export may replace."""
+    """Write the record of an export into its folder, and return it with the key `files`, the files
+    that a later export may replace (`check_target`).
+    """
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     record = {**record, "files": files}
     text = json.dumps(record, indent=1, ensure_ascii=False)
