@@ -54,7 +54,9 @@ class TooLong(Exception):
 
 
 def judge(name, model_types, seconds=60):
-    """Check one class of transformers; never raises."""
+    """Check one class of transformers, on a tiny instance of its first model type; return its
+    `Verdict`, and never raise. `seconds` of CPU time are for making it, and as many for the check.
+    """
     made = Verdict(name, tuple(model_types), NOT_BUILT)
     try:
         with _budget(seconds):
@@ -80,9 +82,10 @@ def judge(name, model_types, seconds=60):
 
 def _check(model, made):
     """Check every kept set against the uncached reference, then the engines against each other,
-    then padding.
+    then padding; return the verdict `made`, completed. Raises UsageError if ulskip refuses the
+    model.
     """
-    shallow_view.num_layers(model)
+    shallow_view.num_layers(model)  # raises UsageError, as the next decoder does
     ids = random_ids(1, PROMPT_LEN)
     notes, engines = [], ["transformers"]
     decoder_for(model, KEPT_SETS[0])
@@ -121,34 +124,31 @@ def _check(model, made):
 
 
 def _differs(model, decoder, kept, ids):
-    """Compare tokens and logits under a schedule with the reference; None if they agree."""
+    """Compare tokens and logits under a schedule with the reference; describe the first difference,
+    or return None if they agree.
+    """
     ones = torch.ones_like(ids)
-    slow = DecodingConfig(name="g")
-    (tokens,) = (
-        decoder.with_engine("transformers")
-        .generate(ids, ones, DecodeContext(slow, 0, STEPS))
-        .token_ids
-    )
+    context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
+    (tokens,) = decoder.with_engine("transformers").generate(ids, ones, context).token_ids
     response = torch.tensor([tokens])
-    whole = torch.cat([ids, response], 1)
-    expected = reference_logits(model, whole[:, :-1], PROMPT_LEN, kept)[:, PROMPT_LEN - 1 :]
-    full = reference_logits(model, whole[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[
-        :, PROMPT_LEN - 1 :
-    ]
+    inputs = torch.cat([ids, response], 1)[:, :-1]
+    # [1, STEPS, vocab_size], from the last prompt position, which predicts the first new token
+    expected = reference_logits(model, inputs, PROMPT_LEN, kept)[:, PROMPT_LEN - 1 :]
+    full = reference_logits(model, inputs, PROMPT_LEN, range(NUM_LAYERS))[:, PROMPT_LEN - 1 :]
     scale = expected.std()
     if float((expected[:, 1:] - full[:, 1:]).abs().max() / scale) < 100 * NEAR:
         return "skipping does not change the logits, so the check proves nothing"
     best = expected.topk(2).values[0]
-    clear = (best[:, 0] - best[:, 1]) / scale > NEAR
+    clear = (best[:, 0] - best[:, 1]) / scale > NEAR  # False where rounding decides the token
     if not torch.equal(expected.argmax(-1)[0][clear], response[0][clear]):
         return "other tokens than the uncached reference"
     with torch.no_grad():
         prompt = encode_prompt(decoder.prompt_model, ids, ones)
-        given = predict_response(decoder.stages, prompt, response, torch.ones_like(response))
-    off = float((given - expected).abs().max() / scale)
+        logits = predict_response(decoder.stages, prompt, response, torch.ones_like(response))
+    error = float((logits - expected).abs().max() / scale)
     # Single steps of a recurrent state are rounded differently from a scan over the sequence.
     limit = NEAR * (25 if kv_cache.is_recurrent(kv_cache.new_cache(model)) else 1)
-    return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
+    return f"teacher-forced logits are off by {error:.2g}" if error > limit else None
 
 
 def _own_generate_differs(model, ids):
@@ -163,19 +163,26 @@ def _own_generate_differs(model, ids):
         0, PROMPT_LEN - 1 :
     ]
     best = logits.topk(2).values
-    clear = (best[:, 0] - best[:, 1]) / logits.std() > NEAR
+    clear = (best[:, 0] - best[:, 1]) / logits.std() > NEAR  # as in `_differs`
     return not torch.equal(logits.argmax(-1)[clear], out[0, PROMPT_LEN:][clear])
 
 
 def _kept_sets_of_one_kind(model):
-    """Make kept sets of the layers of one kind each, for a model with several kinds."""
-    kinds = [type(layer).__name__ for layer in kv_cache.new_cache(model).layers]
-    sets = [tuple(i for i, kind in enumerate(kinds) if kind == one) for one in sorted(set(kinds))]
+    """Make kept sets of the layers of one kind each, for a model with several kinds. The class of a
+    layer's cache is its kind.
+    """
+    kind_of = [type(layer).__name__ for layer in kv_cache.new_cache(model).layers]
+    sets = [
+        tuple(layer for layer in range(len(kind_of)) if kind_of[layer] == kind)
+        for kind in sorted(set(kind_of))
+    ]
     return [kept for kept in sets if 0 < len(kept) < NUM_LAYERS and kept not in KEPT_SETS]
 
 
 def _engines_differ(decoder):
-    """Compare the torch engine with transformers' generate on one batch; None if they agree."""
+    """Compare the torch engine with transformers' generate on one batch; describe the difference,
+    or return None if they agree.
+    """
     ids = random_ids(3, PROMPT_LEN, seed=1)
     context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
     tokens = [
@@ -189,26 +196,26 @@ def _engines_differ(decoder):
 
 
 def _padding(model, decoder):
-    """Check if left padding changes answers, and if it does so for the full model too; None if it
-    does not.
+    """Return a note if left padding changes answers, which is a fault of ulskip unless it does so
+    for the full model too, or if the model refuses it; None if it works.
     """
     context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
-    decoder, full = (
-        one.with_engine("transformers")
-        for one in (decoder, decoder_for(model, tuple(range(NUM_LAYERS))))
-    )
+    decoder = decoder.with_engine("transformers")
+    full = decoder_for(model, tuple(range(NUM_LAYERS))).with_engine("transformers")
 
-    def changed(one, seed=2):
+    def changed(decoder, seed=2):
+        """True if a prompt with 4 tokens of padding gets another answer than without."""
         ids = random_ids(2, PROMPT_LEN, seed=seed)
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
-        together = one.generate(ids * mask, mask, context).token_ids[0]
-        (alone,) = one.generate(ids[:1, 4:], mask[:1, 4:], context).token_ids
+        together = decoder.generate(ids * mask, mask, context).token_ids[0]
+        (alone,) = decoder.generate(ids[:1, 4:], mask[:1, 4:], context).token_ids
         return together != alone
 
     try:
         if not changed(decoder):
             return None
+        # Five prompts: rounding of the full model may not show in one of them.
         return (
             f"{PADDING_CHANGES}, of the full model too"
             if any(changed(full, seed) for seed in range(2, 7))
@@ -261,13 +268,14 @@ def _encoder_decoder(model_type):
 
 
 def _line(error):
+    """Return an error as one line: its first, or its last if the first only introduces the rest."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0] if not lines[0].endswith(':') else lines[-1]}"[:160]
 
 
 @contextmanager
 def _budget(seconds):
-    """Raise TooLong after so many seconds of CPU time of this process."""
+    """Raise TooLong in the block after so many seconds of CPU time of this process."""
 
     def stop(*_):
         raise TooLong

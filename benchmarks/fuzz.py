@@ -41,14 +41,14 @@ MODEL = ["export", "model=tiny", "ratio=4", "prompt_layers=kept", "--no-check"]
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a case: its exit code, or None and the traceback, its output, and the paths that
-    are new.
+    """The end of a case. Without an exit code, `err` has the traceback, or the reason why the
+    process ended or was ended.
     """
 
     code: int | None
     out: str
     err: str
-    new: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()  # paths that were not there before
 
 
 def problems(ending: Ending) -> Iterator[str]:
@@ -66,7 +66,7 @@ def problems(ending: Ending) -> Iterator[str]:
     if ending.code in (1, 2) and len(errors) != 1:
         yield f"{len(errors)} error lines"
     others = [line for line in lines if line not in errors and not ALLOWED.match(line)]
-    if ending.code == 2 and others:
+    if ending.code == 2 and others:  # a refused command line says nothing but its error
         yield f"{len(others)} lines beside the error"
     if ending.code == 2 and ending.new:
         yield f"left behind: {', '.join(ending.new[:3])}"
@@ -85,7 +85,9 @@ class Runner:
         self._connection: Connection | None = None
 
     def run(self, case: Any) -> Ending:
-        """Run one case; a case that hangs, or ends its process, has no exit code."""
+        """Run one case, a `Case` of fuzz_cases.py; a case that hangs, or ends its process, has no
+        exit code.
+        """
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, theirs = context.Pipe()
@@ -95,11 +97,11 @@ class Runner:
             assert self._connection.recv() == "ready"
         assert self._connection is not None
         try:
-            own, began = psutil.Process(self._process.pid), time.monotonic()
-            before = sum(own.cpu_times()[:2])
+            process, began = psutil.Process(self._process.pid), time.monotonic()
+            before = sum(process.cpu_times()[:2])  # user and system
             self._connection.send(case)
             while (
-                sum(own.cpu_times()[:2]) - before <= SECONDS
+                sum(process.cpu_times()[:2]) - before <= SECONDS
                 and time.monotonic() - began <= 4 * SECONDS
             ):
                 if self._connection.poll(min(1.0, SECONDS)):
@@ -120,6 +122,9 @@ class Runner:
 
 
 def _serve(connection: Connection, folder: Path) -> None:
+    """Run the cases that come through the connection, and send back their endings; the target of
+    the process of a `Runner`.
+    """
     os.environ.update(
         HF_HUB_OFFLINE="1",
         OMP_NUM_THREADS="1",
@@ -127,7 +132,7 @@ def _serve(connection: Connection, folder: Path) -> None:
         HOME=str(folder / "home"),
         COLUMNS="200",
     )
-    os.environ.pop("ULSKIP_DEBUG", None)
+    os.environ.pop("ULSKIP_DEBUG", None)  # unforeseen exceptions are then one line, not a traceback
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from ulskip_cli.cli.app import invoke
@@ -142,10 +147,13 @@ def _serve(connection: Connection, folder: Path) -> None:
 
 
 def run_in(folder: Path, case: Any, invoke: Callable[[Sequence[str]], int]) -> Ending:
-    """Run a case in an empty folder with its files."""
+    """Run a case in an empty folder with its files, in this process by `invoke`, with standard
+    output and error in files.
+    """
+    # New files beside `here`, which a case may write by `..`, count too.
     place = Path(tempfile.mkdtemp(dir=folder)) / "here"
     place.mkdir()
-    if case.model:
+    if case.model:  # hard links; `unlink` below keeps the change out of `base`
         shutil.copytree(folder / "base", place / "model", copy_function=os.link)
     for name, data in case.files.items():
         file = place / name
@@ -154,7 +162,7 @@ def run_in(folder: Path, case: Any, invoke: Callable[[Sequence[str]], int]) -> E
         file.write_bytes(data)
     start = Path.cwd()
     streams = [(place.parent / name).open("w+b") for name in ("out", "err")]
-    own = [os.dup(1), os.dup(2)]
+    saved_descriptors = [os.dup(1), os.dup(2)]
     before = _paths(place.parent)
     code: int | None = None
     os.chdir(place)
@@ -167,7 +175,7 @@ def run_in(folder: Path, case: Any, invoke: Callable[[Sequence[str]], int]) -> E
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for descriptor, saved in enumerate(own, 1):
+        for descriptor, saved in enumerate(saved_descriptors, 1):
             os.dup2(saved, descriptor)
             os.close(saved)
         os.chdir(start)
@@ -186,8 +194,8 @@ def _paths(folder: Path) -> set[Path]:
 
 
 @contextlib.contextmanager
-def runner() -> Iterator[Runner]:
-    """Yield a runner in a temporary folder with a small model."""
+def running() -> Iterator[Runner]:
+    """Yield a runner in a temporary folder with an empty home; it ends with the block."""
     with tempfile.TemporaryDirectory(prefix="ulskip-fuzz-") as name:
         folder = Path(name)
         (folder / "home").mkdir()
@@ -198,19 +206,21 @@ def runner() -> Iterator[Runner]:
             made.close()
 
 
-def prepare(own: Runner) -> Path:
+def prepare(runner: Runner) -> Path:
     """Write the small model that cases damage, and return its folder."""
     from fuzz_cases import Case
 
-    model = own.folder / "base"
-    ending = own.run(Case((*MODEL, "--to", str(model))))
+    model = runner.folder / "base"
+    ending = runner.run(Case((*MODEL, "--to", str(model))))
     if ending.code != 0:
         raise SystemExit(f"cannot make the model: {ending.err}")
     return model
 
 
 def draw(strategy: Any, count: int, seed: int) -> list[Any]:
-    """Return `count` cases of a hypothesis strategy."""
+    """Return at most `count` cases that a hypothesis strategy generates; hypothesis has no function
+    for that, so a test that only collects them runs.
+    """
     import hypothesis
 
     cases: list[Any] = []
@@ -231,21 +241,21 @@ def draw(strategy: Any, count: int, seed: int) -> list[Any]:
     return cases[:count]
 
 
-def report(case: Any, ending: Ending, found: Sequence[str]) -> str:
-    """Return a case with its problems as one line of JSON."""
-    damaged = {
+def report(case: Any, ending: Ending, problems_found: Sequence[str]) -> str:
+    """Return a case with its problems as one line of JSON, shortened."""
+    damaged = {  # a case with several files has damaged none
         name: data[:4000].decode(errors="backslashreplace")
         for name, data in case.files.items()
         if len(case.files) == 1
     }
-    told = {
-        "problems": found,
+    values = {
+        "problems": problems_found,
         "code": ending.code,
         "arguments": case.arguments,
         "error": ending.err[-3000:],
         "files": damaged,
     }
-    return json.dumps(told)
+    return json.dumps(values)
 
 
 def main() -> int:
@@ -271,10 +281,10 @@ def main() -> int:
     kinds: Counter[str] = Counter()
     args.write.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with runner() as own, args.write.open("w", encoding="utf-8") as written:
+    with running() as runner, args.write.open("w", encoding="utf-8") as written:
         cases = draw(lines(), args.lines, args.seed) if args.lines else []
         if args.inputs:
-            cases += draw(damaged_inputs(prepare(own)), args.inputs, args.seed)
+            cases += draw(damaged_inputs(prepare(runner)), args.inputs, args.seed)
         for number, case in enumerate(cases, start=1):
             if number % 100 == 0:
                 print(
@@ -282,17 +292,13 @@ def main() -> int:
                     file=sys.stderr,
                     flush=True,
                 )
-            ending = own.run(case)
+            ending = runner.run(case)
             codes[ending.code] += 1
             found = list(problems(ending))
             if found:
                 kinds.update(text.split(":")[0] for text in found)
-                print(
-                    f"{'; '.join(found)}: ulskip {shlex.join(case.arguments)}"[:400]
-                    .encode(errors="replace")
-                    .decode(),
-                    flush=True,
-                )
+                shown = f"{'; '.join(found)}: ulskip {shlex.join(case.arguments)}"[:400]
+                print(shown.encode(errors="replace").decode(), flush=True)  # no lone surrogates
                 written.write(report(case, ending, found) + "\n")
                 written.flush()
     print(

@@ -98,7 +98,7 @@ HOSTILE = (
         "results",
     ),
 )
-GOOD = {
+GOOD = {  # fitting values by a part of a key's type, as `ConfigKey.type` describes it
     "a whole number": ("0", "1", "2", "7"),
     "a number": ("0", "0.5", "1", "2", "3.5"),
     "true or false": ("true", "false"),
@@ -125,6 +125,7 @@ TINY_TRAINING = (
     "output=out",
     "model=tiny",
 )
+# Keys and groups that a line must not set if it decodes, or trains, because it could take minutes.
 SLOW = (
     "decoding.num_beams",
     "launcher",
@@ -166,24 +167,27 @@ def lines() -> st.SearchStrategy[Case]:
 
 @st.composite
 def inspecting(draw: st.DrawFn) -> list[str]:
-    """A line that computes nothing."""
+    """A line that computes nothing: of any command with hostile words, of a command that reads
+    rows, or of one with overrides and an option that only checks them.
+    """
     writing = ("run", "tune", "bench", "train", "export", "lm-eval")
     command = draw(st.sampled_from((*writing, "plan", "plan", "sweep", "sweep", "other", "read")))
     if command == "other":
-        command = draw(st.sampled_from([*commands(), "rnu", ""]))
-        runs = command not in ("config", "env")
+        command = draw(st.sampled_from([*commands(), "rnu", ""]))  # also names of no command
+        runs = command not in ("config", "env")  # which do not know --print-config
         words = draw(
             st.lists(st.one_of(st.sampled_from(HOSTILE), names(), option(command)), max_size=4)
         )
-        flat = [one for word in words for one in ([word] if isinstance(word, str) else word)]
+        # An option is a list of one or two words.
+        flat = [text for word in words for text in ([word] if isinstance(word, str) else word)]
         return [command, *flat, *(["--print-config"] if runs else [])]
     if command == "read":
         command = draw(st.sampled_from(("report", "score")))
-        chosen = list(chain.from_iterable(draw(st.lists(option(command), max_size=3))))
+        options = list(chain.from_iterable(draw(st.lists(option(command), max_size=3))))
         return [
             command,
             *draw(st.sampled_from((["results/x"], ["results/x", "results/x"], ["nowhere"], []))),
-            *chosen,
+            *options,
         ]
     primary = primary_of(command)
     words = [
@@ -234,45 +238,45 @@ def executing(draw: st.DrawFn) -> list[str]:
 
 @st.composite
 def override(draw: st.DrawFn, primary: str = "config", without: Sequence[str] = ()) -> str:
-    """An override of one key, with a value that often does not fit."""
+    """An override of one key, with a value that often does not fit. Keys and groups in `without`
+    are left out; if there are none, it can also be any text, or the choice of a group.
+    """
     keys, groups = keys_of(primary)
-    kept = [
+    allowed = [
         key for key in keys if key.name not in without and key.name.partition(".")[0] not in without
     ]
-    kind = draw(st.integers(0, 11))
-    if kind == 0 and not without:
+    number = draw(st.integers(0, 11))  # one in twelve is a text, two choose of a group
+    if number == 0 and not without:
         return draw(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20)))
-    if kind in (1, 2) and not without:
+    if number in (1, 2) and not without:
         group = draw(st.sampled_from(groups))
         return f"{group}={draw(st.sampled_from([*reference.group_choices(group), *HOSTILE[:20]]))}"
-    key = draw(st.sampled_from(kept))
-    good = [
+    key = draw(st.sampled_from(allowed))
+    fitting = [
         *key.choices,
         *(value for name, values in GOOD.items() if name in key.type for value in values),
         str(key.default),
     ]
-    value = draw(st.sampled_from(good if draw(st.booleans()) else HOSTILE))
-    prefix, name = (
-        draw(st.sampled_from(("", "", "", "", "", "+", "++", "~"))),
-        key.name + draw(st.sampled_from(("",) * 9 + (".x",))),
-    )
+    value = draw(st.sampled_from(fitting if draw(st.booleans()) else HOSTILE))
+    prefix = draw(st.sampled_from(("", "", "", "", "", "+", "++", "~")))  # mostly none
+    name = key.name + draw(st.sampled_from(("",) * 9 + (".x",)))  # one in ten is no key
     return f"{prefix}{name}={value}"
 
 
 def option(command: str) -> st.SearchStrategy[list[str]]:
     """Return one option of a command with a value, as words."""
     parameters = (
-        [one for one in commands()[command].params if isinstance(one, TyperOption)]
+        [param for param in commands()[command].params if isinstance(param, TyperOption)]
         if command in commands()
         else []
     )
-    found: list[st.SearchStrategy[list[str]]] = [
+    options: list[st.SearchStrategy[list[str]]] = [
         st.sampled_from([["--x"], ["--json=1"], ["-"], ["--help"]])
     ]
-    for one in parameters:
-        spelled = st.sampled_from([*one.opts, *one.secondary_opts])
-        if one.is_flag:
-            found.append(spelled.map(lambda text: [text]))
+    for param in parameters:
+        spelled = st.sampled_from([*param.opts, *param.secondary_opts])
+        if param.is_flag:
+            options.append(spelled.map(lambda text: [text]))
         else:
             values = [
                 "1",
@@ -283,8 +287,8 @@ def option(command: str) -> st.SearchStrategy[list[str]]:
                 "bleu",
                 *HOSTILE,
             ]
-            found.append(st.tuples(spelled, st.sampled_from(values)).map(list))
-    return st.one_of(found)
+            options.append(st.tuples(spelled, st.sampled_from(values)).map(list))
+    return st.one_of(options)
 
 
 def names() -> st.SearchStrategy[str]:
@@ -294,7 +298,7 @@ def names() -> st.SearchStrategy[str]:
         [
             *groups,
             *(key.name for key in keys),
-            *(f"strategy={one}" for one in reference.group_choices("strategy")),
+            *(f"strategy={choice}" for choice in reference.group_choices("strategy")),
         ]
     )
 
@@ -307,15 +311,18 @@ def commands() -> dict[str, Any]:
 
 @cache
 def keys_of(primary: str) -> tuple[list[reference.ConfigKey], tuple[str, ...]]:
-    """Return the keys of a primary config, those of every choice of its groups, and the groups."""
+    """Return the keys of a primary config (`config`, `tune` or `train`) with those of every choice
+    of its groups, and the groups.
+    """
     groups = reference.PRIMARY[primary][1]
-    inner = [
+    keys_of_groups = [
         key
         for group in groups
         for choice in reference.group_choices(group)
         for key in reference.group_keys(group, choice)
     ]
-    keys = {key.name: key for key in [*reference.top_level_keys(primary), *inner]}
+    # Several choices have the same keys.
+    keys = {key.name: key for key in [*reference.top_level_keys(primary), *keys_of_groups]}
     return list(keys.values()), groups
 
 
@@ -327,9 +334,10 @@ def rows_of_results() -> dict[str, bytes]:
 
 @cache
 def some_rows(folder: str, most: int = 6) -> list[dict[str, Any]]:
-    """Return some rows of a committed folder."""
-    found = (ROOT / "results" / folder / "runs.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in found[:: -(-len(found) // most)]]
+    """Return at most `most` rows of a committed folder, evenly spread."""
+    stored = (ROOT / "results" / folder / "runs.jsonl").read_text("utf-8").splitlines()
+    step = -(-len(stored) // most)  # rounded up
+    return [json.loads(line) for line in stored[::step]]
 
 
 def lines_of(rows: Sequence[Any]) -> bytes:

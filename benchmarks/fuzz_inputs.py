@@ -71,9 +71,10 @@ def damaged_inputs(model: Path) -> st.SearchStrategy[Case]:
 
 @st.composite
 def damaged_rows(draw: st.DrawFn) -> Case:
-    """Rows with a changed value, or a file of rows with changed bytes."""
+    """A command that reads rows with a changed value, or a file of rows with changed bytes."""
+    # A copy, because `some_rows` is cached.
     rows: list[Any] = copy.deepcopy(some_rows(draw(st.sampled_from(REPORTED))))
-    if draw(st.integers(0, 3)):
+    if draw(st.integers(0, 3)):  # three of four
         rows[0] = draw(changed(rows[0]))
         data = lines_of(rows)
     else:
@@ -98,7 +99,9 @@ def damaged_rows(draw: st.DrawFn) -> Case:
 
 @st.composite
 def damaged_model(draw: st.DrawFn, model: Path) -> Case:
-    """A model folder in which one file is changed."""
+    """A command on a copy of a model folder in which one file is changed, or training.json added;
+    config.json and training.json are drawn more often.
+    """
     names = [
         *sorted(file.name for file in model.iterdir() if file.suffix in (".json", ".safetensors")),
         "training.json",
@@ -111,23 +114,25 @@ def damaged_model(draw: st.DrawFn, model: Path) -> Case:
     )
     data = draw(damaged(source[: 2**20] if name.endswith(".safetensors") else source))
     command = draw(st.sampled_from(("plan", "plan", "plan", "run", "export", "train")))
-    own = ["model.path=./model"]
+    path = "model.path=./model"
     arguments = {
-        "plan": ["plan", *own],
-        "run": ["run", *TINY[:-1], *own],
-        "export": ["export", *own, "ratio=1.5", "prompt_layers=kept", "--to", "out", "--no-check"],
-        "train": ["train", *TINY_TRAINING[:-1], *own],
+        "plan": ["plan", path],
+        "run": ["run", *TINY[:-1], path],  # in place of model=tiny
+        "export": ["export", path, "ratio=1.5", "prompt_layers=kept", "--to", "out", "--no-check"],
+        "train": ["train", *TINY_TRAINING[:-1], path],
     }[command]
     return Case(tuple(arguments), {f"model/{name}": data}, model=True)
 
 
 @st.composite
 def damaged_config(draw: st.DrawFn) -> Case:
-    """A user's config folder with a changed file."""
+    """A command that lists or chooses a preset of a user's config folder, a damaged copy of one of
+    ulskip's presets.
+    """
     group = draw(st.sampled_from(reference.ALL_GROUPS))
     file = draw(st.sampled_from(list(reference.group_choices(group).values())))
     data = draw(changed_bytes(file.read_bytes()))
-    name = draw(st.sampled_from(("mine", file.stem)))
+    name = draw(st.sampled_from(("mine", file.stem)))  # a new name, or that of ulskip's preset
     command = draw(st.sampled_from((["plan"], ["sweep", "--dry-run"], ["run", "--print-config"])))
     listing = draw(st.sampled_from((["config", group], ["config", f"{group}={name}"])))
     choosing = (
@@ -143,7 +148,7 @@ def damaged_config(draw: st.DrawFn) -> Case:
 
 @st.composite
 def damaged_examples(draw: st.DrawFn) -> Case:
-    """A file of examples with changed values or bytes."""
+    """A command that reads a file of examples with changed values or bytes."""
     rows: list[Any] = [
         {"prompt": "der Hund", "reference": "the dog"},
         {"prompt": "die Katze", "reference": "the cat"},
@@ -187,11 +192,12 @@ def damaged(draw: st.DrawFn, source: bytes) -> bytes:
 
 @st.composite
 def changed(draw: st.DrawFn, values: Any) -> Any:
-    """A copy of JSON values of which one is changed or removed."""
+    """A copy of JSON values of which one, at any depth, is changed or removed."""
     whole = copy.deepcopy(values)
-    *parents, key = draw(st.sampled_from(list(_paths(whole)) or [()])) or (None,)
-    if key is None:
+    paths = list(_paths(whole))
+    if not paths:  # no list or object, or an empty one
         return draw(st.sampled_from(VALUES))
+    *parents, key = draw(st.sampled_from(paths))
     inner = whole
     for parent in parents:
         inner = inner[parent]
@@ -203,23 +209,23 @@ def changed(draw: st.DrawFn, values: Any) -> Any:
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the paths of all values; of a list, of its first two elements."""
+    """Yield the paths of all values, tuples of keys and indices; of a list, only those of its first
+    two elements, because the others are alike.
+    """
     if path:
         yield path
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value[:2])
-        if isinstance(value, list)
-        else ()
-    )
-    for key, one in list(inner)[:60]:
-        yield from _paths(one, (*path, key))
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value[:2]))
+    for key, inner in items[:60]:
+        yield from _paths(inner, (*path, key))
 
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes that were cut, overwritten, repeated, deeply nested or encoded otherwise."""
+    """Bytes that were removed, cut, overwritten, repeated, deeply nested or encoded otherwise."""
     at = draw(st.integers(0, len(data)))
     noise = draw(
         st.sampled_from(

@@ -51,6 +51,7 @@ TUNING += ["engine=torch", "finalists=1"]
 TUNING += ["candidates=['strategy=unified','strategy=unified correction=patch']"]
 BENCH = ["model=tiny", "engine=torch,llama_cpp", "ratio=2,3", "batch_size=1", *QUICK[2:]]
 COMMANDS = ("sweep", "bench", "train", "export", "tune")
+# Keys of a row whose values differ between two runs.
 MEASURED = re.compile(
     r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve|^resumed$"
 )
@@ -58,7 +59,7 @@ MEASURED = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """The folders of one command: the undisturbed run and the interrupted one."""
+    """One of COMMANDS, and the folder of a small model, which `train` needs."""
 
     command: str
     model: Path
@@ -87,15 +88,16 @@ def run(line: Sequence[str]) -> float:
 
 
 def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tuple[int, str]:
-    """Start a command, send a signal after a delay, and return its exit code and its last line of
-    error.
+    """Start a command, send a signal after `delay` seconds, and return its exit code and its last
+    line of error. It may have ended before the signal.
     """
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors) as process,
     ):
+        # While the interpreter starts, no program can handle a signal.
         while number != signal.SIGKILL and process.poll() is None and not handles(process.pid):
-            time.sleep(0.01)  # the interpreter starts, which no program can change
+            time.sleep(0.01)
         end = time.monotonic() + delay
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
@@ -107,12 +109,13 @@ def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tupl
 
 
 def handles(pid: int) -> bool:
-    """Return True if the program handles the signal; Python itself handles SIGINT, so SIGTERM
-    decides.
+    """Return True if the program handles signals already. Python itself handles SIGINT from the
+    start, so SIGTERM decides.
     """
     status = Path(f"/proc/{pid}/status")
-    if not status.exists():
+    if not status.exists():  # the process has ended, or the system is not Linux
         return True
+    # SigCgt is the mask of handled signals, in hexadecimal.
     caught = next(
         (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt")),
         "0",
@@ -123,15 +126,16 @@ def handles(pid: int) -> bool:
 def soak(
     place: Place, folder: Path, signals: Sequence[signal.Signals], chance: random.Random
 ) -> Iterator[str]:
-    """Yield the differences of a command that is interrupted by each signal in turn.
+    """Yield the differences of a command that is interrupted by each signal in turn. A round runs
+    it in one folder until it ends, and compares this folder with the undisturbed one.
 
     All runs write into a folder of one name, which rows and files may contain.
     """
     # A shell lets its background jobs, and so ours, ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    whole, own = folder / "whole", folder / "run"
-    seconds = run(place.line(own))
-    own.rename(whole)
+    undisturbed, interrupted = folder / "whole", folder / "run"
+    seconds = run(place.line(interrupted))
+    interrupted.rename(undisturbed)
     print(f"{place.command}: {seconds:.1f} s undisturbed", flush=True)
     codes: Counter[str] = Counter()
     rounds, left = 0, list(signals)
@@ -139,7 +143,7 @@ def soak(
         ended = False
         rounds += 1
         while left and not ended:
-            code, told = interrupt(place.line(own), left[0], chance.uniform(0, seconds))
+            code, error = interrupt(place.line(interrupted), left[0], chance.uniform(0, seconds))
             ended = code == 0
             if ended:
                 # the first run can be much slower than the later ones, and every signal must come
@@ -148,21 +152,23 @@ def soak(
             else:
                 codes[left[0].name] += 1
                 if code not in CODES[left.pop(0)]:
-                    yield f"{place.command}: exit code {code} ({told})"
+                    yield f"{place.command}: exit code {code} ({error})"
         if not ended:
-            run(place.line(own))
+            run(place.line(interrupted))
         yield from (
             f"{place.command}, round {rounds}: {text}"
-            for text in differences(place.command, whole, own)
+            for text in differences(place.command, undisturbed, interrupted)
         )
-        shutil.rmtree(own)
+        shutil.rmtree(interrupted)
     print(f"{place.command}: interrupted by {dict(codes)} in {rounds} rounds", flush=True)
 
 
 def differences(command: str, whole: Path, own: Path) -> list[str]:
-    """List the differences between what two runs of a command wrote."""
+    """List the differences between what two runs of a command wrote: `whole` is the folder of the
+    undisturbed one, `own` that of the other.
+    """
     want, got = files_of(whole), files_of(own)
-    rows: list[list[dict[str, Any]]] = []
+    rows: list[list[dict[str, Any]]] = []  # of both runs
     if command in ("sweep", "bench", "tune"):
         rows = [rows_of(whole / "x"), rows_of(own / "x")]
     if command == "tune":  # the best point, which runs last, depends on the clock
@@ -173,7 +179,7 @@ def differences(command: str, whole: Path, own: Path) -> list[str]:
         f"{name} is left over" for name in sorted(got - want)
     ]
     lines += row_differences(*rows) if rows else []
-    for name in sorted(want & got):
+    for name in sorted(want & got):  # other files, such as tables, have measured values
         if (
             name.suffix in (".safetensors", ".model")
             or name.parent.name == "generations"
@@ -181,20 +187,20 @@ def differences(command: str, whole: Path, own: Path) -> list[str]:
         ):
             lines += [] if digest(whole / name) == digest(own / name) else [f"{name} differs"]
     if command == "train":
-        a, b = (
-            unmeasured(json.loads((place / "x" / "training.json").read_text("utf-8")))
-            for place in (whole, own)
+        wanted, record = (
+            unmeasured(json.loads((folder / "x" / "training.json").read_text("utf-8")))
+            for folder in (whole, own)
         )
         lines += [
             f"training.json differs in {key}"
-            for key in sorted({*a, *b})
-            if a.get(key) != b.get(key)
+            for key in sorted({*wanted, *record})
+            if wanted.get(key) != record.get(key)
         ]
     return lines
 
 
 def files_of(folder: Path) -> set[Path]:
-    """Return the files that a run wrote, without locks and logs."""
+    """Return the files that a run wrote, relative to its folder, without locks and logs."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {path for path in found if not {".locks", "logs"} & set(path.parts)}
 
@@ -210,7 +216,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
-    """Remove measured times and memory from a row, its calibration and its patches."""
+    """Return a row without what two runs measure differently, such as times and memory, also in its
+    calibration and its patches.
+    """
     kept = {
         key: unmeasured(value) if key in ("calibration", "correction") and value else value
         for key, value in row.items()
@@ -245,12 +253,13 @@ def spread(
     count: int, commands: Sequence[str], chance: random.Random
 ) -> dict[str, list[signal.Signals]]:
     """Spread `count` of each signal over the commands, in random order."""
-    found: dict[str, list[signal.Signals]] = {command: [] for command in commands}
-    for number, one in enumerate(one for one in SIGNALS for _ in range(count)):
-        found[commands[number % len(commands)]].append(one)
-    for signals in found.values():
+    by_command: dict[str, list[signal.Signals]] = {command: [] for command in commands}
+    numbers = [number for number in SIGNALS for _ in range(count)]
+    for index, number in enumerate(numbers):
+        by_command[commands[index % len(commands)]].append(number)
+    for signals in by_command.values():
         chance.shuffle(signals)
-    return found
+    return by_command
 
 
 def main() -> int:

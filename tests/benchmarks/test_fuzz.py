@@ -10,12 +10,12 @@ SEED, LINES, INPUTS = 1, 40, 10
 
 
 def test_fifty_cases_end_as_they_should():
-    with fuzz.runner() as own:
+    with fuzz.running() as runner:
         cases = [
             *fuzz.draw(lines(), LINES, SEED),
-            *fuzz.draw(damaged_inputs(fuzz.prepare(own)), INPUTS, SEED),
+            *fuzz.draw(damaged_inputs(fuzz.prepare(runner)), INPUTS, SEED),
         ]
-        endings = [own.run(case) for case in cases]
+        endings = [runner.run(case) for case in cases]
     found = [
         (list(problems(ending)), case.arguments, ending.err[-500:])
         for case, ending in zip(cases, endings, strict=True)
@@ -26,12 +26,12 @@ def test_fifty_cases_end_as_they_should():
 
 
 def test_a_case_that_hangs_or_dies_is_a_finding_and_the_next_case_runs(monkeypatch):
-    with fuzz.runner() as own:
-        assert own.run(Case(("--version",))).code == 0
+    with fuzz.running() as runner:
+        assert runner.run(Case(("--version",))).code == 0
         monkeypatch.setattr(fuzz, "SECONDS", -1.0)
-        assert own.run(Case(("plan", "model=tiny"))).code is None
+        assert runner.run(Case(("plan", "model=tiny"))).code is None
         monkeypatch.setattr(fuzz, "SECONDS", 30.0)
-        assert own.run(Case(("--version",))).code == 0
+        assert runner.run(Case(("--version",))).code == 0
 
 
 def test_lines_have_the_options_of_their_command():
