@@ -41,10 +41,10 @@ def line(verdict: Verdict) -> str:
 def to_json(verdicts: Iterable[Verdict]) -> str:
     """Write verdicts with their versions as JSON, one class a line."""
     classes = sorted(
-        (asdict(replace(one, note=reason(one))) for one in verdicts),
-        key=lambda one: one["name"].lower(),
+        (asdict(replace(verdict, note=reason(verdict))) for verdict in verdicts),
+        key=lambda values: values["name"].lower(),
     )
-    lines = ",\n".join(f" {json.dumps(one, ensure_ascii=False)}" for one in classes)
+    lines = ",\n".join(f" {json.dumps(values, ensure_ascii=False)}" for values in classes)
     versions = f'"transformers": "{transformers.__version__}", "torch": "{torch.__version__}"'
     return f'{{{versions}, "classes": [\n{lines}\n]}}\n'
 
@@ -59,8 +59,8 @@ def reason(verdict: Verdict) -> str:
 def read(text: str) -> list[Verdict]:
     """Read the verdicts that `to_json` wrote."""
     return [
-        Verdict(**{**one, "model_types": tuple(one["model_types"])})
-        for one in json.loads(text)["classes"]
+        Verdict(**{**values, "model_types": tuple(values["model_types"])})
+        for values in json.loads(text)["classes"]
     ]
 
 
@@ -71,25 +71,25 @@ def names(verdicts: Iterable[Verdict]) -> str:
 
 
 def page(text: str) -> str:
-    """Write the page as Markdown from stored verdicts."""
+    """Return the page in Markdown from the text of `to_json`, which has the versions too."""
     verdicts, versions = read(text), json.loads(text)
-    found = {
-        outcome: [one for one in verdicts if one.outcome == outcome]
+    by_outcome = {
+        outcome: [verdict for verdict in verdicts if verdict.outcome == outcome]
         for outcome in (WORKS, REFUSED, UNDECIDED, NOT_BUILT)
     }
-    rest = len(verdicts) - sum(map(len, found.values()))
-    fast = [verdict for verdict in found[WORKS] if "fast" in verdict.engines]
-    slow = [verdict for verdict in found[WORKS] if "fast" not in verdict.engines]
-    padding = names(one for one in found[WORKS] if PADDING_CHANGES in one.note)
-    untested = [*found[UNDECIDED], *found[NOT_BUILT]]
-    kinds = sum(len(verdict.model_types) for verdict in verdicts)
+    rest = len(verdicts) - sum(map(len, by_outcome.values()))
+    fast = [verdict for verdict in by_outcome[WORKS] if "fast" in verdict.engines]
+    slow = [verdict for verdict in by_outcome[WORKS] if "fast" not in verdict.engines]
+    padding = names(verdict for verdict in by_outcome[WORKS] if PADDING_CHANGES in verdict.note)
+    untested = [*by_outcome[UNDECIDED], *by_outcome[NOT_BUILT]]
+    types = sum(len(verdict.model_types) for verdict in verdicts)
     return f"""# Supported architectures
 
 `make architectures` checks the {len(verdicts)} causal LM classes of transformers
-{versions["transformers"]} ({kinds} model types; torch {versions["torch"]}, float32). For several
+{versions["transformers"]} ({types} model types; torch {versions["torch"]}, float32). For several
 sets of kept layers, a tiny random instance must have the tokens and logits of a slow reference
-without a KV cache. {len(found[WORKS])} classes work, {rest} give wrong results,
-{len(found[REFUSED])} are refused, and {len(untested)} are not tested ([verdicts and
+without a KV cache. {len(by_outcome[WORKS])} classes work, {rest} give wrong results,
+{len(by_outcome[REFUSED])} are refused, and {len(untested)} are not tested ([verdicts and
 reasons](../benchmarks/results/architectures.json)). The lists omit the suffix `ForCausalLM`.
 
 ## Supported by `engine=torch` ({len(fast)})

@@ -29,11 +29,15 @@ POINTS = {
     "embedded model, batch size 1": ["ratio=2", "batch_size=1"],
     "SmolLM2-135M, batch size 1": [*SMOLLM2, "speed.new_tokens=16"],
 }
-OPENED, OPENED_PAIRS = 6, 3  # units that are opened anew or kept in turn, and their pairs
+# Units whose weights are packed anew or kept in turn, and the timed pairs of each.
+OPENED, OPENED_PAIRS = 6, 3
 
 
 def measure(point, with_opened):
-    """Time a point in this process, and return what the table needs."""
+    """Time one of POINTS in this process, and return its row in the JSON file. With `with_opened`,
+    its `opened` are the speedups of OPENED further units: 0, 2 and 4 run after their weights were
+    packed anew, 1, 3 and 5 with those of the unit before; else it is empty.
+    """
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
     from ulskip_cli.engines.torch import kernels
@@ -58,10 +62,10 @@ def measure(point, with_opened):
     batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
-            kernels._weights.clear()
+            kernels._weights.clear()  # the cache of packed weights
             sides = full.with_own_sessions(), decoder.with_own_sessions()
             pair = Pair(*sides, batches, context)
-            measure_pairs(pair, range(1))
+            measure_pairs(pair, range(1))  # packs them
         warm_up = measure_pairs(pair, range(1))
         unit = measure_pairs(pair, range(1, 1 + OPENED_PAIRS), warm_up)
         opened.append(median(unit.pairs.ratios()))
@@ -81,27 +85,29 @@ def spread(values):
 
 
 def line(point, rows):
-    """Make the line of a point in the table."""
-    every = [Pairs.model_validate(row["pairs"]) for row in rows]
-    found = [pairs.speedup() for pairs in every]
-    middle = median(value for value, _, _ in found)
-    inside = sum(low <= middle <= high for _, low, high in found)
-    half = median(math.log(high / low) / 2 for _, low, high in found)
-    ratios = [[math.log(ratio) for ratio in pairs.ratios()] for pairs in every]
-    units = [[math.log(ratio) for ratio in pairs.unit_ratios()] for pairs in every]
+    """Make the line of a point in the table from its rows, each of which is one process."""
+    pairs_of = [Pairs.model_validate(row["pairs"]) for row in rows]
+    speedups = [pairs.speedup() for pairs in pairs_of]  # [(value, low, high)]
+    values = [value for value, _, _ in speedups]
+    middle = median(values)
+    inside = sum(low <= middle <= high for _, low, high in speedups)
+    half = median(math.log(high / low) / 2 for _, low, high in speedups)
+    ratios = [[math.log(ratio) for ratio in pairs.ratios()] for pairs in pairs_of]
+    units = [[math.log(ratio) for ratio in pairs.unit_ratios()] for pairs in pairs_of]
     turns = [[math.log(ratio) for ratio in row["opened"]] for row in rows if row["opened"]]
-    steps = [1e3 * median(pairs.full.costs()) for pairs in every]
+    steps = [1e3 * median(pairs.full.costs()) for pairs in pairs_of]
+    # Units with even numbers begin with weights that are packed anew, the next ones keep them.
     kept = [abs(b - a) for logs in turns for a, b in zip(logs[::2], logs[1::2], strict=True)]
     anew = [abs(b - a) for logs in turns for a, b in zip(logs[1::2], logs[2::2], strict=False)]
-    return [
+    return [  # the cells of HEAD
         point,
         f"{inside} of {len(rows)}",
         f"{middle:.2f}",
-        f"{min(value for value, _, _ in found):.2f}-{max(value for value, _, _ in found):.2f}",
+        f"{min(values):.2f}-{max(values):.2f}",
         f"{math.exp(half) - 1:.1%}",
         f"{fmean(map(stdev, ratios)):.1%}",
         f"{fmean(map(stdev, units)):.1%}",
-        spread([math.log(value) for value, _, _ in found]),
+        spread([math.log(value) for value in values]),
         f"{fmean(kept):.1%} and {fmean(anew):.1%}" if kept else "–",
         f"{min(steps):.2f}-{max(steps):.2f}",
     ]
@@ -116,8 +122,8 @@ HEAD = [
 
 def table(rows):
     """Format all rows as a page with its provenance."""
-    every = {point: [row for row in rows if row["point"] == point] for point in POINTS}
-    lines = [line(point, same) for point, same in every.items() if same]
+    rows_by_point = {point: [row for row in rows if row["point"] == point] for point in POINTS}
+    lines = [line(point, rows_of) for point, rows_of in rows_by_point.items() if rows_of]
     facts = [Environment.model_validate(row["environment"], extra="ignore") for row in rows]
     versions = ", ".join(dict.fromkeys(here.version for here in facts))
     times = [row["began"] for row in rows]
@@ -135,7 +141,9 @@ def table(rows):
 
 
 def main():
-    """Time all points in turn, and write the table after each round."""
+    """Time all points in turn, each in a process of its own, which runs this file with the hidden
+    option --measure; write the table after each of them.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=120)
@@ -152,7 +160,7 @@ def main():
     for number in range(args.processes):
         began = time.monotonic()
         for point in POINTS:
-            if sum(row["point"] == point for row in rows) > number:
+            if sum(row["point"] == point for row in rows) > number:  # by an earlier call
                 continue
             command = [*args.before, sys.executable, __file__, "--measure", point]
             command += ["--opened"] * (number % 3 == 0)

@@ -57,23 +57,25 @@ class Count:
 
 
 def top_gap(decoder: Decoder, prompt: list[int], answer: list[int]) -> float:
-    """Return the gap between the torch engine's best two logits behind `answer`."""
+    """Return the gap between the torch engine's best two logits for the token after `answer`, with
+    which the answer to a prompt begins.
+    """
+    # The logits of a response predict its own tokens, so any token stands for the next one.
     ids, response = torch.tensor([prompt]), torch.tensor([[*answer, 0]])
     with torch.inference_mode():
         encoded = encode_prompt(decoder.prompt_model, ids, torch.ones_like(ids))
-        logits: Tensor = given_logits(decoder, encoded, response, torch.ones_like(response))[0][
-            0, -1
-        ]
-    first, second = logits.topk(2).values.tolist()
+        logits, _ = given_logits(decoder, encoded, response, torch.ones_like(response))
+    next_logits: Tensor = logits[0, -1]
+    first, second = next_logits.topk(2).values.tolist()
     return float(first - second)
 
 
 def tokens(decoder: Decoder, prompts: list[list[int]], context: DecodeContext) -> list[list[int]]:
     """Return the answers in the order of the prompts."""
-    found: dict[int, list[int]] = {}
+    answers: dict[int, list[int]] = {}  # by position, because batches are ordered by length
     for positions, output in generate_all(decoder, prompts, context, BatchSize(BATCH)):
-        found |= dict(zip(positions, output.token_ids, strict=True))
-    return [found[i] for i in range(len(prompts))]
+        answers |= dict(zip(positions, output.token_ids, strict=True))
+    return [answers[i] for i in range(len(prompts))]
 
 
 def described(plan: Plan) -> str:
@@ -84,7 +86,9 @@ def described(plan: Plan) -> str:
 
 
 def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object]]) -> list[Count]:
-    """Compare all engines on one model; `builds` gets the libraries' versions and builds."""
+    """Compare all engines on one model under SCHEDULES; engines that cannot run a schedule are left
+    out. `builds` gets what each engine says of its library: `package`, `version` and `build`.
+    """
     task = [
         *TASKS[name],
         *([f"task.file={data}/validation.jsonl.gz"] if data and name != "tiny" else []),
@@ -118,12 +122,12 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
                 if ours == theirs:
                     row.equal += 1
                     continue
-                at = next(
+                first_difference = next(
                     i
-                    for i, (one, other) in enumerate(zip(ours, theirs, strict=False))
-                    if one != other
+                    for i, (token, other) in enumerate(zip(ours, theirs, strict=False))
+                    if token != other
                 )
-                gap = top_gap(reference, prompt, ours[:at])
+                gap = top_gap(reference, prompt, ours[:first_difference])
                 row.near_ties += gap < NEAR_TIE
                 row.largest_gap = max(row.largest_gap, gap)
             print(row, flush=True)

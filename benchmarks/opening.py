@@ -16,7 +16,9 @@ BATCH_SIZE = 8
 
 
 def opening(folder: ResultsFolder) -> str:
-    """Return the table and its provenance in Markdown."""
+    """Return the table and its provenance in Markdown: a line for each row of unified and of all
+    layers at BATCH_SIZE, most layers first.
+    """
     records = [
         displayed(record, folder.path)
         for record in folder.records()

@@ -33,14 +33,16 @@ from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RESULTS = Path("benchmarks/results/patches-smollm2-135m.json")
-LAYERS, REPORTED, CHOOSING = 30, 20, 20
+LAYERS, REPORTED, CHOOSING = 30, 20, 20  # layers of the model, then numbers of articles
 RIDGES = {"full": DEFAULT_RIDGE, "folded": 1.0}  # by kind
-KEPT, BLOCKS = (27, 24, 20, 15), 8
+KEPT, BLOCKS = (27, 24, 20, 15), 8  # numbers of kept layers, and the blocks that are tried for each
 STRATEGIES = ("unified", "block_influence", "one_block")
 
 
 class Measurement:
-    """A model with encoded articles, and the JSON file that keeps finished measurements."""
+    """A model with encoded articles, and the measurements that the JSON file keeps by name, such as
+    `20 unified full`: the losses on the articles that report and that choose.
+    """
 
     def __init__(self, data: Path) -> None:
         self.data, self.found = data, read_object(RESULTS) or {}
@@ -66,13 +68,16 @@ class Measurement:
         self.fitter = PatchFitter(self.model, self.train, self.pad)
 
     def encoded(self, name: str) -> list[EncodedExample]:
+        """Return the articles of a file as token ids; set `pad`, the id of padding."""
         config = self.config.replace(task=self.config.task.replace(file=str(self.data / name)))
         workload = encode_workload(resolve(config), self.tokenizer)
         self.pad = workload.pad_token_id
         return workload.encoded or []
 
     def measure(self, name: str, kept: tuple[int, ...], kind: str | None = None) -> None:
-        """Measure one schedule, with patches of a kind if it is given, unless it is known."""
+        """Measure and store the losses of one schedule under a name, unless they are stored; with
+        patches of a kind if it is given.
+        """
         if name in self.found:
             return
         began = time.monotonic()
@@ -108,16 +113,21 @@ class Measurement:
                     self.measure(f"{count} {strategy} {kind}", kept, kind)
 
     def best_block(self, count: int) -> tuple[int, ...]:
-        """Return the layers beside the block that loses least with a patch."""
+        """Measure blocks of skipped layers, and return the kept layers of the one that loses least
+        with a patch on the articles that choose.
+        """
         names = []
         for first in spread(range(1, count), BLOCKS):
             names.append(f"{count} block {first}")
             self.measure(names[-1], without_block(LAYERS, count, first), "full")
-        return tuple(min(map(self.found.get, names), key=lambda one: one["choose"])["kept_layers"])
+        best = min(map(self.found.get, names), key=lambda measured: measured["choose"])
+        return tuple(best["kept_layers"])
 
 
 def page(found: dict) -> str:
-    """Return the table of decode losses in nats per token on the first 20 validation articles."""
+    """Return the table of decode losses in nats per token on the first 20 validation articles from
+    the measurements by name.
+    """
     columns = ["none", *RIDGES]
     lines = [
         [

@@ -38,15 +38,18 @@ def main() -> None:
 
     @torch.inference_mode()
     def seconds(few_tokens: int) -> float:
-        """Time a pass in which fewer tokens than these get torch's own products."""
+        """Time a pass in which inputs of at most `few_tokens` get torch's own products. Sets the
+        package's limit for it.
+        """
         float32_products.FEW_TOKENS = few_tokens
         began = time.perf_counter()
         forward_with_cache(model, ids, torch.ones_like(ids), new_cache(model), last_only=True)
         return time.perf_counter() - began
 
-    sides = [(seconds(few), seconds(args.tokens)) for _ in range(ROUNDS + 1)][1:]
-    ours, torchs = (statistics.median(side) for side in zip(*sides, strict=True))
-    ratio = statistics.median(one / other for one, other in sides)
+    # [(in float32, torch's own)], without the first round, which warms up
+    pairs = [(seconds(few), seconds(args.tokens)) for _ in range(ROUNDS + 1)][1:]
+    ours, torchs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(own / other for own, other in pairs)
     heads = ["model", "type", "tokens", "in float32, s", "torch's own, s", "ratio"]
     dtype = str(model.dtype).removeprefix("torch.")
     figures = [f"{value:.2f}" for value in (ours, torchs, ratio)]

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# Groups: the marker, its FILE, section, columns and rows, and the end.
 BLOCK = re.compile(
     r"(<!-- table: ([^ ]+)(?: \| section: ([^\n|]+?))?(?: \| columns: ([^\n|]+?))?"
     r"(?: \| rows: ([^\n]+?))? -->\n)"
@@ -26,13 +27,16 @@ def pages() -> list[Path]:
 
 
 def fill_tables(text: str) -> str:
-    """Replace the body of every marked block by the table of the file that its marker names."""
+    """Replace the body of every marked block by the table of the file that its marker names, with
+    the text around it, but without headings, lists and LEFT_OUT.
+    """
 
     def body(match: re.Match[str]) -> str:
         start, file, section, columns, rows, end = match.groups()
         text = (ROOT / file).read_text("utf-8")
         if section:
-            text = text.partition(f"\n## {section}")[2].partition("\n")[2].partition("\n## ")[0]
+            _, _, after_heading = text.partition(f"\n## {section}")[2].partition("\n")
+            text = after_heading.partition("\n## ")[0]
         lines = text.strip().splitlines()
         kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
         if columns or rows:
@@ -43,18 +47,19 @@ def fill_tables(text: str) -> str:
 
 
 def select(text: str, columns: list[str], chosen: list[str]) -> str:
-    """Reduce a table to the named columns and rows, or to all if none are named, and the paragraphs
-    after it to the provenance.
+    """Reduce the first table of a text to the named columns and chosen rows, or to all if none are
+    named, and the paragraphs after it to the last one, if that is the provenance. A row is named by
+    its first cell or its first two cells.
     """
     paragraphs = re.split(r"\n{2,}", text)
     first = next(i for i, paragraph in enumerate(paragraphs) if paragraph.startswith("|"))
     table, *notes = paragraphs[first:]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
-    places = [rows[0].index(column) for column in columns or rows[0]]
+    indices = [rows[0].index(column) for column in columns or rows[0]]
     if chosen:
-        found = (row for row in rows[2:] if {row[0], " ".join(row[:2])} & {*chosen})
-        rows = [*rows[:2], *found]
-    short = "\n".join(f"| {' | '.join(row[place] for place in places)} |" for row in rows)
+        named = (row for row in rows[2:] if {row[0], " ".join(row[:2])} & {*chosen})
+        rows = [*rows[:2], *named]  # the heads, and the line below them
+    short = "\n".join(f"| {' | '.join(row[index] for index in indices)} |" for row in rows)
     return "\n\n".join([short, *(note for note in notes[-1:] if "ulskip " in note)])
 
 

@@ -39,13 +39,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def refusals(supports: Mapping[str, frozenset[Need]]) -> Iterator[str]:
-    """Yield a list of what engines, commands or needs do not support; equal ones share an item."""
-    names: dict[frozenset[Need], list[str]] = {}
+    """Yield a list of what engines, commands or needs do not support, of which `supports` has the
+    others by name; those that do not support the same share an item.
+    """
+    names_by_supported: dict[frozenset[Need], list[str]] = {}
     for name, supported in supports.items():
-        names.setdefault(supported, []).append(name)
-    for supported, group in names.items():
+        names_by_supported.setdefault(supported, []).append(name)
+    for supported, names in names_by_supported.items():
         if supported != ALL:
-            yield f"- {', '.join(group)}: no {texts(ALL - supported)}"
+            yield f"- {', '.join(names)}: no {texts(ALL - supported)}"
     yield ""
 
 
@@ -55,14 +57,17 @@ def texts(needs: Set[Need]) -> str:
 
 
 def combinations() -> str:
-    """Return the page of combinations."""
-    kinds = {name: engine_class(name) for name in engine_names() if name != "auto"}
-    own = [name for name in kinds if kinds[name].__module__.startswith("ulskip_cli.")]
+    """Return the page of combinations: the engines of ulskip itself, not those of plugins that are
+    installed, then commands, then options.
+    """
+    classes = {name: engine_class(name) for name in engine_names() if name != "auto"}
+    builtin = [name for name in classes if classes[name].__module__.startswith("ulskip_cli.")]
     engines = {
-        f"`{name}`": kinds[name].supports
-        for name in sorted(own, key=lambda name: kinds[name].is_runtime)
+        f"`{name}`": classes[name].supports
+        for name in sorted(builtin, key=lambda name: classes[name].is_runtime)
     }
     commands = {f"`{name}`": supports for name, supports in COMMANDS.items()}
+    # Two needs work together only if both support each other.
     together = {
         need.text: frozenset(
             other for other in ALL if other in supports and need in TOGETHER.get(other, ALL)
@@ -89,7 +94,9 @@ def combinations() -> str:
 
 
 def keys() -> str:
-    """Return the page of configuration keys."""
+    """Return the page of configuration keys: those of experiments, then those that only tune and
+    only train have, then those of each group's choices.
+    """
     pages = [
         "# Configuration keys",
         "",
@@ -110,51 +117,59 @@ def keys() -> str:
 
 
 def row_keys() -> str:
-    """Return the reference of the keys of a row, which docs/results.md contains."""
+    """Return the reference of the keys of a row, which docs/results.md contains: those of `Record`
+    itself, then those of each section, the classes that it inherits from.
+    """
 
-    def lines(kind: type[Section], but: Iterable[str] = ()) -> list[str]:
-        fields = kind.model_fields
+    def lines(section: type[Section], but: Iterable[str] = ()) -> list[str]:
+        """Return the items of the list of a section's keys, without the keys `but`. Keys with the
+        same meaning, and the ends of an interval, share the item.
+        """
+        fields = section.model_fields
         ends = {f"{key}{end}" for key in fields for end in ("_low", "_high")}
-        meanings: dict[str | None, list[str]] = {}
+        keys_by_meaning: dict[str | None, list[str]] = {}
         for key in fields:
             if key not in ends.union(but):
                 name = f"`{key}`{' (`_low`, `_high`)' if f'{key}_low' in fields else ''}"
-                meanings.setdefault(fields[key].description, []).append(name)
-        return [f"- {', '.join(names)}: {text}." for text, names in meanings.items()]
+                keys_by_meaning.setdefault(fields[key].description, []).append(name)
+        return [f"- {', '.join(names)}: {text}." for text, names in keys_by_meaning.items()]
 
-    parts = lines(Record, {"folder", *(key for kind in SECTIONS for key in kind.model_fields)})
-    for kind, title in zip(SECTIONS, SECTION_TITLES, strict=True):
+    inherited = (key for section in SECTIONS for key in section.model_fields)
+    parts = lines(Record, {"folder", *inherited})  # rows do not store their folder
+    for section, title in zip(SECTIONS, SECTION_TITLES, strict=True):
         parts += [f"\n### {title}\n"]
-        if kind is LmEval:
-            parts += [f"{kind.__doc__}\n"]
-        if kind is Quality:
+        if section is LmEval:
+            parts += [f"{section.__doc__}\n"]
+        if section is Quality:
             parts += ["- `bleu`, `rouge1`, ...: the task's [metrics](your-own.md#metrics)."]
-        parts += lines(kind, metrics.METRIC_OF)
-        if kind is Point:
+        parts += lines(section, metrics.METRIC_OF)
+        if section is Point:
             parts += [f"\nSettings, repeated: {', '.join(f'`{key}`' for key in REPEATED)}."]
     return "\n".join(parts) + "\n"
 
 
 def group_section(group: str) -> Iterator[str]:
-    """Yield the choices of a group, and each of their keys once."""
+    """Yield the choices of a group, and each of their keys once, as the default choice has it, if
+    it does; the last column names the choices that have the key, unless all do.
+    """
     yield from (f"## `{group}`", "")
     choices = reference.describe_choices(group)
     yield from table(
         ["choice", ""], ([f"`{group}={name}`", cell(text)] for name, text in choices.items())
     )
-    by_name: dict[str, ConfigKey] = {}
-    users: dict[str, list[str]] = {}
+    keys_by_name: dict[str, ConfigKey] = {}
+    choices_with: dict[str, list[str]] = {}
     default = reference.default_choice(group)
     for choice in sorted(choices, key=lambda name: name != default):
         for key in reference.group_keys(group, choice):
-            by_name.setdefault(key.name, key)
-            users.setdefault(key.name, []).append(choice)
-    if by_name:
-        everywhere = len(choices)
-        rows = (
-            [*row(key)[:-1], "" if len(users[name]) == everywhere else ", ".join(users[name])]
-            for name, key in by_name.items()
-        )
+            keys_by_name.setdefault(key.name, key)
+            choices_with.setdefault(key.name, []).append(choice)
+    if keys_by_name:
+        only_with = {
+            name: "" if len(having) == len(choices) else ", ".join(having)
+            for name, having in choices_with.items()
+        }
+        rows = ([*row(key)[:-1], only_with[name]] for name, key in keys_by_name.items())
         yield from table((*HEADS[:-1], "only with"), rows)
 
 
@@ -164,7 +179,7 @@ def key_table(shown: Iterable[ConfigKey]) -> Iterator[str]:
 
 
 def row(key: ConfigKey) -> list[str]:
-    """Return the cells of a key."""
+    """Return the cells of a key in the columns HEADS."""
     kind = ", ".join(f"`{choice}`" for choice in key.choices) or cell(key.type)
     return [
         f"`{key.name}`",

@@ -39,7 +39,9 @@ def model_of(url: str) -> str:
 def measure_request(
     url: str, model: str, prompt: list[int], new_tokens: int
 ) -> tuple[float, float]:
-    """Return seconds to the first token and seconds per later token of one streamed answer."""
+    """Return seconds to the first token and seconds per later token of one streamed answer; raise
+    RuntimeError if the server reports an error, or does not send `new_tokens` tokens.
+    """
     body = {
         "model": model,
         "prompt": prompt,
@@ -47,8 +49,8 @@ def measure_request(
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        "return_token_ids": True,  # to count tokens, of which an event can have several
     }
-    body["return_token_ids"] = True
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -71,14 +73,17 @@ def measure_request(
 def measure(
     url: str, model: str, prompts: list[list[int]], concurrency: int, new_tokens: int
 ) -> dict[str, float]:
+    """Send the prompts to a server, `concurrency` at a time, and return the values of MEASURED, of
+    which the times are medians.
+    """
     start = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as pool:
         times = list(
             pool.map(lambda prompt: measure_request(url, model, prompt, new_tokens), prompts)
         )
     seconds = time.perf_counter() - start
-    rates = len(prompts) / seconds, *map(statistics.median, zip(*times, strict=True))
-    return dict(zip(MEASURED, rates, strict=True))
+    values = len(prompts) / seconds, *map(statistics.median, zip(*times, strict=True))
+    return dict(zip(MEASURED, values, strict=True))
 
 
 def random_prompts(options: argparse.Namespace) -> Iterator[list[int]]:
@@ -89,7 +94,9 @@ def random_prompts(options: argparse.Namespace) -> Iterator[list[int]]:
 
 
 def table(samples: list[dict[str, Any]], servers: list[str]) -> str:
-    """Return the table of all samples; every round has one of each server and concurrency."""
+    """Return the table of all samples; every round has one of each server and concurrency, with the
+    values of MEASURED.
+    """
     measured: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for sample in samples:
         measured.setdefault((sample["concurrency"], sample["server"]), []).append(sample)
@@ -141,9 +148,10 @@ def main() -> None:
         for concurrency in options.concurrency:
             count = max(concurrency * options.requests, options.least_requests)
             prompts = [next(source) for _ in range(count + 1)]
+            # In turns, so that a drift of the machine's speed favours no server.
             order = list(servers) if round_number % 2 else list(reversed(servers))
             for name in order:
-                # Warms caches.
+                # The prompt that does not count warms caches.
                 measure_request(servers[name], models[name], prompts[0], options.new_tokens)
                 result = measure(
                     servers[name], models[name], prompts[1:], concurrency, options.new_tokens

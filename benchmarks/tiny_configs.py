@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
+# The names that config classes give to a field, by the small value that they get.
 _BY_SIZE = """
 6: num_hidden_layers n_layer n_layers num_layers decoder_layers num_decoder_layers encoder_layers
 32: hidden_size n_embd d_model dim embedding_size word_embed_proj_dim emb_dim lm_input_size
@@ -113,30 +114,34 @@ _EXTRA_SETTINGS: dict[str, dict] = {
 
 
 def model_types():
-    """List the class names of all causal LMs with the model types that use them."""
-    found = {}
+    """Return the model types that use each class of a causal LM, by the name of the class. The
+    first one is the class's own, with which it is checked: `llama` of LlamaForCausalLM.
+    """
+    types_by_class = {}
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        found.setdefault(name, []).append(model_type)
-    # The namesake first.
+        types_by_class.setdefault(name, []).append(model_type)
     return {
-        name: sorted(kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", "")))
-        for name, kinds in found.items()
+        name: sorted(types, key=lambda type_: not name.lower().startswith(type_.replace("_", "")))
+        for name, types in types_by_class.items()
     }
 
 
 def build_config(model_type):
-    """Make a config of tiny sizes."""
-    kind = CONFIG_MAPPING[model_type]
+    """Make a config of tiny sizes; of a composite config, such as a multimodal one, the sizes are
+    those of the text model's part.
+    """
+    config_class = CONFIG_MAPPING[model_type]
     nested = [
         key
         for key in ("text_config", "decoder_config")
-        if key in getattr(kind, "sub_configs_defaults", {})
+        if key in getattr(config_class, "sub_configs_defaults", {})
     ]
     extra = dict(_EXTRA_SETTINGS.get(model_type, {}))
     if nested:
-        default = kind()
-        return kind(**{key: {**_sizes(type(getattr(default, key))), **extra} for key in nested})
-    return kind(**{**_sizes(kind), **extra})
+        default = config_class()
+        sizes = {key: {**_sizes(type(getattr(default, key))), **extra} for key in nested}
+        return config_class(**sizes)
+    return config_class(**{**_sizes(config_class), **extra})
 
 
 def build(model_type):
@@ -148,29 +153,28 @@ def build(model_type):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not (
-                parameter.is_floating_point() and parameter.requires_grad
-            ):  # sinusoidal position tables stay as they are
+            # Sinusoidal position tables stay as they are.
+            if not (parameter.is_floating_point() and parameter.requires_grad):
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim >= 2 and "A_log" not in name:
                 parameter.copy_(noise * 0.25)
-            else:
+            else:  # norms, biases and decays of states stay near their first values
                 parameter.add_(noise * 0.1)
     model.generation_config = GenerationConfig(pad_token_id=0)
     return model
 
 
-def _sizes(kind):
-    """Return the small sizes for the fields of a config class."""
-    known = {field.name for field in dataclasses.fields(kind)} | set(
-        getattr(kind, "attribute_map", {})
-    )
-    mapped = getattr(kind, "attribute_map", {})
+def _sizes(config_class):
+    """Return the small sizes for the fields of a config class. `attribute_map` has its other names
+    of fields, which are used only for fields that the class lacks.
+    """
+    mapped = getattr(config_class, "attribute_map", {})
+    known = {field.name for field in dataclasses.fields(config_class)} | set(mapped)
     sizes = {
         key: size
         for key, size in _SIZES.items()
         if key in known and not (key in mapped and mapped[key] in known)
     }
-    # MLA has one latent for all heads.
+    # MLA computes the keys of all heads from one latent, so it has as many as attention heads.
     return sizes | {"num_key_value_heads": 4} if "kv_lora_rank" in sizes else sizes

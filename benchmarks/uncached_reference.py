@@ -35,12 +35,15 @@ STACKS = [
 
 
 def reference_logits(model, ids, prompt_len, kept):
-    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch,
-    len, vocab_size].
+    """Run all layers on the prompt and the kept layers on later positions, without a cache; return
+    the logits [batch, len, vocab_size] of token ids [batch, len].
+
+    A hook on each layer runs it on all positions, and replaces its output by its input where it is
+    skipped.
     """
 
-    def make_hook(i):
-        runs = torch.tensor([True] * prompt_len + [i in kept] * (ids.shape[1] - prompt_len))
+    def make_hook(layer):
+        runs = torch.tensor([True] * prompt_len + [layer in kept] * (ids.shape[1] - prompt_len))
 
         def hook(module, args, kwargs, output):
             before = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
@@ -53,12 +56,11 @@ def reference_logits(model, ids, prompt_len, kept):
         return hook
 
     hooks = [
-        layer.register_forward_hook(make_hook(i), with_kwargs=True)
-        for i, layer in enumerate(find_layers(model))
+        module.register_forward_hook(make_hook(layer), with_kwargs=True)
+        for layer, module in enumerate(find_layers(model))
     ]
-    options = (
-        {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    )
+    takes_use_cache = "use_cache" in inspect.signature(model.forward).parameters
+    options = {"use_cache": False} if takes_use_cache else {}
     try:
         with torch.no_grad():
             return model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
@@ -68,7 +70,7 @@ def reference_logits(model, ids, prompt_len, kept):
 
 
 def find_layers(model):
-    """Find the decoder layers of a model by their attribute path."""
+    """Return the list of a model's decoder layers, found by their attribute path."""
     for path in STACKS:
         module = model
         for name in path.split("."):

@@ -74,7 +74,7 @@ SOURCES = [
 
 
 def stored_row(source: Source) -> Record:
-    """Return the row of a source."""
+    """Return the only row of a source's folder that has its values."""
     (row,) = [
         record
         for record in records(RESULTS / source.folder)
@@ -84,7 +84,9 @@ def stored_row(source: Source) -> Record:
 
 
 def records(folder: Path) -> list[Record]:
-    """Read the rows of a folder with all characters of their texts, which run again."""
+    """Read the rows of a folder; texts keep characters that a terminal cannot show, because the
+    configurations run again. `folder` of a row is where statistics find its answers.
+    """
     return [row.replace(folder=str(folder)) for row in ResultsFolder(folder).records()]
 
 
@@ -100,8 +102,9 @@ def measured_here(stored: Record) -> Record:
 
 
 def jobs_of(stored: Record) -> tuple[list[Job], Job]:
-    """Return the jobs that measure the configuration of a stored row again, and that of the row
-    itself: a run measures its baseline before, and a benchmark all layers afterwards.
+    """Return the jobs that measure the configuration of a stored row again, and among them that of
+    the row itself, which is the last of its strategy: a run measures its baseline before, and a
+    benchmark all layers afterwards.
     """
     command = stored.command
     words = [*overrides_of(stored.config, command), f"name={NAME}", f"results_dir={RESULTS}"]
@@ -113,15 +116,19 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     """Compare the figures of a stored row: its speedup, and the share of the full model's score if
     it has one. `reason` says why there is no row of this machine.
     """
-    pair = None
+    pair = None  # the comparison of both rows
     if here:
         compared = reference.compare([here], [stored], GATE)
+        # `here.reason` if the run failed; else settings differ, such as the version of the weights
         reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 
     def figure(
         what: str, shown: Sequence[str], change: Interval | None, bound: float, words: Sequence[str]
     ) -> Figure:
+        """Judge a change, which is `bound` if nothing changed; a figure holds unless the whole
+        interval is on one side of it. `shown` are the stored and the measured figure.
+        """
         if pair is None or change is None:
             judged = NOT_COMPARABLE, reason
         elif change.low is None and change.value != bound:
@@ -134,11 +141,11 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
 
     both = stored, here
     if stored.speedup:
-        change = pair and pair.speedup
-        yield figure("speedup", list(map(speed, both)), change, 1.0, ("faster", "slower"))
+        ratio = pair and pair.speedup
+        yield figure("speedup", list(map(speed, both)), ratio, 1.0, ("faster", "slower"))
     for share in shares([stored]):
-        change, what = pair and pair.quality, f"{share.title} kept"
-        yield figure(what, list(map(quality, both)), change, 0.0, ("better", "worse"))
+        difference, what = pair and pair.quality, f"{share.title} kept"
+        yield figure(what, list(map(quality, both)), difference, 0.0, ("better", "worse"))
 
 
 def speed(record: Record | None) -> str:
@@ -156,29 +163,30 @@ def quality(record: Record | None) -> str:
 
 def verify(sources: Sequence[Source], page: Path | None = None) -> int:
     """Measure the rows of all sources, print the table, write it to `page`, and return the exit
-    code.
+    code: 1 if fewer than ENOUGH of the comparable figures hold.
     """
-    found, measured = list[Figure](), list[Record]()
-    printed = list(map(stored_row, sources))
-    for number, (source, stored) in enumerate(zip(sources, printed, strict=True), start=1):
+    judged, measured = list[Figure](), list[Record]()
+    stored_rows = list(map(stored_row, sources))
+    for number, (source, stored) in enumerate(zip(sources, stored_rows, strict=True), start=1):
         print(f"{number} of {len(sources)}: {source.page}", file=sys.stderr, flush=True)
         try:
             measured.append(measured_here(stored))
         except (UsageError, RunError) as error:
-            found += figures(source.page, stored, None, str(error))
+            judged += figures(source.page, stored, None, str(error))
         else:
-            found += figures(source.page, stored, measured[-1])
+            judged += figures(source.page, stored, measured[-1])
+    # attributes of `Figure` by the titles of their columns
     titles = {"figure": "name", "stored": "stored", "this machine": "here", "verdict": "judged"}
     columns = [Column(title, name) for title, name in titles.items()]
-    table = TableSection.of("", found, columns, words=len(columns))
+    table = TableSection.of("", judged, columns, words=len(columns))
     print(markdown(table))
     for warning in rows.warnings(measured):
         print(f"warning: {warning}")
-    comparable = [figure for figure in found if figure.verdict != NOT_COMPARABLE]
+    comparable = [figure for figure in judged if figure.verdict != NOT_COMPARABLE]
     holding = sum(figure.verdict == HOLDS for figure in comparable)
-    rest = len(found) - len(comparable)
+    rest = len(judged) - len(comparable)
     count = f"{holding} of {len(comparable)} figures hold" + f", {rest} not comparable" * (rest > 0)
-    if others := machines(printed) - machines(measured):
+    if others := machines(stored_rows) - machines(measured):
         here, there = ("; ".join(sorted(names)) for names in (machines(measured), others))
         count += f"; measured on {here}, some stored figures on {there}"
     print(count)
