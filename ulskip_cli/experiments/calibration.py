@@ -143,7 +143,7 @@ class HeldOutEvaluator:
     @cached_property
     def _fitter(self) -> PatchFitter:
         encoded = self.workload.encoded
-        return self.fitter(encoded[1::2] or encoded)
+        return self.fitter(encoded[1::2] or encoded)  # one example alone has no other half
 
     def score(self, kept_layers: Sequence[int]) -> float:
         """Return the primary score of answers with the run's decoding settings. Finished batches
@@ -164,8 +164,9 @@ class HeldOutEvaluator:
             if self.corrects:
                 evaluator = HeldOutEvaluator(config, loaded, other, progress)
                 adapter, _ = evaluator.calibrate_patches(plan)
-            read = [_token_ids(each.encoded) for each in (part, other)]
-            name = key(CALIBRATION, config.identity(), loaded.files.fingerprint, plan, read)
+            # The patches come from the other half, so answers depend on both.
+            texts = [_token_ids(half.encoded) for half in (part, other)]
+            name = key(CALIBRATION, config.identity(), loaded.files.fingerprint, plan, texts)
             path = ResultsFolder.of(config).path / "calibrations" / f"{name}.jsonl"
             checkpoints = BatchCheckpoints(path, {}, time.monotonic())
             decoder = Decoder(loaded.model, plan, adapter=adapter)
@@ -195,6 +196,7 @@ class HeldOutEvaluator:
         config, workload, strategy = self.config, self.workload, self.config.strategy
         if strategy.is_calibrated:
             return config, None
+        # A strategy names in `calibrated_for` which of these its calibration depends on.
         depends = {
             "num_kept": self._request.num_kept,
             "decoding": [_without_name(config.decoding), config.answer_tokens],
@@ -220,8 +222,8 @@ class HeldOutEvaluator:
         if not isinstance(stored.get("options"), dict):
             self.progress.phase("calibrate")
             torch.manual_seed(config.seed)
-            found = strategy.calibrate(self._request, self)
-            stored = {"id": name, "examples": len(workload.examples), **asdict(found)}
+            calibration = strategy.calibrate(self._request, self)
+            stored = {"id": name, "examples": len(workload.examples), **asdict(calibration)}
             write_atomic(path, json.dumps(stored, indent=1) + "\n")
         calibrated = changed_choice(strategy, stored["options"], "strategy.")
         return config.replace(strategy=calibrated), stored
@@ -267,12 +269,12 @@ class HeldOutEvaluator:
         self, plan: Plan, examples: Sequence[EncodedExample]
     ) -> tuple[SkipAdapter, Row]:
         """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on
-        all responses.
+        all responses. Return the patches and the notes that their record stores of the fit.
         """
         kind, num_prompts = self._patch_kind, len(self.workload.prompts)
         choosing: list[EncodedExample] = []
         fitting: list[EncodedExample] = []
-        for i, example in enumerate(examples):
+        for i, example in enumerate(examples):  # `examples` go through all prompts, then again
             (fitting if i % num_prompts % CHOICE_SHARE else choosing).append(example)
         fitter, texts = self.fitter(fitting or examples), self.forced_texts(choosing)
 
@@ -301,7 +303,7 @@ class HeldOutEvaluator:
     def _responses(self, file: Path) -> list[EncodedExample]:
         """Return the references, and if they have fewer than `ENOUGH_TOKENS` tokens also the full
         model's own answers, as many as are missing, but not more than `_most_samples` to each
-        prompt.
+        prompt. `file` stores the own answers.
         """
         config, workload = self.config, self.workload
         context = greedy_context(workload.pad_token_id, config.answer_tokens, config.seed)

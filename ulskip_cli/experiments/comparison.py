@@ -107,7 +107,7 @@ class PromptComparer:
         while True:
             try:
                 on_text(side, text.piece(next(generation)[0].tolist()))
-            except StopIteration as finished:
+            except StopIteration as finished:  # its value is what the generator returns
                 output: BatchOutput = finished.value
                 on_text(side, text.piece(output.token_ids[0], is_last=True))
                 return output

@@ -95,7 +95,9 @@ def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
 
 
 def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:
-    """Return the answers of a batch as texts, which end before the first stop string."""
+    """Return the answers of a batch as texts, which end before the first stop string. Each has the
+    seconds of the whole batch.
+    """
     assert context.tokenizer is not None
     answers, seconds = list[Answer](), (output.prefill_seconds, output.decode_seconds)
     for ids, hit in zip(output.token_ids, output.hit_max_length, strict=True):
@@ -166,7 +168,9 @@ def _line(batch: FinishedBatch) -> str:
 
 
 def _in_order(lines: Sequence[Row], order: Sequence[int]) -> Iterator[FinishedBatch]:
-    """Yield the stored batches up to one of an earlier version or of other prompts."""
+    """Yield the stored batches, and stop before the first that another version wrote or whose
+    prompts are not the next ones in `order`.
+    """
     start = 0
     for line in lines:
         try:
@@ -206,7 +210,7 @@ def generate_answers(
     name, size = config.strategy.name, BatchSize(config.batch_size)
     context = decode_context(config, workload)
     checkpoints.resume(longest_first(list(map(len, workload.prompts))))
-    finished = checkpoints.finished
+    finished = checkpoints.finished  # the list to which `checkpoints.add` appends
     if finished:
         size.used = finished[-1].batch_size
     num_finished = sum(len(batch.positions) for batch in finished)
@@ -287,7 +291,8 @@ def score_answers(
     baseline_hypotheses: list[str] | None,
     progress: ProgressCallback,
 ) -> Quality:
-    """Score answers by the task's metrics, which prompts without references do not have.
+    """Score answers by the task's metrics; prompts without references have only the counts that
+    need none. `baseline_hypotheses` are None for a run without a baseline to compare with.
 
     Raises RunError if the baseline has another number of answers.
     """
@@ -344,6 +349,8 @@ def measure_by_teacher_forcing(
             raise InvalidLogitsError(f"a decode loss of {scores.decode_loss}")
         values["decode_loss"] = scores.decode_loss
         values["decode_loss_mean_kept_layers"] = scores.exits.mean_depth
+    # Of each answer: tokens that agree, sum of the KL divergences, tokens; then tokens that agree,
+    # and all, of those that do not copy the prompt ("new").
     sums: list[list[float]] = []
     for answer in scores.answers:
         is_new = ~is_copy(texts.prompts[answer.index], texts.answers[answer.index])
@@ -367,6 +374,7 @@ def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:
     >>> is_copy([1, 2, 3, 9], [1, 2, 3, 4]).tolist()
     [False, False, True, False]
     """
+    # -1 is no token: even a prompt of one token has two places before the answer.
     known, text = set(zip(prompt, prompt[1:], prompt[2:], strict=False)), [-1, *prompt, *answer]
     ends = text[-len(answer) - 2 :]
     return np.array([words in known for words in zip(ends, ends[1:], ends[2:], strict=False)])
@@ -375,11 +383,12 @@ def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:
 def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
-    Each answer has a sum and a number of positions. Empty without answers.
+    `sums` and `counts` have the sum over the positions of each answer and their number. Without
+    answers, return {}; else the fields `key`, `key_low` and `key_high` of a row.
     """
     if not len(sums):
         return {}
-    drawn = resamples(len(sums))
+    drawn = resamples(len(sums))  # indices of answers, [resample, answer]
     low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
     mean = sums.sum() / counts.sum()
     return Interval(float(mean), float(low), float(high)).row(key)

@@ -78,6 +78,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
     fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     # The points check the keys that the first composition drops.
     grid = _composed(fixed, GROUPS, (), command)[0].sweep
+    # values that the experiment sweeps, as overrides; those of the command line win
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
     swept = [override for override in parsed if override.is_sweep_override()]
     axes = {
@@ -90,6 +91,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
             f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into"
             " several sweeps"
         )
+    # swept config groups, e.g. strategy, whose choices have different keys
     groups = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
     for values in product(*axes.values()):

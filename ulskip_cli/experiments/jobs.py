@@ -100,10 +100,12 @@ def make_jobs(
             name = _label(full.config, varied)
             baseline = Job(full.config, full.identity, name, full, requested=False)
             jobs.setdefault(full.run_id, baseline)
+        # An earlier point may have added this job as its baseline.
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
         if job.point and command == "bench" and not config.baseline_engine:
-            over = baseline_config(config).replace(baseline_engine=configs[0].engine.name)
-            waiting[:0] = [over] * over.crosses_engines
+            # The full model of this engine, compared with that of the first, comes next.
+            full_config = baseline_config(config).replace(baseline_engine=configs[0].engine.name)
+            waiting[:0] = [full_config] * full_config.crosses_engines
     refused = [job.refused for job in jobs.values() if job.requested]
     if refused[0] and all(refused):
         raise refused[0]
@@ -111,6 +113,9 @@ def make_jobs(
 
 
 def _label(config: Config, varied: Sequence[Key], command: str = "run") -> str:
+    """Name a point by strategy, ratio and the settings that vary within the sweep, e.g. `unified
+    ratio 2 batch 8`.
+    """
     words = [config.strategy.name]
     if config.strategy.follows_ratio:
         words.append(f"ratio {config.ratio:.4g}")
@@ -136,6 +141,7 @@ class SweepOutcome:
         """Return the object that `--json` prints: the row of a single point, or all rows and
         failures.
         """
+        # Of a single point, the last row is its own; its baseline's comes before.
         rows = [record.to_row() for record in self.records.values()]
         return rows[-1] if self.num_requested == 1 else {"rows": rows, "failed": self.failures}
 
@@ -175,8 +181,10 @@ class Sweep:
         config = self.jobs[0].config
         self.folder, self._launcher = ResultsFolder.of(config), config.launcher
         self._settled: dict[str, Record] = {}
+        # by identifier: the number of each row in the file, and its record, oldest first
         self._records: dict[str, list[tuple[int, Record]]] = {}
         count = self.refresh()
+        # Rows from this number on are new: this sweep appended them.
         self._began = count if self.since is None else self.since
 
     def run(self) -> SweepOutcome:
@@ -188,6 +196,7 @@ class Sweep:
         """
         jobs, observer, is_worker = self.jobs, self.observer, self.since is not None
         self.folder.check_writable()
+        # A forced run starts over: it does not resume at stored batches.
         for job in jobs if self.force and not is_worker else ():
             self.folder.checkpoint_path(job.id).unlink(missing_ok=True)
         self.update(is_new=False)
@@ -233,7 +242,8 @@ class Sweep:
     def record(self, job: Job) -> Record | None:
         """Return the record that settles a job, or None if the job has to run.
 
-        Complete runs of earlier sweeps settle a job, but failed runs do not.
+        Complete runs of this sweep settle it, and those of earlier sweeps that count here. A failed
+        run settles it only within this sweep, but a point that is not applicable stays settled.
         """
         records = self._records.get(job.id)
         if not records:
@@ -256,6 +266,7 @@ class Sweep:
         if job.refused:
             record = job.failure_record(job.refused)
             return record.status, record.reason or ""
+        # the first line has the origin
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
         notes = [f"finished batches: {num_batches}"] if num_batches > 0 else []
         return TO_DO, "; ".join(filter(None, [*notes, self.why_again(job)]))

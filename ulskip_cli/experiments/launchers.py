@@ -154,8 +154,7 @@ def on_ray(
     except (ValueError, TypeError) as error:
         ray.shutdown()
         raise _refused("ray", "launcher.options", error) from None
-    folder = str(Path.cwd())
-    tasks = [task.remote(command, threads, folder) for _ in range(size)]
+    tasks = [task.remote(command, threads, str(Path.cwd())) for _ in range(size)]
     try:
         yield lambda: len(ray.wait(tasks, num_returns=len(tasks), timeout=0)[1])
     finally:

@@ -115,6 +115,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Score]:
+        """Return the scores of continuations in the order of the requests; `HFLM` calls it."""
         if self._is_one_model:
             harness_scores: list[Score] = super()._loglikelihood_tokens(
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
@@ -127,6 +128,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         for positions, batch_scores in in_batches(order, size, partial(self._scored, requests)):
             for position, score in zip(positions, batch_scores, strict=True):
                 scores[position] = score
+                # The harness's cache stores scores by request; a piece of a long text has none.
                 if requests[position][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[position][0], score)
         return [scores[i] for i in range(len(requests))]
@@ -162,6 +164,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         """
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         eos = self.loaded.model.generation_config.eos_token_id
+        # The harness adds the text of EOS to the stop strings, but decoding ends at its id.
         ends = self.tokenizer.batch_decode(
             [[end] for end in ([eos] if type(eos) is int else eos or [])]
         )
@@ -174,6 +177,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         decoding = parse(DecodingConfig, decoding.plain() | given)
         check(self.ulskip_config.replace(decoding=decoding).needs())
         self._batches += 1
+        # More than the batches of a run, so that runs of two seeds have no seed in common.
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
         length, pad = max_length - context.shape[1], self.tokenizer.pad_token_id
         how = DecodeContext(decoding, pad, length, seed, self.tokenizer)
@@ -255,13 +259,14 @@ def make_records(results: Row, shared: Record) -> list[Record]:
     if seeds != DEFAULT_SEED:
         options["seed"] = seeds
     records = []
-    for task in results["configs"]:
+    for task in results["configs"]:  # of the tasks alone; "results" has groups too
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
         values = results["results"][task].items()
         record = shared.replace(
             num_examples=num_examples,
             lm_eval_task=task,
             lm_eval={
+                # the harness's keys are "metric,filter", e.g. "acc,none"
                 metric.removesuffix(",none").replace(",", " "): value
                 for metric, value in values
                 if isinstance(value, (int, float)) and metric not in ("sample_len", "sample_count")

@@ -106,15 +106,16 @@ class Pair(NamedTuple):
         exit, if they differ in engine; decoders that were asked for different engines may differ.
         """
         context, decoding = replace(self.context, pause_every=pause_every), self.context.decoding
+        # the number of tokens that each side must generate; None: until EOS
         forced = None if decoding.draft_tokens or self.strategy.exits else context.max_new_tokens
         batch = self.batches[number % len(self.batches)]
         sides = [(self.strategy, context)]
         if self.full:
             sides.append((self.full, replace(context, decoding=decoding.without_drafts())))
-        order = 1 if number % 2 else -1
+        order = 1 if number % 2 else -1  # -1: the full model starts
 
         def generate() -> list[BatchOutput]:
-            runs = [side.run(*batch, own, forced) for side, own in sides]
+            runs = [decoder.run(*batch, settings, forced) for decoder, settings in sides]
             return take_turns(runs[::order])[::order]
 
         outputs = generate()
@@ -166,6 +167,7 @@ def bandwidth_meter(device: torch.device) -> Callable[[], float]:
     size = READ_BYTES
     if device.type == "cpu":
         size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+    # float32, whose number is a multiple of the streams
     flat = torch.ones(max(1, size // 32) * 8, device=device)
     reads: list[Callable[[], object]] = [
         *(partial(torch.sum, flat.view(streams, -1), dim=1) for streams in STREAMS),
@@ -201,6 +203,7 @@ def measure_units(
     read_rate = bandwidth_meter(pair.strategy.device)
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
 
+    # After the first `UNITS`, a unit that would end after `speed.seconds` is not begun.
     while (num_units := len(timed.units)) < UNITS or not (
         elapsed * (1 + 1 / num_units) > speed.seconds or timed.pairs.is_precise
     ):

@@ -52,6 +52,7 @@ class ResolvedPoint:
 class Resolver:
     """Resolves configurations; data and model files are read once and reused for later points."""
 
+    # by the hash of task, offset and limit; an error is raised again for each point with these data
     _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
     _files: dict[str, ModelFolder] = field(default_factory=dict)
 

@@ -186,13 +186,17 @@ class Side(Section):
     linear_backend: Text = None
 
     def costs(self, with_prompt: bool = False) -> list[float]:
-        """Return the decode seconds per token of each pair, or those `with_prompt`."""
+        """Return for each pair the decode seconds per decoded token or, `with_prompt`, the seconds
+        until the first token and of decoding per generated token.
+        """
         if not with_prompt:
             tokens = self.decoded_tokens or ()
-            return [a / max(1, b) for a, b in zip(self.decode_seconds, tokens, strict=True)]
+            counts = zip(self.decode_seconds, tokens, strict=True)
+            # An answer of EOS alone has no decoded token.
+            return [seconds / max(1, count) for seconds, count in counts]
         totals = zip(self.first_token_seconds or (), self.decode_seconds, strict=True)
         tokens = self.generated_tokens or ()
-        return [(a + b) / c for (a, b), c in zip(totals, tokens, strict=True)]
+        return [sum(seconds) / count for seconds, count in zip(totals, tokens, strict=True)]
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -224,6 +228,7 @@ class Pairs(Section):
         """Refuse lists with another number of values than there are pairs."""
         count = len(self.strategy.decode_seconds)
         for side in filter(None, (self.strategy, self.full)):
+            # A speedup needs these counts, so that a missing list is refused like an empty one.
             lists = {"decoded_tokens": ()} if self.full else {}
             lists |= {key: values for key, values in side if isinstance(values, tuple)}
             for key, values in lists.items():
@@ -249,25 +254,28 @@ class Pairs(Section):
         return len(self.unit_ratios()) if self.full else len(self.units)
 
     def unit_ratios(self, with_prompt: bool = False) -> list[float]:
-        """Return the speedup of each unit, the median of its pairs. A pair counts if both sides
-        decoded a token, which an answer of EOS alone does not need, unless no pair does.
+        """Return the speedup of each unit, the median of its pairs. A pair in which a side decoded
+        no token (its answers are EOS alone) does not count, unless all pairs are such. A unit
+        without a pair that counts is left out.
         """
         assert self.full
         decoded = self.full.decoded_tokens or (), self.strategy.decoded_tokens or ()
         have_tokens = list(map(all, zip(*decoded, strict=True)))
         pairs, medians = zip(self.ratios(with_prompt), have_tokens, strict=True), list[float]()
         for unit in self.units:
-            unit_pairs = islice(pairs, unit.pairs)
+            unit_pairs = islice(pairs, unit.pairs)  # the next ones: `pairs` is an iterator
             ratios = [ratio for ratio, has in unit_pairs if has or not any(have_tokens)]
             medians += [median(ratios)] if ratios else []
         return medians
 
     @property
     def is_precise(self) -> bool:
-        """True if the interval reaches at most `precision` of the speedup to each side."""
+        """True if the interval reaches at most `precision` of the speedup to each side, or if the
+        strategy was timed alone or no precision was asked for.
+        """
         if self.full is None or self.precision is None:
             return True
-        value, _, high = self.speedup()
+        value, _, high = self.speedup()  # the upper end is the farther one (an interval of logs)
         return self.num_units >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
     def speedups(self) -> Row:
@@ -672,8 +680,9 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
 
     @property
     def kept(self) -> Interval | None:
-        """The kept share of the full model's primary score, which can exceed 1. Fewer than
-        `MIN_FOR_STARS` examples have no interval, because a bootstrap over so few has no power.
+        """The kept share of the full model's primary score, which can exceed 1. Without a
+        comparison it is 1 for the full model and None for others. Fewer than `MIN_FOR_STARS`
+        examples have no interval, because a bootstrap over so few has no power.
         """
         metric = self.primary or ""
         score, compared = self.value(metric), self.vs_baseline.get(metric)
@@ -768,6 +777,7 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return self._ratio("end_to_end_speedup")
 
     def _ratio(self, key: str) -> Interval | None:
+        """Return the speedup of a key, without an interval if fewer than `UNITS` units count."""
         if self.value(key) is None:
             return None
         has_few = self.pairs is not None and self.pairs.num_units < UNITS
@@ -837,7 +847,9 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
 
     @property
     def layers(self) -> str | None:
-        """Kept and all layers, e.g. 6/12; `8/12 for 4` tells that the ratio asks for 4."""
+        """Kept and all layers, e.g. 6/12; `8/12 for 4` tells that the ratio asks for 4. A mean
+        depth, e.g. 4.5/12, is shown without the request.
+        """
         if self.kept_layers is None:
             return None
         wanted = f"{self.target_kept_layers or 0:g}"
@@ -950,6 +962,9 @@ DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
 
 
 def _columns() -> Iterator[tuple[str, Column]]:
+    """Yield every column with its key: the attribute of a record that it shows, or the declaring
+    field if a function makes the text.
+    """
     yield "label", Column("strategy", "label", first=True)
     yield "target_speedup", Column("target", "target_speedup", ".4g")
     for key, shown in _SHOWN.items():
@@ -971,6 +986,7 @@ def read(line: str | bytes) -> Record:
     except (UsageError, ValidationError) as error:
         reason: object = error
         if isinstance(error, ValidationError):
+            # The location of an error is empty if the line is no JSON object at all.
             is_row = error.errors(include_url=False)[0]["loc"]
             got = "expected a JSON object, got a line that is damaged or cut off"
             reason = misfit(Record, error) if is_row else got
@@ -979,17 +995,17 @@ def read(line: str | bytes) -> Record:
 
 def _parse(line: str | bytes) -> Record:
     """Read a row; if it has unknown keys, leave them out and read it again."""
-    row = Record.model_validate_json  # JSON mode: a list is a tuple
+    validate = Record.model_validate_json  # JSON mode: a list is a tuple
     try:
-        return row(line, strict=True)
+        return validate(line, strict=True)
     except ValidationError as error:
         unknown = [part["loc"] for part in error.errors() if part["type"] == "extra_forbidden"]
         if not unknown:
             raise
     values = json.loads(line)
-    for *sections, key in unknown:
+    for *sections, key in unknown:  # e.g. ("environment", "unknown_key")
         section = values
         for part in sections:
             section = section[part]
         del section[key]
-    return row(json.dumps(values), strict=True)
+    return validate(json.dumps(values), strict=True)

@@ -82,7 +82,7 @@ class Session:
 
     def load(self, config: ModelConfig, seed: int) -> LoadedModel:
         """Return the loaded model; only the last model stays in memory."""
-        wanted = config, seed if config.source == "random" else 0
+        wanted = config, seed if config.source == "random" else 0  # the seed draws random weights
         if self._model is None or self._model[0] != wanted:
             self._model = self._full = None  # a decoder would keep the weights that are freed here
             free_unused_memory()
@@ -95,8 +95,9 @@ class Session:
         return self._model[1]
 
     def decoders(self, run: "PreparedRun") -> tuple[Decoder, Decoder]:
-        """Return the decoders of the full model and of the schedule; without skipped layers a
-        library holds one copy of the weights for both. All points share the full model's.
+        """Return the decoders of the full model and of the schedule; all points share the full
+        model's. A baseline is timed against itself: in a library one decoder is both sides, so
+        that the library holds the weights once, and in torch each side has its own sessions.
         """
         config, loaded = run.point.config, run.loaded
         decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
@@ -205,10 +206,11 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     if config.speed.enabled:
         # The full model against itself shows noise alone.
         share = NOISE_SHARE if run.is_baseline else 1
-        seconds, new_tokens = share * config.speed.seconds, run.plan.timed_tokens
-        speed = config.speed.replace(seconds=seconds, new_tokens=new_tokens)
-        side, timing = full if config.baseline else None, config.replace(speed=speed)
-        timed = time_pairs(side, decoder, workload, timing, progress)
+        speed = config.speed.replace(
+            seconds=share * config.speed.seconds, new_tokens=run.plan.timed_tokens
+        )
+        side = full if config.baseline else None
+        timed = time_pairs(side, decoder, workload, config.replace(speed=speed), progress)
     progress.phase("write")
     if answers:  # with their row, because an earlier row keeps its answers until then
         folder.save_generations(point.run_id, answers.generations)
@@ -276,7 +278,9 @@ def store_record(
     answers: GeneratedAnswers | None,
     **values: object,
 ) -> Record:
-    """Make the record of a measured point, store it with its warnings, and return it."""
+    """Make the record of a measured point, store it with its warnings, and return it. `values` are
+    further fields of the record.
+    """
     config, plan, workload = run.point.config, run.plan, run.workload
     pairs = timed.strategy if timed else ()
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")

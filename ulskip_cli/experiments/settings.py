@@ -72,6 +72,7 @@ def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
     """Return the values of a configuration that a command uses and that change its results."""
 
     def walk(options: Options, prefix: str, choice: str) -> Iterator[tuple[Key, object]]:
+        """Yield the settings of options; `choice` names the preset that they belong to, if any."""
         for name, value in options:
             key = f"{prefix}{name}"
             if not config.changes_results(key, command):

@@ -158,6 +158,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     """Return the difference over the examples that both records answered: SAME if the answers are
     equal, or None if too few are shared or reports do not compute the metric.
     """
+    # of `new` and `old`: hypotheses by (source, reference)
     sides = [_hypotheses(record.folder, record.id) for record in (new, old)]
     shared = [example for example in sides[0] if example in sides[1]]
     if not shared or len(shared) < min(MIN_FOR_STARS, max(map(len, sides))):
@@ -178,6 +179,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
 
 @cache
 def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
+    """Return the stored hypotheses of a run by (source, reference)."""
     answers = read_answers(folder, run_id)
     return {(answer["source"], answer["reference"]): answer["hypothesis"] for answer in answers}
 
@@ -221,10 +223,11 @@ def _score(record: Record, metric: str) -> tuple[Interval, float]:
 
 
 def speed_ratio(new: Record, old: Record, confidence: float = CONFIDENCE) -> Interval | None:
-    """Divide `new`'s measured speedup by `old`'s, with an interval, which is that of 95% for rows
-    without pairs; return None if a speedup was not measured.
+    """Divide `new`'s measured speedup by `old`'s; return None if one was not measured. A row
+    stores the 95% interval alone: that of another confidence is computed from the timed pairs,
+    and a row without pairs keeps the stored one.
     """
-    logs = []
+    logs = []  # a ratio is a difference of logarithms, whose intervals can be subtracted
     for record in (new, old):
         speedup, pairs = record.speedup, record.pairs
         if speedup is None:
@@ -236,8 +239,8 @@ def speed_ratio(new: Record, old: Record, confidence: float = CONFIDENCE) -> Int
 
 
 def sentence(record: Record) -> str:
-    """Return the result of a record in words: depth, speed, score and agreement. Speed and quality
-    of two depths are two sentences, each with its depth.
+    """Return the result of a record in words: depth, speed, score and agreement. If the timed pairs
+    ran another mean depth than the evaluated answers, speed and quality are two sentences.
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."

@@ -130,7 +130,7 @@ def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
     """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of at most `MAX_RUNS`
     runs. Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
     """
-    names = {
+    names = {  # by `Record.key`
         row.key: group.called(row)
         if row.target_speedup and not row.keeps_all
         else group.approach(row)
@@ -165,7 +165,8 @@ def _data_set(
     texts: dict[str, int],
 ) -> DataSet:
     """Return the examples of one data set and the runs on them; runs that answered other examples
-    are left out.
+    are left out. `rows` are by their index on the page, `names` by `Record.key`. `texts` maps each
+    text to its position; new texts are added to it.
     """
 
     def position(text: str) -> int:
@@ -191,6 +192,7 @@ def _data_set(
             name, colour = names[rows[i].key], strategy_colour(rows[i].label)
             runs.append(Run(i, name, colour, outputs, flags))
     ran = [rows[run.row] for run in runs]
+    # of each label the run with the smallest batch
     picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in _by_label(runs))
     _tell_apart(runs, ran)
     for run, row in zip(runs, ran, strict=True):
@@ -221,7 +223,9 @@ def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
 
 
 def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
-    """Compare every answer with its reference and with the full model's answer."""
+    """Compare every answer with its reference and with the full model's answer; return the results
+    of `compare_texts` by "base,text", two positions in `texts`.
+    """
     pairs = set[tuple[int, int]]()
     for data_set in sets:
         references = [int(example["reference"]) for example in data_set.examples]

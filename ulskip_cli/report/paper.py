@@ -47,6 +47,9 @@ def table4(records: Sequence[Record]) -> list[TableSection]:
 
 
 def _table4(group: Group) -> TableSection:
+    """Make the table of a group: a line shows the record of the smallest batch size that finished,
+    and the tokens/s of all batch sizes.
+    """
     points, metric = group.points(), primary(group.records) or ""
     tokens_per_second = Column("", "timed_tokens_per_second", ".0f")
 
@@ -90,6 +93,7 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
     rows, sections = read_records([PAPER]), list[TableSection]()
 
     def share(record: Record) -> float | None:
+        # The first of the paper's rows is the full model.
         is_paper = record.folder == str(PAPER)
         return record.value("bleu") / rows[0].value("bleu") if is_paper else record.kept_share
 

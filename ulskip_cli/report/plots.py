@@ -93,6 +93,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     axes.set_title(shortened(group.label, MAX_TITLE))
     metric = str(primary(group.records))
     compared = rows[0].vs_baseline.get(metric)
+    # the points (speed, quality) of the full model, and at the gate: one each or none
     full = _draw_full(axes, compared.full, gate) if compared else []
     at_gate = [(1.0, gate * value) for _, value in full]
     _limit_to(axes, [*(_at(row, metric) for row in rows), *full, *at_gate])
@@ -121,6 +122,7 @@ def _speedup(row: Record) -> float:
 
 
 def _at(row: Record, metric: str) -> tuple[float, float]:
+    """Return the point (speed, quality) of a row."""
     return _speedup(row), row.value(metric)
 
 
@@ -165,7 +167,7 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
 
 
 def _score_ends(row: Record, metric: str) -> tuple[float, float]:
-    """Return the ends of the score's interval, or twice the score without one."""
+    """Return the ends of the score's interval; without one, both ends are the score."""
     compared = row.vs_baseline.get(metric)
     if compared is None:
         return row.value(metric), row.value(metric)

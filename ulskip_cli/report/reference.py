@@ -105,10 +105,10 @@ def beside(column: Column, old: str = "old", new: str = "new") -> list[Column]:
     """Return the columns of a value of the reference, which may be optional, and of the row beside
     it.
     """
-    head, of = column.title, column.value
+    head, value_of = column.title, column.value
     return [
-        column._replace(title=f"{old}\n{head}", show=lambda pair: of(pair.old)),
-        Column(f"{new}\n{head}", lambda pair: of(pair.new), column.form),
+        column._replace(title=f"{old}\n{head}", show=lambda pair: value_of(pair.old)),
+        Column(f"{new}\n{head}", lambda pair: value_of(pair.new), column.form),
     ]
 
 

@@ -182,7 +182,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
     """List the warnings of runs, and those about wide intervals; those that differ only in the
     strategy and in numbers are merged and counted.
     """
-    told = [
+    told = [  # (strategy, text)
         (record.strategy, text.removeprefix(f"{record.strategy}: "))
         for record in records
         for text in (*record.warnings, *_wide_interval(record))
@@ -243,6 +243,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
         {key: repr(value) for key, value in row.items() if key.part not in LINES} for row in rows
     ]
     keys = dict.fromkeys(key for row in texts for key in row)
+    # A setting with one value, or none, cannot separate groups.
     varied = [key for key in keys if len({row[key] for row in texts if key in row}) > 1]
     lines = [tuple(map(row.get, varied)) for row in texts]  # None: the record lacks the setting
     group_of = _assigned(list(dict.fromkeys(lines)))
@@ -251,6 +252,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     groups = []
     for pairs in members.values():
         same = [record for _, record in pairs]
+        # A full model lacks settings, so a finished record with a baseline names the group.
         best = next((record for record in done(same) if record.baseline_id), same[0])
         labels = [str(name) for key in NAMES if (name := getattr(best, key)) is not None]
         groups.append(Group(" · ".join([*labels, *setting_words(best, named)]), same))
@@ -258,8 +260,8 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 
 
 def _telling(rows: Sequence[Settings], keys: Iterable[Key]) -> list[Key]:
-    """Select the keys that tell rows apart which have equal names and equal values of the keys
-    before.
+    """Select the keys that a label needs. A key is needed if rows differ in it although their names
+    (`NAMES`) and the keys that were selected before are equal.
     """
     told = list(map(Key, NAMES))
     for key in keys:
@@ -290,6 +292,7 @@ def _assigned(lines: Sequence[Line]) -> dict[Line, Line]:
 
 
 def _agree(one: Line, other: Line) -> bool:
+    """Return True if two lines have equal settings; a missing one equals every value."""
     return all(a == b or None in (a, b) for a, b in zip(one, other, strict=True))
 
 

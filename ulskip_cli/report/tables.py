@@ -103,7 +103,7 @@ class TableSection:
         """Make a table with a line for each object; columns in which no line has a value are left
         out.
         """
-        shown, texts = list[Column](), list[list[str]]()
+        shown, texts = list[Column](), list[list[str]]()  # texts by column
         for column in columns:
             cells = [cell(line, column) for line in lines]
             if set(cells) - EMPTY:
@@ -131,7 +131,7 @@ def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
     metrics = {record.primary or "" for record in records} - {""}
-    shown = metrics or {"bandwidth_share"}
+    shown = metrics or {"bandwidth_share"}  # for a benchmark, which has no metric
     columns = [column for key, column in COLUMNS.items() if column.first or key in shown]
     notes = [
         STARS * any(record.is_significant(key) for key in metrics for record in records),
@@ -205,10 +205,12 @@ def draw(section: TableSection, width: int, file: str) -> Table:
     the right and name the complete file.
     """
     heads = section.columns
+    # indices of optional columns, in the order in which they are dropped
     leaving = [i for i in reversed(range(len(heads))) if heads[i].optional]
     for missing in range(len(leaving) + 1):
         more = f"{file} has {missing} more column{'s' * (missing > 1)}" * (missing > 0)
         kept = [i for i in range(len(heads)) if i not in leaving[:missing]]
+        # A table without spaces between columns is better than one with a column less.
         for roomy in [True] * (width >= 100) + [False]:
             table = _drawn(section, kept, sentences([section.note, more]), roomy)
             if Console(width=10_000, markup=False).measure(table).maximum <= width:
@@ -312,7 +314,9 @@ def title(records: Sequence[Record]) -> str:
 
 
 def shared(records: Sequence[Record], forms: Mapping[str, str]) -> str:
-    """Name the values that all records share; `forms` has a format for each key."""
+    """Name the values that all records share; `forms` has a format for each attribute of a record,
+    e.g. `{"batch_size": "batch {}"}`.
+    """
     values = {key: {getattr(record, key) for record in records} for key in forms}
     return " · ".join(
         forms[key].format(*same) for key, same in values.items() if len(same) == 1 and any(same)
@@ -323,6 +327,7 @@ def provenance(records: Sequence[Record]) -> str:
     """State the code, the machine and the weights of the records, one line per machine and
     versions of packages, with all commits and weights.
     """
+    # by packages and machine: versions of the code, and weights; the dicts are ordered sets
     used: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for record in ordered(records):
         if facts := record.environment:

@@ -74,6 +74,10 @@ def winners(group: Group, gate: float) -> list[Winner]:
 
 
 def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: bool) -> Winner:
+    """Rank the rivals by speed or else by quality, and return the best with all that tie with
+    it; without a rival that can win, return the reason.
+    """
+
     def rank(share: QualityShare) -> float:
         return share.record.measured_speedup or 0.0 if by_speed else share.share
 
@@ -95,6 +99,9 @@ def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: 
 
 
 def _why_none(rivals: Sequence[QualityShare], passing: Sequence[QualityShare]) -> str:
+    """Tell why no rival can win: those that keep the score (`passing`) are not faster, or none
+    keeps it. A limit that cut the examples can be raised to narrow the interval.
+    """
     if passing:
         clocks = [share.record.speedup for share in passing]
         are_known = all(clock and clock.low is not None for clock in clocks)
@@ -153,6 +160,9 @@ def lead(records: Sequence[Record]) -> list[str]:
 
 
 def _fastest(records: Sequence[Record]) -> Iterator[str]:
+    """Yield for every batch size the record with most tokens/s, of those faster than full if any
+    are.
+    """
     timed = [record for record in records if record.timed_tokens_per_second]
     by_size = collected(timed, lambda record: record.batch_size)
     for size, rivals in sorted(by_size.items()):
