@@ -54,7 +54,8 @@ def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", fails)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     for is_offline, why in ((False, "Name or service"), (True, "Offline")):
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", is_offline)
+        for module in ("huggingface_hub.constants", "datasets.config"):
+            monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", is_offline)
         with pytest.raises(UsageError, match=rf"some/data.*{why}.*HF_HUB_OFFLINE=1"):
             load_dataset_rows("some/data", None, "test")
 
