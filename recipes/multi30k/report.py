@@ -42,6 +42,9 @@ def plot(rows: Rows, file: Path) -> None:
 
 
 def drawn(rows: Rows) -> Figure:
+    """Return the figure of `plot`: a dashed line for the better full model, then the strategies
+    that were fine-tuned, then unified with adapters, also dashed.
+    """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     (name, best), grey = rows.better, plots.strategy_colour("full")
@@ -83,10 +86,10 @@ def drawn(rows: Rows) -> Figure:
             linewidth=1.8,
         )
         below = strategy == "skip_decode"  # right of its last point lies another line
-        place: dict[str, Any] = {"ha": "center", "va": "top"} if below else {"va": "center"}
+        alignment: dict[str, Any] = {"ha": "center", "va": "top"} if below else {"va": "center"}
         name = ", ".join(filter(None, [NAMES[strategy], METHODS[prefix, variant].split(",")[0]]))
         plots.annotate(
-            axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **place
+            axes, name, (xs[-1], ys[-1]), (0, -8) if below else (8, 0), fontsize=10, **alignment
         )
     axes.set_title(
         "Multi30k, German to English; the points of a line\n"
@@ -108,22 +111,23 @@ def claims(rows: Rows) -> str:
         unified = rows.tuned("unified", ratio)
         for strategy in BASELINES:
             other = rows.tuned(strategy, ratio)
-            d = rows.difference(unified, other) if unified and other else None
-            if not (unified and other and d):
+            difference = rows.difference(unified, other) if unified and other else None
+            if not (unified and other and difference):
                 continue
             seeds = [
-                (rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)
+                (rows.tuned("unified", ratio, seed), rows.tuned(strategy, ratio, seed))
+                for seed in (2, 3)
             ]
-            others = [u.bleu - t.bleu for u, t in seeds if u and t]
+            other_seeds = [first.bleu - second.bleu for first, second in seeds if first and second]
             word = "is undecided"
-            if d["delta_low"] > 0 and min(others, default=1) > 0:
+            if difference["delta_low"] > 0 and min(other_seeds, default=1) > 0:
                 word = "holds"
-            elif d["delta_high"] < 0 and max(others, default=-1) < 0:
+            elif difference["delta_high"] < 0 and max(other_seeds, default=-1) < 0:
                 word = "does not hold"
-            again = ", ".join(f"{other:+.1f}" for other in others)
+            again = ", ".join(f"{delta:+.1f}" for delta in other_seeds)
             lines.append(
                 f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU"
-                f" {unified.bleu:.1f} against {other.bleu:.1f}: {interval(d)}."
+                f" {unified.bleu:.1f} against {other.bleu:.1f}: {interval(difference)}."
                 + (f" Seeds 2 and 3: {again}." if again else "")
             )
     name, best = rows.better
@@ -195,6 +199,7 @@ def page(rows: Rows) -> str:
         ),
         "## Where the numbers come from",
         repetitions(rows),
+        # a row of each version of the code
         provenance(list({row.environment.git_commit: row for row in every}.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -215,6 +220,9 @@ def repetitions(rows: Rows) -> str:
 
 
 def write(folder: Path, data: Path | None = None) -> None:
+    """Write the page, its plot, both tables that other pages show, and what is computed from texts,
+    so that the next call needs none.
+    """
     rows = Rows(folder, data)
     if not rows.full_models:
         raise SystemExit(

@@ -53,7 +53,9 @@ class Texts:
 
     def __init__(self, folder: Path, data: Path | None) -> None:
         self.folder = folder
+        # hypotheses by row id, of the file of answers and of generations
         self.stored, self.read = read_answers(folder / ANSWERS), dict[str, list[str]]()
+        # by test set
         self.references = {test: read_lines(data / f"{test}.en") for test in TESTS} if data else {}
 
     def hypotheses(self, row: Row) -> list[str] | None:
@@ -68,16 +70,17 @@ class Texts:
         return self.read.get(row.id) or self.stored.get(row.id)
 
     def pooled(self, rows: tuple[Row, ...]) -> tuple[list[str], list[str]] | None:
-        """Return the hypotheses and references of all test sets together; None if some are not
-        known.
+        """Return the hypotheses and the references of all test sets together, from a row for each;
+        None if some are not known.
         """
-        found = [self.hypotheses(row) for row in rows]
-        references = [self.references.get(test) for test in TESTS]
-        known = [one for one in (*found, *references) if one is not None]
-        if len(known) < 2 * len(TESTS):
-            return None
-        texts = [text for one in known for text in one]
-        return texts[: len(texts) // 2], texts[len(texts) // 2 :]
+        hypotheses, references = list[str](), list[str]()
+        for row, test in zip(rows, TESTS, strict=True):
+            answers, expected = self.hypotheses(row), self.references.get(test)
+            if answers is None or expected is None:
+                return None
+            hypotheses += answers
+            references += expected
+        return hypotheses, references
 
 
 def test_set(row: Row) -> str:
@@ -96,20 +99,21 @@ def key_of(row: Row) -> tuple[str, str, float]:
 
 
 def read_answers(file: Path) -> dict[str, list[str]]:
-    """Read hypotheses by row id."""
-    found: dict[str, list[str]] = {}
+    """Read hypotheses by row id from a file of `write_answers`."""
+    if not file.exists():
+        return {}
+    answers: dict[str, list[str]] = {}
     ids: list[str] = []
-    for line in (
-        gzip.decompress(file.read_bytes()).decode().split("\n")[:-1] if file.exists() else ()
-    ):
+    # Not splitlines, because hypotheses can contain other line ends.
+    for line in gzip.decompress(file.read_bytes()).decode().split("\n")[:-1]:
         entry = json.loads(line)
-        if isinstance(entry, dict):
+        if isinstance(entry, dict):  # begins a test set
             ids = entry["rows"]
-            found |= {row_id: [] for row_id in ids}
-        else:
+            answers |= {row_id: [] for row_id in ids}
+        else:  # the hypotheses of all rows for one sentence
             for row_id, hypothesis in zip(ids, entry, strict=True):
-                found[row_id].append(hypothesis)
-    return found
+                answers[row_id].append(hypothesis)
+    return answers
 
 
 def write_answers(file: Path, answers: dict[str, dict[str, list[str]]]) -> None:
@@ -131,27 +135,28 @@ class Rows:
 
     def __init__(self, folder: Path, data: Path | None = None) -> None:
         self.folder, self.texts = folder, Texts(folder, data)
+        # What needs texts: pooled BLEU by the ids of a point's rows, differences by both points'
+        # ids, and by row id if a row that was made again has the same answers.
         self.comparisons: dict[str, dict[str, Any]] = {"pooled": {}, "differences": {}, "again": {}}
         if (folder / COMPARISONS).exists():
             self.comparisons |= json.loads((folder / COMPARISONS).read_text("utf-8"))
-        quality: dict[tuple[str, str, float], dict[str, Row]] = {}
+        rows_by_test: dict[tuple[str, str, float], dict[str, Row]] = {}
         for row in (row for row in ResultsFolder(folder).records() if row.is_done):
-            key = key_of(row)
-            rows = quality.setdefault(key, {})
+            rows = rows_by_test.setdefault(key_of(row), {})
             if test_set(row) == TESTS[0] and rows.get(TESTS[0], row).id != row.id:
                 rows.clear()  # rows of earlier weights
             rows[test_set(row)] = row
         self.points: dict[tuple[str, str, float], Point] = {}
-        whole = {
+        complete = {
             key: tuple(rows[test] for test in TESTS)
-            for key, rows in quality.items()
+            for key, rows in rows_by_test.items()
             if set(TESTS) <= set(rows)
         }
-        for rows_of_point in whole.values():
+        for rows_of_point in complete.values():
             for row in rows_of_point:
                 self.texts.hypotheses(row)  # finds the references
         self.compare_repetitions()
-        for key, rows_of_point in whole.items():
+        for key, rows_of_point in complete.items():
             bleu = self.pooled_bleu(rows_of_point)
             if bleu is not None:
                 self.points[key] = Point(key[0], rows_of_point, bleu)
@@ -169,7 +174,9 @@ class Rows:
                 earlier[key] = self.texts.stored[row.id]
 
     def pooled_bleu(self, rows: tuple[Row, ...]) -> float | None:
-        """Compute BLEU of both test sets together."""
+        """Return BLEU of both test sets together, computed unless `comparisons` has it; None
+        without texts.
+        """
         known, ids = self.comparisons["pooled"], " ".join(row.id for row in rows)
         if ids not in known:
             texts = self.texts.pooled(rows)
@@ -181,6 +188,9 @@ class Rows:
     def tuned(
         self, strategy: str, ratio: float, seed: int = 1, prefix: str = "", variant: str = ""
     ) -> Point | None:
+        """Return the point of one training for a schedule, None if there is none; `prefix` and
+        `variant` are the beginning and the end of its name that `METHODS` of tables.py lists.
+        """
         # Early exit has one training for all ratios.
         ratios = "2+3+6" if strategy == "early_exit" else f"{ratio:g}"
         return self.points.get((f"{prefix}{strategy}-{ratios}x{variant}-s{seed}", strategy, ratio))
@@ -188,8 +198,9 @@ class Rows:
     def seeds(
         self, strategy: str, ratio: float, prefix: str = "", variant: str = ""
     ) -> list[Point]:
-        found = [self.tuned(strategy, ratio, seed, prefix, variant) for seed in range(1, 10)]
-        return [point for point in found if point]
+        """Return the points of `tuned` for all seeds that there are."""
+        points = [self.tuned(strategy, ratio, seed, prefix, variant) for seed in range(1, 10)]
+        return [point for point in points if point]
 
     def bleu(self, strategy: str, ratio: float) -> float:
         return mean(point.bleu for point in self.seeds(strategy, ratio))
@@ -206,10 +217,11 @@ class Rows:
     @property
     def better(self) -> tuple[str, float]:
         """The name and BLEU of the better full model."""
-        return max(self.full_models.items(), key=lambda one: one[1])
+        return max(self.full_models.items(), key=lambda item: item[1])
 
     def difference(self, one: Point, other: Point) -> Row | None:
-        """Compute pooled BLEU of `one` minus that of `other` by sacrebleu's paired bootstrap; None
+        """Return pooled BLEU of `one` minus that of `other`, as `delta`, `delta_low` and
+        `delta_high`, computed by sacrebleu's paired bootstrap unless `comparisons` has it; None
         without texts.
         """
         known, ids = self.comparisons["differences"], f"{one.ids} minus {other.ids}"
@@ -223,15 +235,10 @@ class Rows:
     def save(self) -> None:
         """Write the comparisons, and the hypotheses of the points that have some."""
         write_atomic(self.folder / COMPARISONS, json.dumps(self.comparisons, indent=1) + "\n")
-        found = {
-            test: {
-                point.rows[i].id: self.texts.hypotheses(point.rows[i])
-                for point in self.points.values()
-            }
-            for i, test in enumerate(TESTS)
-        }
-        kept = {
-            test: {key: texts for key, texts in rows.items() if texts is not None}
-            for test, rows in found.items()
-        }
-        write_answers(self.folder / ANSWERS, kept)
+        answers: dict[str, dict[str, list[str]]] = {test: {} for test in TESTS}
+        for point in self.points.values():
+            for test, row in zip(TESTS, point.rows, strict=True):
+                hypotheses = self.texts.hypotheses(row)
+                if hypotheses is not None:
+                    answers[test][row.id] = hypotheses
+        write_answers(self.folder / ANSWERS, answers)

@@ -17,7 +17,7 @@ NAMES = {
     "search": "search",
 }
 BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
-MEASURED_FIRST = ("block_influence", "search")
+MEASURED_FIRST = ("block_influence", "search")  # strategies that are calibrated
 RATIOS = (2.0, 3.0, 6.0)
 TEST_HEADS = ["2016", "2017", "both"]
 SHARE_HEADS = ["of control", "of base"]
@@ -30,6 +30,7 @@ METHODS = {  # names in tables by the beginning of a checkpoint's name and its v
 
 
 def spread(values: list[float]) -> str:
+    """Format the mean over seeds, and their range if there are several."""
     ends = (
         f" ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
     )
@@ -80,27 +81,32 @@ def varying(row: Row) -> str:
 
 
 def table4(rows: Rows) -> str:
+    """Tabulate BLEU of every strategy at every ratio after and before fine-tuning, like Table 4 of
+    the paper.
+    """
     lines = []
     for ratio in (1.0, *RATIOS):
         for strategy in ("full",) if ratio == 1 else (*BASELINES, "unified"):
-            found, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
-            if not found:
+            tuned, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
+            if not tuned:
                 continue
-            layers = f"{depth(found)}/{found[0].row.num_layers}"
+            layers = f"{depth(tuned)}/{tuned[0].row.num_layers}"
             before = f"{untrained.bleu:.1f}" if untrained else "–"
-            quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
+            quality = [before, *scores(tuned), *shares(rows, rows.bleu(strategy, ratio))]
             lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality])
     heads = ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS]
     return markdown_table(heads, lines, 2)
 
 
 def summary(rows: Rows) -> str:
-    """Tabulate pooled BLEU and its share of the better full model's, one line per strategy."""
-    best = rows.better[1]
+    """Tabulate pooled BLEU and its share of the better full model's: a line for each full model,
+    then one for each training method and strategy, and a column for each ratio.
+    """
+    _, best = rows.better
 
-    def cell(found: list[Point]) -> str:
-        bleu = mean(point.bleu for point in found) if found else 0.0
-        return f"{bleu:.1f} ({bleu / best:.1%})" if found else "–"
+    def cell(seeds: list[Point]) -> str:
+        bleu = mean(point.bleu for point in seeds) if seeds else 0.0
+        return f"{bleu:.1f} ({bleu / best:.1%})" if seeds else "–"
 
     full = {"control": "control, all layers", "base": "base, all layers"}
     lines = [
@@ -109,33 +115,40 @@ def summary(rows: Rows) -> str:
     ]
     for (prefix, variant), name in METHODS.items():
         for strategy in ("unified", *BASELINES):
-            found = [rows.seeds(strategy, ratio, prefix, variant) for ratio in RATIOS]
-            if any(found):
+            seeds_by_ratio = [rows.seeds(strategy, ratio, prefix, variant) for ratio in RATIOS]
+            if any(seeds_by_ratio):
                 label = ", ".join(filter(None, [NAMES[strategy], name]))
-                lines.append([label, *map(cell, found)])
+                lines.append([label, *map(cell, seeds_by_ratio)])
     total = next(iter(rows.points.values())).row.num_layers
     heads = [f"{total / ratio:g} of {total} layers" for ratio in RATIOS]
     return markdown_table(["BLEU", *heads], lines)
 
 
 def methods(rows: Rows) -> str:
-    """Compare fine-tuning, patches and adapters under the same schedules."""
-    untouched, lines = rows.points.get((BASE, "full", 1.0)), []
+    """Compare fine-tuning, patches and adapters under the same schedules: a line for each ratio and
+    method, with the difference to fine-tuning for two epochs, and BLEU with all layers.
+    """
+    base, lines = rows.points.get((BASE, "full", 1.0)), []
     for ratio in (1.0, *RATIOS):
         strategy = "unified" if ratio > 1 else "full"
-        longest = rows.tuned(strategy, ratio, variant="-reference")
-        alone = {"base": BASE, "patches alone": PATCHED}
-        found = {name: [rows.points.get((key, strategy, ratio))] for name, key in alone.items()}
+        two_epochs = rows.tuned(strategy, ratio, variant="-reference")
+        untrained = {"base": BASE, "patches alone": PATCHED}  # checkpoints without seeds
+        points_by_method = {
+            name: [rows.points.get((checkpoint, strategy, ratio))]
+            for name, checkpoint in untrained.items()
+        }
         for key, name in METHODS.items():
-            found[name or "fine-tuned for half an epoch"] = rows.seeds(strategy, ratio, *key)
-        for name, known in found.items():
-            if not (points := [point for point in known if point]):
+            method = name or "fine-tuned for half an epoch"
+            points_by_method[method] = rows.seeds(strategy, ratio, *key)
+        for name, found in points_by_method.items():
+            points = [point for point in found if point]
+            if not points:
                 continue
-            full = [rows.points.get((point.checkpoint, "full", 1.0), untouched) for point in points]
+            # Patches and adapters leave the base unchanged, so at full depth they are the base.
+            full = [rows.points.get((point.checkpoint, "full", 1.0), base) for point in points]
             at_1x = {point.checkpoint: point.bleu for point in full if point}
-            minus = (
-                rows.difference(points[0], longest) if longest not in (None, points[0]) else None
-            )
+            is_compared = two_epochs not in (None, points[0])
+            minus = rows.difference(points[0], two_epochs) if is_compared else None
             lines.append(
                 [
                     f"{ratio:g}x",
@@ -158,7 +171,9 @@ def methods(rows: Rows) -> str:
 
 
 def without_training(rows: Rows) -> str:
-    """Tabulate BLEU on each test set and decode loss of every strategy on the base."""
+    """Tabulate BLEU on each test set and decode loss of every strategy on the base, and the layers
+    that calibrated strategies found.
+    """
     lines = []
     for ratio in RATIOS:
         for strategy in ("unified", *BASELINES, "block_influence"):

@@ -28,7 +28,9 @@ LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"
 
 
 def functions(source: str) -> Iterator[dict[str, str]]:
-    """Yield the functions of a module that have a docstring, as problems of HumanEval."""
+    """Yield the functions of a module that have a docstring, as problems of HumanEval: the prompt
+    ends behind the docstring. Tests are never run, so they are empty.
+    """
     lines = source.splitlines(keepends=True)
     for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef) or not ast.get_docstring(node):
@@ -37,10 +39,10 @@ def functions(source: str) -> Iterator[dict[str, str]]:
         text = lines[node.lineno - 1 : node.end_lineno]
         if not body or len("".join(text)) not in LENGTHS or node.decorator_list:
             continue
-        end = (docstring.end_lineno or 0) - node.lineno + 1
+        head_lines = (docstring.end_lineno or 0) - node.lineno + 1
         yield {
-            "prompt": "".join(text[:end]),
-            "canonical_solution": "".join(text[end:]),
+            "prompt": "".join(text[:head_lines]),
+            "canonical_solution": "".join(text[head_lines:]),
             "test": "def check(function): pass",
             "entry_point": node.name,
         }
@@ -73,7 +75,7 @@ def main() -> None:
     held_out = (WORK / "held_out.jsonl").read_text(encoding="utf-8")
     write_atomic(WORK / "functions.jsonl", lines + held_out)
     print(f"{len(chosen)} of {len(found)} functions", file=sys.stderr, flush=True)
-    _, layers = keep(args.layers)
+    _, layers = keep(args.layers)  # without strategy=custom: `search` runs layers that it is given
     train = [
         "train",
         "train=adapter",

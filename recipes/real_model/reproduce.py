@@ -29,10 +29,11 @@ from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/real_model")
 WORK = Path("runs/real_model")  # data that this recipe writes, and adapters
-LAYERS, HELD_OUT, PATCH_EXAMPLES = 24, 40, 16
+LAYERS = 24  # of the model
+HELD_OUT, PATCH_EXAMPLES = 40, 16  # examples that are not evaluated, and those that fit patches
 SKIPPED = {22: range(3, 5), 20: range(3, 7), 12: range(3, 15)}  # by the number of kept layers
 FULL = ["strategy=full"]
-SMALLER = ["model=smollm2-135m", *FULL]
+SMALLER = ["model=smollm2-135m", *FULL]  # a smaller model with all layers, to compare with
 KEPT = ["prompt_layers=kept"]
 PATCH = ["correction=patch", f"calibration.examples={PATCH_EXAMPLES}"]
 Q8, Q4 = (
@@ -89,7 +90,9 @@ def adapters() -> list[list[str]]:
 
 
 def measure(points: list[list[str]]) -> None:
-    """Run the points that are not finished in this process, which loads the model once."""
+    """Run the points, each a list of overrides, that are not finished, in this process, which loads
+    the model once; then write the page, and exit if a point failed.
+    """
     jobs = make_jobs([compose(words, command="run") for words in points])
     with SweepDisplay(jobs) as display:
         outcome = Sweep(jobs, display).run()
@@ -99,7 +102,9 @@ def measure(points: list[list[str]]) -> None:
 
 
 def split(content: bytes, suffix: str) -> None:
-    """Write the lines that are evaluated into one file, and the last into another for patches."""
+    """Write the lines that are evaluated into WORK/problemsSUFFIX, and the last HELD_OUT ones into
+    WORK/held_outSUFFIX, for patches and adapters.
+    """
     lines = content.splitlines(keepends=True)
     write_atomic(WORK / f"problems{suffix}", b"".join(lines[:-HELD_OUT]))
     write_atomic(WORK / f"held_out{suffix}", b"".join(lines[-HELD_OUT:]))
@@ -112,6 +117,7 @@ def prepare(data: Path) -> None:
     for language in (".de", ".en"):
         split((data / f"wmt22/newstest2022.de-en{language}").read_bytes(), language)
     news = gzip.decompress((data / "cnn_dm/train.jsonl.gz").read_bytes()).splitlines()
+    # The form of problems requires tests, but calibration runs none.
     problems, never_run = [], {"test": "def check(answer): pass", "entry_point": "answer"}
     for article in map(json.loads, news[:PATCH_EXAMPLES]):
         words = " ".join(article["article"].split()[:OTHER_WORDS])
@@ -154,9 +160,9 @@ def share(row: Record, metric: str, full: Record) -> str:
     has none.
     """
     compared = row.vs_baseline.get(metric)
-    if compared is None:
-        whole = row.model == full.model
-        return "100.0%" if whole else f"{row.value(metric) / full.value(metric):.1%}"
+    if compared is None:  # the full model itself, or a smaller one
+        is_full = row.model == full.model
+        return "100.0%" if is_full else f"{row.value(metric) / full.value(metric):.1%}"
     changes = compared.delta, compared.delta_low, compared.delta_high
     value, low, high = (f"{max(0.0, 1 + change / compared.full):.1%}" for change in changes)
     return f"{value} ({low} to {high})"
@@ -180,7 +186,7 @@ def line(row: Record, metric: str, full: Record) -> tuple[str, ...]:
 
 
 def order(row: Record) -> tuple[bool, float, str, str]:
-    """Return the place of a row: by layers, most first, then by engine and correction; a smaller
+    """Return the sort key of a row: by layers, most first, then by engine and correction; a smaller
     model is last.
     """
     correction = row.correction.name if row.correction else ""
@@ -214,7 +220,9 @@ NOTE = (
 
 
 def write_page() -> None:
-    """Write the page, and all answers whose generations are stored here."""
+    """Write the page, and every answer: a line for each row. Answers without generations stay as
+    they are stored, because generations are not committed.
+    """
     results, file = ResultsFolder(FOLDER), FOLDER / "answers.jsonl.gz"
     rows = [row for row in results.records() if row.is_done]
     lines = gzip.decompress(file.read_bytes()).splitlines() if file.exists() else []
@@ -244,9 +252,11 @@ def main() -> None:
         common = ["model.dtype=bfloat16", f"name={FOLDER.name}", "batch_size=16"]
         for name in args.only:
             points = POINTS[name] + (adapters() if name == "humaneval" else [])
-            every = [*common, "speed.enabled=false", *task(name, args.data)]
+            settings = [*common, "speed.enabled=false", *task(name, args.data)]
+            # SMALLER names a model itself.
             models = [[] if point is SMALLER else [f"model.path={args.model}"] for point in points]
-            measure([[*every, *model, *point] for model, point in zip(models, points, strict=True)])
+            pairs = zip(models, points, strict=True)
+            measure([[*settings, *model, *point] for model, point in pairs])
     write_page()
 
 

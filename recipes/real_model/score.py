@@ -20,8 +20,8 @@ import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
-RESAMPLES, SEED = 2_000, 0
-SECONDS, MEMORY = 5, 2**31
+RESAMPLES, SEED = 2_000, 0  # of the bootstrap
+SECONDS, MEMORY = 5, 2**31  # limits of an answer's process; bytes
 PASSED = 42  # not the code of an answer that calls exit()
 
 
@@ -35,9 +35,9 @@ def limit() -> None:
 
 
 def passes(problem: dict, answer: str) -> bool:
-    """Run the tests of a problem. The prompt is a function of a docstring, which an answer
-    continues or defines again.
-    """
+    """Run the tests of a problem of HumanEval on an answer, and return True if they pass."""
+    # The prompt is a function with a docstring alone, so it is valid code, and an answer can
+    # continue the function or define it again.
     program = "\n".join([problem["prompt"], answer, problem["test"]])
     program += f"\ncheck({problem['entry_point']})\nimport os\nos._exit({PASSED})\n"
     with tempfile.TemporaryDirectory() as folder:
@@ -52,27 +52,31 @@ def passes(problem: dict, answer: str) -> bool:
 
 
 def scores(task: str, answers: list[str], data: Path) -> np.ndarray:
-    """Return the score of each answer, in percent."""
+    """Return the score of each answer, in percent. The answers are to the first examples of the
+    data.
+    """
     if task == "humaneval":
         problems = lines(data / "humaneval/HumanEval.jsonl.gz")
-        found = [
+        shares = [
             passes(problem, answer) for problem, answer in zip(problems, answers, strict=False)
         ]
     else:
         scorer = RougeScorer(["rouge1"], use_stemmer=True)
         articles = lines(data / "cnn_dm/validation.jsonl.gz")
-        found = [
+        shares = [
             scorer.score(article["highlights"], answer)["rouge1"].fmeasure
             for article, answer in zip(articles, answers, strict=False)
         ]
-    return 100 * np.array(found, dtype=float)
+    return 100 * np.array(shares, dtype=float)
 
 
 def score_of(task: str, answers: list[str], data: Path) -> Callable[[np.ndarray], float]:
-    """Return the function that scores the answers with the given numbers, in percent."""
+    """Return a function that scores a resample of the answers, in percent: its argument has the
+    indices of the answers, with repetitions. BLEU is no mean of scores, so it is computed anew.
+    """
     if task != "wmt":
-        each = scores(task, answers, data)
-        return lambda chosen: each[chosen].mean()
+        score_of_each = scores(task, answers, data)
+        return lambda chosen: score_of_each[chosen].mean()
     english = (data / "wmt22/newstest2022.de-en.en").read_text("utf-8").splitlines()
     return lambda chosen: (
         corpus_bleu([answers[i] for i in chosen], [[english[i] for i in chosen]]).score
@@ -87,19 +91,21 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/real_model"))
     args = parser.parse_args()
     stored = {entry["row"]: entry["answers"] for entry in lines(args.results / "answers.jsonl.gz")}
-    every = map(json.loads, (args.results / "runs.jsonl").read_text().splitlines())
-    rows = [row for row in every if row["status"] == "done"]
-    found = {
+    all_rows = map(json.loads, (args.results / "runs.jsonl").read_text().splitlines())
+    rows = [row for row in all_rows if row["status"] == "done"]
+    score_by_id = {
         row["id"]: score_of(row["config"]["task"]["name"], stored[row["id"]], args.data)
         for row in rows
     }
     for row in rows:
-        own, count = found[row["id"]], len(stored[row["id"]])
-        value, text = own(np.arange(count)), ""
-        if full := found.get(row.get("baseline_id")):
-            drawn = np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
-            low, high = np.quantile([own(some) / full(some) for some in drawn], [0.025, 0.975])
-            share = value / full(np.arange(count))
+        score, count = score_by_id[row["id"]], len(stored[row["id"]])
+        value, text = score(np.arange(count)), ""
+        if full_score := score_by_id.get(row.get("baseline_id")):
+            # The same examples for both models in each resample.
+            resamples = np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
+            shares = [score(chosen) / full_score(chosen) for chosen in resamples]
+            low, high = np.quantile(shares, [0.025, 0.975])
+            share = value / full_score(np.arange(count))
             text = f", {share:.1%} of full ({low:.1%} to {high:.1%})"
         print(f"{row['id']} {len(row['kept_layers'])}/{row['num_layers']}: {value:.1f}{text}")
 

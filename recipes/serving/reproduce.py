@@ -30,9 +30,8 @@ from ulskip_cli.experiments.record import Environment
 
 SERVE = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 START_SECONDS = 600
-STRIDE = (
-    16  # tokens between two prompts of an article; no two begin alike, so no prefix cache helps
-)
+# Tokens between two prompts of an article; no two begin alike, so no prefix cache helps.
+STRIDE = 16
 DRAFTS = 3
 SERVERS = ("full", "kept", "drafting", "one-process", "pair")
 ENVIRONMENT = {
@@ -52,7 +51,9 @@ class Servers:
         self.started: list[tuple[str, subprocess.Popen[bytes], str]] = []
 
     def start(self, name: str, *command: object) -> str:
-        """Start a server on a free port; return its URL."""
+        """Start a server on a free port by a command, which gets --port; return its URL. Its output
+        goes to NAME.log in the work folder.
+        """
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
@@ -67,14 +68,14 @@ class Servers:
         return url
 
     def wait(self) -> None:
-        """Wait until all servers answer."""
+        """Wait until all servers answer; exit if one ends before, or after START_SECONDS."""
         end = time.monotonic() + START_SECONDS
         for name, process, url in self.started:
             while True:
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"the server {name} did not start; see {self.work / name}.log")
                 with (
-                    contextlib.suppress(OSError),
+                    contextlib.suppress(OSError),  # no connection yet
                     urllib.request.urlopen(f"{url}/health", timeout=5),
                 ):
                     break
@@ -84,12 +85,13 @@ class Servers:
         """End all servers."""
         for _, process, _ in self.started:
             with contextlib.suppress(ProcessLookupError):
+                # vLLM starts further processes, which are in the group of the first.
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def write_prompts(model: Path, file: Path, length: int) -> None:
-    """Write pieces of articles as token ids."""
+    """Write pieces of `length` tokens of articles as a JSON list of lists of token ids."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     prompts = []
     for line in (ASSETS / "cnn_dm_sample.jsonl").read_text("utf-8").splitlines():
@@ -114,19 +116,12 @@ def export(options: argparse.Namespace) -> Path:
 
 
 def start(servers: Servers, names: list[str], pair: Path, python: Path) -> list[str]:
-    """Start the servers `names`; return them as arguments of `benchmarks/serve.py`."""
-    vllm, tool = (
-        [
-            python,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--host",
-            "127.0.0.1",
-            "--generation-config",
-            "vllm",
-        ],
-        python.with_name("ulskip-vllm"),
-    )
+    """Start the servers `names` of SERVERS, and wait for them; return them as arguments of
+    `benchmarks/serve.py`. `python` is that of the environment with vLLM.
+    """
+    vllm = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
+    vllm += ["--generation-config", "vllm"]  # not the model's own sampling options
+    tool = python.with_name("ulskip-vllm")
     length = ["--max-model-len", 1024]
     full = [*vllm, "--model", pair / "prefill", *length]
     draft = json.dumps(
@@ -143,16 +138,12 @@ def start(servers: Servers, names: list[str], pair: Path, python: Path) -> list[
         if name != "pair":
             urls[name] = servers.start(name, *commands[name])
             continue
-        roles = {
-            role: [tool, role, pair, "--handoff-dir", servers.work / "handoffs", *length]
-            for role in ("prefill", "decode")
-        }
-        ends = [
-            word
-            for role, command in roles.items()
-            for word in (f"--{role}", servers.start(role, *command))
-        ]
-        urls[name] = servers.start(name, tool, "proxy", *ends)
+        # Two servers, and a proxy that knows their URLs.
+        proxy = [tool, "proxy"]
+        for role in ("prefill", "decode"):
+            handoffs = ["--handoff-dir", servers.work / "handoffs"]
+            proxy += [f"--{role}", servers.start(role, tool, role, pair, *handoffs, *length)]
+        urls[name] = servers.start(name, *proxy)
     servers.wait()
     return [f"{name}={url}" for name, url in urls.items()]
 
@@ -190,18 +181,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     try:
         urls = start(servers, options.servers, pair, options.python.absolute())
-        numbers = [
-            (f"--{key}", str(getattr(options, key.replace("-", "_"))))
-            for key in ("requests", "rounds", "new-tokens")
-        ]
-        clients = ["--concurrency", *map(str, options.concurrency), "--prompts", str(prompts)]
-        words = [
-            sys.executable,
-            str(SERVE),
-            *urls,
-            *(word for pair_ in numbers for word in pair_),
-            *clients,
-        ]
+        words = [sys.executable, str(SERVE), *urls]
+        for key in ("requests", "rounds", "new-tokens"):
+            words += [f"--{key}", str(getattr(options, key.replace("-", "_")))]
+        words += ["--concurrency", *map(str, options.concurrency), "--prompts", str(prompts)]
         table = subprocess.run(
             [*words, "--to", str(options.work / "load.json")],
             check=True,

@@ -26,7 +26,8 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/skip_adapters")
-WORDS, WINDOWS, REPORTED, WATCHED = 250, 3, 200, 20
+WORDS, WINDOWS = 250, 3  # words of a window, windows of an article
+REPORTED, WATCHED = 200, 20  # validation articles
 
 
 class Schedule(NamedTuple):
@@ -109,18 +110,20 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def windows(articles: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the first parts of every article as articles, without short ones."""
-    found = []
+    """Return the first WINDOWS parts of WORDS words of every article as articles, without those of
+    less than half as many words.
+    """
+    result = []
     for article in articles:
         words = article["article"].split()
         for i in range(WINDOWS):
-            part = words[i * WORDS : (i + 1) * WORDS]
-            if len(part) >= WORDS // 2:
-                found.append(
-                    {"id": f"{article['id']}-{i}", "article": " ".join(part)}
+            window = words[i * WORDS : (i + 1) * WORDS]
+            if len(window) >= WORDS // 2:
+                result.append(
+                    {"id": f"{article['id']}-{i}", "article": " ".join(window)}
                     | {"highlights": article["highlights"]}
                 )
-    return found
+    return result
 
 
 def prepare(data: Path, work: Path) -> None:
@@ -140,6 +143,7 @@ def prepare(data: Path, work: Path) -> None:
 
 
 def task(work: Path, name: str) -> list[str]:
+    """Return the overrides that choose the model and a file of `prepare`."""
     return [
         "model=smollm2-135m",
         "task=cnn_dm",
@@ -150,7 +154,9 @@ def task(work: Path, name: str) -> list[str]:
 
 
 def train(work: Path, count: int) -> None:
-    """Train the gaps of an adapter, and then its whole view."""
+    """Train the adapter of `count` layers: first the layers around its gaps, and from there its
+    whole view, into the folder adapter-COUNT.
+    """
     schedule = SCHEDULES[count]
     common = [
         *("train", *TRAIN, *task(work, "windows"), *schedule.overrides),
@@ -165,8 +171,9 @@ def train(work: Path, count: int) -> None:
 
 
 def evaluate(work: Path, count: int, limit: int) -> None:
-    """Evaluate the layers with patches and with an adapter, if there is one; at 24, the best block
-    without a correction too, and at 20 a prompt that only the kept layers read.
+    """Evaluate `count` layers on `limit` articles with patches and with an adapter, if there is
+    one; 24 layers also with the best block without a correction, and 20 with a prompt that only the
+    kept layers read.
     """
     schedule = SCHEDULES[count]
     common = [
@@ -189,7 +196,7 @@ def evaluate(work: Path, count: int, limit: int) -> None:
 
 
 def strategy(row: Record) -> str:
-    """Name the strategy that found the layers of a row, which search may have been given."""
+    """Name the strategy that found the layers of a row: `search` of SCHEDULES was given them."""
     return SCHEDULES[len(row.kept_layers)].found_by if row.strategy == "search" else row.strategy
 
 
@@ -200,7 +207,7 @@ def correction(row: Record) -> str:
 
 def line(row: Record) -> list[str]:
     """Return the cells of a row in the table."""
-    share, agreement = "100%", "1"
+    share, agreement = "100%", "1"  # of the full model, which has no comparison
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
     if versus := row.vs_baseline.get("rouge1"):
@@ -224,6 +231,7 @@ def line(row: Record) -> list[str]:
 
 
 def page(rows: list[Record]) -> str:
+    """Return the page of all rows, by layers and agreement; sorts `rows`."""
     rows.sort(key=lambda row: (-len(row.kept_layers), row.agreement or 1.0))
     parts = [
         "# SmolLM2-135M on CNN/DM: what corrections recover",

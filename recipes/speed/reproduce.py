@@ -34,6 +34,7 @@ GRIDS = (
     ["strategy=unified", "engine=torch", "ratio=1.3333,2", BATCHES, SHORT],
 )
 COMMON = ("name=speed", "results_dir=results", "answers=true", "baseline_engine=transformers")
+# in the order of `models`
 NAMES = ("the bundled translator (11M)", "SmolLM2-135M", "Qwen2.5-Coder-0.5B")
 HEADS = ("batch", "decoded by", "layers", "tokens/s", "times as fast", "with the prompt")
 HEADS += ("same answers",)
@@ -88,8 +89,8 @@ class Answers:
 
     def same(self, row: Record, other: Record) -> str:
         """Count the answers whose tokens are the same."""
-        pairs = list(zip(self.tokens(row), self.tokens(other), strict=True))
-        return f"{sum(one == two for one, two in pairs)} of {len(pairs)}"
+        equal = [a == b for a, b in zip(self.tokens(row), self.tokens(other), strict=True)]
+        return f"{sum(equal)} of {len(equal)}"
 
     def tokens(self, row: Record) -> list[list[int]]:
         """Return the tokens of the answers of a row."""
@@ -119,12 +120,16 @@ class Answers:
         return "\n\n".join(parts) + "\n"
 
     def batches(self, row: Record) -> str:
-        """Say how many answers of transformers depend on its own batch size."""
+        """Say how many answers of transformers do not depend on its own batch size, in the model of
+        a row.
+        """
         one, eight = (self.transformers(row, size) for size in (1, 8))
         return f"transformers alone gives {self.same(eight, one)} the same at batch sizes 1 and 8."
 
     def headline(self) -> str:
-        """Return a list of what all layers gain at batch size 1 without drafts."""
+        """Return a list of what all layers gain at batch size 1 without drafts, an item for each
+        model, the largest first.
+        """
         rows = [
             row
             for row in self.rows

@@ -96,7 +96,9 @@ CASES = {
 
 
 def examples(data: Path, name: str) -> Iterator[dict[str, str]]:
-    """Yield the examples of a task."""
+    """Yield the examples of a task, one of CASES, as objects of its JSON file. A prompt that occurs
+    again is left out, because tuning refuses repeated examples.
+    """
     if name == "code":
         problems = gzip.decompress((data / "humaneval/HumanEval.jsonl.gz").read_bytes())
         yield from map(json.loads, problems.splitlines())
@@ -106,7 +108,7 @@ def examples(data: Path, name: str) -> Iterator[dict[str, str]]:
 
 
 def texts(data: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Yield prompts and references."""
+    """Yield the prompts and references of a task other than `code`."""
     if name == "captions":
         german, english = (
             (data / f"multi30k/test_2017_flickr.{code}").read_text("utf-8").splitlines()
@@ -126,12 +128,15 @@ def texts(data: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def prepare(data: Path, work: Path, name: str) -> None:
-    """Write the examples of a tuning and those of its check, which share none."""
+    """Write the examples of a tuning, at most 400, and those of its check, which share none, into
+    NAME-tune.jsonl and NAME-check.jsonl.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    found, count = list(examples(data, name)), CASES[name].num_checked
-    for kind, part in (("check", found[:count]), ("tune", found[count : count + 400])):
+    all_examples, count = list(examples(data, name)), CASES[name].num_checked
+    parts = {"check": all_examples[:count], "tune": all_examples[count : count + 400]}
+    for use, part in parts.items():
         lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in part)
-        write_atomic(work / f"{name}-{kind}.jsonl", lines)
+        write_atomic(work / f"{name}-{use}.jsonl", lines)
 
 
 def call(*arguments: str) -> Any:
@@ -148,14 +153,17 @@ def call(*arguments: str) -> Any:
 
 
 def measure(work: Path, name: str, model: list[str]) -> None:
-    """Tune a task, and run what is recommended in a new process on other examples."""
+    """Tune a task, and run what is recommended in a new process on other examples. Store what
+    `ulskip tune --json` says without the rows that it tried, their minutes, and the id of the row
+    that checks the result. `model` has the overrides of the model if the task names none.
+    """
     case, file = CASES[name], f"task.file={work}/{name}-tune.jsonl"
     reported = call("tune", *model, *case.overrides, file, f"name={NAME}")
     others = f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={case.num_checked}"
     seconds = sum(row.get("wall_seconds", 0.0) for row in reported.pop("tried"))
     checked = call("run", *reported["use"], *others)["id"]
-    found = {"reported": reported, "minutes": round(seconds / 60, 1), "checked": checked}
-    text = json.dumps(found, indent=1, ensure_ascii=False)
+    values = {"reported": reported, "minutes": round(seconds / 60, 1), "checked": checked}
+    text = json.dumps(values, indent=1, ensure_ascii=False)
     write_atomic(FOLDER / "tasks" / f"{name}.json", text + "\n")
 
 
@@ -184,7 +192,9 @@ def page() -> str:
 
 
 def line(case: Case, minutes: float, reported: Record, checked: Record) -> list[str]:
-    """Return the cells of what a tuning reported and what was measured again."""
+    """Return the cells of what a tuning reported and what was measured again, in the columns
+    HEADS.
+    """
     skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
     engine = " ".join(filter(None, [reported.engine, reported.engine_weights]))
     without = f", without {listed(skipped)}" if skipped else f", {reported.label}, {engine}"
