@@ -97,9 +97,8 @@ def tokenizer():
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, **options)
     inner.train_from_iterator([*TEXTS, "a b c d e f g h i j"], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
+    ends = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, padding_side="left", **ends)
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,8 @@ SEED, LINES, INPUTS = 1, 40, 10
 
 def test_fifty_cases_end_as_they_should():
     with fuzz.running() as runner:
-        cases = [
-            *fuzz.draw(lines(), LINES, SEED),
-            *fuzz.draw(damaged_inputs(fuzz.prepare(runner)), INPUTS, SEED),
-        ]
+        cases = fuzz.draw(lines(), LINES, SEED)
+        cases += fuzz.draw(damaged_inputs(fuzz.prepare(runner)), INPUTS, SEED)
         endings = [runner.run(case) for case in cases]
     found = [
         (list(problems(ending)), case.arguments, ending.err[-500:])

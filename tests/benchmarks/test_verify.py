@@ -64,8 +64,7 @@ def test_stored_rows_are_measured_again_and_compared(
     key = '"instruction_set": "'
     rows.write_text(rows.read_text("utf-8").replace(key, f"{key}other "), "utf-8")
     assert verify.verify(sources[:1]) == 0
-    assert f"some stored figures on {verify.stored_row(sources[0]).environment.machine}" in (
-        " ".join(capsys.readouterr().out.split())
-    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"some stored figures on {verify.stored_row(sources[0]).environment.machine}" in told
     assert verify.verify(sources[1:]) == 1
     assert "exit code 1" in capsys.readouterr().out

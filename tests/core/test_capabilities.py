@@ -27,11 +27,6 @@ class LoadingError(Exception):
     """Weights would be loaded now."""
 
 
-@pytest.fixture
-def no_loading(monkeypatch):
-    monkeypatch.setattr("ulskip_cli.experiments.runner.load", Mock(side_effect=LoadingError))
-
-
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
 def test_a_recipe_has_its_need(need, folders):
     config = compose(overrides_for(need, **folders))
@@ -41,8 +36,9 @@ def test_a_recipe_has_its_need(need, folders):
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
 @pytest.mark.parametrize("engine", SUPPORTS)
 def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(
-    engine, need, folders, tmp_path, no_loading
+    engine, need, folders, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("ulskip_cli.experiments.runner.load", Mock(side_effect=LoadingError))
     supports = SUPPORTS[engine]
     overrides = overrides_for(need, supports=supports, **folders)
     expected = LoadingError if need in supports else NotApplicable

@@ -32,11 +32,6 @@ def test_an_unreachable_hub_is_offline_for_one_block(monkeypatch):
     assert constants.is_offline_mode()
 
 
-@pytest.fixture
-def four_cpus(monkeypatch):
-    monkeypatch.setattr(environment, "cpus", lambda: {0, 1, 2, 3})
-
-
 def cpu(**seconds):
     fields = psutil.cpu_times()._fields
     return type(psutil.cpu_times())(*(seconds.get(name, 0.0) for name in fields))
@@ -48,12 +43,13 @@ def cpu(**seconds):
     [(10.0, 9.0, 0.1, 0.7), (10.0, 99.0, 0.1, 0.0), (0.05, 0.0, 0.1, None), (10.0, 0.0, 11, None)],
 )
 def test_others_are_busy_time_without_idle_guests_and_this_process(
-    monkeypatch, four_cpus, seconds, own, least, expected
+    monkeypatch, seconds, own, least, expected
 ):
     spent = [cpu(user=10), cpu(user=4, idle=6, guest=4), cpu(idle=8, steal=2), cpu(idle=10)]
     not_ours = cpu(user=10)
     clock, times = iter([0.0, seconds]), iter([(0.0,) * 5, (own, 0.0, 0.0, 0.0, 0.0)])
     cpus = iter([[cpu()] * 5, [*spent, not_ours]])
+    monkeypatch.setattr(environment, "cpus", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(environment.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(environment.os, "times", lambda: next(times))
     monkeypatch.setattr(environment.psutil, "cpu_times", lambda percpu: next(cpus))

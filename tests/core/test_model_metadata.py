@@ -121,7 +121,6 @@ def test_headers_and_loaded_parameters_agree(model_folder):
 def test_auto_is_the_type_of_the_checkpoint(model_folder, tmp_path, stored, options, expected):
     config = json.loads((model_folder / "config.json").read_text())
     config.pop("dtype")
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | ({"dtype": stored} if stored else {}))
-    )
+    config |= {"dtype": stored} if stored else {}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert ModelFolder(hf(tmp_path, **options)).model.dtype == expected

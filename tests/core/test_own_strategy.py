@@ -69,10 +69,9 @@ def test_rows_of_different_options_are_never_taken_for_one_another(folder):
     records = [Record.joined(Point.of(config, name)) for name, config in configs.items()]
     stored = [read(json.dumps(record.to_row())) for record in records]
     assert stored == records
-    assert [record.identity for record in stored] == [
-        config.identity() for config in configs.values()
-    ]
-    assert len({record.identity for record in stored}) == 3
+    identities = [record.identity for record in stored]
+    assert identities == [config.identity() for config in configs.values()]
+    assert len({*identities}) == 3
     (group,) = grouped(stored)
     assert len({group.approach(record) for record in stored}) == 3
     assert again.identity() == configs["right"].identity()

@@ -26,11 +26,9 @@ def talking(llama, tokenizer, texts, length, *overrides):
 
 
 def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
-    found = {}
+    found, size = {}, BatchSize(batch_size)
     context = DecodeContext(decoding, 0, 8, seed)
-    for positions, output in generate_all(
-        decoder, prompts, context, BatchSize(batch_size), on_tokens
-    ):
+    for positions, output in generate_all(decoder, prompts, context, size, on_tokens):
         found |= dict(zip(positions, output.token_ids, strict=True))
     return [found[i] for i in range(len(prompts))]
 
@@ -85,9 +83,8 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
     (free,) = decoder.generate(*prompts, context()).token_ids
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    stopped = decoder.generate(
-        *prompts, replace(context(pieces[at], **options), on_step=steps.append)
-    )
+    watched = replace(context(pieces[at], **options), on_step=steps.append)
+    stopped = decoder.generate(*prompts, watched)
     (row,) = stopped.token_ids
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)

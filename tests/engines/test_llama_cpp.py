@@ -29,6 +29,7 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
 LENGTH = 14
 GREEDY = reference.GREEDY
+CONTEXT = DecodeContext(GREEDY, 0, LENGTH)
 SCHEDULES = [
     ("strategy=full",),
     ("ratio=2", "prompt_layers=kept"),
@@ -62,9 +63,7 @@ def test_tokens_equal_those_of_torch(overrides):
     kept = {stage.first_step: stage.kept for stage in torchs.stages}
     for ends, padded in product((None, reference.MANY_ENDS), (True, False)):
         model.generation_config.eos_token_id, (ids, mask) = ends, batch(padded)
-        wanted, got = (
-            one.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)) for one in (torchs, ours)
-        )
+        wanted, got = (decoder.generate(ids, mask, CONTEXT) for decoder in (torchs, ours))
         assert (got.engine, wanted.engine) == ("llama_cpp", "torch")
         seconds.append(got.compile_seconds)
         texts = ids, mask, got.token_ids, wanted.token_ids
@@ -103,7 +102,7 @@ def test_a_skip_adapter_is_merged_or_refused(kind):
     def tokens(name, adapter):
         schedule = ("strategy=custom", "strategy.layers=[0,2,4]")
         decoder = decoder_for(model, schedule, name, adapter=adapter)
-        return decoder.generate(*batch(True), DecodeContext(GREEDY, 0, LENGTH)).token_ids
+        return decoder.generate(*batch(True), CONTEXT).token_ids
 
     if kind == "full":
         with pytest.raises(UsageError, match=r"engine=llama_cpp.*full.*correction\.kind=folded"):
@@ -135,11 +134,9 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
     got = opened.encode(BatchRequest(ids, mask, GREEDY, 0, (), LENGTH))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     for schedule in (("strategy=full",), ("strategy=custom", "strategy.layers=[0,3,5]")):
-        tokens = [
-            decoder_for(model, schedule, name).generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
-            for name in ("torch", "llama_cpp")
-        ]
-        assert tokens[0].token_ids == tokens[1].token_ids
+        decoders = [decoder_for(model, schedule, name) for name in ("torch", "llama_cpp")]
+        tokens = [decoder.generate(ids, mask, CONTEXT).token_ids for decoder in decoders]
+        assert tokens[0] == tokens[1]
 
 
 @pytest.mark.parametrize("name", ["torch", "llama_cpp"])
@@ -151,11 +148,10 @@ def test_an_engine_supports_drafts_if_its_session_defines_check(name):
 
 def test_two_decoders_take_turns():
     model, (ids, mask) = build_model("llama"), batch(True)
-    context = DecodeContext(GREEDY, 0, LENGTH)
     schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
     decoders = [decoder_for(model, schedule, "llama_cpp") for schedule in schedules]
-    alone = [decoder.generate(ids, mask, context).token_ids for decoder in decoders]
-    turns = replace(context, pause_every=2)
+    alone = [decoder.generate(ids, mask, CONTEXT).token_ids for decoder in decoders]
+    turns = replace(CONTEXT, pause_every=2)
     outputs = take_turns([one.run(ids, mask, turns) for one in decoders])
     assert [output.token_ids for output in outputs] == alone
 

@@ -29,9 +29,8 @@ def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
     model = build_model("llama")
     model.generation_config.eos_token_id = changes.pop("eos", None)
     options = OwnResponses(samples=samples, **changes)
-    return generate_own_responses(
-        model, prompts, options, greedy_context(0, LENGTH, seed), file, ProgressCallback()
-    )
+    context = greedy_context(0, LENGTH, seed)
+    return generate_own_responses(model, prompts, options, context, file, ProgressCallback())
 
 
 def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(file):

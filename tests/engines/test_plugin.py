@@ -54,12 +54,11 @@ class AcmeSession(SteppingSession):
     def describe(self):
         return {"package": "acme", "version": "1.0", "weights": "f32"}
 """
+PRESET = "_target_: acme_engine.Acme\nname: acme\ndescription: an engine of Acme\n"
 FILES = {
     "acme_engine/__init__.py": CLASS,
     "acme_engine/session.py": SESSION,
-    "acme_engine/configs/engine/acme.yaml": (
-        "_target_: acme_engine.Acme\nname: acme\ndescription: an engine of Acme\n"
-    ),
+    "acme_engine/configs/engine/acme.yaml": PRESET,
     "acme-1.0.dist-info/METADATA": "Metadata-Version: 2.4\nName: acme\nVersion: 1.0\n",
     "acme-1.0.dist-info/entry_points.txt": "[ulskip.engines]\nacme = acme_engine:Acme\n",
 }
@@ -103,9 +102,8 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
 
 @pytest.mark.usefixtures("acme")
 def test_an_engine_that_defines_check_has_look_ups(ulskip, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "ulskip_cli.engines.loop.SHORTEST_MATCH", 1
-    )  # longer ones are rare in few tokens
+    # longer matches are rare in few tokens
+    monkeypatch.setattr("ulskip_cli.engines.loop.SHORTEST_MATCH", 1)
     lookup = ["decoding=prompt_lookup", "decoding.draft_tokens=3", "batch_size=1"]
     code, _, err = ulskip("run", "engine=acme", *lookup, *SMALL, f"results_dir={tmp_path}")
     assert code == 0, err

@@ -24,9 +24,8 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 
 def forced(examples, batch_size):
-    prompts, references = (
-        [getattr(one, key) for one in examples] for key in ("prompt_ids", "response_ids")
-    )
+    prompts = [example.prompt_ids for example in examples]
+    references = [example.response_ids for example in examples]
     return ForcedTexts(prompts, references, BatchSize(batch_size), 0)
 
 
@@ -41,9 +40,8 @@ def test_every_token_is_predicted_at_its_exit_depth(llama):
     labelled = inputs["labels"] != -100
     with torch.no_grad():
         prompt = encode_prompt(llama, inputs["prompt_ids"], inputs["prompt_mask"])
-        logits, depths = exit_logits(
-            LayerwiseModel(llama), rule, prompt, inputs["response_ids"], labelled.long()
-        )
+        texts = prompt, inputs["response_ids"], labelled.long()
+        logits, depths = exit_logits(LayerwiseModel(llama), rule, *texts)
     assert len(depths.unique()) > 1
     assert (depths == depths[:1]).all()  # a batch leaves together
     for step, depth in enumerate(depths[0].tolist(), start=1):

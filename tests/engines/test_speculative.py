@@ -51,24 +51,17 @@ def agreeing(model, kept):
     return model
 
 
-def by_generate(model, ids, mask, decoding=DRAFTED, **options):
-    """The full model's own tokens, by transformers' generate."""
-    plain = decoding.without_drafts()
-    decoder = decoder_for(model).with_engine("transformers")
-    return decoder.generate(ids, mask, DecodeContext(plain, 0, LENGTH), **options).token_ids
-
-
 def test_tokens_equal_those_of_the_full_models_generate(model):
     decoder, drafts, near_ties = decoder_for(agreeing(model, KEPT), KEPT), DraftStats(), 0
+    full, plain = decoder_for(model).with_engine("transformers"), DRAFTED.without_drafts()
     for ends, padded in ((None, False), (None, True), (MANY_ENDS, True)):
         model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
-        expected = by_generate(model, ids, mask)
+        expected = full.generate(ids, mask, DecodeContext(plain, 0, LENGTH)).token_ids
         for count, i in product((1, 4, 10), range(len(ids))):
             row = slice(i, i + 1)
-            output = decoder.generate(
-                ids[row], mask[row], DecodeContext(DRAFTED.replace(draft_tokens=count), 0, LENGTH)
-            )
+            context = DecodeContext(DRAFTED.replace(draft_tokens=count), 0, LENGTH)
+            output = decoder.generate(ids[row], mask[row], context)
             assert output.engine == "speculative"
             drafts += output.drafts
             texts = ids[row], mask[row], output.token_ids, expected[row]
@@ -87,11 +80,6 @@ class Rubbish:
     def __call__(self, ids, most):
         length = int(torch.randint(most + 1, (), generator=self.generator))
         return torch.randint(self.vocab_size, (length,), generator=self.generator)
-
-
-def with_drafter(patch, drafter):
-    """Let a drafter draft for the full model on torch."""
-    patch.setattr(SpeculativeSession, "drafter", lambda self, request: drafter)
 
 
 def tiny(seed, vocab_size, width, spread):
@@ -119,7 +107,8 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
     plain = decoder_for(model).generate(ids * mask, mask, contexts[0])
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):
-            with_drafter(patch, Rubbish(seed, vocab_size))
+            drafter = Rubbish(seed, vocab_size)
+            patch.setattr(SpeculativeSession, "drafter", lambda self, request: drafter)
         drafted = decoder_for(model, kept).generate(ids * mask, mask, contexts[1])
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length

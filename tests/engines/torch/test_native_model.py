@@ -21,25 +21,22 @@ pytestmark = pytest.mark.usefixtures("needs_kernels")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_recognized_architectures(dtype):
-    recognized = [
-        name for name in ARCHITECTURES if not unrecognized_reason(build_model(name).to(dtype))
-    ]
+    models = {name: build_model(name).to(dtype) for name in ARCHITECTURES}
+    recognized = [name for name, model in models.items() if not unrecognized_reason(model)]
     assert sorted(recognized) == NATIVE_ARCHITECTURES
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_plan_counts_the_bytes_of_all_copies(dtype):
     config = compose([f"model.dtype={dtype}"])
-    metadata = ModelFolder(config.model).metadata
-    model = LlamaForCausalLM.from_pretrained(
-        ModelFolder(config.model).file.parent, dtype=getattr(torch, config.model.dtype)
-    )
+    files = ModelFolder(config.model)
+    model = LlamaForCausalLM.from_pretrained(files.file.parent, dtype=getattr(torch, dtype))
     held = {
         tensor.data_ptr(): tensor.nbytes
         for tensor in NativeModel(model)._tensors
         if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
     }
-    planned = config.engine.copied_bytes(metadata, "cpu", frozenset())
+    planned = config.engine.copied_bytes(files.metadata, "cpu", frozenset())
     assert planned == pytest.approx(sum(held.values()), rel=0.05)
 
 
