@@ -9,12 +9,11 @@ from reference import save_adapter
 from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.config_schema import Config
 
+LOOK_UP = ["decoding.draft_tokens=2", "decoding.draft=ngram"]
 RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
     Need.SAMPLING: ["decoding.do_sample=true"],
-    Need.DRAFTS: [
-        *["decoding.draft_tokens=2", "decoding.draft=ngram", "strategy=full", "batch_size=1"]
-    ],
+    Need.DRAFTS: [*LOOK_UP, "strategy=full", "batch_size=1"],
     Need.LAYER_DRAFTS: ["decoding.draft_tokens=2", "batch_size=1"],
     Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
     Need.STAGES: ["strategy=skip_decode", "strategy.horizon=2"],

@@ -85,14 +85,13 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
     """
     stages = kept if isinstance(kept, dict) else {0: kept}
     corrected = (patches or {}) if isinstance(kept, dict) else {0: patches or {}}
-    first_steps = [
-        max(first for first in stages if first <= step) for step in range(ids.shape[1] - prompt_len)
-    ]
+    steps = range(ids.shape[1] - prompt_len)
+    first_steps = [max(first for first in stages if first <= step) for step in steps]
     layers = stack_of(model)
 
     def where(chosen):
-        steps = [chosen(first) for first in first_steps]
-        return torch.tensor([False] * prompt_len + steps)[:, None]
+        decoded = [chosen(first) for first in first_steps]
+        return torch.tensor([False] * prompt_len + decoded)[:, None]
 
     def patched(i, state):
         for first, changes in corrected.items():
@@ -237,9 +236,8 @@ def one_stage(view, kept):
 
 def random_ids(batch, length, seed=0):
     """Draw random ids of ordinary tokens, [batch, length]."""
-    return torch.randint(
-        2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCAB_SIZE, (batch, length), generator=generator)
 
 
 def batch(padded):

@@ -55,9 +55,8 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
     assert view.config.num_hidden_layers == 3
     with torch.inference_mode():
         whole = view.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids.input_ids.shape[1] :]
-    (answer,) = api.generate(
-        model, tokenizer, ["the cat sat"], (0, 3, 5), prompt_layers="kept", max_new_tokens=6
-    )
+    options = {"prompt_layers": "kept", "max_new_tokens": 6}
+    (answer,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), **options)
     assert answer.token_ids == whole.tolist()
     (full,) = api.generate(model, tokenizer, ["the cat sat"], max_new_tokens=6, num_beams=2)
     assert len(full.token_ids) <= 6
@@ -105,21 +104,18 @@ def test_a_folder_is_a_model(loaded, model_folder):
     assert [answer] == api.generate(*loaded, prompts, kept, **options)
     assert [answer] == api.generate(model_folder, loaded[1], prompts, kept, **options)
     assert answer.prefill_seconds > 0 and answer.decode_seconds > 0
-    assert answer.tokens_per_second == pytest.approx(
-        (len(answer.token_ids) - 1) / answer.decode_seconds
-    )
+    rate = (len(answer.token_ids) - 1) / answer.decode_seconds
+    assert answer.tokens_per_second == pytest.approx(rate)
 
 
-def test_a_model_by_name_gets_its_chat_template(loaded, model_folder, tmp_path):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+def test_a_model_by_name_gets_its_chat_template(loaded, copied_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copied_model)
     tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }}{% endfor %} sat"
-    tokenizer.save_pretrained(tmp_path)
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
-    answers = api.generate(tmp_path, prompts=["cat"], max_new_tokens=4)
+    tokenizer.save_pretrained(copied_model)
+    answers = api.generate(copied_model, prompts=["cat"], max_new_tokens=4)
     assert answers == api.generate(*loaded, ["the cat sat"], max_new_tokens=4)
-    assert answers != api.generate(tmp_path, tokenizer, ["cat"], max_new_tokens=4)
-    comparison = api.compare("cat", f"model.path={tmp_path}", "max_new_tokens=4")
+    assert answers != api.generate(copied_model, tokenizer, ["cat"], max_new_tokens=4)
+    comparison = api.compare("cat", f"model.path={copied_model}", "max_new_tokens=4")
     assert comparison.full == answers[0] and comparison.prompt == "cat"
 
 

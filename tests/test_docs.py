@@ -16,10 +16,8 @@ from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")
-]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")
+PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
@@ -33,9 +31,8 @@ def commands_of(page):
 
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
-    return {
-        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
-    }
+    texts = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {text.strip().replace(" ", "-") for text in texts}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -69,11 +66,8 @@ def test_measured_numbers_in_tables_are_in_the_files_that_their_section_links_to
     number = re.compile(r"\d+(?:\.\d+)?%?")
     for section in re.split(r"^#+ ", page.read_text("utf-8"), flags=re.MULTILINE):
         links = re.findall(r"\]\((\.\./(?:benchmarks/)?results/[^)]+\.md)\)", section)
-        measured = {
-            found
-            for link in links
-            for found in number.findall((page.parent / link).read_text("utf-8"))
-        }
+        linked = "\n".join((page.parent / link).read_text("utf-8") for link in links)
+        measured = {*number.findall(linked)}
         rows = re.findall(r"^\|[^|]+\|(.*)\|$", section, re.MULTILINE)[2:] if links else []
         shown = [found for row in rows if "`" not in row for found in number.findall(row)]
         assert [found for found in shown if found not in measured] == []
@@ -88,9 +82,8 @@ def test_the_examples_use_known_keys_and_values():
             keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
         if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
             form = words[words.index("--format") + 1] if "--format" in words else "hf"
-            assert config.compose(
-                keys, command=f"export --format {form}" if name == "export" else name
-            )
+            read_by = f"export --format {form}" if name == "export" else name
+            assert config.compose(keys, command=read_by)
         elif name == "tune":
             assert config.compose_tuning(keys), command
         elif name == "generate":
@@ -134,7 +127,6 @@ def test_engines_of_presets_have_entry_points():
     files = (ROOT / "configs/engine").glob("*.yaml")
     presets = [yaml.safe_load(file.read_text("utf-8")) for file in files]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    installed = {
-        path.replace(":", ".") for path in project["entry-points"]["ulskip.engines"].values()
-    }
+    paths = project["entry-points"]["ulskip.engines"].values()
+    installed = {path.replace(":", ".") for path in paths}
     assert {preset["_target_"] for preset in presets} <= installed

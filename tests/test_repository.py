@@ -25,11 +25,8 @@ def test_the_citation_has_the_version_of_the_package():
 
 
 def test_the_image_copies_files_that_exist_and_are_not_ignored():
-    sources = {
-        name
-        for line in re.findall(r"^COPY (.+)", DOCKERFILE, re.MULTILINE)
-        for name in line.split()[:-1]
-    }
+    copied = re.findall(r"^COPY (.+)", DOCKERFILE, re.MULTILINE)
+    sources = {name for line in copied for name in line.split()[:-1]}
     assert {"ulskip_cli", "configs", "requirements.lock"} <= sources
     assert [name for name in sources if not (ROOT / name).exists()] == []
     ignored, *exceptions = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
@@ -48,14 +45,9 @@ def test_an_installed_wheel_runs_without_a_compiler(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if "__pycache__" in name]
     assert wheel.stat().st_size < 25_000_000
-    ran = subprocess.run(
-        [installed(wheel, tmp_path / "venv"), "run", "task=wmt", "ratio=2.0", "--json", *SMALL],
-        cwd=tmp_path,
-        env={"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    words = [installed(wheel, tmp_path / "venv"), "run", "task=wmt", "ratio=2.0", "--json", *SMALL]
+    environment = {"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     row = json.loads(ran.stdout)
     assert (row["strategy"], row["linear_backend_reason"]) == ("unified", "no C++ compiler")
@@ -70,9 +62,8 @@ def installed(wheel, folder):
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", str(folder), "install"]
     options = ["--quiet", "--no-index", "--no-deps", "--ignore-installed", str(wheel)]
-    subprocess.run(
-        [*pip, *options], check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ""}
-    )
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run([*pip, *options], check=True, capture_output=True, env=environment)
     return folder / "bin" / "ulskip"
 
 
@@ -96,7 +87,5 @@ def test_libraries_say_nothing_of_kernels_for_other_devices():
 def test_planning_tasks_reports_and_the_command_line_load_no_torch():
     imports = "".join(f"import {name}\n" for name in modules(*WITHOUT_TORCH))
     check = f"{imports}import sys\nprint(*({{'torch', 'transformers'}} & set(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", check], check=True, capture_output=True, text=True
-    )
-    assert result.stdout.split() == []
+    loaded = subprocess.check_output([sys.executable, "-c", check], text=True)
+    assert loaded.split() == []

@@ -55,10 +55,8 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     assert "4 examples were skipped: longer than train.max_length" in text
     assert "train (2)" in err
     common = [f"model.path={out}", f"results_dir={tmp_path}", *quick]
-    rows = [
-        json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1])
-        for ratio in (2, 3)
-    ]
+    outputs = [ulskip("run", "--json", *common, f"ratio={ratio}")[1] for ratio in (2, 3)]
+    rows = [json.loads(output.splitlines()[-1]) for output in outputs]
     assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
     assert [row["trained_for_these_layers"] for row in rows] == [True, False]
     for words, counts in (("trained for other layers", [0, 1]), ("trained on examples", [1, 1])):

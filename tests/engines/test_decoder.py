@@ -26,8 +26,8 @@ def talking(llama, tokenizer, texts, length, *overrides):
 
 
 def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
-    found, size = {}, BatchSize(batch_size)
-    context = DecodeContext(decoding, 0, 8, seed)
+    found = {}
+    context, size = DecodeContext(decoding, 0, 8, seed), BatchSize(batch_size)
     for positions, output in generate_all(decoder, prompts, context, size, on_tokens):
         found |= dict(zip(positions, output.token_ids, strict=True))
     return [found[i] for i in range(len(prompts))]

@@ -53,11 +53,12 @@ def agreeing(model, kept):
 
 def test_tokens_equal_those_of_the_full_models_generate(model):
     decoder, drafts, near_ties = decoder_for(agreeing(model, KEPT), KEPT), DraftStats(), 0
-    full, plain = decoder_for(model).with_engine("transformers"), DRAFTED.without_drafts()
+    full = decoder_for(model).with_engine("transformers")
+    plain = DecodeContext(DRAFTED.without_drafts(), 0, LENGTH)
     for ends, padded in ((None, False), (None, True), (MANY_ENDS, True)):
         model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
-        expected = full.generate(ids, mask, DecodeContext(plain, 0, LENGTH)).token_ids
+        expected = full.generate(ids, mask, plain).token_ids
         for count, i in product((1, 4, 10), range(len(ids))):
             row = slice(i, i + 1)
             context = DecodeContext(DRAFTED.replace(draft_tokens=count), 0, LENGTH)

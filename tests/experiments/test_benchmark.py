@@ -1,5 +1,4 @@
 import json
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -37,14 +36,6 @@ def point(tmp_path):
         return by([*base, *overrides], command="bench")
 
     return make
-
-
-@pytest.fixture
-def decoders(monkeypatch):
-    """The calls that make decoders, in order."""
-    made = Mock(wraps=runner.Decoder)
-    monkeypatch.setattr(runner, "Decoder", made)
-    return made.call_args_list
 
 
 def run_all(*configs, force=True):
@@ -98,22 +89,24 @@ def test_work_and_shares_are_exact(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("folded", 0)])
-def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, decoders, kind, size):
+def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, spy, kind, size):
+    made = spy(runner, "Decoder")
     row = bench("ratio=2", "correction=patch", f"correction.kind={kind}").to_row()
     stored = {"name": "patch", "kind": kind, "values": "zero", "bytes": 2 * 4 * size}
     assert row["correction"] == stored
     assert row["step_bytes"] == step_bytes(3, patch=2 * size)  # two gaps
-    adapters = [adapter for call in decoders for adapter in call.args[2:3] if adapter]
+    adapters = [adapter for call in made.call_args_list for adapter in call.args[2:3] if adapter]
     tensors = [item for adapter in adapters for item in adapter.tensors.items()]
     assert sum(tensor.numel() for _, tensor in tensors) == 2 * size
     assert not any(tensor.any() for name, tensor in tensors if "down" not in name)
 
 
-def test_weights_and_the_full_model_are_shared(point, decoders):
+def test_weights_and_the_full_model_are_shared(point, spy):
+    made = spy(runner, "Decoder")
     ratios = [point(f"ratio={ratio}") for ratio in (2, 3)]
     records = run_all(*ratios, point("model.dtype=bfloat16")).records
     assert {record.read_rate for record in records.values()} == {1e12}
-    assert [len(call.args[1].kept_layers) for call in decoders] == [3, 6, 2, 3, 6]
+    assert [len(call.args[1].kept_layers) for call in made.call_args_list] == [3, 6, 2, 3, 6]
 
 
 def test_a_finished_point_is_measured_again_only_on_request(point, tmp_path):
@@ -140,10 +133,9 @@ def test_the_full_model_of_a_further_engine_is_compared_with_that_of_the_first(p
 
 
 def test_a_baseline_engine_is_that_of_every_point(point):
-    engines = [
-        point(f"engine={name}", "baseline_engine=torch") for name in ("transformers", "torch")
-    ]
-    records = run_all(*engines).records.values()
+    engines = ("engine=transformers", "engine=torch")
+    points = [point(engine, "baseline_engine=torch") for engine in engines]
+    records = run_all(*points).records.values()
     assert [record.full_engine for record in records] == ["torch", None]
 
 
@@ -177,9 +169,8 @@ def test_a_refused_point_is_stored_as_one_of_a_benchmark(point):
 
 def test_the_fastest_way_to_read_counts(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0] + [20.0, 25.0] * 4)
-    monkeypatch.setattr(paired_timing, "READ_BYTES", 2**16)
     monkeypatch.setattr(paired_timing, "now", lambda device: next(clock))
-    assert bandwidth_meter(torch.device("cpu"))() == 2**15
+    assert bandwidth_meter(torch.device("cpu"))() == paired_timing.READ_BYTES / 2
 
 
 def test_a_batch_that_does_not_fit_is_halved(bench, limit_memory):

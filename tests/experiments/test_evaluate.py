@@ -38,14 +38,11 @@ def evaluated(tmp_path):
 def test_answers_come_back_in_the_tasks_order(point, evaluated):
     decoder, workload, config = point("batch_size=2")
     answers, quality = evaluated(decoder, workload, config)
-    assert [one["id"] for one in answers.generations] == [
-        example.id for example in workload.examples
-    ]
-    assert quality.degenerate["hit_limit"] == sum(
-        "hit_limit" in one["flags"] for one in answers.generations
-    )
+    rows = answers.generations
+    assert [row["id"] for row in rows] == [example.id for example in workload.examples]
+    assert quality.degenerate["hit_limit"] == sum("hit_limit" in row["flags"] for row in rows)
     generated = sum(output.generated_tokens for output in answers.outputs)
-    assert generated == sum(len(one["token_ids"]) for one in answers.generations)
+    assert generated == sum(len(row["token_ids"]) for row in rows)
     assert quality.bleu is not None and quality.chrf is not None
     assert (quality.num_truncated_sources, quality.evaluated_batch_size) == (0, 2)
 
@@ -63,14 +60,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
 
 
 def test_truncated_sources_are_counted(point, tmp_path, evaluated):
-    lines = [
-        json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"})
-        for n in (1, 40, 50)
-    ]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    decoder, workload, config = point(
-        "task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128
-    )
+    rows = [{"article": "the cat sat on the mat " * n, "highlights": "cats"} for n in (1, 40, 50)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    news = ["task=cnn_dm", f"task.file={tmp_path}/a.jsonl"]
+    decoder, workload, config = point(*news, "speed.new_tokens=6", context=128)
     assert [one.truncated for one in workload.encoded] == [False, True, True]
     assert max(map(len, workload.prompts)) <= 128 - 5
     assert workload.max_positions == 128  # timed pairs read the end of longer prompts

@@ -51,12 +51,9 @@ def test_a_launcher_leaves_the_same_rows_although_a_worker_dies(name, command, t
     folder = results / name
     arguments = [*base, f"name={name}", f"launcher={name}", *LAUNCHERS[name]]
     arguments += ["launcher.workers=2", "launcher.threads=1"]
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "ulskip_cli", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    words = [sys.executable, "-W", "ignore", "-m", "ulskip_cli", *arguments]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **streams, text=True) as process:
         killed = False
         while process.poll() is None and not killed:
             time.sleep(0.05)

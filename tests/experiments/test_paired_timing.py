@@ -26,9 +26,8 @@ ALONE = tuple(rows[:1] for rows in PROMPTS)
 
 def pairs_of(full, strategy, context, new_tokens, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
-    pair = paired_timing.Pair(
-        full, strategy, [prompts], replace(context, max_new_tokens=new_tokens)
-    )
+    context = replace(context, max_new_tokens=new_tokens)
+    pair = paired_timing.Pair(full, strategy, [prompts], context)
     timed = paired_timing.measure_pairs(pair, range(count))
     return replace(timed, units=(Unit(pairs=count),))
 

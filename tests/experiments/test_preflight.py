@@ -80,9 +80,8 @@ def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, copied
         return resolve(compose([*files, "limit=5", *overrides])).run_id
 
     plain, calibrated = run_id("strategy=unified"), run_id()
-    assert (
-        plain == run_id("strategy=unified", "name=other") != run_id("strategy=unified", "ratio=3")
-    )
+    assert plain == run_id("strategy=unified", "name=other")
+    assert plain != run_id("strategy=unified", "ratio=3")
     (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(8)) + "other\n")
     assert plain == run_id("strategy=unified") and calibrated != run_id()
     hf = ["strategy=unified", "model=hf", f"model.path={copied_model}"]

@@ -34,11 +34,9 @@ def test_a_run_is_scored_by_agreement(ulskip, overrides, prompts, tmp_path):
     assert "agree-ment".replace("-", "") in table.replace("-", "") and "chrF" not in table
 
 
-@pytest.mark.parametrize(
-    "words", [["strategy=early_exit", "limit=5"], ["correction=patch", "limit=5"]]
-)
-def test_what_is_fitted_on_own_answers_needs_none(overrides, prompts, words):
-    point = resolve(compose([*overrides, *prompts, *words], command="run"))
+@pytest.mark.parametrize("fitted", ["strategy=early_exit", "correction=patch"])
+def test_what_is_fitted_on_own_answers_needs_none(overrides, prompts, fitted):
+    point = resolve(compose([*overrides, *prompts, fitted, "limit=5"], command="run"))
     assert len(point.held_out.examples) == 15
 
 

@@ -71,10 +71,9 @@ def test_unsupported_models_are_refused_before_weights_load(model_folder, tmp_pa
 
 
 def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):
-    real = gguf.GGUFWriter.write_tensor_data
-    monkeypatch.setattr(
-        gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2)
-    )
+    writer = gguf.GGUFWriter
+    real = writer.write_tensor_data
+    monkeypatch.setattr(writer, "write_tensor_data", lambda self, array: real(self, array * 2))
     (tmp_path / "mine").mkdir()
     for to in ("mine", "new", "x.gguf"):
         with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):

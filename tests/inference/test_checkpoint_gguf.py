@@ -22,9 +22,8 @@ hf = partial(reference.hf, device="cpu")
 def file(model_folder, tmp_path_factory):
     """Return a GGUF file of all layers of the saved model, in float32."""
     to = tmp_path_factory.mktemp("gguf") / "whole.gguf"
-    config = compose(
-        [f"model.path={model_folder}", "strategy=full"], command="export --format gguf"
-    )
+    whole = [f"model.path={model_folder}", "strategy=full"]
+    config = compose(whole, command="export --format gguf")
     run_export(config, ExportRequest(to, "gguf", check=False))
     return to
 

@@ -104,9 +104,8 @@ def test_a_skipped_linear_map_is_recovered():
     kept, pairs = (0, 2, 4, 5), examples(60)
     adapter = PatchFitter(model, pairs, 0).fit([kept], FULL, 1e-12)
     for layer in (2, 4):
-        weight, bias = (
-            adapter.tensors[f"patch.0.{layer}.linear.{part}"] for part in ("weight", "bias")
-        )
+        weight = adapter.tensors[f"patch.0.{layer}.linear.weight"]
+        bias = adapter.tensors[f"patch.0.{layer}.linear.bias"]
         torch.testing.assert_close(weight.T, matrix, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(bias, torch.full((32,), 0.5), rtol=1e-3, atol=1e-3)
     new = examples(5, seed=500)[0]
@@ -135,9 +134,8 @@ def test_a_folded_patch_requires_the_first_layer(llama):
 def test_with_prompt_layers_kept_patches_are_fitted_on_the_prompt_too(llama):
     pairs = examples()
     fitter = PatchFitter(llama, pairs, 0, prompt_layers="kept")
-    assert fitter.num_positions == sum(
-        len(one.prompt_ids) + len(one.response_ids) - 1 for one in pairs
-    )
+    expected = sum(len(pair.prompt_ids) + len(pair.response_ids) - 1 for pair in pairs)
+    assert fitter.num_positions == expected
     adapter = fitter.fit([KEPT], FULL, 1e-6)
     ids = torch.tensor([pairs[0].prompt_ids])
     with torch.no_grad():

@@ -47,9 +47,8 @@ def test_keeping_all_equals_generate(model, options):
 
 
 def test_an_encoder_decoder_is_refused_by_name():
-    config = transformers.T5Config(
-        num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50
-    )
+    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 4, "num_heads": 4, "vocab_size": 50}
+    config = transformers.T5Config(num_layers=3, **sizes)
     with pytest.raises(UsageError, match="T5ForConditionalGeneration"):
         shallow_view.shallow_view(transformers.T5ForConditionalGeneration(config), (0, 2))
 
@@ -110,9 +109,7 @@ def test_a_recurrent_model_reads_given_text_token_by_token():
         expected = model(ids).logits
         shallow_view.forward_with_cache(model, ids[:, :4], torch.ones(1, 4), cache)
         fork = kv_cache.fork_cache(cache, range(6))
-        got = [
-            shallow_view.forward_with_cache(model, ids[:, 4:], torch.ones(1, 9), one)
-            for one in (fork, cache)
-        ]
+        rest = ids[:, 4:], torch.ones(1, 9)
+        got = [shallow_view.forward_with_cache(model, *rest, part) for part in (fork, cache)]
     assert torch.allclose(got[0], expected[:, 4:], atol=1e-4)
     assert torch.equal(got[0], got[1])  # a fork does not change the first cache

@@ -31,6 +31,7 @@ from ulskip_cli.strategies.plan import Plan, Stage
 
 KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
+KEPT_SETS = [KEPT, (0, 3, 5), (0, 1)]
 LENGTH = 10
 NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
@@ -54,9 +55,7 @@ def checked_tokens(decoder, kept, corrections):
 
 
 @pytest.mark.usefixtures("single_thread")
-@pytest.mark.parametrize(
-    ("model", "kept"), with_each([KEPT, (0, 3, 5), (0, 1)]), indirect=["model"]
-)
+@pytest.mark.parametrize(("model", "kept"), with_each(KEPT_SETS), indirect=["model"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
     adapter, corrections = random_adapter(model, kept, kind)
@@ -89,12 +88,10 @@ def test_each_stage_has_patches_of_its_own(model):
         for name, tensor in one.tensors.items()
     }
     adapter = SkipAdapter(NUM_LAYERS, sets, PATCHES["full"], tensors)
-    corrections = {
-        "patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
-    }
+    patches = {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     plan = Plan("custom", NUM_LAYERS, tuple(starmap(Stage, stages.items())))
     decoder = Decoder(model, plan, adapter=adapter)
-    checked_tokens(decoder, stages, corrections)
+    checked_tokens(decoder, stages, {"patches": patches})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -114,9 +114,8 @@ def test_warnings_of_runs_and_of_low_scores_are_kept(report, tmp_path):
 def test_a_speed_of_another_depth_is_told_and_not_drawn(report, tmp_path):
     folder = write_folder(tmp_path / "x", [*small_sweep(batches=(1,)), two_depths()])
     code, out, _ = report(folder)
-    assert code == 0 and "with a mean of 4.0 layers, and its answers ran 5.4 of 6" in " ".join(
-        out.split()
-    )
+    shown = " ".join(out.split())
+    assert code == 0 and "with a mean of 4.0 layers, and its answers ran 5.4 of 6" in shown
     text = (folder / "report" / "report.md").read_text()
     assert "| skip_decode | 2 | 5.4/6 | 4.0/6 |" in text
     assert "skip_decode" not in (folder / "report" / "quality.svg").read_text()

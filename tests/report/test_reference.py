@@ -56,10 +56,8 @@ def test_every_pair_has_verdicts():
 
 
 def test_a_point_without_a_target_can_lose():
-    old, slow = (
-        configured(sweep_row("custom", speedup=speedup), strategy={"layers": [0, 2, 5]})
-        for speedup in (1.8, 0.5)
-    )
+    rows = [sweep_row("custom", speedup=speedup) for speedup in (1.8, 0.5)]
+    old, slow = (configured(row, strategy={"layers": [0, 2, 5]}) for row in rows)
     assert against([slow], [old]).losses() == ["custom, batch 1: speed"]
 
 

@@ -10,9 +10,8 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.static import Unified
 
-METADATA = ModelMetadata(
-    num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12)
-)
+WEIGHTS = WeightSizes(300, (100,) * 12)
+METADATA = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WEIGHTS)
 
 
 def test_a_plan_states_all_three_speedups():

@@ -58,6 +58,5 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     assert plan.layer_ratio == pytest.approx(2, abs=0.02)
     assert not plan.warnings
     sizes = config.engine.sizes(metadata, config.model.device, config.needs())
-    assert plan.predicted_speedup == pytest.approx(
-        sizes.predicted_speedup(schedule.even(12, 6)), rel=0.02
-    )
+    even = sizes.predicted_speedup(schedule.even(12, 6))
+    assert plan.predicted_speedup == pytest.approx(even, rel=0.02)

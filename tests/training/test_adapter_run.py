@@ -184,9 +184,7 @@ def test_prompts_leave_room_for_the_models_own_answers(trained, tmp_path):
     assert (record.examples, record.left_out) == (4, 0)
 
 
-@pytest.mark.parametrize(
-    "change", ["train.ratios=2", "correction.kind=none", "train.lora.rank=4"], ids=lambda text: text
-)
+@pytest.mark.parametrize("change", ["train.ratios=2", "correction.kind=none", "train.lora.rank=4"])
 def test_a_start_of_other_settings_is_refused_by_its_key(finished, trained, tmp_path, change):
     start = f"train.start={finished[0]}"
     with pytest.raises(UsageError, match=r"train\.start"):

@@ -155,13 +155,11 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, run, mo
     model = [f"model.path={model_folder}", "model.dtype=float32", f"output={out}"]
     command = [sys.executable, "-m", "ulskip_cli", "train", *model, *QUICK, *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, **silent)
     checkpoints = out / "checkpoints"
-    while (
-        process.poll() is None and not (checkpoints / "checkpoint-6" / "model.safetensors").exists()
-    ):
+    saved = checkpoints / "checkpoint-6" / "model.safetensors"
+    while process.poll() is None and not saved.exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from reference import (
@@ -30,10 +32,8 @@ def stepwise_exit(model, depth, inputs):
     kept = tuple(range(depth))
     view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
     cache, mask = kv_cache.new_cache(model), inputs["prompt_mask"]
-    response = inputs["response_ids"]
-    logits = [
-        shallow_view.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)
-    ]
+    prompt, response = inputs["prompt_ids"], inputs["response_ids"]
+    logits = [shallow_view.forward_with_cache(model, prompt, mask, cache, last_only=True)]
     kv_cache.prune_cache(cache, kept)
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
@@ -70,14 +70,11 @@ def test_distillation_moves_the_student_alone(llama):
     # The same loss towards logits that were computed before.
     inputs = LossBatch(**batch())
     prompt = teacher_forcing.encode_prompt(llama, inputs.prompt_ids, inputs.prompt_mask)
-    views = shallow_view.stage_views(
-        stages, EVERY, lambda kept: shallow_view.shallow_view(llama, kept)
-    )
-    student = teacher_forcing.predict_response(
-        views, prompt, inputs.response_ids, inputs.is_labelled
-    )
-    teacher = reference_response(llama, batch(), EVERY)[inputs.is_labelled]
-    student = student[inputs.is_labelled]
+    views = shallow_view.stage_views(stages, EVERY, partial(shallow_view.shallow_view, llama))
+    labelled = inputs.is_labelled
+    student = teacher_forcing.predict_response(views, prompt, inputs.response_ids, labelled)
+    teacher = reference_response(llama, batch(), EVERY)[labelled]
+    student = student[labelled]
     teacher_forcing.divergence(teacher, student).div(len(student)).backward()
     assert sum(one.abs().sum() for one in gradients) > 0
     for own, parameter in zip(gradients, llama.parameters(), strict=True):
@@ -85,17 +82,14 @@ def test_distillation_moves_the_student_alone(llama):
 
 
 def test_the_mean_is_over_all_tokens_of_a_step(llama):
-    module, inputs = TwoPassLoss(llama).eval(), batch()
-    parts = [
-        {key: value[rows] for key, value in inputs.items()} for rows in (slice(0, 1), slice(1, 3))
-    ]
+    module, inputs, stages = TwoPassLoss(llama).eval(), batch(), through((0, 5))
     count = (inputs["labels"] != -100).sum()
-    split = sum(
-        module(**part, stages=through((0, 5)), num_items_in_batch=count)["loss"] for part in parts
-    )
-    torch.testing.assert_close(
-        split, module(**inputs, stages=through((0, 5)))["loss"], rtol=1e-5, atol=1e-6
-    )
+    split = 0
+    for rows in (slice(0, 1), slice(1, 3)):
+        part = {key: value[rows] for key, value in inputs.items()}
+        split += module(**part, stages=stages, num_items_in_batch=count)["loss"]
+    whole = module(**inputs, stages=stages)["loss"]
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_the_prompt_gets_gradients_through_its_cache(llama):

@@ -61,9 +61,8 @@ def test_a_program_ends_at_its_limits(program, monkeypatch):
 
 def test_a_program_sees_an_empty_folder_and_no_variables(monkeypatch):
     monkeypatch.setenv("SECRET", "1")
-    assert passes(
-        "import os\nassert os.listdir() == ['answer.py']\nassert 'SECRET' not in os.environ"
-    )
+    checks = "import os\nassert os.listdir() == ['answer.py']\nassert 'SECRET' not in os.environ"
+    assert passes(checks)
 
 
 def test_a_main_block_of_an_answer_is_left_out():

@@ -14,10 +14,9 @@ HYPOTHESES = [MAYOR, "Prices rose\nagain", "Nothing here"]
 REFERENCES = ["Mayor opens the new bridge .\nA crowd cheered .", "Prices rise again .", "It lost ."]
 
 
-def score(hypotheses, references, full=None):
-    return Rouge("rouge", Scoring(("rouge",))).score(
-        Answers(hypotheses, references, references, full)
-    )
+def score(hypotheses, references):
+    answers = Answers(hypotheses, references, references)
+    return Rouge("rouge", Scoring(("rouge",))).score(answers)
 
 
 def test_values_equal_rouge_score_called_directly():
