@@ -259,9 +259,9 @@ class TuneResult:
     """The best point that was tried, measured again on examples that chose nothing."""
 
     tuning: Tuning
-    chosen: Record  # among the examples that choose
-    record: Record  # on the others
-    config: Config  # of the latter, which needs no calibration
+    chosen: Record  # the best point's row on the examples that choose
+    record: Record  # its row on the others
+    config: Config  # that of `record`, which needs no calibration
 
     @property
     def use(self) -> Config:

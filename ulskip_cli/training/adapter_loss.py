@@ -79,7 +79,9 @@ class AdapterLoss(TwoPassLoss):
         return self.weights.distill_weight + self.weights.gap_weight > 0
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
-        """Compute the loss of a batch under a schedule, summed over the labelled positions."""
+        """Compute the loss of a batch under a schedule, summed over the labelled positions: the gap
+        loss, the cross-entropy and the divergence from the full model, each with its weight.
+        """
         weights = self.weights
         frozen = self.outputs.of(batch, self.needs_states)
         # has a gradient even if all responses end before the first step that skips a layer
@@ -115,7 +117,7 @@ class AdapterLoss(TwoPassLoss):
         layerwise = self._layerwise(kept)
         ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
         chosen = labelled[:, 1:]  # the positions that have states
-        losses = [states.new_zeros((), dtype=torch.float32)]  # the sum if there is no gap
+        losses = [states.new_zeros((), dtype=torch.float32)]  # so that no gap gives 0
         for start, end in spans(kept, len(self.all_layers)):
             # Layers add keys and values to the cache in `inputs`, so each span has its own.
             inputs = layerwise.after(prompt, ids, labelled, kept)
@@ -304,8 +306,8 @@ class FrozenOutputs:
 
 def _rows_of(batch: LossBatch) -> Iterator[tuple[LossBatch, TokenKey, TokenKey]]:
     """Yield each row of a batch without padding as a batch of its own, and the keys of its prompt
-    and of its response. A response of one token keeps a second position, because the layers need at
-    least one input, and the last response token is none.
+    and of its response. A response of one token keeps a second position, of padding: the layers do
+    not read the last position, and need at least one other.
     """
     for index in range(len(batch.labels)):
         rows, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
