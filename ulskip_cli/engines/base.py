@@ -63,9 +63,9 @@ class DraftStats:
     """Counts of speculative decoding; the counts of several batches can be added."""
 
     checks: int = 0  # passes of the full model
-    gained: int = 0  # tokens
+    gained: int = 0  # tokens that checks added to answers: accepted drafts, and one of the model
     drafted: int = 0  # tokens
-    accepted: int = 0  # of them
+    accepted: int = 0  # drafted tokens that are in answers
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
         return DraftStats(*map(add, astuple(self), astuple(other)))
@@ -174,8 +174,9 @@ class BatchOutput:
         kv_bytes: tuple[int, int],
         **details: Any,
     ) -> Self:
-        """Return the output of a request from the tokens of each sequence, which are truncated at
-        EOS and behind the first stop string, and the clock.
+        """Return the output of a request from the clock and the tokens of each sequence, which are
+        truncated at EOS and behind the first stop string. `kv_bytes` are the sizes of the prompt's
+        KV cache, before and after skipped layers were dropped, and `details` are further fields.
         """
         ends = request.stop_token_ids
         truncated = [_until_end(row, request) for row in rows]
@@ -269,7 +270,7 @@ class EngineSession:
     def run(self, request: BatchRequest) -> Generation:
         """Generate for one batch, with pauses if the library decodes step by step."""
         return self.generate(request)
-        yield
+        yield  # never reached; it makes this method a generator, without pauses
 
     def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
@@ -291,17 +292,23 @@ class EngineSession:
 
 
 def _until_end(row: Sequence[int], request: BatchRequest) -> list[int]:
-    ends = request.stop_token_ids
-    row = row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1]
-    lengths = range(len(row))
+    """Return the tokens of a sequence up to its first EOS, and up to the token that completes its
+    first stop string.
+    """
+    eos = request.stop_token_ids
+    first_eos = next((i for i, token in enumerate(row) if token in eos), len(row))
+    row = row[: first_eos + 1]
     if request.stops:
+        lengths = range(len(row))
+        # All longer beginnings contain the stop string too, so bisection finds the shortest.
         row = row[: bisect_left(lengths, True, key=lambda length: request.is_stopped(row[:length]))]
     return list(row)
 
 
 def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
-    """Return the weights of a view by name, tied weights once; raise UsageError if the view is not
-    on the CPU, where the libraries decode, or has patches that are not folded.
+    """Return the weights of a view by name, without the second name of tied weights; raise
+    UsageError if the view is not on the CPU, where the libraries decode, or has patches that are
+    not folded, which files of the libraries cannot contain.
     """
     if view.device.type != "cpu":
         raise UsageError(
@@ -325,10 +332,9 @@ def cached_export(
     suffix: str,
     write: Callable[[Path], None],
 ) -> Path:
-    """Return the file or folder that `write` makes from `tensors` and `settings`, or the one of an
-    earlier call.
-
-    If `write` fails, nothing is left behind.
+    """Return the file or folder in the cache that `write` makes at a given path. If an earlier
+    call had the same tensors and `settings` (everything else on which the content depends), return
+    its result. If `write` fails, nothing is left behind.
     """
     content = hashlib.blake2b()
     for tensor in tensors.values():

@@ -68,7 +68,8 @@ class Decoder:
         """Build the views of a plan; `adapter` corrects those that skip layers, and `engine`
         decodes (None: auto).
         """
-        self.model, self.device, self.exits = model, model.device, plan.exits
+        self.model, self.device = model, model.device
+        self.exits = plan.exits  # the rule of early exit, or None
         self.asked = engine or engine_named("auto")  # it chooses the engine of a request
         every_layer = tuple(range(plan.num_layers))
         make_view = adapter.view if adapter else shallow_view.shallow_view
@@ -110,7 +111,7 @@ class Decoder:
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[Engine, str | None]:
-        """Return the engine for `decoding`; see `Engine.engine_for`."""
+        """Return the engine for `decoding`, and the reason if it is not our loop on torch."""
         needs = decoding.needs() | ({Need.EARLY_EXIT} if self.exits else set())
         return self.asked.engine_for(needs, self.model)
 
@@ -162,9 +163,12 @@ class Decoder:
         context: DecodeContext,
         forced_length: int | None = None,
     ) -> Generation:
-        """Generate like `generate`, with the pauses that the context asks for."""
+        """Generate like `generate`, with the pauses that the context asks for (`pause_every`). The
+        first call opens the engine, in which a library loads a copy of the weights.
+        """
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
-        length, decoding = forced_length or context.max_new_tokens, context.decoding
+        length = forced_length or context.max_new_tokens
+        decoding = context.decoding
         request = BatchRequest(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
@@ -184,7 +188,7 @@ class Decoder:
         batch, prompt_len = input_ids.shape
         # A warm-up is short, but the batches after it must fit into the same session.
         room = Room(batch, prompt_len + max(length, context.max_new_tokens))
-        session, seconds = self._session(engine, room)
+        session, load_seconds = self._session(engine, room)
         session.prepare()
         if decoding.do_sample:
             torch.manual_seed(context.seed)
@@ -193,7 +197,7 @@ class Decoder:
             output,
             engine=engine.name,
             linear_backend=self._backend(engine).name,
-            compile_seconds=seconds,
+            compile_seconds=load_seconds,
         )
 
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
@@ -208,7 +212,7 @@ class Decoder:
             input_ids,
             mask,
             DecodingConfig(),
-            pad_token_id=0,
+            pad_token_id=0,  # as no token is chosen, the settings of decoding do not matter
             eos_token_ids=(),
             length=length,
             stages=self.stages,
@@ -218,13 +222,15 @@ class Decoder:
             return session.losses(request, response_ids)
 
     def _session(self, engine: Engine, room: Room) -> tuple[EngineSession, float]:
-        """Return a session with room for a batch, and the seconds in which a library loaded its
-        copy of the weights.
+        """Return the open session of an engine, or a new one if it has no room for a batch, and
+        the seconds in which a library loaded its copy of the weights: 0 on torch, or if the session
+        was open.
         """
         key = engine.name, engine.weights
         if key in self._sessions and not self._sessions[key].fits(room):
             self._sessions.pop(key).close()  # frees its memory first
-        loads, began = engine.is_runtime and key not in self._sessions, time.perf_counter()
+        loads = engine.is_runtime and key not in self._sessions
+        began = time.perf_counter()
         if loads:
             _check_memory(engine, self._views)
         if key not in self._sessions:
@@ -245,23 +251,23 @@ def generate_all(
     batch's prompts and the output.
 
     The first `skip` prompts in this order are left out. After every step `on_tokens` gets the
-    numbers of finished prompts and generated tokens. After every batch `on_prompts` gets the
-    indices of its prompts, and these if a forward pass on torch has encoded them. The sampling seed
-    of a batch depends only on the seed and the batch's first prompt.
+    numbers of finished prompts and generated tokens. If a forward pass on torch encoded the prompts
+    of a batch, `on_prompts` gets their indices and the encoded prompts when the batch is finished.
     """
     done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
-        """Decode the prompts at these positions as one batch, padded on the left."""
+        """Decode the prompts at these indices as one batch, padded on the left."""
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         encoded = list[EncodedPrompt]()
-        of_batch = replace(
+        batch_context = replace(
             context,
-            seed=(context.seed * 1_000_003 + positions[0]) % 2**63,  # the range that torch accepts
+            # Does not depend on earlier batches, as some are skipped; torch accepts 63 bits.
+            seed=(context.seed * 1_000_003 + positions[0]) % 2**63,
             on_step=lambda new: on_tokens(done, tokens + new),
             on_prompt=encoded.append,
         )
-        output = decoder.generate(ids, mask, of_batch)
+        output = decoder.generate(ids, mask, batch_context)
         for prompt in encoded:
             on_prompts(positions, prompt)
         return output
@@ -288,6 +294,7 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 def _check_memory(engine: Engine, views: Views) -> None:
     """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
     models = {views.prompt_model, *(stage.view for stage in views.stages)}
+    # Bits per weight: `formats` has those of layers, and of embedding and head.
     bits = engine.formats[engine.weights][0] if engine.weights else 8 * views.model.dtype.itemsize
     needed = sum(weight.numel() for model in models for weight in model.parameters()) * bits / 8
     free = psutil.virtual_memory().available

@@ -103,13 +103,15 @@ class ExitSteps(DecodeSteps):
     """Decode steps; the exit rule chooses the depth at which a step ends."""
 
     def __init__(self, parts: EagerParts | NativeParts, request: BatchRequest) -> None:
-        """Take over the steps of the full model, whose cache has the prompt in every layer."""
+        """Take over the steps of the full model, whose cache has the prompt in every layer; they
+        run its first part, its layers and its head one by one.
+        """
         assert request.exits is not None
         self.parts, self.cursor, self.rule = parts, parts.cursor, request.exits
-        self.ids = request.input_ids
+        self.ids = request.input_ids  # [batch, len], of all tokens so far
         self.prompt_len = self.ids.shape[1]
         self.eos_token_ids = self.ids.new_tensor(request.stop_token_ids)
-        self.done = torch.zeros_like(self.ids[:, 0], dtype=torch.bool)
+        self.done = torch.zeros_like(self.ids[:, 0], dtype=torch.bool)  # [batch], after EOS
         self._checks = frozenset(self.rule.checks)
         # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there.
         # These tokens directly precede the next token that reaches this depth, because they have no
@@ -125,8 +127,8 @@ class ExitSteps(DecodeSteps):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Run layers until a check is confident enough; return the logits [batch, 1, vocab_size]
-        after `tokens` [batch, 1]. Where earlier tokens exited, they join the tokens for deeper
-        layers.
+        after `tokens` [batch, 1]. At a depth at which earlier tokens exited, these join the new
+        ones, so that deeper layers have keys of all tokens.
         """
         self.ids = torch.cat([self.ids, tokens], dim=1)
         self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
@@ -137,7 +139,7 @@ class ExitSteps(DecodeSteps):
             if self._pending[index]:
                 states = torch.cat([*self._pending[index], states], dim=1)
                 self._pending[index] = []
-                self._enter(length - states.shape[1])
+                self._enter(length - states.shape[1])  # places the joined tokens, too
             states = self.parts.layer(index, states)
             if index + 1 in self._checks:
                 logits = self._confident_logits(states[:, -1:], threshold)
@@ -153,12 +155,16 @@ class ExitSteps(DecodeSteps):
         self._pending = [[states[alive] for states in behind] for behind in self._pending]
 
     def _enter(self, start: int) -> Tensor:
+        """Set the cursor to `start`, so that layers write keys from there on; return the inputs of
+        the first layer for the tokens from `start` on.
+        """
         self.cursor.length = start
         return self.parts.enter(self.ids[:, start:])
 
     def _confident_logits(self, states: Tensor, threshold: float) -> Tensor | None:
-        """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences
-        reaches the threshold.
+        """Return the logits [batch, 1, vocab_size] after states [batch, 1, hidden_size] if the
+        lowest confidence of unfinished sequences reaches the threshold, else None. The time counts
+        as that of checks.
         """
         began = now(states.device)
         logits = self.parts.head(states)
@@ -168,6 +174,9 @@ class ExitSteps(DecodeSteps):
         return logits if exits else None
 
     def _finish(self, depth: int, length: int, logits: Tensor) -> Tensor:
+        """Set the cursor behind the step's token, count the depth of unfinished sequences, and
+        return the logits.
+        """
         self.cursor.length = length
         self._counts[depth] += len(self.done) - int(self.done.sum())
         return logits
@@ -189,28 +198,29 @@ def exit_logits(
     response_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1]
-    of a response.
+    of a response in teacher forcing, as decode steps with early exit would give them.
 
     `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is
-    not changed. A batch exits together, so the lowest confidence of all unfinished sequences
-    counts.
+    not changed. A step ends at the first depth at which all unfinished sequences are confident.
     """
     steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
     if not steps:
         return prompt.first_logits, response_ids[:, :0]
     thresholds = [rule.threshold_at(step) for step in range(steps)]
-    threshold = torch.tensor(thresholds, dtype=torch.float64)  # which MPS lacks
-    depths, ended = torch.zeros_like(response_ids[:, 1:]), ~response_mask[:, 1:].bool()
-    chosen = prompt.first_logits  # in place of logits that are chosen at some depth
+    threshold = torch.tensor(thresholds, dtype=torch.float64)  # on the CPU; MPS has no float64
+    depths = torch.zeros_like(response_ids[:, 1:])  # 0: the step has not ended yet
+    ended = ~response_mask[:, 1:].bool()
+    chosen = prompt.first_logits  # a placeholder: each step's are chosen at some depth
     # One pass gives the states of all decode steps, because early exit reads only keys of the full
     # model.
     inputs = layerwise.after(prompt, response_ids[:, :-1], response_mask)
     for depth, hidden in enumerate(layerwise.states(inputs)):
         if depth not in rule.checks and depth != rule.num_layers:
             continue
-        logits, exits = layerwise.logits(hidden), depths == 0
+        logits = layerwise.logits(hidden)
+        exits = depths == 0
         if depth != rule.num_layers:
-            lowest = confidence_of(logits).masked_fill(ended, torch.inf).amin(dim=0)
+            lowest = confidence_of(logits).masked_fill(ended, torch.inf).amin(dim=0)  # [steps]
             exits = exits & (lowest.cpu().double() >= threshold).to(exits.device)
         depths = depths.masked_fill(exits, depth)
         chosen = torch.where(exits[..., None], logits, chosen)

@@ -59,7 +59,7 @@ def peak_bytes(device: torch.device) -> int:
     module = torch.get_device_module(device)
     if hasattr(module, "max_memory_allocated"):
         return int(module.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; getrusage counts in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
@@ -68,15 +68,16 @@ Drafter = Callable[[Tensor, int], Tensor]
 
 
 def look_up(ids: Tensor, most: int) -> Tensor:
-    """Draft what followed the longest match: the most tokens at the end of the text that occur in
-    it earlier; nothing without a match.
+    """Draft what followed the longest match: the most tokens at the end of `ids` [1, len] that
+    occur in it earlier; nothing without a match.
 
     A match of m tokens allows m drafts, as in the suffix decoding of ArcticInference (MAX_SPEC,
     arXiv:2411.04975): the longer the match, the likelier its continuation.
     """
     text, length = ids[0].cpu().numpy(), 0
-    places = numpy.arange(len(text) - 1)  # where matches of `length` tokens end
+    places = numpy.arange(len(text) - 1)  # indices at which matches of `length` tokens end
     while length < most:
+        # Compare one token more, to the left; before the first token of the text is none.
         longer = places[places >= length]
         longer = longer[text[longer - length] == text[-1 - length]]
         if not len(longer):
@@ -84,13 +85,13 @@ def look_up(ids: Tensor, most: int) -> Tensor:
         places, length = longer, length + 1
     if length < SHORTEST_MATCH:
         return ids[0, :0]
-    start = int(places[0]) + 1
+    start = int(places[0]) + 1  # behind the earliest match
     return ids[0, start : start + length]
 
 
 class _DecodedRows:
-    """The rows of a batch that are still decoded: `ids` are those of the batch, and after the first
-    `keep` a copy of some.
+    """The rows of a batch that are still decoded, `ids` [rows, prompt_len + length]: first the
+    tensor of the batch itself, and after `keep` a copy of some rows, which must be written back.
     """
 
     def __init__(self, ids: Tensor) -> None:
@@ -98,7 +99,9 @@ class _DecodedRows:
         self._rows: Tensor | None = None  # their indices in the batch; None: all
 
     def keep(self, alive: Tensor) -> None:
-        """Continue with the rows at the indices `alive` [sequences] of `ids`."""
+        """Continue with the rows at the indices `alive` [sequences] of `ids`, and write all rows of
+        `ids` back.
+        """
         self.write_back()
         self._rows = alive if self._rows is None else self._rows[alive]
         self.ids = self._batch[self._rows]
@@ -142,7 +145,9 @@ class SteppingSession(EngineSession, ABC):
         raise NotImplementedError
 
     def drafter(self, request: BatchRequest) -> Drafter:
-        """Return what drafts for a request; engines that support LAYER_DRAFTS define it."""
+        """Return what drafts for a request: here look-ups in its text. Engines that support
+        LAYER_DRAFTS, drafts by the kept layers, define this method.
+        """
         return look_up
 
     def keep(self, alive: Tensor) -> None:
@@ -163,7 +168,9 @@ class SteppingSession(EngineSession, ABC):
         """Free what the batch needed."""
 
     def run(self, request: BatchRequest) -> Generation:
-        """Generate for one batch; pause after every `request.pause_every` decode steps."""
+        """Generate for one batch; pause after every `request.pause_every` decode steps, which are
+        checks with drafts. The times do not contain the pauses.
+        """
         input_ids, device = request.input_ids, request.input_ids.device
         batch, prompt_len = input_ids.shape
         start = now(device)
@@ -176,14 +183,14 @@ class SteppingSession(EngineSession, ABC):
             ids[:, prompt_len] = sampler(input_ids, logits)
             first = now(device)
             on_step, paused = request.on_step, 0.0
-            on_step(batch)
+            on_step(batch)  # each sequence has its first token
             drafting = Drafting(self, request, sampler) if request.decoding.draft_tokens else None
             steps = drafting.decode(ids) if drafting else self.decode(ids, request, sampler)
-            for step, count in enumerate(steps, 1):
-                on_step(count)
+            for step, new_tokens in enumerate(steps, 1):
+                on_step(new_tokens)
                 if request.pause_every and step % request.pause_every == 0:
                     began = now(device)
-                    yield ids[:, prompt_len : prompt_len + count // batch]
+                    yield ids[:, prompt_len : prompt_len + new_tokens // batch]
                     paused += now(device) - began
             clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()
@@ -196,15 +203,15 @@ class SteppingSession(EngineSession, ABC):
 
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
         """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
-        tokens in the batch after every step. Whenever half of the sequences have ended, only the
-        others are decoded further.
+        new tokens in the batch after every step, in which ended sequences count on. Whenever half
+        of the sequences have ended, only the others are decoded further.
         """
         batch, prompt_len = request.input_ids.shape
-        # The random numbers of sampling depend on the batch size.
+        # The random numbers of sampling depend on the batch size, so a sampled batch keeps it.
         can_shrink = self.can_shrink and not request.decoding.do_sample
         decoded = _DecodedRows(ids)
         stops = ids.new_tensor(request.stop_token_ids)
-        may_end = bool(len(stops) or request.stops)
+        may_end = bool(len(stops) or request.stops)  # before `request.length` tokens
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
             if may_end:
@@ -217,9 +224,10 @@ class SteppingSession(EngineSession, ABC):
                     decoded.keep(alive)
                     self.keep(alive)
                     done = done[alive]
-            current, end = decoded.ids, prompt_len + step
+            current = decoded.ids
+            end = prompt_len + step
             tokens = current[:, end - 1 : end]
-            self._switch_at(step - 1, request)
+            self._switch_at(step - 1, request)  # stages count the first step of this loop as 0
             if sampler.samples:
                 chosen = sampler(current[:, :end], self.step(tokens))
             else:
@@ -239,7 +247,8 @@ class SteppingSession(EngineSession, ABC):
         after the prompts, in the engine's own decode steps.
         """
         try:
-            logits, losses = self.encode(request), list[Tensor]()
+            logits = self.encode(request)
+            losses = list[Tensor]()
             for index in range(response_ids.shape[1]):
                 if index:
                     self._switch_at(index - 1, request)
@@ -254,14 +263,14 @@ class SteppingSession(EngineSession, ABC):
             self.finish()
 
     def _switch_at(self, step: int, request: BatchRequest) -> None:
-        """Switch to the view whose stage begins with a decode step."""
+        """Switch to the view of the stage that begins with this decode step, if there is one."""
         for number, stage in enumerate(request.stages[1:], 1):
             if stage.first_step == step:
                 self.switch(number)
 
 
 class Drafting:
-    """Greedy decoding of one sequence with drafts, which a session checks."""
+    """Greedy decoding of one sequence with drafts, which a session checks; `stats` counts them."""
 
     def __init__(
         self, session: SteppingSession, request: BatchRequest, sampler: TokenSampler
@@ -288,7 +297,7 @@ class Drafting:
 
     def _check(self, ids: Tensor, room: int) -> Tensor:
         """Draft tokens after `ids` [1, len], and let the full model read them in one pass; return
-        the next tokens, [count], at most `room`.
+        the next tokens, [count], at most `room`, up to EOS, and count them in `stats`.
 
         The model's choices behind accepted drafts are those of plain steps. So the first choice
         that differs from its draft counts, too, and only those after it are wrong.
@@ -296,12 +305,13 @@ class Drafting:
         most = min(self.limit, room - 1)  # a check gives one token more
         drafts = self.drafter(ids, most) if most else ids[0, :0]
         chosen = self.session.choose(torch.cat([ids[0, -1:], drafts])[None], self.banned)[0]
+        # the number of drafts in front of the first wrong one
         accepted = [*(chosen[:-1] == drafts).tolist(), False].index(False)
         if rejected := len(drafts) - accepted:
             self.session.remove(rejected)
         tokens = checked(chosen[: accepted + 1])
         ends = [end for end, token in enumerate(tokens.tolist(), 1) if token in self.stops]
         tokens = tokens[: ends[0]] if ends else tokens
-        gained = len(tokens)
+        gained = len(tokens)  # less than accepted drafts behind EOS
         self.stats += DraftStats(1, gained, len(drafts), min(accepted, gained))
         return tokens

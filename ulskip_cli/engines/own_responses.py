@@ -40,25 +40,26 @@ def generate_own_responses(
     """
     decoding, seed = context.decoding, context.seed
     sampled = replace(context, decoding=decoding.replace(do_sample=True))
-    contexts = [
+    contexts = [  # one for each answer to a prompt
         replace(context, decoding=decoding.replace(num_beams=options.num_beams)),
         *(replace(sampled, seed=seed + 7919 * sample) for sample in range(1, options.samples)),
     ]
     keys = [_key(model, settings) for settings in contexts]
-    names = [key(ids) for ids in prompts]
-    stored = {
+    prompt_keys = [key(ids) for ids in prompts]
+    stored = {  # token ids by the keys of prompt and settings
         (row["prompt"], row["key"]): row["token_ids"]
         for row in read_jsonl(file)
         if row.get("key") in keys
     }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
-    label, total = f"own answers to {len(prompts)} prompts", len(prompts) * options.samples
+    label = f"own answers to {len(prompts)} prompts"
+    total = len(prompts) * options.samples
     report = progress.phase(label, total)
     order = longest_first(list(map(len, prompts)))
-    for sample, (how, answered_by) in enumerate(zip(contexts, keys, strict=True)):
-        is_stored = [(names[prompt], answered_by) in stored for prompt in order]
-        finished = [*is_stored, False].index(False)
+    for sample, (settings, settings_key) in enumerate(zip(contexts, keys, strict=True)):
+        is_stored = [(prompt_keys[prompt], settings_key) in stored for prompt in order]
+        finished = [*is_stored, False].index(False)  # the prompts before the first without answer
         # A batch that was stored in part is generated again, so that sampling repeats.
         if finished < len(order):
             finished -= finished % BATCH_SIZE
@@ -67,14 +68,14 @@ def generate_own_responses(
             report(sample * len(prompts) + done, f"{tokens} tokens")
 
         for positions, output in generate_all(
-            decoder, prompts, how, BatchSize(BATCH_SIZE), on_tokens, skip=finished
+            decoder, prompts, settings, BatchSize(BATCH_SIZE), on_tokens, skip=finished
         ):
             for position, ids in zip(positions, output.token_ids, strict=True):
-                name = names[position]
-                stored[name, answered_by] = ids
-                answer = {"prompt": name, "sample": sample, "token_ids": ids, "key": answered_by}
+                name = prompt_keys[position]
+                stored[name, settings_key] = ids
+                answer = {"prompt": name, "sample": sample, "token_ids": ids, "key": settings_key}
                 append_line(file, json.dumps(answer))
-    answers = [[stored[name, answered_by] for answered_by in keys] for name in names]
+    answers = [[stored[name, settings_key] for settings_key in keys] for name in prompt_keys]
     if not any(map(any, answers)):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"

@@ -50,15 +50,15 @@ class TokenSampler:
         """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch,
         vocab_size]; raise InvalidLogitsError if none is finite.
         """
-        scores = self.scores(ids, logits)
+        scores = self.scores(ids, logits)  # without suppressed tokens, so none is banned below
         best = checked(most_likely(scores[:, None], self.suppressed[:0])[:, 0])
         if not self.samples:
             return best
         return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len] in
-        float32.
+        """Return the logits [batch, vocab_size] of the token after `ids` [batch, len] in float32,
+        -inf for suppressed tokens, after temperature, top-k and top-p.
         """
         scores = logits.float().index_fill(-1, self.suppressed, float("-inf"))
         processed: Tensor = self.processors(ids, scores)
@@ -79,7 +79,7 @@ def most_likely(logits: Tensor, banned: Tensor) -> Tensor:
 
 
 def checked(tokens: Tensor) -> Tensor:
-    """Return chosen tokens; raise InvalidLogitsError if one is -1."""
+    """Return chosen tokens; raise InvalidLogitsError if one is -1, because no logit was finite."""
     if bool((tokens < 0).any()):
         raise InvalidLogitsError("NaN or infinity in a decode step")
     return tokens

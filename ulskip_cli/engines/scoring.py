@@ -89,18 +89,19 @@ class ForcedTexts:
         return sum(prompt.nbytes for prompt in self._held.values())
 
     def hold(self, model: PreTrainedModel, batch: Sequence[int], prompt: EncodedPrompt) -> None:
-        """Hold the prompts with these indices, longest first, which `model` encoded as a batch, if
-        there is anything to score.
+        """Hold the prompts with the indices `batch`, longest first, which `model` encoded as a
+        batch, if there is anything to score, and drop those that another model encoded.
         """
         if not (self.references or self.answers):
             return
-        self._of(model)
+        self._drop_others(model)
         limit = HELD_SHARE * free_bytes(model.device)
+        # Larger batches are not asked for again, because the batch size has been halved.
         if len(batch) <= self.size.used and self.held_bytes + prompt.nbytes <= limit:
             self._held[tuple(batch)] = prompt
 
-    def _of(self, model: PreTrainedModel) -> None:
-        """Drop the prompts that another model encoded."""
+    def _drop_others(self, model: PreTrainedModel) -> None:
+        """Drop the held prompts unless `model` encoded them."""
         if model is not self._model:
             self._model, self._held = model, {}
 
@@ -110,10 +111,10 @@ class ForcedTexts:
         full: Decoder | None = None,
         on_batch: Callable[[int], None] = lambda done: None,
     ) -> ForcedScores:
-        """Return the scores of a schedule. `full` is the full model's decoder, which answers
-        require, and `on_batch` gets the number of done prompts.
+        """Return the scores of a schedule. `full` is the decoder of the full model, with which the
+        schedule is compared on `answers`; `on_batch` gets the number of done prompts.
         """
-        self._of(decoder.prompt_model)
+        self._drop_others(decoder.prompt_model)
         scores, done = ForcedScores(), 0
         order = longest_first(list(map(len, self.prompts)))
         score_batch = self._by_library if decoder.is_runtime else self._by_views
@@ -126,7 +127,9 @@ class ForcedTexts:
     def _by_library(
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
     ) -> ForcedScores:
-        """Score the references by an engine of another library, which returns no logits."""
+        """Score the references by an engine of another library. It returns losses and no logits, so
+        answers are not compared, and `full` is not used.
+        """
         ids, mask = self._padded(self.references, batch, decoder.device)
         prompts = self._padded(self.prompts, batch, decoder.device, left=True)
         losses = decoder.losses(*prompts, ids)
@@ -136,8 +139,11 @@ class ForcedTexts:
     def _by_views(
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
     ) -> ForcedScores:
-        """Score references and answers by logits, after one pass over the prompts."""
-        prompt, scores = self._encoded(decoder.prompt_model, batch), ForcedScores()
+        """Score references and answers by the logits of the schedule's views, after one pass over
+        the prompts.
+        """
+        prompt = self._encoded(decoder.prompt_model, batch)
+        scores = ForcedScores()
         if self.references:
             scores += self._of_references(decoder, prompt, batch)
         if full and self.answers and any(self.answers[i] for i in batch):
@@ -147,8 +153,10 @@ class ForcedTexts:
     def _of_references(
         self, decoder: Decoder, prompt: EncodedPrompt, batch: Sequence[int]
     ) -> ForcedScores:
+        """Return the cross-entropy and the exit depths on the references of a batch."""
         ids, mask = self._padded(self.references, batch, decoder.device)
         logits, depths = given_logits(decoder, prompt, ids, mask)
+        # The prompt predicts the first token, which has no depth.
         exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
         nats = float((response_losses(logits, ids) * mask).sum())
         return ForcedScores(nats, int(mask.sum()), ExitStats(Counter(exits)))
@@ -156,8 +164,8 @@ class ForcedTexts:
     def _of_answers(
         self, decoder: Decoder, full: Decoder, prompt: EncodedPrompt, batch: Sequence[int]
     ) -> ForcedScores:
-        """Compare with the full model, which reads the prompts itself if the schedule's are not its
-        own.
+        """Compare the schedule with the full model on the answers of a batch. `prompt` was encoded
+        for the schedule; if not by the full model's layers, the full model encodes it again.
         """
         shares_prompt = full.prompt_model is decoder.prompt_model
         full_prompt = prompt if shares_prompt else self._encode(full.prompt_model, batch)
@@ -172,6 +180,7 @@ class ForcedTexts:
         return ForcedScores(answers=tuple(answers))
 
     def _encoded(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
+        """Return the held prompts with these indices, or encode and hold them."""
         prompt = self._held.get(tuple(batch)) or self._encode(model, batch)
         self.hold(model, batch, prompt)
         return prompt
@@ -186,7 +195,9 @@ class ForcedTexts:
         device: torch.device,
         left: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return the token ids and the mask [batch, longest] of the texts with these indices."""
+        """Return the token ids and the mask [batch, longest] of the texts with the indices `batch`,
+        padded on the right or `left`.
+        """
         return padded([texts[i] for i in batch], self.pad_token_id, left=left, device=device)
 
 

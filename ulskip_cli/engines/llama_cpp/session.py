@@ -57,8 +57,9 @@ class LlamaContext:
             raise RunError(f"llama.cpp could not load {file}; delete it and repeat the run")
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
-        rows = room.batch_size * room.num_tokens
+        rows = room.batch_size * room.num_tokens  # tokens of all sequences
         options = llama_cpp.llama_context_default_params()
+        # Another version has another layout of this structure, so its defaults are misread.
         if {options.type_k, options.type_v} != {llama_cpp.GGML_TYPE_F16}:
             raise UsageError(
                 f"expected the llama.cpp of llama-cpp-python {llama_cpp.__version__}, got another "
@@ -74,7 +75,7 @@ class LlamaContext:
         if not self._context:
             size = f"{room.batch_size} x {room.num_tokens} tokens"
             raise RunError(f"llama.cpp could not allocate {size}; use a smaller batch_size")
-        self._batch = llama_cpp.llama_batch_init(rows, 0, 1)
+        self._batch = llama_cpp.llama_batch_init(rows, 0, 1)  # token ids, one sequence for each
         self._lengths = dict[int, int]()  # of the sequences, in tokens
 
     def __del__(self) -> None:
@@ -96,10 +97,11 @@ class LlamaContext:
         llama_cpp.llama_memory_seq_rm(memory, sequence, self._lengths[sequence], -1)
 
     def append(self, tokens: Mapping[int, Sequence[int]], every: bool = False) -> Tensor:
-        """Append tokens to sequences by number.
+        """Append tokens, given by the number of their sequence.
 
         Return the logits [rows, vocab_size] after the last token of each sequence, or after `every`
-        token. They are in llama.cpp's buffer, which the next call overwrites.
+        token, in the order of `tokens`. They are in llama.cpp's buffer, which the next call
+        overwrites.
         """
         batch, count = self._batch, 0
         for sequence, appended in tokens.items():
@@ -139,17 +141,19 @@ class LlamaContext:
 def with_layers(state: ndarray, kept: Sequence[int]) -> ndarray:
     """Return the serialized state of a sequence, [bytes], with only the layers `kept`.
 
-    The format is that of llama.cpp's KV cache: a header; for each stream its cells, then keys, then
-    values by layer, which all have one size. Raises RunError if the format does not describe every
-    byte.
+    llama.cpp's format: three words, the last the number of streams; for each stream its number of
+    cells and, if it has some, three words a cell, a flag, the number of layers, the keys of each
+    layer, the values of each layer. Keys or values are their type (4 bytes), the size of a row (8),
+    and a row for each cell. Raises RunError if the format does not describe every byte.
     """
     words = state[: state.size // 4 * 4].view("<u4")
     try:
         stream = int(words[3:].nonzero()[0][0])  # the only one with cells
         num_cells = int(words[3 + stream])
         start = 4 * (6 + stream + 3 * num_cells)  # of the first layer's keys
-        end = state.size - 4 * (int(words[2]) - stream - 1)
+        end = state.size - 4 * (int(words[2]) - stream - 1)  # later streams are empty: one word
         row_bytes = int(state[start + 4 : start + 12].view("<u8")[0])
+        # keys and values; layers; bytes of the keys or values of a layer
         shape = 2, int(words[start // 4 - 1]), 12 + num_cells * row_bytes
         if end - start != math.prod(shape):
             raise ValueError
@@ -183,6 +187,7 @@ class LlamaCppSession(SteppingSession):
         self.contexts = [self._load(stage.view) for stage in self.stages]
         self.view = self.contexts[0]  # of the current stage
         encodes = views.prompt_model is self.stages[0].view
+        # encodes the prompts
         self.full = self.view if encodes else self._load(views.prompt_model)
 
     def _load(self, model: PreTrainedModel) -> LlamaContext:
@@ -193,7 +198,9 @@ class LlamaCppSession(SteppingSession):
         return self._room.holds(room)
 
     def encode(self, request: BatchRequest) -> Tensor:
-        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
+        """Start a batch; return the logits [batch, vocab_size] after its prompts. If the full model
+        encodes them, the first view gets the keys and values of its layers.
+        """
         prompts = unpadded(request.input_ids, request.attention_mask)
         self._sequences = list(range(len(prompts)))
         self.full.clear()
@@ -212,6 +219,7 @@ class LlamaCppSession(SteppingSession):
         layers.
         """
         self.view = self.contexts[stage]
+        # The context of the stage before has only the layers of its view.
         before = self.stages[stage - 1].kept
         self._move(self.contexts[stage - 1], [before.index(i) for i in self.stages[stage].kept])
 

@@ -46,15 +46,17 @@ class Torch(Engine):
         """Return the bytes that a decode step reads: those of the model or, on a CPU, of the copies
         in the kernels' layout. Greedy choices read the head in 8 bits with three floats a row.
         """
-        packed, width = self._packed(metadata, device), metadata.weight_bytes
+        packed = self._packed(metadata, device)
         vocab_size, hidden = metadata.vocab_size, metadata.hidden_size
-        if not packed or not vocab_size or not hidden or width is None:
+        if not packed or not vocab_size or not hidden or metadata.weight_bytes is None:
             return metadata.weights
         is_screened = metadata.model_type in NATIVE_TYPES and not needs & WHOLE_HEAD
         return replace(packed, head=vocab_size * (hidden + 12)) if is_screened else packed
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
-        """Return the bytes of the copies in the kernels' layout."""
+        """Return the bytes of the copies in the kernels' layout; a head in 8 bits is made beside
+        the packed head.
+        """
         packed, read = self._packed(metadata, device), self.sizes(metadata, device, needs)
         if not packed or not read:
             return 0
@@ -106,6 +108,7 @@ class Auto(Torch):
         """Return the engine of our loop, or transformers and the reason."""
         missing = texts(needs - Torch.supports)
         reason = missing or _problem(model, needs)
+        # Only torch has these two methods, so its engines refuse the request.
         if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
             return Transformers(name="transformers"), reason
         return super().engine_for(needs, model)

@@ -5,6 +5,7 @@ preallocated buffers.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from operator import sub
 from typing import Any, Self
 
 import torch
@@ -129,10 +130,7 @@ class NativeSteps(DecodeSteps):
         """The mean number of rows of the head that screens left to compute exactly; None if all
         are computed.
         """
-        choices, rows = (
-            now - before
-            for now, before in zip(self.model.screens, self._screens_before, strict=True)
-        )
+        choices, rows = map(sub, self.model.screens, self._screens_before)  # of this batch
         return rows / choices if choices else None
 
     def batch(self, tokens: Tensor) -> kernels.Batch:

@@ -118,6 +118,7 @@ class Choice(Structure):
     ]
 
 
+# By function of the library: the types of its result and of its arguments.
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ulskip_step": (
         None,
@@ -267,7 +268,7 @@ class HugePages:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Return a contiguous copy of a CPU tensor in this memory."""
-        if tensor.nbytes > self._chunk_bytes:
+        if tensor.nbytes > self._chunk_bytes:  # has memory of its own
             return _typed(_allocate(tensor.nbytes), tensor)
         if self._used + tensor.nbytes > len(self._chunk):
             self._chunk, self._used = _allocate(self._chunk_bytes), 0
@@ -277,12 +278,14 @@ class HugePages:
 
 
 def _typed(held: Tensor, tensor: Tensor) -> Tensor:
+    """Copy a tensor into the bytes `held`; return them with its type and shape."""
     return held.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _allocate(size: int) -> Tensor:
+    """Return memory of `size` bytes, if possible in huge pages."""
     try:
-        # by default it would be shared
+        # Private, because shared memory, the default, usually gets no huge pages.
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
     except (AttributeError, OSError):  # another system than Linux, or a kernel without huge pages
@@ -296,14 +299,15 @@ _weights: WeakKeyDictionary[nn.Module, tuple[int, PackedWeight]] = WeakKeyDictio
 
 
 def packed(view: PreTrainedModel) -> PreTrainedModel:
-    """Return a view whose linear layers are packed."""
+    """Return a copy of a view in which each linear layer is a `PackedLinear`."""
     linears = filter(is_linear, view.modules())
     return shallow_view.substituted(view, {module: PackedLinear(module) for module in linears})
 
 
 def packed_weight(module: nn.Module) -> PackedWeight:
     """Return the weight of a linear layer in panels; the copy is made once."""
-    version, known = weight_version(module), _weights.get(module)
+    version = weight_version(module)
+    known = _weights.get(module)
     if known is None or known[0] != version:
         known = _weights[module] = (version, pack(linear_weight(module)))
     return known[1]

@@ -65,7 +65,8 @@ class NativeModel:
         _require(_names(base) == {"embed_tokens", "layers", "norm", "rotary_emb"}, base)
         _require(_names(view) == {"model", "lm_head"}, view)
         _require(type(embedding) is nn.Embedding and is_linear(head) and head.bias is None, view)
-        self.dtype, self._rotary = view.dtype, base.rotary_emb
+        self.dtype = view.dtype
+        self._rotary = base.rotary_emb
         self._tensors = list[Tensor]()  # those that structures point to
         self._layers = [self._layer(layer) for layer in stack]
         hidden = embedding.weight.shape[1]
@@ -76,8 +77,8 @@ class NativeModel:
             norm=self._norm(base.norm, hidden),
             head=self._linear(head),
         )
-        self._positions = torch.empty(0)
-        # The rows of the head that screens left, and the positions of these screens.
+        self._positions = torch.empty(0)  # cosines and sines, [2, capacity, head_dim]; see `_reach`
+        # Counts: the rows of the head that screens left, and the choices that screens made.
         self._left, self._screened = torch.zeros(1, dtype=torch.long), 0
         if kernels.library().ulskip_screens():
             self._screen(head)
@@ -94,7 +95,7 @@ class NativeModel:
 
     def bind(self, cache: DynamicCache) -> "Array[kernels.Layer]":
         """Return the layers with the keys and values of a batch, whose cache has preallocated
-        buffers [batch, heads, capacity, head_dim].
+        buffers [batch, heads, capacity, head_dim]. The structures do not keep buffers alive.
         """
         self._reach(cache.layers[0].keys.shape[2])
         bound = (kernels.Layer * len(self._layers))(*self._layers)
@@ -113,11 +114,12 @@ class NativeModel:
         logits: Tensor | None = None,
         choice: kernels.Choice | None = None,
     ) -> None:
-        """Run layers for the new tokens of a batch.
+        """Run layers (None: none) for the new tokens of a batch, and write what is asked for.
 
         `tokens` [batch, count] are embedded; without them, `states` [batch, count, hidden_size] are
         the inputs of the first layer. If `states` are given, the outputs of the last layer are
-        written to them; `logits` [batch, count, vocab_size] in float32 and a choice are written.
+        written to them. Norm and head run for `logits` [batch, count, vocab_size], float32, and for
+        a `choice`, whose tokens are written. All tensors are contiguous.
         """
         kernels.library().ulskip_step(
             byref(self._model),
@@ -141,7 +143,7 @@ class NativeModel:
 
     def encode(self, ids: Tensor, mask: Tensor) -> EncodedPrompt:
         """Read prompts [batch, prompt_len], padded on the left where `mask` is 0, with a model that
-        does not slide.
+        does not slide. The kernels fill the new cache, and the last states pass norm and head.
         """
         batch, length = ids.shape
         shapes = [
@@ -152,10 +154,11 @@ class NativeModel:
             [torch.empty(shape, dtype=self.dtype) for shape in shapes for _ in ("keys", "values")]
         )
         padding = (mask == 0).sum(dim=1).int()
-        place = kernels.Batch(batch, length, 0, length, padding.data_ptr())
+        prompts = kernels.Batch(batch, length, 0, length, padding.data_ptr())
         states = self.empty_states(batch, length)
-        self.run(self.bind(cache), place, ids.contiguous(), states)
-        last, logits = states[:, -1:].contiguous(), torch.empty(batch, 1, self.vocab_size)
+        self.run(self.bind(cache), prompts, ids.contiguous(), states)
+        last = states[:, -1:].contiguous()
+        logits = torch.empty(batch, 1, self.vocab_size)
         self.run(None, kernels.Batch(batch, 1), states=last, logits=logits)
         return EncodedPrompt(logits, cache, mask)
 
@@ -163,7 +166,8 @@ class NativeModel:
         self, layers: "Array[kernels.Layer]", batch: kernels.Batch, tokens: Tensor, banned: Tensor
     ) -> Tensor:
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
-        where no logit is finite; tokens in `banned` are not chosen.
+        where no logit is finite; tokens in `banned` are not chosen. If the screen leaves too many
+        rows of the head (`_MOST_LEFT`), this model does not use it any more.
         """
         chosen = torch.empty_like(tokens)
         choice = kernels.Choice(
@@ -178,18 +182,22 @@ class NativeModel:
         return chosen
 
     def _at(self, tensor: Tensor) -> int:
-        """Keep a tensor alive and return its address."""
+        """Return the address of a tensor for a structure, and keep the tensor alive; refuse it if
+        the kernels cannot read its layout or type.
+        """
         _require(tensor.is_contiguous() and tensor.dtype == self.dtype, tensor)
         self._tensors.append(tensor)
         return tensor.data_ptr()
 
     def _norm(self, norm: Any, width: int) -> kernels.Norm:
+        """Return the structure of an RMS norm over `width` values; refuse other modules."""
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         _require([*dict(norm.named_parameters())] == ["weight"] and eps is not None, norm)
         _require(norm.weight.shape == (width,), norm)
         return kernels.Norm(self._at(norm.weight.detach()), eps)
 
     def _linear(self, linear: Any) -> kernels.Linear:
+        """Return the structure of a linear layer with its packed weight; refuse other modules."""
         _require(is_linear(linear), linear)
         weight = packed_weight(linear)
         self._tensors.append(weight.panels)
@@ -198,20 +206,26 @@ class NativeModel:
         return weight.linear(linear.bias)
 
     def _patch(self, patch: Any) -> kernels.Linear:
+        """Return the structure of a gap patch; that of None has no weights and does nothing."""
         if patch is None:
             return kernels.Linear()
         _require(isinstance(patch, GapPatch), patch)
         return self._linear(patch.linear)
 
     def _layer(self, layer: Any) -> kernels.Layer:
+        """Return the structure of a decoder layer without a KV cache, which `bind` adds; refuse a
+        layer whose modules are not exactly those that the kernels compute.
+        """
         _require(_names(layer) - {*_PATCHES} == _LAYER, layer)
         attention, mlp = layer.self_attn, layer.mlp
         _require(_names(attention) - {*_HEAD_NORMS} == _ATTENTION, attention)
         _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
         _require(type(mlp.act_fn) in (nn.SiLU, ACT2CLS["silu"]), mlp.act_fn)
+        # They have no weights of their own, such as a scale, which the kernels would ignore.
         for module in (layer, attention, mlp):
             _require(not [*module.parameters(recurse=False)], module)
-        width, hidden = attention.head_dim, mlp.up_proj.weight.shape[1]
+        width = attention.head_dim
+        hidden = mlp.up_proj.weight.shape[1]
         norms = [
             self._norm(getattr(attention, name), width)
             if hasattr(attention, name)
@@ -226,14 +240,16 @@ class NativeModel:
             *(self._linear(getattr(attention, f"{name}_proj")) for name in "qkvo"),
             *(self._linear(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
             *(self._patch(getattr(layer, name, None)) for name in _PATCHES),
-            cos=1 if rotates else None,
+            cos=1 if rotates else None,  # `bind` replaces the 1 by an address
             head_dim=width,
             window=_windows.get(layer.input_layernorm, UNLIMITED),
             scale=attention.scaling,
         )
 
     def _reach(self, capacity: int) -> None:
-        """Make the rotary positions of `capacity` tokens."""
+        """Make the cosines and sines of `capacity` positions, if there are fewer; refuse a model
+        that rotates only a part of each head.
+        """
         if self._positions.numel() and self._positions.shape[1] >= capacity:
             return
         places = torch.arange(capacity)[None]
@@ -243,8 +259,12 @@ class NativeModel:
         _require(widths <= {self._positions.shape[2]}, self._rotary)
 
     def _screen(self, head: nn.Module) -> None:
-        """Make the copy of the head in 8 bits, which screens decide with (`kernels.cpp`)."""
-        weight, version, known = linear_weight(head), weight_version(head), _screens.get(head)
+        """Point to the copy of the head in 8 bits, from which screens (`kernels.cpp`) see which
+        tokens cannot be the most likely; all views of a model share it.
+        """
+        weight = linear_weight(head)
+        version = weight_version(head)
+        known = _screens.get(head)
         if known is None or known[0] != version:
             known = _screens[head] = (version, screen_tensors(weight))
         bits, *floats = known[1]
@@ -256,20 +276,22 @@ class NativeModel:
 
 
 def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Layer]":
-    """Return one of several layers, in their memory."""
+    """Return an array of one of several layers, in the same memory."""
     return (kernels.Layer * 1).from_buffer(layers, index * sizeof(kernels.Layer))
 
 
 def screen_tensors(weight: Tensor) -> list[Tensor]:
-    """Return the 8-bit copy of a head [vocab_size, hidden_size] in panels, 128 added, and of each
-    row its scale, a bound of the norm of its error, and a bound of its norm.
+    """Return the 8-bit copy of a head [vocab_size, hidden_size] in panels [panels, quads, 32, 4],
+    with 128 added as the kernels read unsigned bytes, and three tensors [panels * 32] with a number
+    for each row: its scale, a bound of the norm of its error, and a bound of its norm.
     """
     rows = weight.detach()
     peak = rows.abs().amax(dim=1).float()
     scale = torch.where(peak > 0, peak, 1) / 127
     bits = torch.empty(rows.shape, dtype=torch.uint8)
     error, size = torch.empty_like(scale), torch.empty_like(scale)
-    for begin in range(0, len(rows), 8192):  # in double precision
+    # In parts, because double precision needs memory; 1.0001 keeps the bounds above rounding.
+    for begin in range(0, len(rows), 8192):
         part = slice(begin, begin + 8192)
         exact, unit = rows[part].double(), scale[part][:, None].double()
         whole = (exact / unit).round().clamp(-127, 127)
@@ -277,7 +299,7 @@ def screen_tensors(weight: Tensor) -> list[Tensor]:
         error[part] = ((exact - whole * unit).norm(dim=1) * 1.0001).float()
         size[part] = ((whole * unit).norm(dim=1) * 1.0001).float()
     packed = HUGE_PAGES.copy(kernels.panels(bits, 4))
-    missing = packed.shape[0] * kernels.PANEL - len(rows)
+    missing = packed.shape[0] * kernels.PANEL - len(rows)  # rows that fill the last panel
     return [packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size))]
 
 
@@ -292,24 +314,28 @@ def unrecognized_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
-_windows: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by the first norm of a layer
+# By the first norm of a layer, which views share: the window that `_compare` measured.
+_windows: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 # By head, with the version of its weight.
 _screens: WeakKeyDictionary[nn.Module, tuple[int, list[Tensor]]] = WeakKeyDictionary()
 
 
 def _require(is_known: object, part: object) -> None:
+    """Raise UnrecognizedError, which names the type of `part`, unless the kernels know it."""
     if not is_known:
         raise UnrecognizedError(f"the kernels have no step for {type(part).__name__}")
 
 
 def _names(module: object) -> set[str]:
+    """Return the names of the direct submodules."""
     return set(module._modules) if isinstance(module, nn.Module) else set()
 
 
 @torch.inference_mode()
 def _compare(model: PreTrainedModel) -> None:
     """Raise UnrecognizedError unless each layer of a model, its embedding, and its norm and head
-    give the same in the kernels as in their own forward passes.
+    give the same in the kernels as in their own forward passes: for two tokens after a short prompt
+    of two sequences, one of them padded. Store the layers' windows in `_windows`.
     """
     NativeModel(model)  # refuses other modules before anything runs
     if problem := unsupported_by_loop(model):
@@ -319,7 +345,7 @@ def _compare(model: PreTrainedModel) -> None:
     layerwise = LayerwiseModel(model)
     for layer, window in zip(layerwise.layers, _measured_windows(model, layerwise), strict=True):
         _windows[layer.input_layernorm] = window  # type: ignore[index]
-    native, count = NativeModel(model), _COMPARED_TOKENS
+    native, count = NativeModel(model), _COMPARED_TOKENS  # again, now with windows
     ids = torch.arange(1, _COMPARED_PROMPT + count + 1).repeat(2, 1) % native.vocab_size
     mask = torch.ones_like(ids[:, :_COMPARED_PROMPT])
     mask[0, :2] = 0  # padding
@@ -349,6 +375,9 @@ def _compare(model: PreTrainedModel) -> None:
 
 
 def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> None:
+    """Raise UnrecognizedError if the result of the kernels differs from that of the model by more
+    than `_TOLERANCE`; `changed` is what the layer `name` adds to its input.
+    """
     of_change, of_value = _TOLERANCE[wanted.dtype]
     error = (got.float() - wanted.float()).norm()
     if not error <= of_change * changed.norm() + of_value * wanted.float().norm():
@@ -357,7 +386,8 @@ def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> Non
 
 def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list[int]:
     """Return the number of latest positions that each layer attends to, as the model's own masks
-    show in its whole context.
+    show in its whole context, UNLIMITED for all; refuse masks of other kinds. The masks of the last
+    two tokens show whether a window moves with the token.
     """
     context = getattr(shallow_view.text_config(model), "max_position_embeddings", 4096)
     seen = max(2, context) - 2
@@ -369,10 +399,10 @@ def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list
     inputs = layerwise.enter(places * 0, cache, attention_mask=mask, position_ids=places)
     windows = list[int]()
     for _, options in inputs.calls:
-        hidden: Any = options.get("attention_mask")
-        if not isinstance(hidden, Tensor) or "position_embeddings" not in options:
+        additive: Any = options.get("attention_mask")  # [1, 1, 2, seen + 2], 0 where it attends
+        if not isinstance(additive, Tensor) or "position_embeddings" not in options:
             raise UnrecognizedError("its layers are called in another way than those of a Llama")
-        first, last = hidden[0, 0] == 0
+        first, last = additive[0, 0] == 0
         window = int(last.sum())
         is_full = window == seen + 2
         if not last[-window:].all() or int(first.sum()) != (seen + 1 if is_full else window):

@@ -60,6 +60,9 @@ def choose_backend(
 def _choose(
     model: PreTrainedModel, weights: list[Tensor], on_build: Callable[[], object]
 ) -> Backend:
+    """Return the fastest backend for a model whose linear layers have these weights, and the reason
+    if a CPU has a faster one.
+    """
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
         return Backend(TORCH)
@@ -71,6 +74,7 @@ def _choose(
             TORCH,
             f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory",
         )
+    # The kernels read two adjacent bfloat16 values at once.
     if torch.bfloat16 in dtypes and any(weight.shape[1] % 2 for weight in weights):
         return Backend(TORCH, "a bfloat16 layer has an odd number of inputs")
     if failure := kernels.load_kernels(on_build):
@@ -111,7 +115,7 @@ class TorchSession(SteppingSession):
         return None if model.slides else model
 
     def prepare(self) -> None:
-        """Pack the weights."""
+        """Pack the weights, which making these models does."""
         _ = self.prompt_model, self.step_models
 
     def encode(self, request: BatchRequest) -> Tensor:
@@ -181,14 +185,18 @@ class SpeculativeSession(TorchSession):
         return self.step_model(self._draft_stage.view)
 
     def drafter(self, request: BatchRequest) -> Drafter:
-        """Return what drafts for a request: the kept layers, or look-ups."""
+        """Return what drafts for a request: the kept layers, on the cache of the full model, which
+        has their keys and values; or look-ups.
+        """
         if request.decoding.draft != "layers":
             return super().drafter(request)
         steps = self.steps.beside(self._draft_model, self._draft_stage.kept)
 
         def draft(ids: Tensor, most: int) -> Tensor:
-            """Draft greedily; the check overwrites the keys and values that drafting adds."""
-            tokens, banned = [ids[:, -1:]], ids[0, :0]
+            """Draft `most` tokens greedily with the kept layers; the check overwrites the keys and
+            values that drafting adds.
+            """
+            tokens, banned = [ids[:, -1:]], ids[0, :0]  # no token is banned
             for _ in range(most):
                 # -1, where no logit is finite, is no token that a model can read
                 tokens.append(steps.choose(tokens[-1], banned).clamp(min=0))

@@ -107,7 +107,7 @@ class PositionsAndMasks:
         self._masks: dict[str, Tensor] = {}  # by attention type, of the held steps
         self._held = range(0)  # their indices in the padded sequence
         self.unmasked: set[str] = set()  # attention types without a mask for one token
-        self._positions: Tensor | None = None
+        self._positions: Tensor | None = None  # [batch, steps]; None with ALiBi
         if shallow_view.takes_positions(model):
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
@@ -115,12 +115,14 @@ class PositionsAndMasks:
                 config = shallow_view.text_config(model)
                 slides = getattr(config, "sliding_window", None) is not None
                 if mask.all():  # one token of full attention needs no mask
+                    # The key "", the only type of a model, is full attention unless it slides.
                     full = {"full_attention", "full_attention" if slides else ""}
                     self.unmasked = full & self._masks.keys()
 
     def options(self, start: int, count: int) -> Table:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
-        padded sequence on, where the cache ends.
+        padded sequence on, where the cache ends: the padding mask for models with ALiBi, and masks
+        by attention type with position ids for all others.
         """
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
@@ -138,7 +140,9 @@ class PositionsAndMasks:
         return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def _hold(self, start: int, count: int) -> None:
-        """Make the masks of `count` steps or more from index `start` on, unless they are held."""
+        """Make the masks of `count` steps from index `start` on, unless they are held, and those of
+        steps that follow, up to MASKED_STEPS.
+        """
         if start < self._held.start or start + count > self._held.stop:
             steps = min(max(count, MASKED_STEPS), self.mask.shape[1] - start)
             self._held = range(start, start + steps)
