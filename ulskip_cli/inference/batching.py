@@ -28,8 +28,8 @@ def in_batches(
     size: BatchSize,
     work: Callable[[Sequence[ItemT]], ResultT],
 ) -> Iterator[tuple[Sequence[ItemT], ResultT]]:
-    """Yield batches of `items`, sorted longest first, with the results of `work`; halve a batch
-    that runs out of memory.
+    """Yield batches of `items`, sorted longest first, with the results of `work`; a batch that runs
+    out of memory is halved and done again, and `size` stays halved.
     """
 
     def result_of(count: int) -> ResultT:
@@ -38,7 +38,7 @@ def in_batches(
     start = 0
     while start < len(items):
         result = run_with_oom_retry(size, result_of)
-        batch = items[start : start + size.used]
+        batch = items[start : start + size.used]  # `size` may have been halved
         yield batch, result
         start += len(batch)
 

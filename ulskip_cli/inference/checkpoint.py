@@ -105,6 +105,7 @@ class _Training(_Before):
 
 
 def _training_in(folder: str | Path) -> _Training | None:
+    """Return the record of the training of the weights in a folder; None without one."""
     file = Path(folder) / TRAINING
     record = read_object(file) or {}
     if "kept_counts" not in record:  # of another program
@@ -127,6 +128,7 @@ def training_notes(folder: str | Path) -> Table:
 
 
 def _described(training: _Training) -> str:
+    """Describe a training in words, with the steps of earlier trainings by the same strategy."""
     if training.strategy == "full":
         return f"without skipping, {training.steps} steps"
     drawn = " drawn per step" if len(training.kept_counts) > 1 else ""
@@ -203,8 +205,8 @@ def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -
 
 @contextlib.contextmanager
 def counting_tensors(report: Callable[[int], object]) -> Iterator[None]:
-    """Report the number of tensors that transformers has read from a GGUF file, in place of a
-    progress bar that it always shows.
+    """Report the number of tensors that transformers has read from a GGUF file. This replaces, as
+    long as the context is open, a progress bar that transformers always shows.
     """
     bar = modeling_gguf_pytorch_utils.tqdm
 

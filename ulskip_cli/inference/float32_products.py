@@ -34,6 +34,7 @@ def float32_products(model: PreTrainedModel, num_tokens: int) -> AbstractContext
     too, so that only the order of summation differs.
     """
     flags = set(cpu_flags().split())  # empty if the system lists none
+    # Float32 is in no list, so all flags count for it.
     has_instructions = not flags or flags & _INSTRUCTIONS.get(model.dtype, flags)
     if num_tokens <= FEW_TOKENS or model.device.type != "cpu" or has_instructions:
         return nullcontext()
@@ -41,14 +42,19 @@ def float32_products(model: PreTrainedModel, num_tokens: int) -> AbstractContext
 
 
 class _Float32Products(TorchFunctionMode):
+    """While this mode is active, torch calls its method in place of each of torch's functions."""
+
     def __torch_function__(
         self, func: Any, types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
+        """Compute a function of `_PRODUCTS` in float32, if it has many rows, and round its result
+        to the type of its first argument; call all other functions unchanged.
+        """
         options = kwargs or {}
         place = _PRODUCTS.get(func, len(args))
         tensors = [part for part in args if isinstance(part, Tensor)]
         if place >= len(tensors) or tensors[place].shape[-2] <= FEW_TOKENS:
-            return func(*args, **options)  # no product, or one of few rows
+            return func(*args, **options)  # no product (`place` is too large), or few rows
         dtype = args[0].dtype
         args, options = _pytree.tree_map_only(Tensor, _widened, (args, options))
         return func(*args, **options).to(dtype)

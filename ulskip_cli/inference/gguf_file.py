@@ -37,14 +37,15 @@ class GgufTensors:
     head: Type | None = None  # of embedding and head
 
     def array(self, name: str) -> tuple[np.ndarray, Type]:
-        """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are
-        unsigned integers.
+        """Return a tensor's values in the layout of GGUF, and the type in which they are stored;
+        numpy has no bfloat16 and no blocks, so the values of these types are unsigned integers.
         """
-        tensor, heads = self.tensors[name], self.config["num_attention_heads"]
+        tensor = self.tensors[name]
+        heads = self.config["num_attention_heads"]
         counts = {"q_proj": heads, "k_proj": self.config.get("num_key_value_heads") or heads}
         for part, count in counts.items():
             if f".{part}." in name and architecture(self.config) == "llama":
-                # The two rows of each rotation are adjacent.
+                # GGUF has the two rows of a rotation side by side, Hugging Face half a head apart.
                 halves = tensor.reshape(count, 2, -1, tensor.shape[-1])
                 tensor = halves.transpose(1, 2).reshape(tensor.shape)
         if tensor.dtype not in TYPES:
@@ -78,9 +79,9 @@ def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]
     One converted tensor is in memory at a time.
     """
     _add_shape(writer, model.config)
-    names = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     layers = model.config["num_hidden_layers"]
-    name_map = gguf.get_tensor_name_map(names[architecture(model.config)], layers)
+    name_map = gguf.get_tensor_name_map(numbers[architecture(model.config)], layers)
     parameters, bytes_by_type = 0, Counter[Type]()
     for name in model.tensors:
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -103,6 +104,7 @@ def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Table) -> None:
+    """Write the sizes of a model from its config.json."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or {}

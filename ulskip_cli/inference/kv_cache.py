@@ -18,8 +18,8 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was
-    dropped before.
+    """Drop the keys and values of every layer not in `kept`, given as layers of the unpruned cache;
+    raise ValueError if one was dropped before. `kept` is stored as `kept_layers` of the cache.
     """
     held: Layers = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     # in place: `generate` keeps a reference to the cache
@@ -38,9 +38,10 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
 
 
 def _forked(layer: object) -> object:
+    """Return a copy of a cache's layer that can be continued without a change of the layer."""
     fork = copy.copy(layer)
     for name, held in vars(layer).items():
-        # recurrent states, which are updated in place; keys and values are not
+        # Dicts hold recurrent states, which are updated in place; keys and values are not.
         if isinstance(held, dict):
             states = {
                 key: state.clone() if isinstance(state, Tensor) else state

@@ -38,18 +38,20 @@ class LayerwiseModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = shallow_view.decoder_layers(model)
-        self._calls = list[Arguments]()
-        self._state: Tensor | None = None
+        self._calls = list[Arguments]()  # of the layers, in the forward pass that `_record` sees
+        self._state: Tensor | None = None  # returned in place of each layer's output (`_by_model`)
         # The probe must not change the random numbers of training.
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            # True if layers return tuples; the modules behind the layers, or none
             self._in_tuples, self._chain = _probe(model)
             # The model with layers that record their inputs, or return a given state.
             stand_ins = {layer: _Recorder(layer, self._record) for layer in self.layers}
             self._shell = shallow_view.substituted(model, stand_ins)
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
-        """Return the inputs of the layers for `input_ids` [batch, count]; only the length of
-        `cache` is read.
+        """Return the inputs of the layers for `input_ids` [batch, count], without running a layer:
+        recorders in their places collect the arguments, and the last one ends the pass by an
+        exception. Only the length of `cache` is read.
         """
         self._calls = []
         try:
@@ -103,7 +105,7 @@ class LayerwiseModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply final norm and output head: [batch, count, hidden_size] to [batch, count,
-        vocab_size].
+        vocab_size]. If the model does more, such as scaling, its own forward does that.
         """
         if not self._chain:
             return self._by_model(hidden)
@@ -112,7 +114,9 @@ class LayerwiseModel:
         return hidden
 
     def _by_model(self, hidden: Tensor) -> Tensor:
-        """Return logits by the model's own forward, which may scale or cap them."""
+        """Return logits by the model's own forward, which may scale or cap them. Its layers return
+        `hidden`, so its token ids do not matter.
+        """
         self._state = hidden
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         try:
@@ -142,10 +146,12 @@ def block_influence(
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
     """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}
-    (ShortGPT, Men et al. 2024, arXiv:2403.03853); `texts` are token ids.
+    (ShortGPT, Men et al. 2024, arXiv:2403.03853). `texts` are token ids; `on_batch` gets the number
+    of texts that are done.
     """
     layerwise = LayerwiseModel(model)
-    sums, count = torch.zeros(len(layerwise.layers), dtype=torch.float64), 0
+    sums = torch.zeros(len(layerwise.layers), dtype=torch.float64)
+    count = 0  # tokens
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), batch_size):
         ids, mask = padded(order[start : start + batch_size], 0, left=True, device=model.device)
@@ -187,12 +193,13 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
     norm and the output head, in the order in which they ran. The list is empty if the model's
     logits are not exactly those of these modules applied one after the other.
     """
-    last_output: Any = None
+    last_output: Any = None  # of the last layer
     behind = list[nn.Module]()
     layers = shallow_view.decoder_layers(model)
     inside = {module for layer in layers for module in layer.modules()}
 
     def begin(module: nn.Module, args: object, output: object) -> None:
+        """Store the output of the last layer; modules that ran before it are not behind it."""
         nonlocal last_output
         last_output = output
         behind.clear()
@@ -200,7 +207,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[nn.Module]]:
     with ExitStack() as hooks, torch.no_grad():
         hooks.enter_context(layers[-1].register_forward_hook(begin))
         for module in set(model.modules()) - inside:
-            if not any(module.children()):
+            if not any(module.children()):  # others run by these
                 hook = module.register_forward_pre_hook(lambda module, _: behind.append(module))
                 hooks.enter_context(hook)
         # Two tokens, because the state of a padding token can be zero.

@@ -127,6 +127,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _pretrained(config: ModelConfig, folder: Path, device: torch.device) -> PreTrainedModel:
+    """Load a checkpoint and check its tensors; raise UsageError if one of its files is invalid."""
     if (generation := folder / "generation_config.json").is_file():
         load_json(generation, "the JSON config of generation")
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
@@ -168,17 +169,18 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """
-    others, missing = set(loading_info["unexpected_keys"]), set(loading_info["missing_keys"])
-    if others and not missing:
+    surplus, missing = set(loading_info["unexpected_keys"]), set(loading_info["missing_keys"])
+    # If tensors are missing, all others are named, which may be the missing ones by another name.
+    if surplus and not missing:
         stack = f"{shallow_view.layer_stack(model)[0]}."
-        others = {name for name in others if name.startswith(stack)}
+        surplus = {name for name in surplus if name.startswith(stack)}
     problems = {
         "missing": missing,
         "with other shapes": {
             f"{name} is {list(shape)} instead of {list(wanted)}"
             for name, shape, wanted in loading_info["mismatched_keys"]
         },
-        "that no module has": {name for name in others if not _OLD_BUFFERS.search(name)},
+        "that no module has": {name for name in surplus if not _OLD_BUFFERS.search(name)},
     }
     counts = [
         f"{len(names)} {problem} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})"
@@ -204,7 +206,7 @@ def _random_model(files: ModelFolder, device: torch.device, seed: int) -> PreTra
     free = free_bytes(device)
     try:
         full = AutoConfig.for_model(**shape)
-        with torch.device("meta"):
+        with torch.device("meta"):  # counts parameters without memory for them
             count = AutoModelForCausalLM.from_config(full, dtype=dtype).num_parameters()
         needed = count * dtype.itemsize
         if needed <= free:
@@ -240,8 +242,8 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
-    """Describe the first tensor shape, module type or plain attribute in which two models
-    differ.
+    """Describe the first tensor shape, module type or plain attribute in which a rebuilt model
+    differs from a view, or return None.
     """
     expected, got = (dict(_properties(model)) for model in (view, rebuilt))
     for key in expected | got:
@@ -251,7 +253,9 @@ def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
 
 
 def _properties(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield the shape of every tensor, and the type and plain attributes of every module."""
+    """Yield the shape of every tensor, and the type and plain attributes of every module, each with
+    its name or path.
+    """
     # Of the whole model, so that tied tensors count once.
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield name, list(tensor.shape)

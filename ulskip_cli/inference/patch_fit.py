@@ -58,8 +58,9 @@ class PatchFitter:
         prompt_layers: str = "all",
         batch_size: int = 16,
     ) -> None:
-        """Encode the prompts, the longest first. Examples whose response has fewer than two tokens
-        are left out: the prompt predicts the first, so no decode step would run.
+        """Encode the prompts, the longest first, with all layers, or later with the responses if
+        `prompt_layers` is "kept". Examples whose response has fewer than two tokens are left out:
+        the prompt predicts the first, so no decode step would run.
         """
         self.model, self.prompt_layers = model, prompt_layers
         self.device = model.device
@@ -73,7 +74,7 @@ class PatchFitter:
             )
         usable.sort(key=lambda example: -example.num_tokens)
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
-        # by kind, ends of the gap, and ridge
+        # by kind, first skipped layer of the gap, layer behind the gap, and ridge
         self._fitted: dict[tuple[str, int, int, float], Mapping[str, Tensor]] = {}
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
@@ -90,6 +91,9 @@ class PatchFitter:
         return sum(int(batch.counted.sum()) for batch in self.batches)
 
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
+        """Return the inputs of examples: their responses without the last token, which no step
+        reads, after encoded prompts; or prompts and responses as one text.
+        """
         prompts = [example.prompt_ids for example in examples]
         responses = [example.response_ids[:-1] for example in examples]
         prompt_ids, prompt_mask = padded(prompts, pad_token_id, left=True, device=self.device)
@@ -102,7 +106,9 @@ class PatchFitter:
         return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 
     def _teach(self, depths: Collection[int]) -> None:
-        """Compute the full model's states at `depths` where they are missing."""
+        """Compute the full model's states at `depths`, in front of the layers with these numbers,
+        and store in `_Batch.teacher` those that are missing there.
+        """
         for batch in self.batches:
             missing = set(depths) - batch.teacher.keys()
             if not missing:
@@ -137,10 +143,12 @@ class PatchFitter:
     def _fit_at_gaps(
         self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
     ) -> dict[str, Tensor]:
-        """Return patches that map the full model's states before a gap to those behind it.
+        """Return patches that map the full model's states before a gap to those behind it, by their
+        names in a `SkipAdapter` whose set of layers has this index.
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
         """
+        # the first skipped layer of each gap, by the layer behind the gap
         starts = {
             end: max((layer + 1 for layer in kept if layer < end), default=0)
             for end in gaps(kept, self.num_layers)
@@ -166,8 +174,8 @@ class PatchFitter:
     def _fit_folded(
         self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
     ) -> dict[str, Tensor]:
-        """Return folded patches, in order: each maps the view's states, corrected by the earlier
-        patches, to the full model's.
+        """Return folded patches by their names in a `SkipAdapter`. The view runs layer by layer:
+        each patch maps its states, corrected by the earlier patches, to the full model's.
         """
         if kept[0]:
             raise UsageError(
@@ -184,25 +192,26 @@ class PatchFitter:
         entries = list(map(enter, self.batches))
         states = [entry.hidden for entry in entries]
         tensors: dict[str, Tensor] = {}
-        for place, (before, layer) in enumerate(pairwise([*kept, self.num_layers])):
-            if layer not in ends:
+        for place, (layer, following) in enumerate(pairwise([*kept, self.num_layers])):
+            if following not in ends:  # no gap behind this layer
                 states = [
                     layerwise.layer(place, state, entry)
                     for state, entry in zip(states, entries, strict=True)
                 ]
                 continue
-            folding, first = _FoldingLayer(layerwise, place, kind), states[0]
+            folding = _FoldingLayer(layerwise, place, kind)
+            first = states[0]
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
-            # The cache in `entries` has these positions already.
+            # New inputs, because the cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
             pairs = (
-                (output[batch.counted], batch.lacking(layer, state[batch.counted]))
+                (output[batch.counted], batch.lacking(following, state[batch.counted]))
                 for batch, (state, output) in zip(self.batches, ran, strict=True)
             )
             parts = kind.solve(pairs, ridge, folding.has_bias)
             states = [state + kind.added(parts, output) for state, output in ran]
             tensors |= {
-                f"fold.{index}.{before}.{folding.path}.{parameter}": tensor
+                f"fold.{index}.{layer}.{folding.path}.{parameter}": tensor
                 for parameter, tensor in parts.items()
             }
         return tensors
@@ -232,7 +241,8 @@ class _FoldingLayer:
 
     def run(self, state: Tensor, entry: LayerInputs, scale: int = 1) -> tuple[Tensor, Tensor]:
         """Run the layer, with the output of the linear layer times `scale`; return the output of
-        the layer, and that of the linear layer.
+        the layer and that of the linear layer, both [batch, count, hidden_size]. A linear layer
+        that runs several times, or on other shapes, as an expert does, is refused.
         """
         outputs: list[Tensor] = []
 
@@ -250,8 +260,8 @@ class _FoldingLayer:
         self, state: Tensor, entry: LayerInputs, ran: tuple[Tensor, Tensor], counted: Tensor
     ) -> None:
         """Raise UsageError unless the layer adds the output of its linear layer unchanged: its
-        result is the result with that output set to zero, plus the output. `ran` is the result of
-        `run`.
+        result is the result with that output set to zero, plus the output. `ran` is what `run`
+        returned for the same `state`; only `counted` positions, which are no padding, are compared.
         """
         zeroed, _ = self.run(state, entry, scale=0)
         without, after, output = (_double(tensor[counted]) for tensor in (zeroed, *ran))

@@ -119,6 +119,7 @@ def shallow_view(
 
 
 def _attention_layers(model: PreTrainedModel) -> list[int]:
+    """Return the layers whose cache has keys and values."""
     return [
         layer
         for layer, cached in enumerate(kv_cache.new_cache(model).layers)
@@ -127,7 +128,9 @@ def _attention_layers(model: PreTrainedModel) -> list[int]:
 
 
 def substituted(module: ModuleT, replaced: Mapping[nn.Module, nn.Module]) -> ModuleT:
-    """Return a copy of a module with some parts replaced and all others shared."""
+    """Return a copy of a module with the submodules `replaced` (new by old) and all others shared;
+    the module itself if it has none of them.
+    """
     if module in replaced:
         return replaced[module]  # type: ignore[return-value]
     return _with_children(module, lambda child: substituted(child, replaced))
@@ -136,8 +139,8 @@ def substituted(module: ModuleT, replaced: Mapping[nn.Module, nn.Module]) -> Mod
 def with_attributes(
     module: ModuleT, change: Callable[[nn.Module], Mapping[str, object]]
 ) -> ModuleT:
-    """Return a copy of a module in which some parts have other attributes, and all others are
-    shared; `change` returns the attributes of a part.
+    """Return a copy of a module in which some submodules have other attributes, and all others are
+    shared; `change` returns the new attributes of a submodule by name, or nothing.
     """
     changed = _with_children(module, lambda child: with_attributes(child, change))
     attributes = change(module)
@@ -148,6 +151,7 @@ def with_attributes(
 
 
 def _with_children(module: ModuleT, change: Callable[[nn.Module], nn.Module]) -> ModuleT:
+    """Return a copy of a module with changed children, or the module if none changes."""
     children = {name: change(child) for name, child in module._modules.items() if child is not None}
     if all(child is module._modules[name] for name, child in children.items()):
         return module
@@ -160,7 +164,10 @@ def two_phase(
     on_prefill: Callable[[DynamicCache], None],
 ) -> PreTrainedModel:
     """Return a model whose `generate` runs the prompt with `model` and decode steps with the views
-    of `stages`.
+    of `stages`. `on_prefill` gets the cache of the prompt in all layers of `model`.
+
+    The state of decoding is in attributes of the cache: `steps`, the number of decode steps so far,
+    and `view`, which runs them.
     """
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}
@@ -170,7 +177,7 @@ def two_phase(
         @functools.wraps(source_class.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             cache: Any = kwargs.get("cache")
-            if not hasattr(cache, "kept_layers"):
+            if not hasattr(cache, "kept_layers"):  # which pruning sets, so this is the prompt
                 return model.forward(*args, **kwargs)
             stage = by_first_step.get(cache.steps)
             if stage is not None:
@@ -207,6 +214,7 @@ def forward_with_cache(
     of the last position only.
     """
     new_len = input_ids.shape[1]
+    # A recurrent state is continued token by token; only its first tokens are read in one pass.
     if new_len > 1 and kv_cache.is_recurrent(cache) and attention_mask.shape[1] > new_len:
         lengths = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
         steps = [
@@ -220,7 +228,7 @@ def forward_with_cache(
         # A position, whose states are copied, instead of a count, whose states are a view: torch
         # multiplies each row of a view alone, in bfloat16 hundreds of times slower (torch 2.13).
         limit = {"logits_to_keep": torch.tensor([new_len - 1])}
-    if kv_cache.is_all_recurrent(cache):
+    if kv_cache.is_all_recurrent(cache):  # no layer attends to cached positions
         options["attention_mask"] = attention_mask[:, -new_len:]
     with float32_products(model, new_len):
         outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options, **limit)
@@ -229,8 +237,8 @@ def forward_with_cache(
 
 
 def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Tensor]:
-    """Return the mask [batch, cached_len + new_len] and the position ids [batch, new_len] of a
-    forward pass.
+    """Return the mask [batch, cached_len + new_len] and, if the model takes them, the position ids
+    [batch, new_len] of a forward pass, as its arguments by name; padding is not counted.
     """
     options = {"attention_mask": attention_mask}
     if takes_positions(model):
@@ -253,22 +261,24 @@ def depends_on_length(model: PreTrainedModel) -> bool:
 
 
 def stage_views(
-    stages: Sequence[Stage], read: Layers, view: Callable[[Layers], PreTrainedModel]
+    stages: Sequence[Stage], prompt_layers: Layers, view: Callable[[Layers], PreTrainedModel]
 ) -> tuple[StageView, ...]:
-    """Return the view of each stage after a prompt that the layers `read` encoded."""
+    """Return the view of each stage after a prompt that `prompt_layers` encoded; `view` makes the
+    model of a set of layers. `StageView.kept` are the places of its layers in the prompt's cache.
+    """
     return tuple(
         StageView(
             stage.first_step,
             view(stage.kept_layers),
-            tuple(map(read.index, stage.kept_layers)),
+            tuple(map(prompt_layers.index, stage.kept_layers)),
         )
         for stage in stages
     )
 
 
 def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return the path and the stack of the decoder layers; raise UsageError if layers of the model
-    cannot be skipped.
+    """Return the path, such as "model.layers", and the stack of the decoder layers; raise
+    UsageError if layers of the model cannot be skipped.
     """
     depth = text_config(model).num_hidden_layers
     stacks = {
@@ -299,8 +309,8 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def copied(
     module: ModuleT, children: Mapping[str, nn.Module | None], kind: type | None = None
 ) -> ModuleT:
-    """Return a copy of a module that shares its parameters and buffers. `children` replace its own
-    or are added; the copy is of the class `kind`, or of the module's class.
+    """Return a copy of a module that shares its parameters, buffers and submodules. `children` by
+    name replace submodules or are added; the copy is of the class `kind`, or of the module's class.
     """
     if "forward" in module.__dict__:  # bound to the module, it would run the old children
         raise UsageError(
@@ -328,7 +338,7 @@ def _renumbered(module: nn.Module, index: int) -> nn.Module:
 
 def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTrainedConfig:
     """Copy a config of `depth` layers; reduce the number of layers and every per-layer list to the
-    kept layers.
+    kept layers, whether the list is an attribute or computed by a property.
     """
     config = copy.deepcopy(source)
     inner = config.get_text_config(decoder=True)
@@ -342,14 +352,18 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTra
     shorter = per_layer(vars(inner), depth, kept)
     for name, value in {"num_hidden_layers": len(kept), **shorter}.items():
         setattr(inner, name, value)
-    # A property may compute its list from layer indices, and the view renumbers its layers.
+    # A property may compute its list from layer indices, and the view renumbers its layers. If the
+    # new list differs from the kept entries of the old one, these replace the property in a
+    # subclass.
     if any(getattr(inner, name) != value for name, value in computed.items()):
         inner.__class__ = type(kind.__name__, (kind,), computed)
     return config
 
 
 def per_layer(values: Mapping[str, object], depth: int, kept: Sequence[int]) -> Table:
-    """Return the lists in `values` with one entry per layer, reduced to the kept layers."""
+    """Return the lists in `values` with one entry per layer, such as `layer_types`, by name and
+    reduced to the kept layers. Their names contain "layer"; another list can have their length.
+    """
     return {
         name: type(value)(value[i] for i in kept)
         for name, value in values.items()
@@ -365,8 +379,8 @@ def unskippable_reason(model: PreTrainedModel) -> str | None:
     for key, dependency in _DEPENDENCIES.items():
         if getattr(config, key, None):
             return f"{dependency} ({key})"
-    for key, borrowed in _DEPENDENT_ENTRIES.items():
-        if borrowed in (getattr(config, key, None) or ()):
+    for key, dependent in _DEPENDENT_ENTRIES.items():
+        if dependent in (getattr(config, key, None) or ()):
             return (
                 "some layers reuse the token selection or the keys and values of another layer"
                 f" ({key})"

@@ -57,8 +57,8 @@ class GapPatch(nn.Module):
 def patched_view(
     model: PreTrainedModel, kept: Layers, patches: Mapping[int, nn.Module]
 ) -> PreTrainedModel:
-    """Return the view of `kept` with patches by the layer in front of which they act; the model's
-    number of layers stands for the end of the last kept layer.
+    """Return the view of `kept` with patches, given by the kept layer in front of which each acts;
+    a patch behind the last kept layer is given by the model's number of layers.
     """
     num_layers = shallow_view.num_layers(model)
 
@@ -75,14 +75,16 @@ def patched_view(
 
 @functools.cache
 def _patched_class(source: type[nn.Module]) -> type:
-    """Make a subclass of a decoder layer that applies patches before and after it."""
+    """Make a subclass of a decoder layer that applies the patches in its attributes `patch_before`
+    and `patch_after`, which may be None, to the hidden states.
+    """
 
     class PatchedLayer(source):  # type: ignore[misc, valid-type]
         """A decoder layer with patches."""
 
         def forward(self, *args: object, **kwargs: object) -> object:
             before, after = self.patch_before, self.patch_after
-            if before is not None and args:
+            if before is not None and args:  # the first or a named argument, as the model calls
                 args = (before(args[0]), *args[1:])
             elif before is not None:
                 kwargs["hidden_states"] = before(kwargs["hidden_states"])
@@ -204,6 +206,7 @@ class SkipAdapter:
         folded patches or LoRA.
         """
         stack = shallow_view.decoder_layers(model)
+        # by linear layer: its tensors by name, as `_changed_linear` takes them
         parts = defaultdict[nn.Module, dict[str, Tensor]](dict)
         for layer, name, tensor in changes:
             path, _, part = name.rpartition(".")
@@ -238,8 +241,8 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table 
 def zero_adapter(
     model: PreTrainedModel, kept_sets: Sequence[Layers], kind: PatchKind
 ) -> SkipAdapter:
-    """Return an adapter whose patches change nothing but take the usual time; it has no tensors if
-    the kind takes no time.
+    """Return an adapter whose patches change nothing but take the usual time, to measure speed; it
+    has no tensors if the kind takes no time, as folded patches do not.
     """
     num_layers = shallow_view.num_layers(model)
     tensors: dict[str, Tensor] = {}

@@ -51,16 +51,18 @@ def predict_response(
     response_mask: Tensor | None = None,
 ) -> Tensor:
     """Run the second pass: the view of each stage reads its part of the response [batch,
-    response_len]; `prompt` is not changed.
+    response_len]; return the logits [batch, response_len, vocab_size] that predict its tokens.
+    `prompt` is not changed.
     """
     cache = kv_cache.fork_cache(prompt.cache, stages[0].kept)
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
     mask = prompt.whole_mask(inputs, response_mask)
     logits = [prompt.first_logits]
+    # the decode step at which each stage ends; step i reads token i of the response
     ends = [*(stage.first_step for stage in stages[1:]), inputs.shape[1]]
     for stage, end in zip(stages, ends, strict=True):
         ids, seen = inputs[:, stage.first_step : end], mask[:, : prompt_len + end]
-        if ids.shape[1]:
+        if ids.shape[1]:  # else the response ends before the stage
             kv_cache.prune_cache(cache, stage.kept)
             logits.append(shallow_view.forward_with_cache(stage.view, ids, seen, cache))
     return torch.cat(logits, dim=1)
