@@ -262,11 +262,13 @@ inline void add_products(const typename W::X* x, int64_t stride, const uint32_t*
   std::memcpy(sums, partial, sizeof partial);
 }
 
+// The functions for 1 to kBlock rows and one panel, by the number of rows minus 1.
 template <class W, int... M>
 constexpr auto by_rows(std::integer_sequence<int, M...>) {
   return std::array<decltype(&add_products<W, 1, 1>), sizeof...(M)>{add_products<W, M + 1, 1>...};
 }
 
+// The sums [rows, kPanel] of any number of rows with one panel. Of many rows, blocks read the same chunk one after the other.
 template <class W>
 void multiply_rows(const typename W::X* x, int64_t rows, int64_t stride, const uint32_t* weights, int64_t units, float* sums) {
   static constexpr auto kByRows = by_rows<W>(std::make_integer_sequence<int, kBlock>());
@@ -302,7 +304,8 @@ struct Linear {
   int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
 };
 
-// Calls `each(row, vector, sums)` for every vector of the outputs of panels, with the bias added; sums of one panel are rounded.
+// Calls `each(row, n, sums)` for the sums of outputs n to n + kLanes, for all of `panels`, with the bias added and rounded to
+// the type of the model. A single row is multiplied with two panels at once. `room` is memory for the sums.
 template <class Number, class Each>
 void multiply(const Linear& linear, const InputOf<Number>* x, int64_t rows, int64_t stride, Range panels, std::vector<float>& room,
               Each&& each) {
@@ -349,6 +352,8 @@ struct Rows {  // of one head: [length, width]
   int64_t width;
 };
 
+// The values of positions begin to end times their weights, summed, for M queries and V vectors of a head from `values.data` on,
+// which has `count` numbers left. weights: [M, padded]; out: [M, wide].
 template <class Number, int M, int V>
 void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t begin, int64_t end, float* out, int64_t wide,
            int64_t count) {
@@ -459,6 +464,7 @@ struct Batch {
 
 inline int64_t up_to(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
+// RMS norm of one row.
 template <class Number, class Out>
 void normalize(const float* x, const Norm& norm, int64_t width, Out* out) {
   Floats squares = {};
@@ -515,6 +521,7 @@ class Step {
     std::vector<float> sums, scaled, scores, weighed;
   };
 
+  // Writes the embeddings of tokens, or without tokens the states, to hidden_: each thread its share of the rows.
   void enter(const int64_t* tokens, const Number* states, Own& own) {
     const Range rows = share(rows_, own.thread, team_.size());
     for (int64_t r = rows.begin; r < rows.end; r++) {
@@ -545,6 +552,7 @@ class Step {
     if (layer.after.weights) patch(layer.after, own);
   }
 
+  // Adds the product of the hidden states to them, in other_, because every thread reads all of hidden_.
   void patch(const Linear& linear, Own& own) {
     own.normed.resize(rows_ * width_);
     for (int64_t i = 0; i < rows_ * width_; i += kLanes) store(own.normed.data() + i, load<Floats>(hidden_.data() + i));
@@ -564,6 +572,8 @@ class Step {
     const auto parts = [&](const Linear& linear) { return (linear.outputs + part - 1) / part; };
     const int64_t queries = parts(layer.query), keys = parts(layer.key), values = parts(layer.value);
     const Range range = share(queries + keys + values, own.thread, team_.size());
+    // Multiplies this thread's parts of a layer, whose `count` parts come after `before` parts of other layers, and calls
+    // finish(row, head, numbers) for each of their heads.
     const auto work = [&](const Linear& linear, int64_t before, int64_t count, auto&& finish) {
       const int64_t begin = std::max(range.begin - before, int64_t{0}), end = std::min(range.end - before, count);
       if (begin >= end) return;
@@ -602,6 +612,7 @@ class Step {
 
   int64_t position(int64_t row) const { return batch_.length + row % batch_.count; }
 
+  // Queries are ordered by sequence and key-value head, so that up to kQueries neighbours read the same keys and values once.
   void attention(const Layer& layer, Own& own) {
     static constexpr decltype(&attend<Number, 1>) kByQueries[kQueries] = {
         attend<Number, 1>, attend<Number, 2>, attend<Number, 3>, attend<Number, 4>};
@@ -638,6 +649,7 @@ class Step {
     }
   }
 
+  // Writes silu(gate) * up of this thread's outputs.
   void gate(const Layer& layer, Own& own) {
     const X* x = normed(layer.output, own);
     const Range panels = share(layer.gate.panels(), own.thread, team_.size());
@@ -680,6 +692,7 @@ class Step {
     return values;
   }
 
+  // Computes the logits of panels of the head as the model does, and updates the best tokens of each row.
   void take(const X* x, int64_t rows, Range panels, const Choice& choice, Best* best, Own& own) {
     multiply<Number>(model_.head, x, rows, width_, panels, own.sums, [&](int64_t r, int64_t n, Floats sum) {
       Ints tokens;
