@@ -81,18 +81,20 @@ class NativeParts(NativeSteps):
     """Steps whose parts run one by one, in the kernels."""
 
     def enter(self, tokens: Tensor) -> Tensor:
-        """Return the inputs of the first layer."""
+        """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
+        the filled positions, in front of the first layer.
+        """
         states = self.model.empty_states(*tokens.shape)
         self.model.run(None, self.batch(tokens), tokens.contiguous(), states)
         return states
 
     def layer(self, index: int, states: Tensor) -> Tensor:
-        """Run a layer in place."""
+        """Run a layer on states [batch, count, hidden_size], which it overwrites."""
         self.model.run(one_layer(self.layers, index), self.batch(states), states=states)
         return states
 
     def head(self, states: Tensor) -> Tensor:
-        """Return the logits of states."""
+        """Return the logits [batch, count, vocab_size] of states [batch, count, hidden_size]."""
         states = states.contiguous()
         logits = torch.empty(*states.shape[:2], self.model.vocab_size)
         self.model.run(None, self.batch(states), states=states, logits=logits)

@@ -183,8 +183,8 @@ class SkipAdapter:
             ) from None
 
     def patches(self, kept_set: int, model: PreTrainedModel) -> dict[int, GapPatch]:
-        """Return the patches of a set, by the layer in front of which they act, on the device of
-        the model; raise RuntimeError if they do not fit the model.
+        """Return the patches of the set with this index, by the layer in front of which they act,
+        on the device of the model; raise RuntimeError if they do not fit the model.
         """
         states = defaultdict[int, dict[str, Tensor]](dict)
         for layer, name, tensor in self._named(f"patch.{kept_set}."):

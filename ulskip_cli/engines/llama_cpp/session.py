@@ -125,7 +125,9 @@ class LlamaContext:
         return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
 
     def take(self, source: "LlamaContext", sequence: int, layers: Sequence[int]) -> None:
-        """Continue a sequence of another context: copy the keys and values of its `layers`."""
+        """Continue a sequence of another context: copy the keys and values of those `layers` of its
+        model that this context's model has.
+        """
         data = np.empty(source.state_bytes(sequence), np.uint8)
         pointer = data.ctypes.data_as(POINTER(c_uint8))
         get_data, set_data = llama_cpp.llama_state_seq_get_data, llama_cpp.llama_state_seq_set_data
@@ -262,8 +264,8 @@ class LlamaCppSession(SteppingSession):
 
 
 def write_gguf(model: PreTrainedModel, weights: str) -> Path:
-    """Return a GGUF file of a model without its tokenizer; raise UsageError if GGUF does not
-    support the model.
+    """Return a GGUF file of a model without its tokenizer, in the format `weights`, made once and
+    kept in the cache; raise UsageError if GGUF does not support the model.
     """
     config = model.config.to_dict()
     LlamaCpp.check_model(config)

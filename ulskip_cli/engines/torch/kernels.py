@@ -130,7 +130,9 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def library_path(command: Sequence[str]) -> Path:
-    """Return the path of the library that a compiler builds for this processor."""
+    """Return the path in the cache of the library that a compiler builds for this processor; other
+    sources, commands and processors have other paths.
+    """
     processor = cpu_flags() or platform.machine() + platform.processor()
     name = key(SOURCE.read_text("utf-8"), command, _FLAGS, processor)
     return cache_dir() / "kernels" / f"{name}.so"
@@ -186,8 +188,8 @@ class PackedWeight:
     """The weight of a linear layer in panels."""
 
     panels: Tensor  # [panels, units, 32, unit_size]
-    kind: int
-    outputs: int
+    kind: int  # how the kernels read a unit: `_FLOAT32`, `_BFLOAT16` or `_EXACT_PAIRS`
+    outputs: int  # without those that fill the last panel
 
     def linear(self, bias: Tensor | None) -> Linear:
         """Return the structure that the kernels read; it does not keep the tensors alive."""
@@ -214,7 +216,9 @@ def pack(weight: Tensor) -> PackedWeight:
 
 
 def panels(rows: Tensor, unit: int) -> Tensor:
-    """Store the rows [outputs, inputs] in panels of 32, [panels, units, 32, unit]."""
+    """Store the rows [outputs, inputs] in panels of 32, [panels, units, 32, unit], where `unit`
+    adjacent inputs of a row are 4 bytes; fill the last unit and panel with zeros.
+    """
     outputs, inputs = rows.shape
     count = -(-outputs // PANEL)
     filled = functional.pad(rows, (0, -inputs % unit, 0, count * PANEL - outputs))

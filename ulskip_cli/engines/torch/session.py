@@ -52,6 +52,7 @@ def choose_backend(
     weights = [linear_weight(module) for module in model.modules() if is_linear(module)]
     kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
     known = _chosen.get(model)
+    # The model may have been moved or cast since.
     if known is None or known[0] != kinds:
         known = _chosen[model] = (kinds, _choose(model, weights, on_build))
     return known[1]
