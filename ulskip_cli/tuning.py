@@ -354,7 +354,7 @@ def divide(config: TuneConfig) -> tuple[Config, Config]:
     if count < MIN_EXAMPLES // 4:
         raise UsageError(
             f"expected at least {MIN_EXAMPLES} examples, or {MIN_EXAMPLES // 2} held-out ones in"
-            f" calibration.task, got {len(held_out)} to choose and to calibrate; use more data"
+            f" calibration.task, got {len(examples)} and {len(held_out)} held out; use more data"
         )
     unique = {example.texts for example in held_out}
     shared = sum(example.texts in unique for example in examples[:limit])

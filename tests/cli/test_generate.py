@@ -72,7 +72,7 @@ def test_engines_decodings_and_corrections_work(ulskip, model, words, tmp_path):
         pytest.importorskip("llama_cpp")
     code, out, err = ulskip("generate", "the cat", f"results_dir={tmp_path}", *words, *model)
     assert code == 0, err
-    assert "\nfull model, 6 layers:\n" in out and " tokens;" in out.splitlines()[-1]
+    assert "\nfull model, 6 layers:\n" in out and " tokens; speeds are shown from 16" in out
     assert not list(tmp_path.glob("*/runs.jsonl"))  # no row is stored
 
 

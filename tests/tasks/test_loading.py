@@ -30,7 +30,7 @@ def test_plain_and_gzipped_text_are_equal(tmp_path):
 )
 def test_a_file_that_is_not_utf8_text_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=rf"{name} as UTF-8"):
+    with pytest.raises(UsageError, match=rf"{name} to be text in UTF-8"):
         read_text(tmp_path / name)
 
 

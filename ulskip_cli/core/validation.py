@@ -65,6 +65,7 @@ def check_training(config: TrainingConfig) -> None:
     if not trains_adapter:
         changed += [f"correction.{key}" for key in config.correction.changed()]
     refused = {  # by message: true if it applies
+        # gap_weight, which only adapters have, is enough too
         "expected train.ce_weight or train.distill_weight > 0, got 0": not (
             train.ce_weight + train.distill_weight + train.gap_weight
         ),
@@ -84,7 +85,7 @@ def check_training(config: TrainingConfig) -> None:
         " train.lora.rank=16": (
             train.method != "full"
             and not train.lora.rank
-            and not (trains_adapter and kind.takes_time)
+            and not (trains_adapter and kind.takes_time)  # a patch that is not folded takes time
         ),
     }
     for_adapters = {  # continues "train.method=adapter does not support"

@@ -33,7 +33,8 @@ def points(
     """Return the configurations of a grid in the order of the overrides, without duplicates.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
-    they name no experiment, `preset` is used. Without a preset, the grid has the named values
+    they name no experiment, `preset` is used, the experiment of a command of the same name, such as
+    `bench`. Without a preset, the grid has the named values
     alone, or is that of the default experiment if no key of a point is named.
     """
     command = preset or "sweep"

@@ -160,7 +160,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         **options: object,
     ) -> Tensor:
         """Generate new tokens, and return context and new token ids, [batch, context + new
-        tokens].
+        tokens]. `HFLM` calls it with a task's generation arguments as `options`; `max_length`
+        includes the context.
         """
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         eos = self.loaded.model.generation_config.eos_token_id
@@ -174,7 +175,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         given = {name: value for name, value in options.items() if value is not None}
         decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in ends]
         given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
-        decoding = parse(DecodingConfig, decoding.plain() | given)
+        decoding = parse(DecodingConfig, decoding.plain() | given)  # refuses unknown arguments
         check(self.ulskip_config.replace(decoding=decoding).needs())
         self._batches += 1
         # More than the batches of a run, so that runs of two seeds have no seed in common.

@@ -64,6 +64,7 @@ class Resolver:
         of the task.
         """
         files, plan = self.schedule(config, command)
+        files.check_installed()
         asked, config = config, config.replace(model=files.model)
         held_out = baseline = None
         if command == "bench":

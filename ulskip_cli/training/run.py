@@ -138,6 +138,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     began = time.perf_counter()
     with trainer.args.main_process_first(local=False):  # it removes unreadable checkpoints
         resume_from = last_checkpoint(checkpoints, progress)
+    progress.note(f"the checkpoint goes to {output}/")
     _train(trainer, resume_from, output)
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)

@@ -14,7 +14,7 @@ class LlamaCpp(Engine):
     formats: ClassVar = {**FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
     session = "ulskip_cli.engines.llama_cpp.session:LlamaCppSession"
     modules = ("llama_cpp",)
-    install = "pip install 'ulskip[llama-cpp]'"
+    install = "pip install '.[llama-cpp]' in the folder of ulskip"
 
     @classmethod
     def check_model(cls, config: Table) -> None:

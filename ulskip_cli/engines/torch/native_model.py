@@ -358,6 +358,7 @@ def _compare(model: PreTrainedModel) -> None:
     inputs = layerwise.enter(tokens, cache, **positions.options(_COMPARED_PROMPT, count))
     padding = (mask == 0).sum(1).int()
     batch = kernels.Batch(2, count, _COMPARED_PROMPT, ids.shape[1], padding.data_ptr())
+    # Torch and the kernels write the same places of the cache, one after the other.
     before, states = inputs.hidden, torch.empty_like(inputs.hidden)
     native.run(None, batch, tokens.contiguous(), states)
     if not torch.equal(states, before):
@@ -376,10 +377,12 @@ def _compare(model: PreTrainedModel) -> None:
 
 def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> None:
     """Raise UnrecognizedError if the result of the kernels differs from that of the model by more
-    than `_TOLERANCE`; `changed` is what the layer `name` adds to its input.
+    than `_TOLERANCE`; `changed` is what the layer `name` adds to its input, and for norm and head,
+    which add nothing, the whole output.
     """
     of_change, of_value = _TOLERANCE[wanted.dtype]
     error = (got.float() - wanted.float()).norm()
+    # `not <=` also refuses NaN
     if not error <= of_change * changed.norm() + of_value * wanted.float().norm():
         raise UnrecognizedError(f"{name} computes something else than a Llama")
 

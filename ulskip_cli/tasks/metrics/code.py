@@ -91,11 +91,13 @@ def program(source: str, answer: str, test: str) -> str:
     __name__ = "__main__"
     assert one() == 1
     """
-    # The name of the function at the end of `source`, or nothing. The first valid form counts.
+    # The name of the function at the end of `source`, or nothing: then the answer is appended. The
+    # first valid form counts.
     source, names = source.rstrip(), _FUNCTION.findall(source)[-1:]
     if {*names} <= {*_FUNCTION.findall(answer)}:  # the answer has the whole function
         before = source[: source.rfind("def ")] if names else source
-        # The first form is valid if the function in the source has a docstring as its body.
+        # The first form is valid if the function in the source has a docstring as its body. It
+        # comes first, because the second would cut at a `def ` inside that docstring.
         forms = [f"{source}\n{answer}", f"{before}\n{answer}"]
     else:
         body = answer if answer[:1].isspace() else textwrap.indent(answer, "    ")
