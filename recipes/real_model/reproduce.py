@@ -201,7 +201,8 @@ def page(rows: list[Record]) -> str:
         if not of_task:
             continue
         full = next(row for row in of_task if row.baseline_id is None)
-        lines = [line(row, METRICS[name], full) for row in of_task]
+        # once: all layers are measured again as the baseline of another engine
+        lines = dict.fromkeys(line(row, METRICS[name], full) for row in of_task)
         parts += [f"## {title} · {full.num_examples} examples", markdown_table(HEADS, lines, 5)]
     peak = max(row.peak_memory_bytes or 0 for row in rows) / 1e9
     note = f"{NOTE} Generating took at most {peak:.1f} GB of memory."
@@ -213,9 +214,9 @@ NOTE = (
     " of the paired bootstrap. Agreement: the share of positions in the full model's own answers at"
     " which the most likely token is the full model's, with its 95% interval. Prompt: all means"
     " that every layer reads the prompt, kept that only the kept layers do. Patches were fitted on"
-    " held-out examples of the same task, or on articles of news, and adapter.py trained the"
-    " adapter. The layers of custom were chosen on news and on some of the problems. Layers: their"
-    " mean number while decoding. `answers.jsonl.gz` has every answer."
+    " held-out examples of the same task, or on articles of news, and adapters trained by"
+    " adapter.py. The layers of custom were chosen on news and on some of the problems. Layers:"
+    " their mean number while decoding. `answers.jsonl.gz` has every answer."
 )
 
 
