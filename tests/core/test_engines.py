@@ -20,7 +20,7 @@ def test_weights_that_an_engine_does_not_have_are_refused_with_those_that_it_has
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"package llama_cpp.*ulskip\[llama-cpp\]"):
+    with pytest.raises(UsageError, match=r"package llama_cpp.*\[llama-cpp\]"):
         compose([LLAMA])
 
 
