@@ -21,7 +21,6 @@ from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.tasks.encoding import EncodedExample
 from ulskip_cli.training import adapter_loss
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
@@ -155,23 +154,36 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
 
 
 @pytest.mark.parametrize("share", [1, 2], ids=["enough memory", "half the memory"])
-def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkeypatch, spy, share):
-    """Of some models (sliding windows), nothing is prepared."""
+def test_stored_outputs_are_those_of_any_other_batch(model, spy, share):
+    """Of some models (sliding windows), nothing is stored."""
     adapter, _ = random_adapter(model, KEPT, "full")
     module, inputs = made(model, adapter, DISTILL), batch(rows=4)
-    expected = module(**inputs, stages=through(KEPT))["loss"]
+    first, second = (
+        {key: part[rows] for key, part in inputs.items()} for rows in (slice(2), slice(2, 4))
+    )
+    expected = made(model, adapter, DISTILL)(**first, stages=through(KEPT))["loss"]
+    module(**inputs, stages=through(KEPT))
     used = PLENTY - module.outputs.free_bytes
     other = made(model, adapter, DISTILL, max_bytes=used // share)
-    monkeypatch.setattr(adapter_loss, "PROMPT_TOKENS", 12)
-    prompts = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
-    examples = [
-        EncodedExample(ids[mask].tolist(), labels[labels != IGNORED_LABEL].tolist())
-        for (ids, mask), labels in zip(prompts, inputs["labels"], strict=True)
-    ]
-    reports, encode = [], spy(adapter_loss, "encode_prompt")
-    other.outputs.prepare(examples, True, lambda done, note="": reports.append(done))
-    prepared = encode.call_count
-    torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
+    encode = spy(adapter_loss, "encode_prompt")
+    for part in (second, inputs):
+        other(**part, stages=through(KEPT))
+    encoded = encode.call_count
+    torch.testing.assert_close(other(**first, stages=through(KEPT))["loss"], expected)
     assert other.outputs.free_bytes >= 0
-    if used and share == 1:
-        assert reports[-1] == 4 and encode.call_count == prepared > 1
+    if module.outputs.free_bytes and share == 1:
+        assert encode.call_count == encoded == 3  # two rows have one prompt
+
+
+def test_responses_that_end_alike_have_their_own_outputs(llama):
+    """Two examples with the same text, but another end of the prompt."""
+    adapter, corrections = random_adapter(llama, KEPT, "full")
+    module = made(llama, adapter, DISTILL)
+    ids = torch.arange(3, 12)[None]
+    for length in (4, 6):
+        prompt, response = ids[:, :length], ids[:, length:]
+        inputs = {"prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt)}
+        inputs |= {"response_ids": response, "labels": response}
+        expected = reference_divergence(llama, inputs, KEPT, **corrections)
+        loss = module(**inputs, stages=through(KEPT))["loss"]
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ The prompt's keys and values and the full model's states come from the frozen mo
 computed once and kept. A step costs the response tokens alone.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -17,19 +17,14 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.config_schema import TrainOptions
-from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, divergence, encode_prompt
-from ulskip_cli.tasks.encoding import EncodedExample
-from ulskip_cli.training.data import LossBatch, PairCollator
+from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, with_lora
-
-# The most tokens of prompts, and of prompts and responses, whose outputs are computed together.
-PROMPT_TOKENS, BATCH_TOKENS = 4096, 32768
 
 
 class AdapterLoss(TwoPassLoss):
@@ -45,7 +40,7 @@ class AdapterLoss(TwoPassLoss):
 
         `max_bytes` bounds the stored outputs of the full model.
         """
-        # Layers that no view keeps need no LoRA, and no keys and values of the prompts.
+        # Layers that no view keeps need no LoRA.
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
         super().__init__(lora_model, prompt_layers="all", weights=train)
@@ -53,7 +48,7 @@ class AdapterLoss(TwoPassLoss):
         depths = set[int]()  # whose states the gap loss reads
         for kept in start.kept_sets if train.gap_weight else ():
             depths.update(*spans(kept, start.num_layers))
-        self.outputs = FrozenOutputs(model, max_bytes, layers, depths)
+        self.outputs = FrozenOutputs(model, max_bytes, depths)
         # Modules by set and layer, so their tensors are named as in a `SkipAdapter`.
         self.patches = nn.ModuleList()
         for index in range(len(start.kept_sets)):
@@ -73,17 +68,13 @@ class AdapterLoss(TwoPassLoss):
             down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
             yield name, down, up, module.scaling[ADAPTER]
 
-    @property
-    def needs_states(self) -> bool:
-        """True if the loss compares with the full model's states."""
-        return self.weights.distill_weight + self.weights.gap_weight > 0
-
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions: the gap
         loss, the cross-entropy and the divergence from the full model, each with its weight.
         """
         weights = self.weights
-        frozen = self.outputs.of(batch, self.needs_states)
+        with_states = weights.distill_weight + weights.gap_weight > 0
+        frozen = self.outputs.of(batch, with_states)
         # has a gradient even if all responses end before the first step that skips a layer
         loss = torch.zeros((), device=batch.labels.device, requires_grad=True)
         if weights.gap_weight and frozen.states is not None:
@@ -92,9 +83,7 @@ class AdapterLoss(TwoPassLoss):
             loss = loss + weights.gap_weight * torch.stack(losses).mean()
         if not weights.distill_weight and not weights.ce_weight:
             return loss
-        skips = stages[-1].kept_layers != self.all_layers
-        # Validation also evaluates all layers, some of which the frozen prompt may lack.
-        logits = self._student_logits(batch, stages, frozen.prompt if skips else None)
+        logits = self._student_logits(batch, stages, frozen.prompt)
         if weights.ce_weight:
             loss = loss + weights.ce_weight * self._cross_entropy(logits, batch.labels)
         if weights.distill_weight and frozen.states is not None:
@@ -156,19 +145,11 @@ class AdapterLoss(TwoPassLoss):
         return self._views[kept]
 
 
-# The outputs of one sequence without padding. Those of a prompt are the logits [1, 1, vocab_size]
-# that predict the first response token, then the keys and the values [1, heads, length, head_size]
-# of each layer. Those of a response are one tensor: states [positions, depths, hidden_size].
-Outputs = tuple[Tensor, ...]
-# Finds outputs by token ids: (prompt,) those of a prompt, (prompt, response) those of a response.
-TokenKey = tuple[bytes, ...]
-
-
 @dataclass(frozen=True)
 class FrozenBatch:
     """The outputs of the frozen model for one batch; training does not change them."""
 
-    prompt: EncodedPrompt  # may lack the keys and values of layers that no view keeps
+    prompt: EncodedPrompt
     # [positions, depths, hidden_size] at `FrozenOutputs.depths`, and at the labelled positions of
     # all rows but their first ones, which the prompt predicts
     states: Tensor | None = None
@@ -179,156 +160,97 @@ class FrozenOutputs:
     `max_bytes` are kept.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int], depths: Collection[int]
-    ) -> None:
-        """Make an empty store. It will have the prompts' keys and values of `layers`, and the
-        responses' states in front of the layers `depths`, and behind the last layer.
+    def __init__(self, model: PreTrainedModel, max_bytes: int, depths: Collection[int]) -> None:
+        """Make an empty store. It will have the prompts' keys and values, and the responses' states
+        in front of the layers `depths`, and behind the last layer.
         """
-        self.model, self.layers, self.free_bytes = model, layers, max_bytes
-        self.layerwise = LayerwiseModel(model)
+        self.model, self.layerwise = model, LayerwiseModel(model)
         num_layers = len(self.layerwise.layers)
         self.depths = [*sorted({*depths} - {num_layers}), num_layers]
-        self._kept: dict[TokenKey, Outputs] = {}
+        self._prompts: dict[bytes, EncodedPrompt] = {}  # by token ids
+        self._states: dict[tuple[bytes, bytes], Tensor] = {}  # of prompt and response
         # True if a batch of prompts can be put together from their keys and values; recurrent
-        # states, for example, cannot be padded.
-        self._separable = all(
-            type(layer) is DynamicLayer for layer in kv_cache.new_cache(model).layers
-        )
-
-    @torch.no_grad()
-    def prepare(
-        self, examples: Sequence[EncodedExample], with_states: bool, report: ReportProgress
-    ) -> None:
-        """Compute the outputs for prompts and responses in large batches while there is memory;
-        `of` computes the others.
-
-        The batches depend on `examples` alone, so a resumed training with as much memory has the
-        same outputs.
-        """
-        # Prompts of similar length need little padding, and equal ones are encoded once.
-        order = sorted(
-            examples, key=lambda pair: (len(pair.prompt_ids), pair.prompt_ids, pair.response_ids)
-        )
-        longest_response = max(len(pair.response_ids) for pair in order)
-        done = 0
-        while self._separable and done < len(order):
-            length = len(order[done].prompt_ids)
-            count = min(PROMPT_TOKENS // length, BATCH_TOKENS // (length + longest_response))
-            chunk = order[done : done + max(1, count)]
-            tensors = PairCollator(0)(chunk)  # the id of padding, which is masked, does not matter
-            batch = LossBatch(
-                **{key: tensor.to(self.model.device) for key, tensor in tensors.items()}
-            )
-            if not self._keep(self._split(self._together(batch, with_states), batch)):
-                return
-            done += len(chunk)
-            report(done)
+        # states, for example, cannot be padded. Then whole batches, which do not recur, are run.
+        layers = kv_cache.new_cache(model).layers
+        self._separable = all(type(layer) is DynamicLayer for layer in layers)
+        self.free_bytes = max_bytes if self._separable else 0
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Return the outputs for a batch; `with_states` includes the hidden states that predict the
         response.
 
-        Prompts and responses that are not kept run one by one, so that their outputs do not depend
-        on batches, which can differ in a resumed training.
+        Prompts and responses run one by one, so that their outputs do not depend on batches, which
+        differ between epochs and in a resumed training.
         """
+        rows = list(_rows_of(batch)) if self._separable else [batch]
+        prompts = list(map(self._prompt, rows))
+        prompt = _joined(prompts, batch.prompt_mask) if self._separable else prompts[0]
         # The prompt predicts the first token, so only later ones have states.
-        with_states = with_states and batch.response_ids.shape[1] > 1
-        if not self._separable:
-            return self._together(batch, with_states)
-        prompts, states = list[Outputs](), list[Tensor]()
-        for row, prompt_key, response_key in _rows_of(batch):
-            outputs = self._kept
-            if prompt_key not in outputs or (with_states and response_key not in outputs):
-                outputs = self._split(self._together(row, with_states), row)
-                self._keep(outputs)
-            prompts.append(outputs[prompt_key])
-            states += outputs[response_key] if with_states else ()
-        logits, *cached = _joined(prompts)
-        cache = kv_cache.filled_cache(cached)
-        cache.kept_layers = tuple(self.layers)
-        encoded = EncodedPrompt(logits, cache, batch.prompt_mask)
-        return FrozenBatch(encoded, torch.cat(states) if with_states else None)
-
-    def _keep(self, outputs: Mapping[TokenKey, Outputs]) -> bool:
-        """Keep those outputs that fit into `free_bytes`, and lower it; return False if a prompt's
-        do not fit.
-        """
-        for key, tensors in outputs.items():
-            size = sum(tensor.nbytes for tensor in tensors)
-            if key not in self._kept and size <= self.free_bytes:
-                # Clones, because slices would hold the memory of the whole batch.
-                self._kept[key] = tuple(tensor.clone() for tensor in tensors)
-                self.free_bytes -= size
-        return all(key in self._kept for key in outputs if len(key) == 1)  # keys of prompts
-
-    def _split(self, frozen: FrozenBatch, batch: LossBatch) -> dict[TokenKey, Outputs]:
-        """Split a batch, as `_together` computes it, into the outputs of each prompt and, if it
-        has states, of each response, without padding.
-        """
-        outputs = dict[TokenKey, Outputs]()
-        layers = [frozen.prompt.cache.layers[number] for number in self.layers]
-        cached = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-        # The prompt predicts the first token, so there are states for the others, row after row.
-        counts = batch.is_labelled[:, 1:].sum(1).tolist()
-        states = () if frozen.states is None else torch.split(frozen.states, counts)
-        for index, (row, prompt_key, response_key) in enumerate(_rows_of(batch)):
-            length = row.prompt_ids.shape[1]
-            # Padding is on the left of a prompt.
-            unpadded = [tensor[index : index + 1, :, -length:] for tensor in cached]
-            outputs[prompt_key] = (frozen.prompt.first_logits[index : index + 1], *unpadded)
-            if states:
-                outputs[response_key] = (states[index],)
-        return outputs
-
-    def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Compute the outputs for a batch in one pass over its prompts and one over its
-        responses. The prompts' cache has all layers.
-        """
-        # Encode a prompt with several responses once: `rows` [batch] are indices into `distinct`.
-        both = torch.cat([batch.prompt_ids, batch.prompt_mask], dim=1)
-        distinct, rows = torch.unique(both, dim=0, return_inverse=True)
-        encoded = encode_prompt(self.model, *distinct.chunk(2, dim=1))
-        encoded.cache.reorder_cache(rows)
-        prompt = EncodedPrompt(encoded.first_logits[rows], encoded.cache, batch.prompt_mask)
-        if not with_states:
+        if not with_states or batch.response_ids.shape[1] == 1:
             return FrozenBatch(prompt)
-        labelled = batch.is_labelled
-        inputs = self.layerwise.after(prompt, batch.response_ids[:, :-1], labelled)
-        states = [
-            hidden[labelled[:, 1:]]
-            for depth, hidden in enumerate(self.layerwise.states(inputs))
-            if depth in self.depths
-        ]
-        return FrozenBatch(prompt, torch.stack(states, dim=1))
+        return FrozenBatch(prompt, torch.cat(list(map(self._states_behind, prompts, rows))))
+
+    def _prompt(self, row: LossBatch) -> EncodedPrompt:
+        """Return the encoded prompt of a row, and keep it."""
+        key = _key(row.prompt_ids)
+        prompt = self._prompts.get(key)
+        if prompt is None:
+            prompt = encode_prompt(self.model, row.prompt_ids, row.prompt_mask)
+            if self._fits(prompt.nbytes):
+                self._prompts[key] = prompt
+        return prompt
+
+    def _states_behind(self, prompt: EncodedPrompt, row: LossBatch) -> Tensor:
+        """Return the states of the response of a row, and keep them."""
+        key, labelled = (_key(row.prompt_ids), _key(row.labels)), row.is_labelled
+        states = self._states.get(key)
+        if states is None:
+            inputs = self.layerwise.after(prompt, row.response_ids[:, :-1], labelled)
+            at_depths = [
+                hidden[labelled[:, 1:]]
+                for depth, hidden in enumerate(self.layerwise.states(inputs))
+                if depth in self.depths
+            ]
+            states = torch.stack(at_depths, dim=1)
+            if self._fits(states.nbytes):
+                self._states[key] = states
+        return states
+
+    def _fits(self, size: int) -> bool:
+        """Take the memory of outputs that are kept; return False if there is not enough."""
+        fits = size <= self.free_bytes
+        self.free_bytes -= size * fits
+        return fits
 
 
-def _rows_of(batch: LossBatch) -> Iterator[tuple[LossBatch, TokenKey, TokenKey]]:
-    """Yield each row of a batch without padding as a batch of its own, and the keys of its prompt
-    and of its response. A response of one token keeps a second position, of padding: the layers do
-    not read the last position, and need at least one other.
+def _rows_of(batch: LossBatch) -> Iterator[LossBatch]:
+    """Yield each row of a batch without padding as a batch of its own. A response of one token
+    keeps a second position, of padding: the layers do not read the last position, and need at least
+    one other.
     """
     for index in range(len(batch.labels)):
         rows, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
         ids = batch.prompt_ids[rows, batch.prompt_mask[index].bool()]
-        labels = batch.labels[rows, :count]
-        row = LossBatch(ids, torch.ones_like(ids), batch.response_ids[rows, :count], labels)
-        prompt, response = (tokens.cpu().numpy().tobytes() for tokens in (ids, labels))
-        yield row, (prompt,), (prompt, response)
+        response_ids, labels = batch.response_ids[rows, :count], batch.labels[rows, :count]
+        yield LossBatch(ids, torch.ones_like(ids), response_ids, labels)
 
 
-def _joined(prompts: Sequence[Outputs]) -> list[Tensor]:
-    """Return the outputs of several prompts as one batch, in the layout of `Outputs`, with keys and
-    values padded on the left.
+def _key(ids: Tensor) -> bytes:
+    return ids.cpu().numpy().tobytes()
+
+
+def _joined(prompts: Sequence[EncodedPrompt], mask: Tensor) -> EncodedPrompt:
+    """Return several prompts as one with the mask of their batch: keys and values [1, heads,
+    length, head_size] of each are padded on the left.
     """
-    logits, *cached = zip(*prompts, strict=True)
-    joined = [torch.cat(logits)]
-    for tensors in cached:  # the keys or the values of one layer, of all prompts
-        longest = max(tensor.shape[2] for tensor in tensors)
-        pads = [(0, 0, longest - tensor.shape[2], 0) for tensor in tensors]
-        joined.append(torch.cat(list(map(functional.pad, tensors, pads))))
-    return joined
+    cached = []
+    for layers in zip(*(prompt.cache.layers for prompt in prompts), strict=True):
+        for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers]):
+            pads = [(0, 0, mask.shape[1] - tensor.shape[2], 0) for tensor in tensors]
+            cached.append(torch.cat(list(map(functional.pad, tensors, pads))))
+    logits = torch.cat([prompt.first_logits for prompt in prompts])
+    return EncodedPrompt(logits, kv_cache.filled_cache(cached), mask)
 
 
 def spans(kept: Layers, num_layers: int) -> list[tuple[int, int]]:

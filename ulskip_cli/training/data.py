@@ -143,11 +143,11 @@ class PairCollator:
 
 class SimilarLengthSampler(Sampler[int]):
     """A sampler that batches examples of similar length, in an order that depends only on `seed`
-    and the current `epoch`; by default that is `int()`, 0.
+    and the current `epoch`.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int] = int
+        self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]
     ) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
 

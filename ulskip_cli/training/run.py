@@ -4,7 +4,6 @@ the model, its texts and its loss, train, and save the weights and the record.
 
 import contextlib
 import json
-import math
 import random
 import shutil
 import sys
@@ -40,7 +39,6 @@ from ulskip_cli.tasks.encoding import EncodedExample, TextPair, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import (
     PairCollator,
-    SimilarLengthSampler,
     TokenPairs,
     TrainingTexts,
     load_training_texts,
@@ -49,7 +47,6 @@ from ulskip_cli.training.preflight import schedules, trained_exits
 from ulskip_cli.training.trainer import SkipTrainer, TrainingSetup, training_arguments
 from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lora
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
 FROZEN_SHARE = 0.4
 DIVERGED = 2.0  # times the first loss, plus 1; noise of single steps is smaller
@@ -324,7 +321,7 @@ def build_adapter_loss(
     progress: ProgressCallback,
 ) -> AdapterLoss:
     """Build the loss of a skip adapter, which starts from `train.start`, or from patches that are
-    fitted in closed form. Freeze `model`, and encode the first examples with it.
+    fitted in closed form. Freeze `model`.
     """
     train, correction = config.train, config.correction
     kind = KINDS[correction.kind]
@@ -346,27 +343,7 @@ def build_adapter_loss(
         start = zero_adapter(model, kept_sets, kind)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # the first LoRA matrices are random
-    module = AdapterLoss(model, start, train, max_bytes)
-    first_epoch = _first_epoch(config, examples)
-    dtype = AUTOCAST.get(train.precision)  # as Trainer does in its steps
-    with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-        report = progress.phase("encode prompts and responses", len(first_epoch))
-        module.outputs.prepare(first_epoch, module.needs_states, report)
-    return module
-
-
-def _first_epoch(config: TrainingConfig, examples: TokenPairs) -> list[EncodedExample]:
-    """Return the examples that the training reads in its first epoch, in the order of SkipTrainer.
-
-    They are encoded before the training, because large batches take less time than single examples.
-    A training of less than an epoch reads only the first of them. In another order, it would encode
-    some that it does not need, and others one by one in its steps.
-    """
-    train = config.train
-    batch = train.batch_size * train.gradient_accumulation_steps
-    count = train.max_steps * batch if train.max_steps else train.epochs * len(examples)
-    order = SimilarLengthSampler(examples.response_lengths(), train.batch_size, config.seed)
-    return [examples[i] for i in list(order)[: math.ceil(count)]]
+    return AdapterLoss(model, start, train, max_bytes)
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) -> str:
