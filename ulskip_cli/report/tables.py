@@ -3,7 +3,7 @@ record.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -304,19 +304,12 @@ def write_tables(folder: ResultsFolder) -> None:
 def title(records: Sequence[Record]) -> str:
     """Name what all finished records share (all records if none is finished)."""
     records = done(records) or records
-    forms = {
+    forms = {  # by attribute of a record
         **dict.fromkeys(("model", "task", "pair", "dataset", "decoding"), "{}"),
         "batch_size": "batch {}",
         "num_examples": "{} examples",
         "random_prompts": "{}",
     }
-    return shared(records, forms)
-
-
-def shared(records: Sequence[Record], forms: Mapping[str, str]) -> str:
-    """Name the values that all records share; `forms` has a format for each attribute of a record,
-    e.g. `{"batch_size": "batch {}"}`.
-    """
     values = {key: {getattr(record, key) for record in records} for key in forms}
     return " · ".join(
         forms[key].format(*same) for key, same in values.items() if len(same) == 1 and any(same)
