@@ -1,6 +1,6 @@
 from report_rows import configured, not_applicable, small_sweep, sweep_row
 
-from ulskip_cli.experiments.statistics import FAILS, HOLDS, TIE
+from ulskip_cli.experiments.statistics import FAILS, HOLDS, TIE, verdict
 from ulskip_cli.report import tables
 from ulskip_cli.report.reference import ComparedPair, compare
 
@@ -68,4 +68,4 @@ def test_a_row_is_judged_beside_another_of_its_folder():
         (ComparedPair(slow, fast), FAILS, HOLDS),
         (ComparedPair(fast, fast), TIE, TIE),
     ):
-        assert (pair.faster, pair.better) == (faster, better)
+        assert (verdict(pair.speedup, 1.0), verdict(pair.quality)) == (faster, better)

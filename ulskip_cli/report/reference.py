@@ -86,16 +86,6 @@ class ComparedPair:
         }
 
     @property
-    def better(self) -> str:
-        """The verdict on the claim that the row has the better quality."""
-        return verdict(self.quality)
-
-    @property
-    def faster(self) -> str:
-        """The verdict on the claim that the row has the higher speedup."""
-        return verdict(self.speedup, 1.0)
-
-    @property
     def absent(self) -> str:
         """The text of a cell without a value."""
         return self.new.absent
@@ -159,12 +149,12 @@ class Comparison:
         columns = [
             *POINT,
             *beside(Column(name, score, ".2f", optional=True)),
-            Column("minus\nold", lambda pair: _starred(pair.quality, pair.better, "+.2f")),
+            Column("minus\nold", lambda pair: _starred(pair.quality, 0.0, "+.2f")),
             Column(
                 "minus old,\n95%", lambda pair: pair.quality and pair.quality.ends("+.2f"), "", True
             ),
             *beside(Column("speedup", "measured_speedup", ".2f", optional=True)),
-            Column("over\nold", lambda pair: _starred(pair.speedup, pair.faster, ".2f")),
+            Column("over\nold", lambda pair: _starred(pair.speedup, 1.0, ".2f")),
             Column(
                 "over old,\n95%", lambda pair: pair.speedup and pair.speedup.ends(), optional=True
             ),
@@ -188,8 +178,9 @@ class Comparison:
         return kept and reaches(kept, self.gate)
 
 
-def _starred(interval: Interval | None, word: str, form: str) -> str | None:
-    return f"{interval.value:{form}}{'*' * (word != TIE)}" if interval else None
+def _starred(interval: Interval | None, same: float, form: str) -> str | None:
+    """Format a value, with a star if its interval excludes that of no difference, `same`."""
+    return f"{interval.value:{form}}{'*' * (verdict(interval, same) != TIE)}" if interval else None
 
 
 def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Comparison:

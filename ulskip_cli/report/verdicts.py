@@ -18,6 +18,7 @@ from ulskip_cli.experiments.statistics import (
     primary,
     sentence,
     shares,
+    verdict,
 )
 from ulskip_cli.report.reference import ComparedPair
 from ulskip_cli.report.rows import Group, collected, grouped
@@ -88,7 +89,7 @@ def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: 
     points = []
     for share in ranked:
         pair = ComparedPair(ranked[0].record, share.record)
-        if (pair.faster if by_speed else pair.better) == TIE:
+        if (verdict(pair.speedup, 1.0) if by_speed else verdict(pair.quality)) == TIE:
             figure, speedup = f"{share.value:.2f}", share.record.speedup
             if by_speed and speedup:
                 figure = f"{speedup.value:.2f}x ({speedup.ends()})"
