@@ -65,11 +65,15 @@ def pareto_front(
     slowest first.
     """
     sign = -1 if lower_is_better else 1
-    front: list[tuple[float, float]] = []
-    for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
-        if not front or sign * value > sign * front[-1][1]:
-            front.append((speed, value))
-    return front[::-1]
+
+    def is_beaten(point: tuple[float, float]) -> bool:
+        speed, value = point
+        return any(
+            rival != point and rival[0] >= speed and sign * rival[1] >= sign * value
+            for rival in points
+        )
+
+    return sorted({point for point in points if not is_beaten(point)})
 
 
 def _draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
