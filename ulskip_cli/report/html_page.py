@@ -49,7 +49,7 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
     labels = {record.key: group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records)
-    table = tables.long_section(records)
+    table = report.long
     names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
     facets = {
         head: sorted({order(line[i]) for line in table.cells} - {""}, key=_as_number)

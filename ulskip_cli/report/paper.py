@@ -76,14 +76,14 @@ def paper_markdown(sections: Sequence[TableSection]) -> str:
     return "\n\n".join([*map(write, sections), NOTE])
 
 
-def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, plot the quality, and return the files."""
+def write_paper_report(folder: ResultsFolder) -> None:
+    """Write table4.md, and plot the quality."""
     from ulskip_cli.report.plots import save_quality
 
     records = stored(folder)
-    file = folder.path / "table4.md"
-    tables.write_markdown(file, records, [paper_markdown(table4(records))])
-    return [file, *save_quality(grouped(done(records)), folder.path / "quality")]
+    parts = [paper_markdown(table4(records))]
+    tables.write_markdown(folder.path / "table4.md", records, parts)
+    save_quality(grouped(done(records)), folder.path / "quality")
 
 
 def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
