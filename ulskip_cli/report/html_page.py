@@ -197,11 +197,7 @@ def _data_set(
     _tell_apart(runs, ran)
     for run, row in zip(runs, ran, strict=True):
         wanted = row.baseline_id or row.id
-        fulls = [
-            k
-            for k, full in enumerate(ran)
-            if full.keeps_all and (full.model == row.model or full.id == wanted)
-        ]
+        fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
         run.baseline = min(fulls, key=lambda k: ran[k].id != wanted, default=None)
     return DataSet(label, len(first), examples, runs, picked[:MAX_PICKED])
 
