@@ -5,7 +5,7 @@ HumanEval that reproduce.py does not evaluate.
 
 The prompt is the head of a function with its docstring, as in HumanEval, and the response is the
 full model's own answer. The layers around each gap learn to reproduce the full model's states
-behind it. That takes less than an hour on two cores with bfloat16 instructions. If it is
+behind it. That takes less than an hour on one core with bfloat16 instructions. If it is
 interrupted, the same command resumes. Afterwards reproduce.py measures the adapter.
 """
 

@@ -1,15 +1,15 @@
-"""Measure what patches and skip adapters recover on a pretrained model: SmolLM2-135M on CNN/DM, on
+"""Measure what patches and a skip adapter recover on a pretrained model: SmolLM2-135M on CNN/DM, on
 two cores.
 
     python recipes/skip_adapters/reproduce.py --data PATH/cnn_dm --work runs/skip_adapters
 
 PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches learn from the
-training articles, and adapters also from the last 80 validation articles. The first 200 validation
-articles are reported, and the 20 between them watch the training. An adapter trains for less than
-an hour on two cores, a row takes 3 to 20 minutes, and everything about two hours. If it is
-interrupted, the same command resumes. --only chooses numbers of layers, and --page writes the page
-of the stored rows alone. With --results, score.py of recipes/real_model computes the shares and
-intervals again from the stored answers.
+training articles, and the adapter also from the last 80 validation articles. The first 200
+validation articles are reported, and the 20 between them watch the training. On one core, the
+adapter of 24 layers trains for less than an hour, a row takes 3 to 10 minutes, and everything less
+than two hours. If it is interrupted, the same command resumes. --only chooses numbers of layers,
+and --page writes the page of the stored rows alone. With --results, score.py of recipes/real_model
+computes the shares and intervals again from the stored answers.
 """
 
 import argparse
@@ -31,14 +31,13 @@ REPORTED, WATCHED = 200, 20  # validation articles
 
 
 class Schedule(NamedTuple):
-    """A target, the layers that are kept for it, the strategy that found them on training articles
-    with patches, and the kind of the patches of an adapter, if one is trained.
+    """A target, the layers that are kept for it, and the strategy that found them on training
+    articles with patches.
     """
 
     ratio: float
     layers: tuple[int, ...]
     found_by: str
-    adapter: str | None = None
 
     @property
     def overrides(self) -> list[str]:
@@ -48,11 +47,11 @@ class Schedule(NamedTuple):
 
 
 SCHEDULES = {
-    24: Schedule(1.25, (*range(11), *range(17, 30)), "one_block", "full"),
+    24: Schedule(1.25, (*range(11), *range(17, 30)), "one_block"),
     20: Schedule(1.5, (*range(4), *range(13, 20), *range(21, 30)), "search"),
-    # merged into the weights, so that every engine runs the adapter
-    15: Schedule(2.0, (0, 1, *range(17, 30)), "one_block", "folded"),
+    15: Schedule(2.0, (0, 1, *range(17, 30)), "one_block"),
 }
+TRAINED = 24  # layers of the adapter
 # Two answers of the full model to every window, one greedy and one sampled, and the second half of
 # each prompt.
 TRAIN = [
@@ -89,7 +88,7 @@ HEADS = (
     *("R-1", "R-2", "R-L", "R-1 of full", "loops"),
 )
 NOTE = (
-    "Patches learned from 100 training articles, adapters from 80 further ones too. Every row is"
+    "Patches learned from 100 training articles, the adapter from 80 further ones too. Every row is"
     " measured on the same other articles, with greedy answers of at most 96 tokens. Agreement: the"
     " share of positions in the full model's own answers at which the most likely token is the full"
     " model's, with its 95% interval; KL: the mean divergence from the full model there. Prompt:"
@@ -153,27 +152,26 @@ def task(work: Path, name: str) -> list[str]:
     ]
 
 
-def train(work: Path, count: int) -> None:
-    """Train the adapter of `count` layers: first the layers around its gaps, and from there its
-    whole view, into the folder adapter-COUNT.
+def train(work: Path) -> None:
+    """Train the adapter of TRAINED layers: first the layers around its gap, and from there its
+    whole view, into the folder adapter-TRAINED.
     """
-    schedule = SCHEDULES[count]
+    schedule = SCHEDULES[TRAINED]
     common = [
         *("train", *TRAIN, *task(work, "windows"), *schedule.overrides),
         f"train.own.file={work}/own.jsonl",
         f"train.validation={{file:{work}/choose.jsonl}}",
         f"train.ratios={schedule.ratio:g}",
-        f"correction.kind={schedule.adapter}",
+        "correction.kind=full",
     ]
-    gaps = work / f"gaps-{count}"
+    gaps = work / f"gaps-{TRAINED}"
     call(*common, *GAPS, f"output={gaps}")
-    call(*common, *WHOLE, f"train.start={gaps}", f"output={work}/adapter-{count}")
+    call(*common, *WHOLE, f"train.start={gaps}", f"output={work}/adapter-{TRAINED}")
 
 
 def evaluate(work: Path, count: int, limit: int) -> None:
-    """Evaluate `count` layers on `limit` articles with patches and with an adapter, if there is
-    one; 24 layers also with the best block without a correction, and 20 with a prompt that only the
-    kept layers read.
+    """Evaluate `count` layers on `limit` articles with patches; 24 layers also with the adapter and
+    with the best block without a correction, and 20 with a prompt that only the kept layers read.
     """
     schedule = SCHEDULES[count]
     common = [
@@ -188,10 +186,9 @@ def evaluate(work: Path, count: int, limit: int) -> None:
     ]
     prompts = "all,kept" if count == 20 else "all"
     call("sweep", *common, *schedule.overrides, "correction=patch", f"prompt_layers={prompts}")
-    if schedule.adapter:
+    if count == TRAINED:
         adapter = ["correction=adapter", f"correction.path={work}/adapter-{count}"]
         call("sweep", *common, *schedule.overrides, *adapter)
-    if count == 24:
         call("sweep", *common, "strategy=one_block")
 
 
@@ -275,10 +272,11 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         prepare(args.data, args.work)
         for count in args.only:
-            if SCHEDULES[count].adapter:
-                train(args.work, count)
-            for record in args.work.glob("*/training.json"):
-                write_atomic(FOLDER / "training" / f"{record.parent.name}.json", record.read_text())
+            if count == TRAINED:
+                train(args.work)
+                for record in args.work.glob("*/training.json"):
+                    file = FOLDER / "training" / f"{record.parent.name}.json"
+                    write_atomic(file, record.read_text())
             evaluate(args.work, count, args.limit)
     write_page()
 
