@@ -6,7 +6,7 @@ Three models answer their tasks: the bundled one, SmolLM2-135M (news of PATH/cnn
 Qwen2.5-Coder-0.5B-Instruct (--coder; problems of PATH/humaneval, whose answers are run as code,
 with limits of time, memory and files). Every row is timed in turns with all layers in transformers.
 It takes about half an hour on two cores, which should be idle otherwise. If it is
-interrupted, the same command resumes. The page goes to results/speed/README.md, and the first list
+interrupted, the same command resumes. The page goes to results/speed/README.md, and the first table
 of the project's README to headline.md beside it.
 """
 
@@ -35,9 +35,11 @@ GRIDS = (
 )
 COMMON = ("name=speed", "results_dir=results", "answers=true", "baseline_engine=transformers")
 # in the order of `models`
-NAMES = ("the bundled translator (11M)", "SmolLM2-135M", "Qwen2.5-Coder-0.5B")
+NAMES = ("the bundled translator (11M)", "SmolLM2-135M", "Qwen2.5-Coder-0.5B (Q4_K_M)")
 HEADS = ("batch", "decoded by", "layers", "tokens/s", "times as fast", "with the prompt")
 HEADS += ("same answers",)
+HEADLINE = ("model", "llama.cpp", "ulskip", "with the prompt", "batch 8", "same answers")
+HEADLINE += ("half the layers",)
 NOTE = (
     "Greedy decoding. Batch: prompts that are answered at once. torch is the engine of ulskip, and"
     " ngram its look-ups, which copy drafts from earlier text. Times as fast: decode seconds of"
@@ -56,7 +58,7 @@ def models(data: Path, coder: Path) -> list[list[str]]:
     problems = f"task.file={data}/humaneval/HumanEval.jsonl.gz"
     code = ["task=humaneval", problems, "task.allow_code=true", "max_new_tokens=128", "limit=12"]
     return [
-        ["task=wmt", "limit=96"],
+        ["task=wmt"],
         [
             *("model=smollm2-135m", "task=cnn_dm", news, "task.max_article_words=100"),
             *("max_new_tokens=64", "limit=24"),
@@ -127,21 +129,28 @@ class Answers:
         return f"transformers alone gives {self.same(eight, one)} the same at batch sizes 1 and 8."
 
     def headline(self) -> str:
-        """Return a list of what all layers gain at batch size 1 without drafts, an item for each
-        model, the largest first.
+        """Return the table that README begins with: a line for each model, the largest first."""
+        models = collected(self.rows, lambda row: row.model).values()
+        lines = list(map(self.headline_cells, NAMES, models))
+        return markdown_table(HEADLINE, lines[::-1], 1) + "\n"
+
+    def headline_cells(self, name: str, rows: list[Record]) -> list[str]:
+        """Say how many times as fast as transformers one model is, without drafts and with weights
+        of one type.
         """
-        rows = [
-            row
-            for row in self.rows
-            if (row.batch_size, decoded_by(row), row.keeps_all) == (1, "torch", True)
+        llama_cpp, _ = (row for row in rows if row.engine_weights in ("f32", "bf16"))
+        views = [row for row in rows if decoded_by(row) == "torch"]
+        views.sort(key=lambda row: (row.batch_size, -(row.mean_kept_layers or 0)))
+        full, _, half, full_of_8, *_ = views
+        return [
+            f"{name}, {full.dtype}",
+            f"{llama_cpp.measured_speedup:.1f}x",
+            f"{full.measured_speedup:.1f}x ({full.speedup.ends('.1f')})",
+            f"{full.end_to_end_speedup:.1f}x",
+            f"{full_of_8.end_to_end_speedup:.1f}x",
+            self.same(full, self.transformers(full, 1)),
+            f"{half.measured_speedup:.1f}x",
         ]
-        lines = [
-            f"- {name}, {row.dtype}: {row.measured_speedup:.1f}x ({row.speedup.ends('.1f')}) the"
-            f" tokens/s, {row.end_to_end_speedup:.1f}x with the prompt;"
-            f" {self.same(row, self.transformers(row, 1))} answers identical"
-            for name, row in zip(NAMES, rows, strict=True)
-        ]
-        return "\n".join(lines[::-1]) + "\n"
 
 
 def main() -> None:
