@@ -5,9 +5,9 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.decoder import Decoder, generate_all
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.experiments import calibration, evaluate
+from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
@@ -65,48 +65,6 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     texts = ForcedTexts(work.prompts, references, BatchSize(3), work.pad_token_id)
     own = texts.scores(Decoder(loaded.model, make_plan(found, loaded.metadata)))
     assert own.decode_loss == pytest.approx(last["loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize("correction", ["none", "patch"])
-def test_answers_choose_as_they_will_be_run_and_an_interrupted_choice_resumes(
-    ready, monkeypatch, spy, correction
-):
-    words = ["strategy=search", "strategy.budget=6", "ratio=2", f"correction={correction}"]
-    config, loaded, work = ready(*words, "strategy.objective=score")
-    answered, fit = [], spy(HeldOutEvaluator, "calibrate_patches")
-
-    def generated(decoder, prompts, *more):
-        for positions, output in generate_all(decoder, prompts, *more):
-            answered.append([prompts[i] for i in positions])
-            if len(answered) == 3:
-                raise InterruptedError
-            yield positions, output
-
-    monkeypatch.setattr(evaluate, "generate_all", generated)
-    with pytest.raises(InterruptedError):
-        calibrate_strategy(config, loaded, work, ProgressCallback())
-    found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
-    notes, best = row["notes"], max(row["notes"]["scores"])
-    assert list(found.strategy.layers) == notes["finalists"][notes["scores"].index(best)]
-    halves = [work.prompts[::2], work.prompts[1::2]]
-    parts = halves if correction == "patch" else [work.prompts]
-    assert list(map(sorted, answered[: len(parts)])) == list(map(sorted, parts))
-    fitted = [call.args[0].workload.prompts for call in fit.call_args_list]
-    assert fitted[:2] == (halves[::-1] if correction == "patch" else [])
-    assert answered[3] == answered[2] and len(answered) == len(parts) * len(notes["scores"]) + 1
-    monkeypatch.setattr(HeldOutEvaluator, "decode_loss", lambda *args: pytest.fail("again"))
-    assert calibrate_strategy(config, loaded, work, ProgressCallback()) == (found, row)
-
-
-def test_a_choice_by_answers_has_an_identity_and_depends_on_their_length(ready):
-    ids, identities = set(), set()
-    for objective in ("loss", "score"):
-        words = ["strategy=search", "strategy.budget=2", f"strategy.objective={objective}"]
-        for length in (2, 3):
-            config, loaded, work = ready(*words, f"max_new_tokens={length}")
-            identities.add(config.identity())
-            ids.add(calibrate_strategy(config, loaded, work, ProgressCallback())[1]["id"])
-    assert len(identities) == 4 and len(ids) == 3
 
 
 @pytest.mark.parametrize(("asked", "most"), [(2, 1), (6, 3), (63, 31), (64, 32), (80, 32)])

@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.schedule import even
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.strategies.search import FINALISTS, BlockInfluence, OneBlock, Search, without_block
+from ulskip_cli.strategies.search import BlockInfluence, OneBlock, Search, without_block
 
 
 class Landscape:
@@ -84,24 +84,6 @@ def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, se
     assert len(asked) == len(set(asked)) <= budget and asked == landscapes[1].asked
     losses = [landscapes[0].decode_loss(layers) for layers in [first.options["layers"], *asked]]
     assert losses[0] == min(losses)
-
-
-@given(st.lists(st.integers(0, 3), min_size=FINALISTS, max_size=FINALISTS))
-def test_answers_choose_among_the_sets_of_the_lowest_loss_and_a_tie_has_the_lower_loss(scores):
-    class Scored(Landscape):
-        def score(self, kept):
-            self.scored.append(tuple(kept))
-            return scores[len(self.scored) - 1]
-
-    landscape = Scored((0, 1, 2, 3))
-    landscape.scored, request = [], ScheduleRequest(8, 4)
-    found = Search(objective="score").calibrate(request, landscape)
-    losses = {layers: landscape.decode_loss(layers) for layers in tuple(landscape.asked)}
-    assert landscape.scored == sorted(losses, key=losses.get)[:FINALISTS]
-    assert found.options == {"layers": list(landscape.scored[scores.index(max(scores))])}
-    assert found.notes["scores"] == scores
-    assert found.notes["finalists"] == list(map(list, landscape.scored))
-    Search(objective="score", budget=1).calibrate(request, Landscape(()))  # nothing to choose
 
 
 def test_with_patches_the_search_starts_from_influence_and_skipped_blocks_too():

@@ -44,13 +44,6 @@ class HeldOutMeasurements(Protocol):
         examples.
         """
 
-    def score(self, kept_layers: Sequence[int]) -> float:
-        """Return the primary score of answers that are generated with these layers; higher is
-        better.
-
-        With correction=patch, each half is answered with patches fitted on the other half.
-        """
-
     def mean_depth(self, options: OptionValues) -> float:
         """Generate answers with these strategy options and return the mean number of layers per
         decode step.

@@ -5,7 +5,6 @@ of a calibrated strategy, and the patches of a plan as a skip adapter.
 import contextlib
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -30,13 +29,7 @@ from ulskip_cli.engines.own_responses import (
 )
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
-from ulskip_cli.experiments.evaluate import (
-    BatchCheckpoints,
-    Workload,
-    decode_context,
-    generate_answers,
-    score_answers,
-)
+from ulskip_cli.experiments.evaluate import Workload, decode_context
 from ulskip_cli.experiments.preflight import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -46,7 +39,6 @@ from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Plan, schedule_request
-from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
@@ -145,35 +137,6 @@ class HeldOutEvaluator:
         encoded = self.workload.encoded
         return self.fitter(encoded[1::2] or encoded)  # one example alone has no other half
 
-    def score(self, kept_layers: Sequence[int]) -> float:
-        """Return the primary score of answers with the run's decoding settings. Finished batches
-        are stored, so that an interrupted search resumes.
-
-        With correction=patch, each half is answered with patches that the other half fits.
-        """
-        config, loaded, whole, progress = self.config, self.loaded, self.workload, self.progress
-        plan = Plan.from_layers(loaded.metadata.num_layers, kept_layers, config.prompt_layers)
-        halves = [slice(0, None, 2), slice(1, None, 2)] if self.corrects else [slice(None)]
-        parts = [
-            replace(whole, examples=whole.examples[half], encoded=whole.encoded[half])
-            for half in halves
-        ]
-        metric, adapter = metrics.METRICS[whole.task.scoring().metrics[0]].primary, None
-        scores: list[float] = []
-        for part, other in zip(parts, reversed(parts), strict=True):
-            if self.corrects:
-                evaluator = HeldOutEvaluator(config, loaded, other, progress)
-                adapter, _ = evaluator.calibrate_patches(plan)
-            # The patches come from the other half, so answers depend on both.
-            texts = [_token_ids(half.encoded) for half in (part, other)]
-            name = key(CALIBRATION, config.identity(), loaded.files.fingerprint, plan, texts)
-            path = ResultsFolder.of(config).path / "calibrations" / f"{name}.jsonl"
-            checkpoints = BatchCheckpoints(path, {}, time.monotonic())
-            decoder = Decoder(loaded.model, plan, adapter=adapter)
-            answers = generate_answers(decoder, part, config, progress, checkpoints)
-            scores.append(getattr(score_answers(answers, part, None, progress), metric))
-        return sum(scores) / len(scores)
-
     def tell(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""
         self.progress.phase("calibrate: search", total)(done)
@@ -202,9 +165,6 @@ class HeldOutEvaluator:
             "decoding": [_without_name(config.decoding), config.answer_tokens],
             "batch_size": config.batch_size,
         }
-        names = strategy.calibrated_for
-        if getattr(strategy, "objective", "loss") == "score":  # of generated answers
-            names = (*names, "decoding")
         name = key(
             CALIBRATION,
             strategy.changed(),
@@ -212,7 +172,7 @@ class HeldOutEvaluator:
             config.correction.changed(),
             _without_name(config.model),
             self.loaded.files.fingerprint,
-            {name: depends[name] for name in names},
+            {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
             config.seed,
             _token_ids(workload.encoded),

@@ -5,7 +5,6 @@ by a search.
 import math
 import random
 from collections.abc import Sequence
-from typing import Literal
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -20,7 +19,6 @@ from ulskip_cli.core.strategy import (
 )
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
-FINALISTS = 4  # sets of layers with the lowest loss that objective=score compares
 
 
 class BlockInfluence(Strategy):
@@ -141,9 +139,6 @@ class Search(Strategy):
     )
     budget: int = option(100, "number of schedules whose loss the search measures", ge=1)
     seed: int = option(1, "seed for the order in which the search tries schedules")
-    objective: Literal["loss", "score"] = option(
-        "loss", "what chooses: the decode loss; or of its best sets, the score of answers"
-    )
     calibrated = ("layers",)
     calibrated_for = ("num_kept",)
     stand_in = "evenly spread layers, the start of the search"
@@ -166,7 +161,7 @@ class Search(Strategy):
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Swap one layer at a time, near layers first, and start again after each improvement until
-        the budget is used. With objective=score, answers then choose among the best sets.
+        the budget is used.
         """
         num_layers, num_kept = request.num_layers, request.num_kept
         rng, losses = random.Random(self.seed), dict[Layers, float]()
@@ -207,15 +202,8 @@ class Search(Strategy):
                     break  # and start again from it
             else:
                 break  # no swap improves the loss, or the budget is used up
-        ranked = sorted(losses, key=losses.__getitem__)
-        notes: dict[str, object] = {"path": path, "tried": len(losses)}
-        # Layers with an infinite loss cannot be corrected, so they give no answers.
-        finalists = [layers for layers in ranked[:FINALISTS] if losses[layers] < math.inf]
-        if self.objective == "score" and len(finalists) > 1:
-            scores = [held_out.score(layers) for layers in finalists]
-            ranked = [finalists[scores.index(max(scores))]]
-            notes |= {"finalists": list(map(list, finalists)), "scores": scores}
-        return CalibrationResult({"layers": list(ranked[0])}, notes)
+        best = min(losses, key=losses.__getitem__)
+        return CalibrationResult({"layers": list(best)}, {"path": path, "tried": len(losses)})
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[Layers]:
