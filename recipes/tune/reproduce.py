@@ -159,9 +159,14 @@ def measure(work: Path, name: str, model: list[str]) -> None:
     """
     case, file = CASES[name], f"task.file={work}/{name}-tune.jsonl"
     reported = call("tune", *model, *case.overrides, file, f"name={NAME}")
-    others = f"task.file={work}/{name}-check.jsonl", f"name={NAME}", f"limit={case.num_checked}"
+    others = {
+        "task.file": f"{work}/{name}-check.jsonl",
+        "name": NAME,
+        "limit": case.num_checked,
+    }
+    use = [word for word in reported["use"] if word.partition("=")[0] not in others]
     seconds = sum(row.get("wall_seconds", 0.0) for row in reported.pop("tried"))
-    checked = call("run", *reported["use"], *others)["id"]
+    checked = call("run", *use, *(f"{key}={value}" for key, value in others.items()))["id"]
     values = {"reported": reported, "minutes": round(seconds / 60, 1), "checked": checked}
     text = json.dumps(values, indent=1, ensure_ascii=False)
     write_atomic(FOLDER / "tasks" / f"{name}.json", text + "\n")
