@@ -6,6 +6,7 @@ options.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
@@ -13,9 +14,11 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
-from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
+
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.record import Point
 
 # Raised when a calibration or a fit would come out differently, so that stored ones and their rows
 # do not count.
@@ -39,7 +42,7 @@ class ResolvedPoint:
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
     files: ModelFolder  # a run fails if their fingerprint changed meanwhile
     plan: Plan  # before calibration and timing
-    identity: Point  # the settings as its row stores them, with the id
+    identity: "Point"  # the settings as its row stores them, with the id
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
@@ -63,6 +66,8 @@ class Resolver:
         UsageError (or NotApplicable) that names the unsupported key. `data` replaces the examples
         of the task.
         """
+        from ulskip_cli.experiments.record import Point  # takes 40 ms, which a plan does not need
+
         files, plan = self.schedule(config, command)
         files.check_installed()
         asked, config = config, config.replace(model=files.model)
