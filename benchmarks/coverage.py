@@ -49,11 +49,11 @@ def measure(point, with_opened):
         time_pairs,
         timed_prompts,
     )
-    from ulskip_cli.experiments.preflight import resolve
-    from ulskip_cli.experiments.runner import Session, prepare_run
+    from ulskip_cli.experiments.point import resolve
+    from ulskip_cli.experiments.runner import Models, prepare_run
 
     config = compose(POINTS[point])
-    session = Session()
+    session = Models()
     run = prepare_run(resolve(config), session)
     full, decoder = session.decoders(run)
     timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())

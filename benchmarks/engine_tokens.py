@@ -25,7 +25,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.evaluate import encode_workload
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import load, load_tokenizer

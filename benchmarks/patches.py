@@ -21,7 +21,7 @@ from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.evaluate import encode_workload
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import block_influence

@@ -21,10 +21,12 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.jobs import Job, Sweep, make_jobs
+from ulskip_cli.experiments.jobs import Job, make_jobs
+from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.record import MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
+from ulskip_cli.experiments.sweep import run_jobs
 from ulskip_cli.report import reference, rows
 from ulskip_cli.report.tables import TableSection, markdown, provenance
 
@@ -96,7 +98,7 @@ def measured_here(stored: Record) -> Record:
     """
     jobs, own = jobs_of(stored)
     with SweepDisplay(jobs) as display:
-        Sweep(jobs, display).run()
+        run_jobs(Ledger(jobs), display)
     (row,) = [record for record in records(RESULTS / NAME) if record.id == own.id]
     return row
 

@@ -11,7 +11,7 @@ from needs import folders as folders
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need
 from ulskip_cli.core.engines import engine_class
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Models
 
 NOT_ASKED = {Need.OTHER_ENGINE}
 ENGINE_NEEDS = [
@@ -62,7 +62,7 @@ def covering_runs():
 
 @pytest.fixture(scope="module")
 def session():
-    return Session()
+    return Models()
 
 
 def run(session, folder, *overrides):

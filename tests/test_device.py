@@ -17,7 +17,7 @@ from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Models
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load, pick_device
 from ulskip_cli.training import trainer
@@ -102,7 +102,7 @@ def adapter_folder(model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sessions():
-    return {place: Session() for place in PLACES}
+    return {place: Models() for place in PLACES}
 
 
 @pytest.fixture

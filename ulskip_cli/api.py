@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ulskip_cli.experiments.record import Record
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.runner import Models
     from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 __all__ = [
@@ -277,7 +277,7 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> Comparison:
+def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> Comparison:
     """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
     measure the speed of both after a warm-up.
 
@@ -285,7 +285,7 @@ def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> C
         prompt: the prompt; the model's chat template is applied if there is one, and the bundled
             translator gets the prompt of its task.
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
+        session: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
             once.
 
     Returns:
@@ -295,26 +295,26 @@ def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> C
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.experiments.preflight import resolve_prompts
+    from ulskip_cli.experiments.point import resolve_prompts
 
     if not isinstance(prompt, str):
         raise UsageError(f"expected a text as prompt, got {str(prompt)[:80]!r}")
     _check_overrides(overrides)
     point = resolve_prompts(config.compose_prompts(overrides), prompt)
     from ulskip_cli.experiments.comparison import PromptComparer
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.runner import Models
 
-    return PromptComparer(point, session or Session()).compare(0)
+    return PromptComparer(point, session or Models()).compare(0)
 
 
-def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
+def evaluate(*overrides: str, session: "Models | None" = None) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
-    results folder.
+    results folder, unless it has them.
 
     Args:
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`,
             `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
+        session: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
             once.
 
     Returns:
@@ -326,19 +326,16 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.experiments.preflight import resolve
-    from ulskip_cli.experiments.results import ResultsFolder
-
-    _check_overrides(overrides)
-    point = resolve(config.compose(overrides, command="run"))
-    folder = ResultsFolder.of(point.config)
-    folder.check_writable()
-    from ulskip_cli.experiments.runner import Session, run_point
+    from ulskip_cli.experiments.jobs import make_jobs
+    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.sweep import run_jobs
     from ulskip_cli.report import tables
 
-    records = run_point(point, session or Session())
-    tables.write_tables(folder)
-    return records
+    _check_overrides(overrides)
+    ledger = Ledger(make_jobs([config.compose(overrides, command="run")]))
+    run_jobs(ledger, models=session, raises=True)
+    tables.write_tables(ledger.folder)
+    return list(ledger.outcome().records.values())
 
 
 def _check_overrides(overrides: Sequence[object]) -> None:

@@ -23,11 +23,13 @@ from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, check_references
-from ulskip_cli.experiments.jobs import Job, Sweep, SweepObserver, make_jobs
-from ulskip_cli.experiments.preflight import Resolver, evaluated_examples
+from ulskip_cli.experiments.jobs import Job, make_jobs
+from ulskip_cli.experiments.ledger import Ledger, SweepObserver
+from ulskip_cli.experiments.point import Resolver, evaluated_examples
 from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sentence, shares
+from ulskip_cli.experiments.sweep import run_jobs
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
@@ -205,12 +207,14 @@ class Tuning:
         with self._observe(jobs) as observer:
             while self._notes:
                 observer.note(self._notes.pop(0))
-            sweep = Sweep(jobs, observer)
-            records = sweep.run().records
+            ledger = Ledger(jobs)
+            run_jobs(ledger, observer)
         # from which statistics read the stored answers
-        folder = str(sweep.folder.path)
+        folder = str(ledger.folder.path)
         rows = [
-            (job.config, records[job.id].replace(folder=folder)) for job in jobs if job.requested
+            (job.config, ledger.settled[job.id].replace(folder=folder))
+            for job in jobs
+            if job.requested
         ]
         measured = [(config, row) for config, row in rows if row.is_done]
         self.tried |= {row.id: row for _, row in measured}

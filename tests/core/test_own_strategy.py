@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ulskip_cli.core.config import StoredConfig, compose, use_config_dir
-from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.point import Resolver
 from ulskip_cli.experiments.record import Point, Record, read
 from ulskip_cli.report.rows import grouped
 
@@ -93,8 +93,7 @@ def test_an_edited_strategy_makes_another_point(folder, options, edit, changes):
         use_config_dir(folder)
         words = ["strategy=loudest", *options]
         return [
-            Resolver().resolve(compose(words, command), command).run_id
-            for command in ("run", "bench")
+            Resolver().resolve(compose(words, command), command).id for command in ("run", "bench")
         ]
 
     before = ids()

@@ -9,9 +9,11 @@ from ulskip_cli.core.config import compose, compose_unvalidated
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import Stage, step_counts
 from ulskip_cli.experiments import paired_timing, runner
-from ulskip_cli.experiments.jobs import Sweep, SweepObserver, make_jobs
+from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.statistics import sentence
+from ulskip_cli.experiments.sweep import run_jobs
 
 QUICK = ["speed.seconds=0", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
 SHAPE = {**NEW_STYLE, "model_type": "llama", "tie_word_embeddings": True, "dtype": "float32"}
@@ -40,7 +42,9 @@ def point(tmp_path):
 
 def run_all(*configs, force=True):
     """Run the benchmark of points."""
-    return Sweep(make_jobs(configs, command="bench"), SweepObserver(), force=force).run()
+    ledger = Ledger(make_jobs(configs, command="bench"), force=force)
+    run_jobs(ledger)
+    return ledger.outcome()
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.intervals import UNITS
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Models
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -67,7 +67,7 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
 
 
 def test_weights_and_baseline_are_used_again(config, spy):
-    session, load = Session(), spy(runner, "load")
+    session, load = Models(), spy(runner, "load")
     first = run_rows(config("ratio=2"), session)
     second = run_rows(config("ratio=3"), session)
     assert load.call_count == 1
@@ -76,8 +76,8 @@ def test_weights_and_baseline_are_used_again(config, spy):
 
 def test_the_order_of_weights_and_texts_changes_nothing(config):
     changes = ["strategy=full", "decoding.stop=[xyz]", "speed.enabled=false"]
-    session, asked = Session(), config(*changes)
-    session.load(asked.model, asked.seed)
+    session, asked = Models(), config(*changes)
+    session.load(resolve(asked))
     assert run_rows(asked, session)[0]["bleu"] is not None
 
 
@@ -138,7 +138,7 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
 
 def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
-    session = Session()
+    session = Models()
     row = run_rows(config(*overrides), session)[-1]
     assert (row["engine"], row["target_kept_layers"]) == ("early_exit", 3)
     calibration = row["calibration"]
@@ -159,10 +159,12 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
 
 def test_weights_that_change_after_a_run_was_prepared_end_it(config):
     point = resolve(config())
-    changed = SimpleNamespace(fingerprint="another", metadata=point.files.metadata)
-    point = replace(point, files=changed)
+    folder = SimpleNamespace(
+        fingerprint="another", metadata=point.folder.metadata, model=point.folder.model
+    )
+    point = replace(point, folder=folder)
     with pytest.raises(RunError, match="weights"):
-        runner.run_point(point, Session())
+        runner.run_point(point, Models())
 
 
 def test_answers_that_are_right_or_wrong_have_a_decode_loss_only_alone(config, tmp_path):
@@ -177,7 +179,7 @@ def test_answers_that_are_right_or_wrong_have_a_decode_loss_only_alone(config, t
 
 def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     overrides = ["engine=torch", "baseline_engine=transformers"]
-    session = Session()
+    session = Models()
     full, whole = run_rows(config(*overrides, "ratio=1"), session)
     assert (full["engine"], whole["engine"]) == ("transformers", "torch")
     assert (whole["baseline_id"], whole["bleu"]) == (full["id"], full["bleu"])

@@ -9,7 +9,7 @@ from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 
 gguf = pytest.importorskip("gguf")
 from ulskip_cli.export.gguf import _PATTERNS, pre_tokenizer_name  # noqa: E402 - needs gguf

@@ -26,7 +26,7 @@ def plan(
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
-    from ulskip_cli.experiments.preflight import Resolver
+    from ulskip_cli.experiments.point import Resolver
 
     chosen = config.compose(overrides, "plan")
     if print_config:

@@ -30,7 +30,7 @@ from ulskip_cli.engines.own_responses import (
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
 from ulskip_cli.experiments.evaluate import Workload, decode_context
-from ulskip_cli.experiments.preflight import CALIBRATION
+from ulskip_cli.experiments.point import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize
@@ -38,7 +38,7 @@ from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, schedule_request
+from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
@@ -151,14 +151,12 @@ class HeldOutEvaluator:
         prompts, references = zip(*_token_ids(examples), strict=True)
         return ForcedTexts(prompts, references, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
-    def calibrate_strategy(self) -> tuple[Config, Row | None]:
-        """Return the configuration with calibrated options, and the row's calibration entry (None
-        if nothing is calibrated). Option values that the results folder does not have yet are
-        measured and stored.
+    def calibrate_strategy(self) -> tuple[Plan, Row]:
+        """Return the plan with calibrated options of the strategy, and what a row stores of the
+        calibration. Option values that the results folder does not have yet are measured and
+        stored.
         """
         config, workload, strategy = self.config, self.workload, self.config.strategy
-        if strategy.is_calibrated:
-            return config, None
         # A strategy names in `calibrated_for` which of these its calibration depends on.
         depends = {
             "num_kept": self._request.num_kept,
@@ -170,7 +168,7 @@ class HeldOutEvaluator:
             strategy.changed(),
             strategy.code,
             config.correction.changed(),
-            _without_name(config.model),
+            _without_name(self.loaded.files.model),
             self.loaded.files.fingerprint,
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
@@ -186,7 +184,7 @@ class HeldOutEvaluator:
             stored = {"id": name, "examples": len(workload.examples), **asdict(calibration)}
             write_atomic(path, json.dumps(stored, indent=1) + "\n")
         calibrated = changed_choice(strategy, stored["options"], "strategy.")
-        return config.replace(strategy=calibrated), stored
+        return make_plan(config.replace(strategy=calibrated), self.loaded.metadata), stored
 
     def calibrate_patches(self, plan: Plan) -> tuple[SkipAdapter, CorrectionUsed]:
         """Return the patches of a plan, and what a row stores of them; fit them if no fit is
@@ -196,7 +194,7 @@ class HeldOutEvaluator:
         assert isinstance(patch, Patch)
         name = key(
             CALIBRATION,
-            _without_name(config.model),
+            _without_name(self.loaded.files.model),
             files.fingerprint,
             patch.changed(),
             plan.skipping_sets,

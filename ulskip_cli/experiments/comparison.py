@@ -12,9 +12,9 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import until_stop
 from ulskip_cli.experiments.describe import describe_schedule, measure_throughput
 from ulskip_cli.experiments.evaluate import answers_of, decode_context
-from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.point import Point
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.experiments.runner import Session, prepare_run
+from ulskip_cli.experiments.runner import Models, prepare_run
 from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
 from ulskip_cli.strategies.plan import is_trained_for
 
@@ -27,14 +27,14 @@ OnText = Callable[[int, str], None]
 class PromptComparer:
     """The full model and the schedule of a point, ready to answer the point's prompts."""
 
-    def __init__(self, point: ResolvedPoint, session: Session) -> None:
+    def __init__(self, point: Point, models: Models) -> None:
         """Load the weights, and calibrate the strategy and the correction."""
-        self.run = prepare_run(point, session)
-        self.progress = session.progress
-        assert self.run.workload is not None  # preflight refuses random weights
+        self.run = prepare_run(point, models)
+        self.progress = models.progress
+        assert self.run.workload is not None  # `resolve_prompts` refuses random weights
         self.workload = self.run.workload
         self.context = decode_context(point.config, self.workload)
-        self.sides = session.decoders(self.run)
+        self.sides = models.decoders(self.run)
 
     @property
     def prompt_note(self) -> str:
@@ -70,7 +70,7 @@ class PromptComparer:
     def _described(self, outputs: Sequence[BatchOutput] = ()) -> Record:
         rates = [measure_throughput(outputs, "evaluation")] if outputs else []
         schedule = describe_schedule(self.run.plan, outputs)
-        return Record.joined(self.run.point.identity, schedule, *rates)
+        return Record.joined(self.run.point.settings, schedule, *rates)
 
     def compare(self, index: int, on_text: OnText = lambda side, piece: None) -> Comparison:
         """Answer a prompt with the full model, then with the kept layers. `on_text` gets the texts

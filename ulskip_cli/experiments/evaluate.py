@@ -31,7 +31,7 @@ from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.point import Point, TaskExamples
 from ulskip_cli.experiments.record import Quality, Row
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
@@ -65,26 +65,24 @@ class Workload:
         return [example.prompt_ids for example in self.encoded]
 
 
-def encode_workload(
-    point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None
-) -> Workload | None:
-    """Encode a point's examples within the model's context, without weights; raise UsageError if
-    the context is too short. Without a task (a benchmark) or a tokenizer (random weights) return
-    None, which stands for random prompts.
+def encode_examples(
+    data: TaskExamples, point: Point, tokenizer: PreTrainedTokenizerBase
+) -> Workload:
+    """Encode the examples of a point, or its held-out ones, within the model's context, without
+    weights; raise UsageError if the context is too short.
     """
-    data, config, max_positions = point.data, point.config, point.files.metadata.context
-    if tokenizer is None or data is None:
-        return None
-    task, examples = data.task, data.examples
+    task, config, context = data.task, point.config, point.folder.metadata.context
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
-    new_tokens, timed_tokens = config.answer_tokens, point.plan.timed_tokens
-    encoded = formatter.encode_within(examples, max_positions, new_tokens, task.may_truncate_source)
-    if config.speed.enabled and max_positions is not None and timed_tokens >= max_positions:
+    encoded = formatter.encode_within(
+        data.examples, context, config.answer_tokens, task.may_truncate_source
+    )
+    timed_tokens = point.plan.timed_tokens
+    if config.speed.enabled and context is not None and timed_tokens >= context:
         raise UsageError(
-            f"expected fewer timed tokens than the model's context of {max_positions}, got"
+            f"expected fewer timed tokens than the model's context of {context}, got"
             f" {timed_tokens}; lower speed.new_tokens or strategy.horizon"
         )
-    return Workload(task, examples, encoded, formatter, max_positions)
+    return Workload(task, data.examples, encoded, formatter, context)
 
 
 def decode_context(config: Config, workload: Workload | None) -> DecodeContext:

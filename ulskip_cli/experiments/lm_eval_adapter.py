@@ -28,7 +28,7 @@ from ulskip_cli.core.options import parse
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
-from ulskip_cli.experiments.preflight import Resolver, point_key
+from ulskip_cli.experiments.point import Resolver, point_key
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded

@@ -12,7 +12,7 @@ table.md, table.csv   made from the rows (see `report`)
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,16 +68,6 @@ class ResultsFolder:
 
     def _lines(self) -> list[bytes]:
         return self.runs_path.read_bytes().split(b"\n") if self.runs_path.is_file() else []
-
-    def record(
-        self, run_id: str, accept: Callable[[Record], bool] = lambda record: True
-    ) -> Record | None:
-        """Return a point's newest complete record that `accept` accepts; None if there is none."""
-        for line in reversed(self._lines()):
-            record = parse_row(line) if run_id.encode() in line else None
-            if record and record.id == run_id and self.is_complete(record) and accept(record):
-                return record
-        return None
 
     def is_complete(self, record: Record) -> bool:
         """Return True if a record is done and its answers, if it has any, are stored."""

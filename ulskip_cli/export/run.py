@@ -20,7 +20,7 @@ from ulskip_cli.core.files import Table, noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.point import Resolver
 from ulskip_cli.strategies.plan import Plan
 
 # The function that writes each format; it is imported when it is used.
