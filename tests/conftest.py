@@ -172,6 +172,7 @@ def point(llama, tokenizer):
     """Return a function of overrides: a decoder, its encoded workload and its configuration."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.engines.base import Views
     from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.evaluate import encode_workload
     from ulskip_cli.experiments.preflight import ResolvedPoint, TaskExamples
@@ -186,6 +187,6 @@ def point(llama, tokenizer):
         data = TaskExamples(config.task, config.task.examples()[: config.limit])
         files = SimpleNamespace(metadata=metadata)
         resolved = ResolvedPoint(config, data, None, files, plan, "0" * 12)
-        return Decoder(llama, plan), encode_workload(resolved, tokenizer), config
+        return Decoder(Views.of(llama, plan)), encode_workload(resolved, tokenizer), config
 
     return build

@@ -18,10 +18,11 @@ from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.engines.torch.session import choose_backend
+from ulskip_cli.engines.torch import kernels
 from ulskip_cli.experiments.calibration import LOSS_BATCH, HeldOutEvaluator, zero_patches
 from ulskip_cli.experiments.describe import (
     bytes_per_step,
@@ -88,9 +89,9 @@ class Session:
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
             loaded = load(config, seed, self.progress)
-            # The first choice for a model may compile, so it is made here; later calls return it.
-            compiling = "compile the CPU kernels, once per machine"
-            choose_backend(loaded.model, lambda: self.progress.phase(compiling))
+            if loaded.model.device.type == "cpu" and kernels.must_be_compiled():
+                self.progress.phase("compile the CPU kernels, once per machine")
+                kernels.load_kernels()
             self._model = wanted, loaded
         return self._model[1]
 
@@ -100,12 +101,12 @@ class Session:
         that the library holds the weights once, and in torch each side has its own sessions.
         """
         config, loaded = run.point.config, run.loaded
-        decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
+        decoder = Decoder(Views.of(loaded.model, run.plan, run.adapter), config.engine)
         if run.is_baseline:
-            return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
+            return decoder, decoder if decoder.is_runtime else Decoder(decoder.views, config.engine)
         engine = baseline_config(config).engine
         if self._full is None or self._full[0] != engine:
-            self._full = engine, Decoder(loaded.model, run.plan.full, engine=engine)
+            self._full = engine, Decoder(Views.of(loaded.model, run.plan.full), engine)
         return self._full[1], decoder
 
 
@@ -193,7 +194,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     # values on which answers depend and that are not a part of the id
     origin = {
         **environment.origin(str(run.loaded.model.device)),
-        "linear_backend": decoder.linear_backend(config.decoding).name,
+        "linear_backend": decoder.backend(decoder.engine(config.decoding)[0]).name,
         "answered_by": key(run.plan, run.correction, workload and workload.prompts),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
@@ -265,7 +266,7 @@ def _evaluate(
         truncated = sum(example.truncated_response for example in workload.encoded)
         quality = quality.replace(num_truncated_references=truncated)
     if config.decoding.drafts_with_layers:  # they do not decide the answers
-        decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
+        decoder = Decoder(Views.of(run.loaded.model, run.plan.full), config.engine)
     values = measure_by_teacher_forcing(texts, decoder, full, config.strategy.name, progress)
     return answers, quality.replace(**values)
 
