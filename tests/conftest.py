@@ -172,6 +172,7 @@ def point(llama, tokenizer):
     """Return a function of overrides: a decoder, its encoded workload and its configuration."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.engines.base import Views
     from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.evaluate import encode_examples
     from ulskip_cli.experiments.point import Point, TaskExamples
@@ -186,6 +187,6 @@ def point(llama, tokenizer):
         data = TaskExamples(config.task, config.task.examples()[: config.limit])
         folder = SimpleNamespace(metadata=metadata)
         made = Point(config, folder, plan, data, None, settings=None)
-        return Decoder(llama, plan), encode_examples(data, made, tokenizer), config
+        return Decoder(Views.of(llama, plan)), encode_examples(data, made, tokenizer), config
 
     return build

@@ -7,11 +7,14 @@ import torch
 import transformers
 from torch.nn import functional
 
+from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
 from ulskip_cli.core.correction import NO_PATCHES, PATCHES
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -186,10 +189,26 @@ def plan_for(*overrides, depth=NUM_LAYERS):
     return make_plan(compose(list(overrides)), ModelMetadata(depth, None, None))
 
 
-def decoder_for(model, *overrides, **options):
+def decoder_for(model, *overrides, adapter=None, engine=None):
     """Return a decoder of a tiny model with the plan of a configuration."""
     plan = plan_for(*overrides, depth=model.config.num_hidden_layers)
-    return Decoder(model, plan, **options)
+    return Decoder(Views.of(model, plan, adapter), engine)
+
+
+def in_engine(decoder, name):
+    """Return a decoder of the same views in another engine."""
+    return Decoder(decoder.views, engine_named(name))
+
+
+def request_for(model, length, decoding=GREEDY, **options):
+    """Return how prompts are answered until the ends that a model has now."""
+    return Request(decoding, length, ends=Ends.of(model), **options)
+
+
+def generate(decoder, ids, mask, length, decoding=GREEDY, **options):
+    """Generate for one batch."""
+    request = request_for(decoder.views.model, length, decoding, **options)
+    return decoder.generate(Prompts(ids, mask), request)
 
 
 def reference_response(model, batch, kept, **corrections):

@@ -6,16 +6,22 @@ import pytest
 import torch
 from device import NAME, register
 from needs import RECIPES, SMALL
-from reference import ARCHITECTURES, batch, build_model, decoder_for, random_adapter, save_adapter
+from reference import (
+    ARCHITECTURES,
+    batch,
+    build_model,
+    decoder_for,
+    generate,
+    random_adapter,
+    save_adapter,
+)
 from safetensors.torch import load_file
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Models
 from ulskip_cli.export.run import ExportRequest, run_export
@@ -60,7 +66,7 @@ def test_it_is_an_accelerator_of_torch():
     assert pick_device(NAME).type == NAME
 
 
-CONTEXT = DecodeContext(DecodingConfig(), 0, 12)
+LENGTH = 12
 SCHEDULES = {
     "full": ["strategy=full"],
     "unified": ["ratio=2"],
@@ -73,7 +79,7 @@ SCHEDULES = {
 def answered(name, place, *overrides, **options):
     """Return the greedy answers of a model to padded prompts, without the kernels of the CPU."""
     decoder = decoder_for(build_model(name).to(place), *overrides, **options)
-    output = decoder.generate(*batch(True), CONTEXT)
+    output = generate(decoder, *batch(True), LENGTH)
     assert place == "cpu" or output.linear_backend == "torch"
     return output.token_ids
 
@@ -89,7 +95,7 @@ def test_prompts_on_the_wrong_device_fail(device):
     decoder = decoder_for(build_model("llama").to(device), "ratio=2")
     decoder.device = torch.device("cpu")
     with pytest.raises(RuntimeError, match="on the CPU in aten::"):
-        decoder.generate(*batch(True), CONTEXT)
+        generate(decoder, *batch(True), LENGTH)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core import config
-from ulskip_cli.core.answer import Answer, Comparison
+from ulskip_cli.core.answer import Answer, Comparison, Ends, Request
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import Table
@@ -151,7 +151,8 @@ def generate(
             is not supported, or the skip adapter does not fit the model or the layers.
     """
     from ulskip_cli.core.correction import read_record
-    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+    from ulskip_cli.engines.base import Views
+    from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.evaluate import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
@@ -185,12 +186,13 @@ def generate(
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
     plan = Plan.from_layers(depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers)
-    decoder = Decoder(model, plan, skip_adapter)
+    decoder = Decoder(Views.of(model, plan, skip_adapter))
     ids = _encoded(texts, tokenizer, may_chat, chat_options)
     answers: dict[int, Answer] = {}  # by position, because batches are ordered by prompt length
-    context = DecodeContext(chosen, pad_token_id(tokenizer), max_new_tokens, seed, tokenizer)
-    for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
-        answers |= zip(positions, answers_of(output, context), strict=True)
+    ends = Ends.of(model, pad_token_id(tokenizer), tokenizer)
+    request = Request(chosen, max_new_tokens, seed=seed, ends=ends)
+    for positions, output in decoder.answer_all(ids, request, BatchSize(batch_size)):
+        answers |= zip(positions, answers_of(output, request), strict=True)
     return [answers[i] for i in range(len(ids))]
 
 

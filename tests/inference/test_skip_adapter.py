@@ -6,11 +6,12 @@ import pytest
 import torch
 import transformers
 from reference import (
-    GREEDY,
     NEW_STYLE,
     NUM_LAYERS,
     batch,
     count_near_ties,
+    generate,
+    in_engine,
     one_stage,
     random_adapter,
     random_ids,
@@ -24,7 +25,8 @@ from safetensors.torch import save_file
 
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.strategies.plan import Plan, Stage
@@ -37,19 +39,19 @@ NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def decoder_for(model, adapter, kept=KEPT):
-    return Decoder(model, Plan.from_layers(NUM_LAYERS, kept), adapter=adapter)
+    return Decoder(Views.of(model, Plan.from_layers(NUM_LAYERS, kept), adapter))
 
 
 def tokens(decoder, ids, mask):
-    return decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)).token_ids
+    return generate(decoder, ids, mask, LENGTH).token_ids
 
 
 def checked_tokens(decoder, kept, corrections):
     """Compare the tokens of both engines with those of the uncached reference; return these."""
-    model, (ids, mask) = decoder.model, batch(True)
+    model, (ids, mask) = decoder.views.model, batch(True)
     expected = reference_greedy(model, ids, mask, kept, LENGTH, **corrections).tolist()
     for engine in ("torch", "transformers"):
-        got = tokens(decoder.with_engine(engine), ids, mask)
+        got = tokens(in_engine(decoder, engine), ids, mask)
         assert count_near_ties(model, ids, mask, got, expected, kept, **corrections) <= 1
     return expected
 
@@ -90,7 +92,7 @@ def test_each_stage_has_patches_of_its_own(model):
     adapter = SkipAdapter(NUM_LAYERS, sets, PATCHES["full"], tensors)
     patches = {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     plan = Plan("custom", NUM_LAYERS, tuple(starmap(Stage, stages.items())))
-    decoder = Decoder(model, plan, adapter=adapter)
+    decoder = Decoder(Views.of(model, plan, adapter))
     checked_tokens(decoder, stages, {"patches": patches})
 
 

@@ -20,16 +20,16 @@ from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues, ScheduleRequest
-from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import Decoder, generate_all
+from ulskip_cli.engines.base import BatchOutput, Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import (
     OWN_RESPONSES,
     generate_own_responses,
-    greedy_context,
+    greedy_request,
 )
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
-from ulskip_cli.experiments.evaluate import Workload, decode_context
+from ulskip_cli.experiments.evaluate import Workload, answer_request
 from ulskip_cli.experiments.point import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed, Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -62,7 +62,8 @@ class HeldOutEvaluator:
     @cached_property
     def _full(self) -> Decoder:
         num_layers = self.loaded.metadata.num_layers
-        return Decoder(self.loaded.model, Plan.from_layers(num_layers, range(num_layers)))
+        plan = Plan.from_layers(num_layers, range(num_layers))
+        return Decoder(Views.of(self.loaded.model, plan))
 
     def output_lengths(self) -> list[int]:
         """Return the length in tokens of the full model's answer to each prompt, with the run's
@@ -78,7 +79,8 @@ class HeldOutEvaluator:
         """
         strategy, request = self.config.strategy, self._request
         exits = changed_choice(strategy, options, "strategy.").exit_rule(request)
-        outputs = self._outputs(self._full.changed(exits=exits), self.config)
+        views = replace(self._full.views, exits=exits)
+        outputs = self._outputs(Decoder(views), self.config)
         return sum_exits(outputs).mean_depth or float(request.num_layers)
 
     @property
@@ -88,12 +90,10 @@ class HeldOutEvaluator:
     def _outputs(
         self, decoder: Decoder, config: Config, report: ReportProgress = lambda done, note="": None
     ) -> list[BatchOutput]:
-        context, size = decode_context(config, self.workload), BatchSize(config.batch_size)
-        generated = generate_all(
-            decoder,
+        generated = decoder.answer_all(
             self.workload.prompts,
-            context,
-            size,
+            answer_request(config, self.workload, self.loaded.model),
+            BatchSize(config.batch_size),
             lambda done, tokens: report(done, f"{tokens} tokens"),
         )
         return [output for _, output in generated]
@@ -125,7 +125,7 @@ class HeldOutEvaluator:
         adapter = None
         if self.corrects:
             adapter = self._fitter.fit([kept_layers], self._patch_kind)
-        return self._texts.scores(Decoder(loaded.model, plan, adapter)).decode_loss
+        return self._texts.scores(Decoder(Views.of(loaded.model, plan, adapter))).decode_loss
 
     @cached_property
     def _texts(self) -> ForcedTexts:
@@ -240,7 +240,7 @@ class HeldOutEvaluator:
         report = self.progress.phase("calibrate: patches", len(RIDGES) + 1)
         for ridge in RIDGES:
             adapter = fitter.fit(plan.skipping_sets, kind, ridge)
-            patched = Decoder(self.loaded.model, plan, adapter)
+            patched = Decoder(Views.of(self.loaded.model, plan, adapter))
             losses[ridge] = texts.scores(patched).decode_loss
             report(len(losses))
         best = min(losses, key=losses.__getitem__)
@@ -263,13 +263,14 @@ class HeldOutEvaluator:
         model's own answers, as many as are missing, but not more than `_most_samples` to each
         prompt. `file` stores the own answers.
         """
-        config, workload = self.config, self.workload
-        context = greedy_context(workload.pad_token_id, config.answer_tokens, config.seed)
+        config, workload, model = self.config, self.workload, self.loaded.model
+        length, pad = config.answer_tokens, workload.pad_token_id
+        request = greedy_request(model, pad, length, config.seed)
 
         def own_answers(samples: int) -> list[EncodedExample]:
             options, prompts = OwnResponses(samples=samples), workload.prompts
             generated = generate_own_responses(
-                self.loaded.model, prompts, options, context, file, self.progress
+                model, prompts, options, request, file, self.progress
             )
             return [
                 EncodedExample(prompt, answers[i])

@@ -111,7 +111,7 @@ def describe_provenance(
 ) -> Provenance:
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
-    backend = decoder.linear_backend(config.decoding)
+    backend = decoder.backend(engine)
     build, device = decoder.build, str(loaded.model.device)
     return Provenance(
         finished_at=timestamp(),

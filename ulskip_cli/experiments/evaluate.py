@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.answer import Answer
+from ulskip_cli.core.answer import Answer, Ends, Request, until_stop
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
@@ -85,22 +85,24 @@ def encode_examples(
     return Workload(task, data.examples, encoded, formatter, context)
 
 
-def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
-    """Return the decoding settings of a run; random prompts need no padding."""
-    pad = workload.pad_token_id if workload else 0
-    tokenizer = workload.formatter.tokenizer if workload else None
-    return DecodeContext(config.decoding, pad, config.answer_tokens, config.seed, tokenizer)
+def answer_request(config: Config, workload: Workload | None, model: PreTrainedModel) -> Request:
+    """Return how a run answers prompts; random prompts need no padding."""
+    ends = Ends.of(model)
+    if workload:
+        ends = Ends.of(model, workload.pad_token_id, workload.formatter.tokenizer)
+    return Request(config.decoding, config.answer_tokens, seed=config.seed, ends=ends)
 
 
-def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:
+def answers_of(output: BatchOutput, request: Request) -> list[Answer]:
     """Return the answers of a batch as texts, which end before the first stop string. Each has the
     seconds of the whole batch.
     """
-    assert context.tokenizer is not None
+    tokenizer = request.ends.tokenizer
+    assert tokenizer is not None
     answers, seconds = list[Answer](), (output.prefill_seconds, output.decode_seconds)
     for ids, hit in zip(output.token_ids, output.hit_max_length, strict=True):
-        text = context.tokenizer.decode(ids, skip_special_tokens=True)
-        text, stopped = until_stop(text, context.decoding.stop)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text, stopped = until_stop(text, request.decoding.stop)
         answers.append(Answer(text, ids, hit and not stopped, *seconds))
     return answers
 
@@ -206,7 +208,7 @@ def generate_answers(
     others, which the peak of memory leaves out.
     """
     name, size = config.strategy.name, BatchSize(config.batch_size)
-    context = decode_context(config, workload)
+    request = answer_request(config, workload, decoder.views.model)
     checkpoints.resume(longest_first(list(map(len, workload.prompts))))
     finished = checkpoints.finished  # the list to which `checkpoints.add` appends
     if finished:
@@ -222,11 +224,11 @@ def generate_answers(
         report(done, f"{tokens:,} tokens, {rate:,.1f} tok/s")
 
     texts = texts or ForcedTexts(workload.prompts, [], size, workload.pad_token_id)
-    hold = partial(texts.hold, decoder.prompt_model)
+    hold = partial(texts.hold, decoder.views.prompt_model)
     held = 0  # bytes of the prompts of earlier batches, which `texts` keeps for the scores
     reset_peak(decoder.device)
-    for positions, output in generate_all(
-        decoder, workload.prompts, context, size, on_tokens, num_finished, hold
+    for positions, output in decoder.answer_all(
+        workload.prompts, request, size, on_tokens, num_finished, hold
     ):
         checkpoints.add(positions, output, size.used, peak_bytes(decoder.device) - held)
         held = texts.held_bytes
@@ -234,7 +236,7 @@ def generate_answers(
     generations: dict[int, Row] = {}
     for batch in finished:
         for position, answer in zip(
-            batch.positions, answers_of(batch.output, context), strict=True
+            batch.positions, answers_of(batch.output, request), strict=True
         ):
             generations[position] = {
                 **workload.examples[position].plain(),

@@ -18,10 +18,11 @@ from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.engines.torch.session import choose_backend
+from ulskip_cli.engines.torch import kernels
 from ulskip_cli.experiments.calibration import LOSS_BATCH, HeldOutEvaluator, zero_patches
 from ulskip_cli.experiments.describe import (
     bytes_per_step,
@@ -34,17 +35,26 @@ from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
     GeneratedAnswers,
     Workload,
+    answer_request,
     encode_examples,
     generate_answers,
     measure_by_teacher_forcing,
     score_answers,
 )
-from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
+from ulskip_cli.experiments.paired_timing import (
+    Pair,
+    TimedPairs,
+    random_prompts,
+    task_prompts,
+    time_pairs,
+    timed_request,
+)
 from ulskip_cli.experiments.point import Point, recorded_config
 from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
+from ulskip_cli.inference.shallow_view import text_config
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.plan import Plan, step_sizes
 from ulskip_cli.tasks import metrics
@@ -93,9 +103,9 @@ class Models:
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
             loaded = load(config, seed, self.progress)
-            # The first choice for a model may compile, so it is made here; later calls return it.
-            compiling = "compile the CPU kernels, once per machine"
-            choose_backend(loaded.model, lambda: self.progress.phase(compiling))
+            if loaded.model.device.type == "cpu" and kernels.must_be_compiled():
+                self.progress.phase("compile the CPU kernels, once per machine")
+                kernels.load_kernels()
             self._model = wanted, loaded
         loaded = self._model[1]
         if loaded.files.fingerprint != point.folder.fingerprint:
@@ -110,12 +120,12 @@ class Models:
         that the library holds the weights once, and in torch each side has its own sessions.
         """
         config, loaded = run.point.config, run.loaded
-        decoder = Decoder(loaded.model, run.plan, run.adapter, config.engine)
+        decoder = Decoder(Views.of(loaded.model, run.plan, run.adapter), config.engine)
         if run.is_baseline:
-            return decoder, decoder if decoder.is_runtime else decoder.with_own_sessions()
+            return decoder, decoder if decoder.is_runtime else Decoder(decoder.views, config.engine)
         engine = baseline_config(config).engine
         if self._full is None or self._full[0] != engine:
-            self._full = engine, Decoder(loaded.model, run.plan.full, engine=engine)
+            self._full = engine, Decoder(Views.of(loaded.model, run.plan.full), engine)
         return self._full[1], decoder
 
 
@@ -153,7 +163,7 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
     # values on which answers depend and that are not a part of the id
     origin = {
         **environment.origin(str(run.loaded.model.device)),
-        "linear_backend": decoder.linear_backend(config.decoding).name,
+        "linear_backend": decoder.backend(decoder.engine(config.decoding)[0]).name,
         "answered_by": key(run.plan, run.correction, run.workload and run.workload.prompts),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.id), origin, run.started_at)
@@ -245,7 +255,7 @@ def _evaluate(
         truncated = sum(example.truncated_response for example in workload.encoded)
         quality = quality.replace(num_truncated_references=truncated)
     if config.decoding.drafts_with_layers:  # they do not decide the answers
-        decoder = Decoder(run.loaded.model, run.plan.full, engine=config.engine)
+        decoder = Decoder(Views.of(run.loaded.model, run.plan.full), config.engine)
     values = measure_by_teacher_forcing(texts, decoder, full, config.strategy.name, progress)
     return answers, quality.replace(**values)
 
@@ -273,15 +283,25 @@ def _compares_tokens(run: PreparedRun, decoder: Decoder) -> bool:
 def _time(
     run: PreparedRun, full: Decoder, decoder: Decoder, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time the schedule in pairs with the full model, or alone with baseline=false."""
-    config = run.point.config
-    # The full model against itself shows noise alone.
-    share = NOISE_SHARE if run.is_baseline else 1
-    speed = config.speed.replace(
-        seconds=share * config.speed.seconds, new_tokens=run.plan.timed_tokens
-    )
-    side = full if config.baseline else None
-    return time_pairs(side, decoder, run.workload, config.replace(speed=speed), progress)
+    """Time the schedule in pairs with the full model, or alone with baseline=false, on the task's
+    prompts or on random ones.
+    """
+    config, workload, model = run.point.config, run.workload, run.loaded.model
+    answer = answer_request(config, workload, model)
+    request = timed_request(answer, run.plan.timed_tokens, decoder.views)
+
+    def make_pair(batch_size: int) -> Pair:
+        if workload:
+            prompts = task_prompts(workload, request.length, batch_size)
+        else:
+            vocab_size, length = text_config(model).vocab_size, config.speed.prompt_tokens
+            prompts = random_prompts(vocab_size, length, batch_size, config.seed)
+        return Pair(full if config.baseline else None, decoder, prompts, request)
+
+    speed = config.speed
+    if run.is_baseline:  # against itself, which shows noise alone
+        speed = speed.replace(seconds=NOISE_SHARE * speed.seconds)
+    return time_pairs(make_pair, config.batch_size, speed, config.strategy.name, progress)
 
 
 def _make_record(

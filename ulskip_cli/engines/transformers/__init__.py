@@ -1,7 +1,12 @@
 """The engine `transformers`: its `generate` in two phases."""
 
+from typing import TYPE_CHECKING
+
 from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.engines import Engine
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import EngineSession
 
 
 class Transformers(Engine):
@@ -9,4 +14,9 @@ class Transformers(Engine):
 
     supports = ALL - {Need.DRAFTS, Need.LAYER_DRAFTS, Need.EARLY_EXIT}
     is_runtime = False
-    session = "ulskip_cli.engines.transformers.session:TransformersSession"
+
+    def session(self) -> "type[EngineSession]":
+        """Return the class of the sessions."""
+        from ulskip_cli.engines.transformers.session import TransformersSession
+
+        return TransformersSession
