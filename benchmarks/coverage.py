@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -40,14 +41,15 @@ def measure(point, with_opened):
     """
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
-    from ulskip_cli.engines.torch import kernels
-    from ulskip_cli.experiments.evaluate import decode_context
+    from ulskip_cli.engines.decoder import Decoder
+    from ulskip_cli.engines.torch import native_model
     from ulskip_cli.experiments.paired_timing import (
         BATCHES,
         Pair,
         measure_pairs,
         time_pairs,
         timed_prompts,
+        timed_request,
     )
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.runner import Session, prepare_run
@@ -58,13 +60,13 @@ def measure(point, with_opened):
     full, decoder = session.decoders(run)
     timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
     opened, workload = [], run.workload
-    context = decode_context(config.replace(max_new_tokens=config.speed.new_tokens), workload)
-    batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
+    request = timed_request(decoder, workload, config)
+    batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.views.model, config)
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
-            kernels._weights.clear()  # the cache of packed weights
-            sides = full.with_own_sessions(), decoder.with_own_sessions()
-            pair = Pair(*sides, batches, context)
+            native_model._recognized.clear()  # which has the packed weights
+            sides = (Decoder(replace(side.views)) for side in (full, decoder))
+            pair = Pair(*sides, batches, request)
             measure_pairs(pair, range(1))  # packs them
         warm_up = measure_pairs(pair, range(1))
         unit = measure_pairs(pair, range(1, 1 + OPENED_PAIRS), warm_up)

@@ -18,6 +18,7 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.evaluate import encode_workload
@@ -82,7 +83,8 @@ class Measurement:
             return
         began = time.monotonic()
         adapter = self.fitter.fit([kept], PATCHES[kind], RIDGES[kind]) if kind else None
-        decoder = Decoder(self.model, Plan.from_layers(LAYERS, kept), adapter=adapter)
+        plan = Plan.from_layers(LAYERS, kept)
+        decoder = Decoder(Views.of(self.model, plan, adapter))
         losses = {
             key: round(texts.scores(decoder).decode_loss, 4) for key, texts in self.texts.items()
         }

@@ -87,7 +87,7 @@ def test_stored_answers_of_other_examples_are_refused(point, evaluated):
 
 def test_logits_that_are_not_finite_are_refused(point):
     decoder, workload, _ = point()
-    decoder.model.model.norm.weight.data.fill_(float("nan"))
+    decoder.views.model.model.norm.weight.data.fill_(float("nan"))
     references = [example.response_ids for example in workload.encoded]
     texts = ForcedTexts(workload.prompts, references, BatchSize(2), workload.pad_token_id)
     with pytest.raises(InvalidLogitsError, match="nan"):
@@ -225,18 +225,21 @@ def test_timed_prompts_leave_room_for_what_is_generated(point):
     decoder, work, config = point("speed.new_tokens=10")
     longest = max(len(prompt) for prompt in work.prompts)
     short = replace(work, max_positions=longest)
-    batches = timed_prompts(short, 5, 1, decoder.model, config)
-    assert [ids.shape for ids, _ in batches] == [(5, longest - 10)]
+    batches = timed_prompts(short, 5, 1, decoder.views.model, config)
+    assert [batch.input_ids.shape for batch in batches] == [(5, longest - 10)]
     room = longest - 10
-    assert batches[0][0][0, -len(work.prompts[0]) :].tolist() == work.prompts[0][-room:]
+    assert batches[0].input_ids[0, -len(work.prompts[0]) :].tolist() == work.prompts[0][-room:]
 
 
 def test_without_a_task_the_prompts_are_random_and_seeded(point):
     decoder, _, config = point("speed.prompt_tokens=7")
-    one, again = (timed_prompts(None, 3, 2, decoder.model, config) for _ in range(2))
-    assert [ids.shape for ids, _ in one] == [(3, 7)] * 2
-    assert all((a == b).all() for (a, _), (b, _) in zip(one, again, strict=True))
-    assert (one[0][0] != one[1][0]).any()
+    one, again = (
+        [batch.input_ids for batch in timed_prompts(None, 3, 2, decoder.views.model, config)]
+        for _ in range(2)
+    )
+    assert [ids.shape for ids in one] == [(3, 7)] * 2
+    assert all((a == b).all() for a, b in zip(one, again, strict=True))
+    assert (one[0] != one[1]).any()
 
 
 blocks = st.lists(st.integers(0, 9), min_size=1, max_size=8)
