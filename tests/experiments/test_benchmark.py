@@ -94,7 +94,7 @@ def test_work_and_shares_are_exact(bench, monkeypatch):
 
 @pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("folded", 0)])
 def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, spy, kind, size):
-    made = spy(runner, "Decoder")
+    made = spy(runner.Views, "of")
     row = bench("ratio=2", "correction=patch", f"correction.kind={kind}").to_row()
     stored = {"name": "patch", "kind": kind, "values": "zero", "bytes": 2 * 4 * size}
     assert row["correction"] == stored
@@ -106,7 +106,7 @@ def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, spy, kind, size
 
 
 def test_weights_and_the_full_model_are_shared(point, spy):
-    made = spy(runner, "Decoder")
+    made = spy(runner.Views, "of")
     ratios = [point(f"ratio={ratio}") for ratio in (2, 3)]
     records = run_all(*ratios, point("model.dtype=bfloat16")).records
     assert {record.read_rate for record in records.values()} == {1e12}
@@ -201,6 +201,6 @@ def test_drafts_are_no_steps_of_their_own(bench):
     record = bench("decoding.draft_tokens=2", "batch_size=1")
     full, drafted = record.pairs.full, record.pairs.strategy
     assert full.linear_backend == drafted.linear_backend == record.linear_backend
-    assert (record.engine, full.engine) == ("speculative", "torch")
+    assert (record.engine, full.engine) == ("torch", "torch")
     assert 0 <= record.acceptance_rate <= 1
     assert record.step_bytes is record.bandwidth_share is None

@@ -5,6 +5,7 @@ import pytest
 
 from ulskip_cli.core.config import changed_choice, compose
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments import calibration
@@ -63,7 +64,7 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
     references = [example.response_ids for example in work.encoded]
     texts = ForcedTexts(work.prompts, references, BatchSize(3), work.pad_token_id)
-    own = texts.scores(Decoder(loaded.model, plan))
+    own = texts.scores(Decoder(Views.of(loaded.model, plan)))
     assert own.decode_loss == pytest.approx(last["loss"], rel=1e-4)
 
 
@@ -87,7 +88,7 @@ def test_prompts_have_at_most_half_as_many_own_answers_as_there_are_examples(
 
 
 def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, spy):
-    generate, ids = spy(calibration, "generate_all"), set()
+    generate, ids = spy(Decoder, "answer_all"), set()
     for batch_size in (1, 3):
         config, loaded, work = ready("strategy=early_exit", "ratio=2", f"batch_size={batch_size}")
         ids.add(calibrate_strategy(config, loaded, work, ProgressCallback())[1]["id"])

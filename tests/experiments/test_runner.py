@@ -54,7 +54,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
 @pytest.mark.parametrize("drafts", ["decoding=self_speculative", "decoding=prompt_lookup"])
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
     full, drafted = run_rows(config(drafts, "ratio=2", "batch_size=1"))
-    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
+    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "torch")
     if drafts == "decoding=self_speculative":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
@@ -85,8 +85,8 @@ def test_the_order_of_weights_and_texts_changes_nothing(config):
 def test_without_a_baseline_each_round_times_one_decoder_once(config, spy, strategy):
     run = spy(Decoder, "run")
     run_rows(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"))
-    timed = [call.args[-1] for call in run.call_args_list]  # forced lengths
-    assert timed.count(5) == 1 + UNITS  # rounds
+    timed = [call.args[2].length for call in run.call_args_list if call.args[2].forced]
+    assert timed == [5] * (1 + UNITS)  # rounds
 
 
 def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
@@ -140,7 +140,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Models()
     row = run_rows(config(*overrides), session)[-1]
-    assert (row["engine"], row["target_kept_layers"]) == ("early_exit", 3)
+    assert (row["engine"], row["target_kept_layers"]) == ("torch", 3)
     calibration = row["calibration"]
     assert calibration["options"]["threshold"] > 0 and calibration["options"]["horizon"] >= 1
     assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)

@@ -125,7 +125,7 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert listed["points"][1]["note"] == "finished batches: 1"
     assert sweep(*grid)[0] == 0
     assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
-    answered = sum(len(call.args[1]) for call in generate.call_args_list)
+    answered = sum(len(call.args[1].input_ids) for call in generate.call_args_list)
     assert answered == 3 * 5  # no prompt was answered twice
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 

@@ -7,6 +7,7 @@ a run without a task, which times random prompts.
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -280,28 +281,30 @@ def _compares_tokens(run: PreparedRun, decoder: Decoder) -> bool:
     return not (has_drafts or config.crosses_engines or decoder.is_runtime)
 
 
-def _time(
-    run: PreparedRun, full: Decoder, decoder: Decoder, progress: ProgressCallback
-) -> TimedPairs:
-    """Time the schedule in pairs with the full model, or alone with baseline=false, on the task's
-    prompts or on random ones.
+def make_pair(run: PreparedRun, full: Decoder, decoder: Decoder, batch_size: int) -> Pair:
+    """Return the full model (none with baseline=false) and the schedule of a run as the two sides
+    of a timed pair, on the task's prompts or on random ones.
     """
     config, workload, model = run.point.config, run.workload, run.loaded.model
     answer = answer_request(config, workload, model)
     request = timed_request(answer, run.plan.timed_tokens, decoder.views)
+    if workload:
+        prompts = task_prompts(workload, request.length, batch_size)
+    else:
+        vocab_size, length = text_config(model).vocab_size, config.speed.prompt_tokens
+        prompts = random_prompts(vocab_size, length, batch_size, config.seed)
+    return Pair(full if config.baseline else None, decoder, prompts, request)
 
-    def make_pair(batch_size: int) -> Pair:
-        if workload:
-            prompts = task_prompts(workload, request.length, batch_size)
-        else:
-            vocab_size, length = text_config(model).vocab_size, config.speed.prompt_tokens
-            prompts = random_prompts(vocab_size, length, batch_size, config.seed)
-        return Pair(full if config.baseline else None, decoder, prompts, request)
 
-    speed = config.speed
+def _time(
+    run: PreparedRun, full: Decoder, decoder: Decoder, progress: ProgressCallback
+) -> TimedPairs:
+    """Time the schedule of a run, and the full model if it has a baseline."""
+    config, speed = run.point.config, run.point.config.speed
     if run.is_baseline:  # against itself, which shows noise alone
         speed = speed.replace(seconds=NOISE_SHARE * speed.seconds)
-    return time_pairs(make_pair, config.batch_size, speed, config.strategy.name, progress)
+    pair_of_size = partial(make_pair, run, full, decoder)
+    return time_pairs(pair_of_size, config.batch_size, speed, config.strategy.name, progress)
 
 
 def _make_record(
