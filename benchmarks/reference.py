@@ -16,10 +16,10 @@ from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.experiments.record import (
     REPEATED,
     LmEval,
-    Point,
     Quality,
     Record,
     Section,
+    Settings,
 )
 from ulskip_cli.report.tables import markdown_table
 from ulskip_cli.tasks import metrics
@@ -143,7 +143,7 @@ def row_keys() -> str:
         if section is Quality:
             parts += ["- `bleu`, `rouge1`, ...: the task's [metrics](your-own.md#metrics)."]
         parts += lines(section, metrics.METRIC_OF)
-        if section is Point:
+        if section is Settings:
             parts += [f"\nSettings, repeated: {', '.join(f'`{key}`' for key in REPEATED)}."]
     return "\n".join(parts) + "\n"
 

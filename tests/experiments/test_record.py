@@ -9,7 +9,7 @@ from report_rows import ENVIRONMENT, sweep_row
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import FAILED, Pairs, Point, Quality, Record, Side, read
+from ulskip_cli.experiments.record import FAILED, Pairs, Quality, Record, Settings, Side, read
 from ulskip_cli.experiments.settings import Key, settings
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ POINT = {"id": "a", "config": compose([]).recorded()}
 
 
 def asked(*overrides):
-    return Point.of(compose(["model=tiny", *overrides]), "0" * 12)
+    return Settings.of(compose(["model=tiny", *overrides]), "0" * 12)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)

@@ -18,7 +18,7 @@ from ulskip_cli.experiments.record import (
     Environment,
     Provenance,
     Record,
-    Schedule,
+    ScheduleUsed,
     StageUsed,
     Throughput,
 )
@@ -33,7 +33,7 @@ def describe_schedule(
     plan: Plan,
     outputs: Sequence[BatchOutput] = (),
     timed: Sequence[BatchOutput] = (),
-) -> Schedule:
+) -> ScheduleUsed:
     """Return the schedule section of a row.
 
     The mean depth is measured for early exit, in the `timed` pairs or else in the evaluated
@@ -46,7 +46,7 @@ def describe_schedule(
     if plan.later_stages and outputs:
         lengths = [len(ids) for output in outputs for ids in output.token_ids]
         evaluated = schedule.mean_kept(plan.stages, lengths)
-    return Schedule(
+    return ScheduleUsed(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
         later_stages=tuple(StageUsed(**asdict(stage)) for stage in plan.later_stages),

@@ -13,7 +13,7 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
-from ulskip_cli.core.files import read_jsonl, timestamp, write_atomic
+from ulskip_cli.core.files import Table, read_jsonl, timestamp, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.launchers import POOLS
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
@@ -21,9 +21,8 @@ from ulskip_cli.experiments.record import (
     DONE,
     FAILED,
     NOT_APPLICABLE,
-    Point,
     Record,
-    Row,
+    Settings,
 )
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import Key, config_settings, differences
@@ -41,7 +40,7 @@ class Job:
     """One job of a sweep: a point, or a full baseline that points compare with."""
 
     config: Config
-    identity: Point  # the settings that its row stores, also if the run fails
+    identity: Settings  # the settings that its row stores, also if the run fails
     label: str  # distinguishes the point within the sweep
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
@@ -94,7 +93,7 @@ def make_jobs(
             point = resolver.resolve(config, command)
             job = Job(point.config, point.identity, label, point)
         except UsageError as error:
-            identity = Point.of(config, config.identity(command), command)
+            identity = Settings.of(config, config.identity(command), command)
             job = Job(config, identity, label, refused=error)
         if job.point and (full := job.point.baseline):
             name = _label(full.config, varied)
@@ -137,7 +136,7 @@ class SweepOutcome:
     records: dict[str, Record] = field(default_factory=dict)  # by identifier, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
 
-    def as_json(self) -> Row:
+    def as_json(self) -> Table:
         """Return the object that `--json` prints: the row of a single point, or all rows and
         failures.
         """

@@ -23,13 +23,14 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.capabilities import check
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import parse
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, point_key
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Record, Settings, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.loading import load, load_tokenizer
@@ -186,7 +187,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         new, _ = padded(output.token_ids, pad, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)
 
-    def get_model_info(self) -> Row:
+    def get_model_info(self) -> Table:
         """Return the model information that the harness stores with its results; the key `ulskip`
         contains the ulskip row.
         """
@@ -204,7 +205,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)
         return Record.joined(
-            Point.of(config, shared_id, "lm-eval"),
+            Settings.of(config, shared_id, "lm-eval"),
             describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
@@ -250,7 +251,7 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     return folder
 
 
-def make_records(results: Row, shared: Record) -> list[Record]:
+def make_records(results: Table, shared: Record) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record. `shared` is the record of the model.
     """

@@ -13,7 +13,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
-from ulskip_cli.experiments.record import Point
+from ulskip_cli.experiments.record import Settings
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 
@@ -39,7 +39,7 @@ class ResolvedPoint:
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
     files: ModelFolder  # a run fails if their fingerprint changed meanwhile
     plan: Plan  # before calibration and timing
-    identity: Point  # the settings as its row stores them, with the id
+    identity: Settings  # the settings as its row stores them, with the id
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
@@ -81,7 +81,7 @@ class Resolver:
         texts = [part and part.examples for part in (data, held_out)]
         run_id = point_key(config, command, files, plan, texts, CALIBRATION if held_out else None)
         known = {"baseline_id": baseline and baseline.run_id, "dataset": data and data.task.data}
-        identity = Point.of(config, run_id, "run" if data else "bench", **known)
+        identity = Settings.of(config, run_id, "run" if data else "bench", **known)
         return ResolvedPoint(config, data, held_out, files, plan, identity, baseline)
 
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:

@@ -46,7 +46,7 @@ DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count
 METRIC_KEYS = tuple(metrics.METRIC_OF)
 GLOSSARY = "[glossary](measuring.md#glossary)"  # the meaning of these fields
 
-Row = Table  # a record as a JSON object
+Row = Table  # a line of runs.jsonl
 Text = str | None  # None: not known
 Flag = bool | None
 Whole = int | None
@@ -94,7 +94,7 @@ class Shown:
     columns: tuple[Column, ...] = ()
     detected: bool = False
 
-    def __call__(self, schema: Row) -> None:
+    def __call__(self, schema: Table) -> None:
         """Add nothing to the JSON schema of the field, to which pydantic attaches this object."""
 
 
@@ -278,7 +278,7 @@ class Pairs(Section):
         value, _, high = self.speedup()  # the upper end is the farther one (an interval of logs)
         return self.num_units >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
-    def speedups(self) -> Row:
+    def speedups(self) -> Table:
         """Return the values of a row that are computed from the pairs of both sides."""
         if self.full is None:
             return {}
@@ -322,7 +322,7 @@ class Environment(Section):
         return self.accelerator or chip
 
 
-class Point(Section):
+class Settings(Section):
     """The settings that identify a run; they are equal whether it finished or failed."""
 
     id: Name = value("hash of configuration, data and weights", default=...)
@@ -360,7 +360,7 @@ class Point(Section):
         return values if isinstance(values, StoredConfig) else StoredConfig.read(values)
 
     @field_serializer("config")
-    def _write_config(self, config: StoredConfig) -> Row:
+    def _write_config(self, config: StoredConfig) -> Table:
         return config.changed()
 
     def uses(self, key: str) -> bool:
@@ -423,7 +423,7 @@ REPEATED = (
 )
 
 
-class Schedule(Section):
+class ScheduleUsed(Section):
     """The layers that ran, and the speedup that the cost model predicts for them."""
 
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
@@ -452,7 +452,7 @@ class Schedule(Section):
             first=True,
         ),
     )
-    calibration: Row | None = value(
+    calibration: Table | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )
 
@@ -598,7 +598,7 @@ class LmEval(Section):
     )
     num_fewshot: Whole = value("examples in the prompt", detected=True)
     task_version: object = value("name and version of the task")
-    lm_eval_options: Row | None = value("other options that change the answers", detected=True)
+    lm_eval_options: Table | None = value("other options that change the answers", detected=True)
 
 
 class Provenance(Section):
@@ -612,7 +612,7 @@ class Provenance(Section):
     )
     engine_reason: Text = value("why another engine than `torch` decoded")
     engine_weights: Text = value("format of the weights in another library", detected=True)
-    engine_build: Row | None = value(
+    engine_build: Table | None = value(
         "package, version, instruction sets and threads of that library"
     )
     linear_backend: Text = value(
@@ -623,7 +623,7 @@ class Provenance(Section):
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
     training: Text = value("how the weights were trained")
-    trained_for: Row | None = value(
+    trained_for: Table | None = value(
         "strategy, ratios, layers, `prompt_layers` and examples of the training"
     )
     trained_for_these_layers: Flag = value(
@@ -635,7 +635,7 @@ class Provenance(Section):
     )
 
 
-class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
+class Record(Provenance, LmEval, Throughput, Quality, Timing, ScheduleUsed, Settings):
     """The record of one run. A failed or inapplicable run has a reason and no measurements."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
@@ -679,7 +679,7 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return next((key for key in keys if self.value(key) is not None), None)
 
     @property
-    def kept(self) -> Interval | None:
+    def quality_share(self) -> Interval | None:
         """The kept share of the full model's primary score, which can exceed 1. Without a
         comparison it is 1 for the full model and None for others. Fewer than `MIN_FOR_STARS`
         examples have no interval, because a bootstrap over so few has no power.
@@ -698,12 +698,12 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     @property
     def kept_share(self) -> float | None:
         """The kept share of the full model's primary score."""
-        return self.kept.value if self.kept else None
+        return self.quality_share.value if self.quality_share else None
 
     @property
     def kept_interval(self) -> str | None:
         """The ends of this share's interval, as text."""
-        return self.kept.ends(".0%") if self.kept else None
+        return self.quality_share.ends(".0%") if self.quality_share else None
 
     @property
     def task(self) -> Text:

@@ -16,6 +16,7 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import Decoder
@@ -41,7 +42,7 @@ from ulskip_cli.experiments.evaluate import (
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
+from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
@@ -117,7 +118,7 @@ class PreparedRun:
     loaded: LoadedModel
     workload: Workload | None  # None: random prompts
     plan: Plan
-    calibration: Row | None  # what a row stores of a calibration
+    calibration: Table | None  # what a row stores of a calibration
     correction: CorrectionUsed | None
     adapter: SkipAdapter | None  # corrects the views that skip layers
     started_at: float  # seconds on the clock of `time.monotonic`
@@ -244,7 +245,7 @@ def _evaluate(
     config, workload = run.point.config, run.workload
     if workload is None:
         return None, Quality()
-    answers, quality, stored = None, Quality(), list[Row]()
+    answers, quality, stored = None, Quality(), list[Table]()
     if config.answers and baseline:
         stored = ResultsFolder.of(config).generations(baseline.id)
     texts = ForcedTexts(workload.prompts, [], BatchSize(LOSS_BATCH), workload.pad_token_id)

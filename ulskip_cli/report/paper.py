@@ -10,7 +10,7 @@ from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import primary
 from ulskip_cli.report import tables
-from ulskip_cli.report.reference import POINT, ComparedPair, beside
+from ulskip_cli.report.pairs import POINT, ComparedPair, beside
 from ulskip_cli.report.rows import Group, done, grouped, read_records, stored
 from ulskip_cli.report.tables import TableSection
 

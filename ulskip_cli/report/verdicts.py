@@ -20,7 +20,7 @@ from ulskip_cli.experiments.statistics import (
     shares,
     verdict,
 )
-from ulskip_cli.report.reference import ComparedPair
+from ulskip_cli.report.pairs import ComparedPair
 from ulskip_cli.report.rows import Group, collected, grouped
 
 MAX_LEADS = 3  # sentences before the table of a sweep
