@@ -22,10 +22,11 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.jobs import Job, Sweep, make_jobs
-from ulskip_cli.experiments.record import MISSING, Column, Record
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
 from ulskip_cli.report import pairs, rows
+from ulskip_cli.report.columns import MISSING, Column
 from ulskip_cli.report.tables import TableSection, markdown, provenance
 
 RESULTS = Path("results")

@@ -132,16 +132,11 @@ def test_a_line_that_is_no_object_is_refused(line):
         read(line)
 
 
-def test_what_a_row_shows_follows_from_its_measurements():
+def test_a_speedup_has_an_interval_with_enough_units():
     row = sweep_row()
-    assert (row.speedup[1:], row.layers, row.num_pairs) == ((1.78, 1.82), "3/6", 7)
-    assert row.timed_tokens_per_second == pytest.approx(90)
-    assert row.full_tokens_per_second == pytest.approx(50)
+    assert row.speedup[1:] == (1.78, 1.82)
     assert sweep_row(units=2).speedup[1:] == (None, None)
     assert sweep_row(measured_speedup=None).speedup is None
-    stages = [{"first_step": 4, "kept_layers": [0, 5]}]
-    staged = sweep_row(later_stages=stages, evaluated_mean_kept_layers=2.5)
-    assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
 
 
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:3", False), ("cpu", False)])

@@ -190,9 +190,10 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
     """Yield the warnings about scores that say little, about weights and corrections that were made
     for other layers or another task, and about examples that were seen in training.
     """
-    if record.num_cut_off:
+    num_cut_off = record.degenerate.get("hit_limit", 0)
+    if 2 * num_cut_off > (record.num_examples or 0):
         yield (
-            f"{record.label} with {record.summary}: {record.num_cut_off} of {record.num_examples}"
+            f"{record.label} with {record.summary}: {num_cut_off} of {record.num_examples}"
             f" answers were cut off at max_new_tokens={config.answer_tokens}, so their scores say"
             " little about whole answers; raise it"
         )

@@ -248,7 +248,7 @@ def sentence(record: Record) -> str:
     is_baseline = record.keeps_all and not record.config.crosses_engines
     speed = [] if is_baseline else _speed_text(record)
     quality = [*score_text(record), *_agreement_text(record)]
-    if speed and quality and record.timed_layers:
+    if speed and quality and record.has_two_depths:
         timed = f"{record.label} ran {record.mean_kept_layers:.1f} layers when it was timed"
         return f"{timed}: {speed[0]}. Its answers ran {record.summary}: {'; '.join(quality)}."
     facts = [*speed, *quality]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ulskip_cli.experiments.intervals import CONFIDENCE, Interval, normal
-from ulskip_cli.experiments.record import Column, Record
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.settings import Key, all_settings
 from ulskip_cli.experiments.statistics import (
     FAILS,
@@ -19,7 +19,8 @@ from ulskip_cli.experiments.statistics import (
     speed_ratio,
     verdict,
 )
-from ulskip_cli.report.rows import done
+from ulskip_cli.report.columns import Column
+from ulskip_cli.report.rows import done, is_own_baseline
 from ulskip_cli.report.tables import TableSection, sentences
 
 NOTE = (
@@ -58,7 +59,7 @@ class ComparedPair:
 
     def speedup_within(self, confidence: float) -> Interval | None:
         """Return `speedup` with the interval of another confidence."""
-        return None if self.new.is_own_baseline else speed_ratio(self.new, self.old, confidence)
+        return None if is_own_baseline(self.new) else speed_ratio(self.new, self.old, confidence)
 
     def quality_within(self, confidence: float) -> Interval | None:
         """Return `quality` with the interval of another confidence, as of a normal distribution."""
@@ -86,9 +87,9 @@ class ComparedPair:
         }
 
     @property
-    def absent(self) -> str:
-        """The text of a cell without a value."""
-        return self.new.absent
+    def status(self) -> str:
+        """The status of the new row, which explains cells without a value."""
+        return self.new.status
 
 
 def beside(column: Column, old: str = "old", new: str = "new") -> list[Column]:
@@ -172,7 +173,7 @@ class FolderComparison:
 
     def _keeps(self, pair: ComparedPair) -> str | None:
         """Return the verdict on the claim that the row reaches the quality gate."""
-        kept = None if pair.new.is_own_baseline else pair.new.quality_share
+        kept = None if is_own_baseline(pair.new) else pair.new.quality_share
         return kept and reaches(kept, self.gate)
 
 
