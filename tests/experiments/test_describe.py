@@ -25,7 +25,7 @@ def warned(monkeypatch):
         packages = {"torch": "2", "transformers": "5"}
         machine = Environment(ulskip="0", packages=packages, threads=threads)
         point = Settings.of(config, "0" * 12)
-        record = Record.joined(point, num_examples=3, environment=machine, **values)
+        record = Record.joined(point).replace(num_examples=3, environment=machine, **values)
         return run_warnings(config, plan, record)
 
     return call

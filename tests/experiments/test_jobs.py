@@ -7,7 +7,7 @@ from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.grid import points
 from ulskip_cli.experiments.jobs import Sweep, failure_reason, make_jobs
-from ulskip_cli.experiments.record import Record, read
+from ulskip_cli.experiments.record import Provenance, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 
@@ -80,7 +80,7 @@ def folder(jobs):
 def done(job, **machine):
     """A finished record of this machine, or of one that differs."""
     where = {**environment.code(), **environment.machine("cpu"), **machine}
-    row = Record.joined(job.identity, device="cpu").to_row()
+    row = Record.joined(job.identity, Provenance(device="cpu")).to_row()
     return read(json.dumps({**row, "environment": where}))
 
 

@@ -107,7 +107,7 @@ def sum_exits(outputs: Sequence[BatchOutput]) -> ExitStats:
 
 
 def describe_provenance(
-    config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder
+    config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int
 ) -> Provenance:
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
@@ -125,6 +125,7 @@ def describe_provenance(
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         **loaded.notes,
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
+        num_examples=num_examples,
         environment=Environment.model_validate(environment.code() | environment.machine(device)),
     )
 

@@ -21,6 +21,7 @@ from ulskip_cli.experiments.record import (
     DONE,
     FAILED,
     NOT_APPLICABLE,
+    Outcome,
     Record,
     Settings,
 )
@@ -58,8 +59,11 @@ class Job:
 
     def failure_record(self, error: BaseException) -> Record:
         """Return the record of a job that failed or is not applicable."""
-        status = NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED
-        return Record.joined(self.identity, status=status, reason=failure_reason(error))
+        outcome = Outcome(
+            status=NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED,
+            reason=failure_reason(error),
+        )
+        return Record.joined(self.identity, outcome)
 
 
 def failure_reason(error: BaseException) -> str:

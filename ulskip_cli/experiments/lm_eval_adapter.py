@@ -30,7 +30,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, point_key
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Record, Settings, read
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Outcome, Record, Settings, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.loading import load, load_tokenizer
@@ -205,16 +205,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)
         return Record.joined(
-            Settings.of(config, shared_id, "lm-eval"),
+            Settings.of(config, shared_id, "lm-eval").replace(correction=self.correction),
             describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
             ),
-            describe_provenance(config, self.plan, self.loaded, self.decoder),
-            num_examples=0,
-            warnings=tuple(warnings),
-            correction=self.correction,
+            describe_provenance(config, self.plan, self.loaded, self.decoder, num_examples=0),
+            Outcome(warnings=tuple(warnings)),
         )
 
 

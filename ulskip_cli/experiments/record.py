@@ -10,7 +10,7 @@ import json
 import math
 from itertools import islice
 from statistics import median
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,7 +33,9 @@ from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
-DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
+DONE: Final = "done"
+NOT_APPLICABLE: Final = "n/a"
+FAILED: Final = "failed"
 HIGHEST_SCORE = 100.0  # of all metrics
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
@@ -538,8 +540,8 @@ class Provenance(Section):
     )
 
 
-class Record(Provenance, LmEval, Throughput, Quality, Timing, ScheduleUsed, Settings):
-    """The record of one run. A failed or inapplicable run has a reason and no measurements."""
+class Outcome(Section):
+    """How a run ended."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
     reason: Text = value("why there is no result, and the file with the traceback")
@@ -548,16 +550,17 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, ScheduleUsed, Sett
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )
+
+
+class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleUsed, Settings):
+    """The record of one run. A failed or inapplicable run has a reason and no measurements."""
+
     folder: str = Field("", exclude=True)  # from which a report read it
 
     @classmethod
-    def joined(cls, *sections: Section, **values: object) -> Self:
-        """Join the sections that a run made; an unknown key or a wrong type is a UsageError."""
-        joined = {key: item for part in sections for key, item in part} | values
-        try:
-            return cls.model_validate(joined)
-        except ValidationError as error:
-            raise misfit(cls, error) from None
+    def joined(cls, *sections: Section) -> Self:
+        """Join the sections that a run made."""
+        return cls.model_validate({key: item for section in sections for key, item in section})
 
     def to_row(self) -> Row:
         """Return the record as a JSON object, without values that do not apply."""

@@ -42,7 +42,7 @@ from ulskip_cli.experiments.evaluate import (
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Section
+from ulskip_cli.experiments.record import CorrectionUsed, Outcome, Quality, Record, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
@@ -215,15 +215,13 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     progress.phase("write")
     if answers:  # with their row, because an earlier row keeps its answers until then
         folder.save_generations(point.run_id, answers.generations)
-    record = store_record(
-        run,
-        decoder,
-        timed,
-        quality,
-        answers,
-        wall_seconds=checkpoints.elapsed_seconds,
+    settings = point.identity.replace(
         baseline_id=baseline and baseline.id,
+        correction=run.correction,
+        chat=workload.formatter.template.chat if workload else None,
     )
+    outcome = Outcome(wall_seconds=checkpoints.elapsed_seconds)
+    record = store_record(run, decoder, timed, answers, settings, quality, outcome)
     checkpoints.remove()
     return record
 
@@ -275,38 +273,31 @@ def store_record(
     run: PreparedRun,
     decoder: Decoder,
     timed: TimedPairs | None,
-    quality: Quality,
     answers: GeneratedAnswers | None,
-    **values: object,
+    *sections: Section,
 ) -> Record:
-    """Make the record of a measured point, store it with its warnings, and return it. `values` are
-    further fields of the record.
+    """Make the record of a measured point, store it with its warnings, and return it. `sections`
+    are the settings, the quality and the outcome.
     """
     config, plan, workload = run.point.config, run.plan, run.workload
     pairs = timed.strategy if timed else ()
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
+    described = described.replace(calibration=run.calibration)
     if config.crosses_engines:  # the cost model compares layers in one engine
         described = described.replace(predicted_speedup=None)
-    provenance = describe_provenance(config, plan, run.loaded, decoder)
-    sections: list[Section] = [run.point.identity, described, provenance, quality]
+    num_examples = len(workload.examples) if workload else 0
+    provenance = describe_provenance(config, plan, run.loaded, decoder, num_examples)
+    measured = list[Section]()
     if outputs:
-        sections.append(measure_throughput(outputs, source))
+        throughput = measure_throughput(outputs, source)
+        if timed and not answers:
+            throughput = throughput.replace(compile_seconds=timed.compile_seconds)
+        measured.append(throughput)
     if timed:
-        sections.append(timed.timing())
-        values["step_bytes"] = bytes_per_step(plan, pairs[0])
-        if not answers:
-            values["compile_seconds"] = timed.compile_seconds
-    if workload:
-        values["chat"] = workload.formatter.template.chat
-    record = Record.joined(
-        *sections,
-        num_examples=len(workload.examples) if workload else 0,
-        correction=run.correction,
-        calibration=run.calibration,
-        **values,
-    )
+        measured.append(timed.timing().replace(step_bytes=bytes_per_step(plan, pairs[0])))
+    record = Record.joined(*sections, described, provenance, *measured)
     record = record.replace(warnings=run_warnings(config, plan, record))
     ResultsFolder.of(config).save(config, record)
     return record
