@@ -19,14 +19,14 @@ from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, check_references
 from ulskip_cli.experiments.jobs import Job, make_jobs
 from ulskip_cli.experiments.ledger import Ledger, SweepObserver
 from ulskip_cli.experiments.point import Resolver, evaluated_examples
-from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sentence, shares
 from ulskip_cli.experiments.sweep import run_jobs
@@ -303,7 +303,7 @@ class TuneResult:
         sure = "surely met" if low and low >= self.tuning.wanted else "met, but not surely"
         return f"Use this: {result}", f"{wish} is {sure}, on examples that chose nothing."
 
-    def as_json(self) -> Row:
+    def as_json(self) -> Table:
         """Return what `--json` prints."""
         return {
             "verdict": list(self.verdict),

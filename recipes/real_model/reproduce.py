@@ -27,6 +27,7 @@ from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run_jobs
+from ulskip_cli.report.columns import layers
 from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/real_model")
@@ -177,7 +178,7 @@ def line(row: Record, metric: str, full: Record) -> tuple[str, ...]:
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
     return (
-        row.layers or "",
+        layers(row) or "",
         row.strategy if row.model == full.model else row.model,
         correction(row),
         row.prompt_layers,

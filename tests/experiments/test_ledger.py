@@ -7,7 +7,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.experiments.grid import points
 from ulskip_cli.experiments.jobs import make_jobs
 from ulskip_cli.experiments.ledger import Ledger
-from ulskip_cli.experiments.record import Record, read
+from ulskip_cli.experiments.record import Provenance, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 
@@ -28,7 +28,7 @@ def folder(jobs):
 def done(job, **machine):
     """A finished record of this machine, or of one that differs."""
     where = {**environment.code(), **environment.machine("cpu"), **machine}
-    row = Record.joined(job.settings, device="cpu").to_row()
+    row = Record.joined(job.settings, Provenance(device="cpu")).to_row()
     return read(json.dumps({**row, "environment": where}))
 
 

@@ -6,11 +6,11 @@ from report_rows import timed_pairs
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
-from ulskip_cli.experiments.record import Point, Record, read
+from ulskip_cli.experiments.record import Record, Settings, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.rows import warnings
 
-POINT = Record.joined(Point.of(compose([]), "p")).to_row()
+POINT = Record.joined(Settings.of(compose([]), "p")).to_row()
 
 
 def answer(text):

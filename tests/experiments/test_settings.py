@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from report_rows import bench_row, configured, sweep_row
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.record import DETECTED, FAILED, Point, Record
+from ulskip_cli.experiments.record import DETECTED, FAILED, Outcome, Record, Settings
 from ulskip_cli.experiments.settings import (
     UNKNOWN,
     Key,
@@ -86,7 +86,9 @@ def test_the_same_option_of_two_strategies_is_two_keys():
 
 
 def test_what_a_failed_run_did_not_detect_agrees_with_all():
-    failed = Record.joined(Point.of(compose([]), "x"), status=FAILED, reason="no memory")
+    failed = Record.joined(
+        Settings.of(compose([]), "x"), Outcome(status=FAILED, reason="no memory")
+    )
     done = failed.replace(status="done")
     detected = {Key(name) for name in DETECTED}
     assert not detected & settings(failed).keys()

@@ -15,7 +15,7 @@ import torch
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.correction import RECORD, Patch, PatchKind
-from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.files import Table, read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
@@ -31,7 +31,7 @@ from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
 from ulskip_cli.experiments.evaluate import Workload, answer_request
 from ulskip_cli.experiments.point import CALIBRATION
-from ulskip_cli.experiments.record import CorrectionUsed, Row
+from ulskip_cli.experiments.record import CorrectionUsed
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import block_influence
@@ -151,7 +151,7 @@ class HeldOutEvaluator:
         prompts, references = zip(*_token_ids(examples), strict=True)
         return ForcedTexts(prompts, references, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
-    def calibrate_strategy(self) -> tuple[Plan, Row]:
+    def calibrate_strategy(self) -> tuple[Plan, Table]:
         """Return the plan with calibrated options of the strategy, and what a row stores of the
         calibration. Option values that the results folder does not have yet are measured and
         stored.
@@ -225,7 +225,7 @@ class HeldOutEvaluator:
 
     def _fit_patches(
         self, plan: Plan, examples: Sequence[EncodedExample]
-    ) -> tuple[SkipAdapter, Row]:
+    ) -> tuple[SkipAdapter, Table]:
         """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on
         all responses. Return the patches and the notes that their record stores of the fit.
         """
@@ -301,12 +301,12 @@ def zero_patches(
     use them, because times do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
-    used: Row = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
+    used: Table = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
     adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
-def _without_name(options: Options) -> Row:
+def _without_name(options: Options) -> Table:
     return options.changed(lambda key: key != "name")
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli.core.answer import Answer, Ends, Request, until_stop
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
+from ulskip_cli.core.files import Table, append_line, read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.engines.base import BatchOutput
@@ -32,7 +32,7 @@ from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.point import Point, TaskExamples
-from ulskip_cli.experiments.record import Quality, Row
+from ulskip_cli.experiments.record import Quality
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, pad_token_id
@@ -167,7 +167,7 @@ def _line(batch: FinishedBatch) -> str:
     return _FINISHED_BATCH.dump_json(batch).decode()
 
 
-def _in_order(lines: Sequence[Row], order: Sequence[int]) -> Iterator[FinishedBatch]:
+def _in_order(lines: Sequence[Table], order: Sequence[int]) -> Iterator[FinishedBatch]:
     """Yield the stored batches, and stop before the first that another version wrote or whose
     prompts are not the next ones in `order`.
     """
@@ -189,7 +189,7 @@ class GeneratedAnswers:
     """The generated answers of a point, with decoder outputs and peak memory."""
 
     strategy: str
-    generations: list[Row]  # one JSON object per example, in the task's order
+    generations: list[Table]  # one JSON object per example, in the task's order
     outputs: list[BatchOutput]  # one per batch, with its timings
     batch_size: BatchSize  # the size that fitted into memory
     peak_memory_bytes: int
@@ -233,7 +233,7 @@ def generate_answers(
         checkpoints.add(positions, output, size.used, peak_bytes(decoder.device) - held)
         held = texts.held_bytes
         reset_peak(decoder.device)
-    generations: dict[int, Row] = {}
+    generations: dict[int, Table] = {}
     for batch in finished:
         for position, answer in zip(
             batch.positions, answers_of(batch.output, request), strict=True
@@ -334,7 +334,7 @@ def score_answers(
 
 def measure_by_teacher_forcing(
     texts: ForcedTexts, decoder: Decoder, full: Decoder, strategy: str, progress: ProgressCallback
-) -> Row:
+) -> Table:
     """Return what a row stores of the decode loss of references and of the agreement with the full
     model's answers, as far as `texts` has them; raise InvalidLogitsError if the loss is not finite.
     """
@@ -343,7 +343,7 @@ def measure_by_teacher_forcing(
     if not label:
         return {}
     report = progress.phase(f"{strategy}: {label}", len(texts.prompts))
-    scores, values = texts.scores(decoder, full, report), Row()
+    scores, values = texts.scores(decoder, full, report), Table()
     if scores.tokens:
         if not math.isfinite(scores.decode_loss):
             raise InvalidLogitsError(f"a decode loss of {scores.decode_loss}")
@@ -380,7 +380,7 @@ def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:
     return np.array([words in known for words in zip(ends, ends[1:], ends[2:], strict=False)])
 
 
-def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
+def _mean_interval(key: str, sums: Values, counts: Values) -> Table:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
     `sums` and `counts` have the sum over the positions of each answer and their number. Without

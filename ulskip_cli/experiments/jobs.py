@@ -7,8 +7,7 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.point import Point, Resolver
-from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Record
-from ulskip_cli.experiments.record import Point as Settings
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Outcome, Record, Settings
 from ulskip_cli.experiments.settings import Key, config_settings, differences
 
 
@@ -35,8 +34,11 @@ class Job:
 
     def failure_record(self, error: BaseException) -> Record:
         """Return the record of a job that failed or is not applicable."""
-        status = NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED
-        return Record.joined(self.settings, status=status, reason=failure_reason(error))
+        outcome = Outcome(
+            status=NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED,
+            reason=failure_reason(error),
+        )
+        return Record.joined(self.settings, outcome)
 
 
 def failure_reason(error: BaseException) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import read_jsonl
+from ulskip_cli.core.files import Table, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.jobs import Job
-from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Record, Row
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Record
 from ulskip_cli.experiments.results import ResultsFolder
 
 TO_DO = "to do"
@@ -154,7 +154,7 @@ class SweepOutcome(NamedTuple):
     records: dict[str, Record]  # by id, with baselines
     failures: list[str]  # one line for every failed point
 
-    def as_json(self) -> Row:
+    def as_json(self) -> Table:
         """Return the object that `--json` prints: the row of a single point, or all rows and
         failures.
         """

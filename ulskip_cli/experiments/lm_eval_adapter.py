@@ -24,6 +24,7 @@ from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.capabilities import check
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import parse
 from ulskip_cli.engines.base import Prompts, Views
@@ -31,7 +32,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.point import Resolver, point_key
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Outcome, Record, Settings, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.loading import load, load_tokenizer
@@ -188,7 +189,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         new, _ = padded(output.token_ids, pad, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)
 
-    def get_model_info(self) -> Row:
+    def get_model_info(self) -> Table:
         """Return the model information that the harness stores with its results; the key `ulskip`
         contains the ulskip row.
         """
@@ -206,16 +207,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)
         return Record.joined(
-            Point.of(config, shared_id, "lm-eval"),
+            Settings.of(config, shared_id, "lm-eval").replace(correction=self.correction),
             describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
             ),
-            describe_provenance(config, self.plan, self.loaded, self.decoder),
-            num_examples=0,
-            warnings=tuple(warnings),
-            correction=self.correction,
+            describe_provenance(config, self.plan, self.loaded, self.decoder, num_examples=0),
+            Outcome(warnings=tuple(warnings)),
         )
 
 
@@ -252,7 +251,7 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     return folder
 
 
-def make_records(results: Row, shared: Record) -> list[Record]:
+def make_records(results: Table, shared: Record) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record. `shared` is the record of the model.
     """

@@ -19,14 +19,14 @@ from ulskip_cli.core.answer import Request
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import timestamp
+from ulskip_cli.core.files import Table, timestamp
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, Prompts, Views, Watch, take_turns
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import now
 from ulskip_cli.experiments.evaluate import Workload
 from ulskip_cli.experiments.intervals import UNITS
-from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
+from ulskip_cli.experiments.record import Pairs, Side, Timing, Unit
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
@@ -273,7 +273,7 @@ def prompt_batches(
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:
     """Collect the raw values of one side of all timed pairs; seconds are rounded to 1e-6."""
-    values: Row = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
+    values: Table = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
     for key in ("prefill_seconds", "first_token_seconds", "decode_seconds"):
         values[key] = [round(getattr(output, key), 6) for output in outputs]
     for key in ("decoded_tokens", "generated_tokens"):

@@ -13,7 +13,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
-from ulskip_cli.experiments.record import Point as Settings
+from ulskip_cli.experiments.record import Settings
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 

@@ -17,6 +17,7 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import Views
@@ -51,7 +52,7 @@ from ulskip_cli.experiments.paired_timing import (
     timed_request,
 )
 from ulskip_cli.experiments.point import Point, recorded_config
-from ulskip_cli.experiments.record import CorrectionUsed, Quality, Record, Row, Section
+from ulskip_cli.experiments.record import CorrectionUsed, Outcome, Quality, Record, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
@@ -138,7 +139,7 @@ class PreparedRun:
     loaded: LoadedModel
     workload: Workload | None  # None: random prompts
     plan: Plan
-    calibration: Row | None  # what a row stores of a calibration
+    calibration: Table | None  # what a row stores of a calibration
     correction: CorrectionUsed | None
     adapter: SkipAdapter | None  # corrects the views that skip layers
     started_at: float  # seconds on the clock of `time.monotonic`
@@ -177,15 +178,13 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
     models.progress.phase("write")
     if answers:  # with their row, because an earlier row keeps its answers until then
         folder.save_generations(point.id, answers.generations)
-    record = _make_record(
-        run,
-        decoder,
-        timed,
-        quality,
-        answers,
-        wall_seconds=checkpoints.elapsed_seconds,
+    settings = point.settings.replace(
         baseline_id=baseline and baseline.id,
+        correction=run.correction,
+        chat=run.workload.formatter.template.chat if run.workload else None,
     )
+    outcome = Outcome(wall_seconds=checkpoints.elapsed_seconds)
+    record = _make_record(run, decoder, timed, answers, settings, quality, outcome)
     folder.save(recorded_config(config, point.folder), record)
     checkpoints.remove()
     return record
@@ -236,7 +235,7 @@ def _evaluate(
     config, workload = run.point.config, run.workload
     if workload is None:
         return None, Quality()
-    stored = list[Row]()
+    stored = list[Table]()
     if config.answers and baseline:
         stored = ResultsFolder.of(config).generations(baseline.id)
     texts = ForcedTexts(
@@ -311,36 +310,29 @@ def _make_record(
     run: PreparedRun,
     decoder: Decoder,
     timed: TimedPairs | None,
-    quality: Quality,
     answers: GeneratedAnswers | None,
-    **values: object,
+    *sections: Section,
 ) -> Record:
-    """Make the record of a measured point, with its warnings. `values` are further fields of the
-    record.
+    """Make the record of a measured point, with its warnings. `sections` are the settings, the
+    quality and the outcome.
     """
     config, plan, workload = run.point.config, run.plan, run.workload
     pairs = timed.strategy if timed else ()
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
+    described = described.replace(calibration=run.calibration)
     if config.crosses_engines:  # the cost model compares layers in one engine
         described = described.replace(predicted_speedup=None)
-    provenance = describe_provenance(config, plan, run.loaded, decoder)
-    sections: list[Section] = [run.point.settings, described, provenance, quality]
+    num_examples = len(workload.examples) if workload else 0
+    provenance = describe_provenance(config, plan, run.loaded, decoder, num_examples)
+    measured = list[Section]()
     if outputs:
-        sections.append(measure_throughput(outputs, source))
+        throughput = measure_throughput(outputs, source)
+        if timed and not answers:
+            throughput = throughput.replace(compile_seconds=timed.compile_seconds)
+        measured.append(throughput)
     if timed:
-        sections.append(timed.timing())
-        values["step_bytes"] = bytes_per_step(plan, pairs[0])
-        if not answers:
-            values["compile_seconds"] = timed.compile_seconds
-    if workload:
-        values["chat"] = workload.formatter.template.chat
-    record = Record.joined(
-        *sections,
-        num_examples=len(workload.examples) if workload else 0,
-        correction=run.correction,
-        calibration=run.calibration,
-        **values,
-    )
+        measured.append(timed.timing().replace(step_bytes=bytes_per_step(plan, pairs[0])))
+    record = Record.joined(*sections, described, provenance, *measured)
     return record.replace(warnings=run_warnings(config, plan, record))

@@ -17,7 +17,7 @@ from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.build import PAGE, Report
 from ulskip_cli.report.plots import CAPTION, strategy_colour
-from ulskip_cli.report.rows import Group, collected, setting_words
+from ulskip_cli.report.rows import Group, collected, is_own_baseline, setting_words
 from ulskip_cli.report.tables import EMPTY
 
 MAX_EXAMPLES = 200  # per data set
@@ -45,8 +45,8 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
     environment.filters["order"] = order
     page, plot = written[0].with_name(PAGE), written[1:]
     groups, records, gate = report.groups, report.records, report.gate
-    judged = {share.record.key: share for share in shares(records, gate)}
-    labels = {record.key: group.approach(record) for group in groups for record in group.records}
+    judged = {_key(share.record): share for share in shares(records, gate)}
+    labels = {_key(record): group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records)
     table = report.long
@@ -66,7 +66,9 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
         heading=tables.title(records) or "Skipped layers",
         table=table,
         facets=facets,
-        rows=[(record, labels[record.key], judged.get(record.key)) for record in records],
+        rows=[(record, labels[_key(record)], judged.get(_key(record))) for record in records],
+        is_own_baseline=is_own_baseline,
+        last_stage=last_stage,
         readable={run.row for data_set in answers.sets for run in data_set.runs},
         metric=" or ".join(titles) if len(titles) < 2 else "primary metric",
         notes=tables.explanations(records),
@@ -74,6 +76,21 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
     )
     write_atomic(page, text)
     return page
+
+
+def last_stage(record: Record) -> frozenset[int]:
+    """Return the layers that the last step runs; with early exit, the first n layers, if a step
+    runs n on average.
+    """
+    if record.exit_depths and record.mean_kept_layers:
+        return frozenset(range(round(record.mean_kept_layers)))
+    last = record.later_stages[-1].kept_layers if record.later_stages else None
+    return frozenset(last or record.kept_layers or ())
+
+
+def _key(record: Record) -> tuple[str, str]:
+    """Return the folder and the id, which together identify a record."""
+    return record.folder, record.id
 
 
 def order(text: str) -> str:
@@ -130,8 +147,8 @@ def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
     """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of at most `MAX_RUNS`
     runs. Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
     """
-    names = {  # by `Record.key`
-        row.key: group.called(row)
+    names = {  # by `_key`
+        _key(row): group.called(row)
         if row.target_speedup and not row.keeps_all
         else group.approach(row)
         for group in groups
@@ -165,7 +182,7 @@ def _data_set(
     texts: dict[str, int],
 ) -> DataSet:
     """Return the examples of one data set and the runs on them; runs that answered other examples
-    are left out. `rows` are by their index on the page, `names` by `Record.key`. `texts` maps each
+    are left out. `rows` are by their index on the page, `names` by `_key`. `texts` maps each
     text to its position; new texts are added to it.
     """
 
@@ -189,7 +206,7 @@ def _data_set(
         if shown and [answer["source"] for answer in shown] == sources:
             outputs = [position(answer["hypothesis"]) for answer in shown]
             flags = {k: answer["flags"] for k, answer in enumerate(shown) if answer.get("flags")}
-            name, colour = names[rows[i].key], strategy_colour(rows[i].label)
+            name, colour = names[_key(rows[i])], strategy_colour(rows[i].label)
             runs.append(Run(i, name, colour, outputs, flags))
     ran = [rows[run.row] for run in runs]
     # of each label the run with the smallest batch

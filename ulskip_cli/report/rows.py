@@ -14,7 +14,7 @@ from typing import TypeVar
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
 from ulskip_cli.core.schedule import listed
-from ulskip_cli.experiments.record import DETECTED, MISSING, Record, read
+from ulskip_cli.experiments.record import DETECTED, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import (
     NAMES,
@@ -24,6 +24,7 @@ from ulskip_cli.experiments.settings import (
     differences,
     settings,
 )
+from ulskip_cli.report.columns import ABSENT, MISSING
 
 FILE = "runs.jsonl"
 RESULTS_DIR = Path("results")  # default of results_dir
@@ -170,7 +171,7 @@ def reasons(records: Iterable[Record]) -> list[str]:
     """
     same = collected(
         (record for record in records if not record.is_done),
-        lambda record: (record.absent, re.sub(r"got \d+", "got", str(record.reason))),
+        lambda record: (ABSENT[record.status], re.sub(r"got \d+", "got", str(record.reason))),
     )
     return [
         f"{word} ({', '.join(dict.fromkeys(row.strategy for row in rows))}): {rows[0].reason}"
@@ -196,12 +197,19 @@ def warnings(records: Iterable[Record]) -> list[str]:
 
 def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
-    if pairs and not (pairs.is_precise or record.is_own_baseline) and speedup and speedup.high:
+    if pairs and not (pairs.is_precise or is_own_baseline(record)) and speedup and speedup.high:
         yield (
             f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
             f" {pairs.precision:.0%} to a side; run it longer, with a larger speed.seconds and"
             " --force"
         )
+
+
+def is_own_baseline(record: Record) -> bool:
+    """Return True if the full model was timed against itself, so that the speedup is noise."""
+    has_all = record.num_layers and len(record.kept_layers or ()) == record.num_layers
+    others = record.draft_tokens, record.later_stages, record.exit_depths
+    return bool(has_all) and not (record.config.crosses_engines or any(others))
 
 
 def setting_text(record: Record, key: Key) -> str:

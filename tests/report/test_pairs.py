@@ -2,7 +2,7 @@ from report_rows import configured, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.experiments.statistics import FAILS, HOLDS, TIE, verdict
 from ulskip_cli.report import tables
-from ulskip_cli.report.reference import ComparedPair, compare
+from ulskip_cli.report.pairs import ComparedPair, compare
 
 
 def against(new, old):
