@@ -143,7 +143,7 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
 def test_an_engine_supports_drafts_if_its_session_defines_check(name):
     kind = engine_class(name)
     defines = pkgutil.resolve_name(kind.session).check is not SteppingSession.check
-    assert defines == (Need.DRAFTS in kind.supports)
+    assert defines == (Need.LOOK_UPS in kind.supports)
 
 
 def test_two_decoders_take_turns():

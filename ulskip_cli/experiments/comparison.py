@@ -31,7 +31,7 @@ class PromptComparer:
         """Load the weights, and calibrate the strategy and the correction."""
         self.run = prepare_run(point, session)
         self.progress = session.progress
-        assert self.run.workload is not None  # preflight refuses random weights
+        assert self.run.workload is not None  # it has prompts
         self.workload = self.run.workload
         self.context = decode_context(point.config, self.workload)
         self.sides = session.decoders(self.run)

@@ -65,15 +65,13 @@ class Workload:
         return [example.prompt_ids for example in self.encoded]
 
 
-def encode_workload(
-    point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None
-) -> Workload | None:
+def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase) -> Workload | None:
     """Encode a point's examples within the model's context, without weights; raise UsageError if
-    the context is too short. Without a task (a benchmark) or a tokenizer (random weights) return
-    None, which stands for random prompts.
+    the context is too short. Without a task (a benchmark) return None, which stands for random
+    prompts.
     """
     data, config, max_positions = point.data, point.config, point.files.metadata.context
-    if tokenizer is None or data is None:
+    if data is None:
         return None
     task, examples = data.task, data.examples
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)

@@ -20,7 +20,6 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.capabilities import check
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
 from ulskip_cli.core.fingerprint import key
@@ -68,9 +67,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         the model or the strategy.
         """
         self.ulskip_config = config
-        self.loaded = load(config.model, config.seed)
+        self.loaded = load(config.model)
         tokenizer = load_tokenizer(config.model)
-        assert tokenizer is not None  # only model=random has none
         plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
         is_explicit = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
@@ -176,7 +174,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in ends]
         given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
         decoding = parse(DecodingConfig, decoding.plain() | given)  # refuses unknown arguments
-        check(self.ulskip_config.replace(decoding=decoding).needs())
+        make_plan(self.ulskip_config.replace(decoding=decoding), self.loaded.metadata)
         self._batches += 1
         # More than the batches of a run, so that runs of two seeds have no seed in common.
         seed = self.ulskip_config.seed * 1_000_003 + self._batches

@@ -59,8 +59,8 @@ class Session:
     """
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
-    _tokenizers: dict[str, PreTrainedTokenizerBase | None] = field(default_factory=dict)
-    _model: tuple[tuple[ModelConfig, int], LoadedModel] | None = None
+    _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    _model: tuple[ModelConfig, LoadedModel] | None = None
     _full: tuple[Engine, Decoder] | None = None
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload | None, Workload | None]:
@@ -73,25 +73,24 @@ class Session:
         calibrating = replace(point, data=point.held_out)
         return encode_workload(point, tokenizer), encode_workload(calibrating, tokenizer)
 
-    def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer of a model; None for random weights."""
+    def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of a model."""
         name = key(config)
         if name not in self._tokenizers:
             self._tokenizers[name] = load_tokenizer(config, self.progress)
         return self._tokenizers[name]
 
-    def load(self, config: ModelConfig, seed: int) -> LoadedModel:
+    def load(self, config: ModelConfig) -> LoadedModel:
         """Return the loaded model; only the last model stays in memory."""
-        wanted = config, seed if config.source == "random" else 0  # the seed draws random weights
-        if self._model is None or self._model[0] != wanted:
+        if self._model is None or self._model[0] != config:
             self._model = self._full = None  # a decoder would keep the weights that are freed here
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
-            loaded = load(config, seed, self.progress)
+            loaded = load(config, self.progress)
             # The first choice for a model may compile, so it is made here; later calls return it.
             compiling = "compile the CPU kernels, once per machine"
             choose_backend(loaded.model, lambda: self.progress.phase(compiling))
-            self._model = wanted, loaded
+            self._model = config, loaded
         return self._model[1]
 
     def decoders(self, run: "PreparedRun") -> tuple[Decoder, Decoder]:
@@ -152,13 +151,13 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration."""
     started_at, config = time.monotonic(), point.config
     workload, held_out = session.encode(point)
-    loaded = session.load(config.model, config.seed)
+    loaded = session.load(config.model)
     if loaded.files.fingerprint != point.files.fingerprint:
         raise RunError(
             f"the weights of {config.model.path} changed since the run was prepared; repeat the run"
         )
     # Before weights are downloaded or drawn, the point has no sizes of them.
-    plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata))
+    plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata, point.plan.needs))
     calibration = evaluator = None
     if held_out:
         evaluator = HeldOutEvaluator(config, loaded, held_out, session.progress)
@@ -284,7 +283,6 @@ def store_record(
     config, plan, workload = run.point.config, run.plan, run.workload
     pairs = timed.strategy if timed else ()
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
-    # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     if config.crosses_engines:  # the cost model compares layers in one engine
         described = described.replace(predicted_speedup=None)

@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
+from ulskip_cli.core.capabilities import ALL, DRAFTS, Need, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.environment import runs_on_cpu
 from ulskip_cli.core.errors import UsageError
@@ -78,8 +78,8 @@ class Torch(Engine):
         engine, remedy = Torch(name="torch"), "engine=auto, which selects another engine"
         if Need.EARLY_EXIT in needs:
             engine, remedy = EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
-        elif Need.DRAFTS in needs:
-            engine, remedy = Speculative(name="speculative"), Need.DRAFTS.remedy
+        elif needs & DRAFTS:
+            engine, remedy = Speculative(name="speculative"), Need.LOOK_UPS.remedy
         if problem := _problem(model, needs):
             raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
         return engine, None
@@ -88,14 +88,12 @@ class Torch(Engine):
 class EarlyExit(Torch):
     """Decode steps that end at the layer whose prediction is confident enough."""
 
-    supports = Torch.supports & TOGETHER[Need.EARLY_EXIT]
     session = "ulskip_cli.engines.early_exit:EarlyExitSession"
 
 
 class Speculative(Torch):
     """Drafts that the full model checks in the loop."""
 
-    supports = Torch.supports & TOGETHER[Need.DRAFTS]
     session = "ulskip_cli.engines.torch.session:SpeculativeSession"
 
 
@@ -109,7 +107,7 @@ class Auto(Torch):
         missing = texts(needs - Torch.supports)
         reason = missing or _problem(model, needs)
         # Only torch has these two methods, so its engines refuse the request.
-        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
+        if reason and not needs & {Need.EARLY_EXIT, *DRAFTS}:
             return Transformers(name="transformers"), reason
         return super().engine_for(needs, model)
 
@@ -121,6 +119,6 @@ def _problem(model: object, needs: Set[Need]) -> str | None:
     from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
     from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
-    if Need.DRAFTS in needs and depends_on_length(model):
+    if needs & DRAFTS and depends_on_length(model):
         return LENGTH_DEPENDENT  # a check of several tokens rotates them otherwise than steps
     return unsupported_by_loop(model)
