@@ -39,9 +39,9 @@ class Need(Enum):
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
     FITTED_PATCHES = (
         "correction=patch",
-        "correction=none, or correction=adapter with the patches of a run in calibrations/",
+        "correction=none, or the patches of a run in calibrations/ by correction=adapter",
     )
-    PATCHES = "patches that are not folded", "folded ones or correction=none"
+    PATCHES = "patches that are not folded", "correction.kind=folded"
     ADAPTER = "correction=adapter", "correction=none"
     NO_TOKENIZER = "models without a tokenizer", "another model, or `ulskip bench`"
     CALIBRATION = (

@@ -27,7 +27,7 @@ from ulskip_cli.core.options import parse
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
-from ulskip_cli.experiments.preflight import Resolver, point_key
+from ulskip_cli.experiments.preflight import point_key
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
@@ -69,7 +69,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.ulskip_config = config
         self.loaded = load(config.model)
         tokenizer = load_tokenizer(config.model)
-        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
+        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata, "lm-eval")
         is_explicit = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
@@ -224,7 +224,6 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     """
     if "name" not in config.model_fields_set:
         config = config.replace(name=EXPERIMENT)
-    Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
     folder.check_writable()
     output = folder.path / EXPERIMENT
