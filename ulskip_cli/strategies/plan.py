@@ -2,7 +2,7 @@
 Imports no torch.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
@@ -51,7 +51,7 @@ class Plan:
     timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
     drafts: bool = False  # all layers check what the kept layers or n-grams draft
-    needs: frozenset[Need] = frozenset()  # of engines and commands
+    needs: tuple[Need, ...] = ()  # in the order of their declaration, so that hashes are stable
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
 
@@ -199,7 +199,7 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
     config.engine.check(needs)
     return replace(
         plan,
-        needs=needs,
+        needs=tuple(need for need in Need if need in needs),
         sizes=step_sizes(config, metadata, needs),
         warnings=tuple(_warnings(config, plan)),
     )
@@ -280,14 +280,14 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
-def step_sizes(config: Config, metadata: ModelMetadata, needs: Set[Need]) -> StepSizes:
+def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:
     """Return the bytes that decode steps of a configuration with these needs read; None for unknown
     ones.
     """
     kind = config.correction.patch_kind(config.model)
     weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
-    weights = config.engine.sizes(metadata, config.model.device, needs)
+    weights = config.engine.sizes(metadata, config.model.device, frozenset(needs))
     weights = weights and replace(weights, patch=patch)
     is_unknown = kind.takes_time and not metadata.hidden_size
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)
