@@ -78,8 +78,8 @@ def combinations() -> str:
     pages = [
         "# What works with what",
         "",
-        "Options that are not listed here work together, but drafts need `batch_size=1`, and some",
-        "models refuse some options. Errors name an option that works.",
+        "Options that are not listed here work together, but some models refuse some options.",
+        "Errors name an option that works.",
         "",
         "## Engines",
         "",

@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core import config
 from ulskip_cli.core.answer import Answer, Comparison, Ends, Request
-from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import MAX_LAYERS
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
-from ulskip_cli.core.task import AUTO, Example, Template
+from ulskip_cli.core.task import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,15 +167,12 @@ def generate(
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
-    engine_named(AUTO).check(chosen.needs())
     # A given tokenizer gets the prompts as they are; a model that is loaded here can be a chat.
     may_chat, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
         named = config.model_named(str(model))
         if isinstance(skip_adapter, str | Path):  # raises UsageError if it is of another model
             read_record(Path(skip_adapter).expanduser(), named, "skip_adapter")
-        if named.source == "random":
-            raise UsageError("random weights answer no prompts; use a pretrained model")
         chat_options = named.chat_options
         tokenizer = load_tokenizer(named) if tokenizer is None else tokenizer
         model = load(named).model

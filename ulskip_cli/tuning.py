@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Self
 
-from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.command_line import overrides_of
@@ -30,6 +29,7 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sentence, shares
 from ulskip_cli.experiments.sweep import run_jobs
+from ulskip_cli.strategies.plan import make_plan
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
@@ -72,12 +72,14 @@ class Tuning:
             )
         choice, final = divide(config)
         resolver = Resolver()
-        files, full_plan = resolver.schedule(configuration.baseline_config(choice), "run")
+        files, full_plan = resolver.schedule(configuration.baseline_config(choice), "tune")
         choice, num_layers = choice.replace(model=files.model), full_plan.num_layers
         first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
         if config.speedup:
             first = _num_kept_for_speedup(config.speedup, choice, num_layers, resolver)
         candidates = [_candidate(text, choice) for text in config.candidates]
+        for candidate in candidates:
+            make_plan(at(candidate, num_layers, first), files.metadata, "tune")
         beside, left_out = _with_all_layers(choice, resolver)
         if not candidates:
             raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
@@ -378,7 +380,7 @@ def _num_kept_for_speedup(
     """
     highest = 0.0  # fewer layers are faster, so the last prediction is the highest
     for count in range(num_layers - 1, MIN_KEPT - 1, -1):
-        _, plan = resolver.schedule(at(choice, num_layers, count), "run")
+        _, plan = resolver.schedule(at(choice, num_layers, count), "tune")
         highest = plan.predicted_speedup or plan.layer_ratio  # if sizes of weights are unknown
         if highest >= wanted:
             return count
@@ -419,9 +421,7 @@ def _candidate(text: str, choice: Config) -> Config:
     # Engines that cannot add patches to hidden states can load them folded into the weights.
     if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
         correction = correction.replace(kind="folded")
-    candidate = choice.replace(strategy=strategy, correction=correction)
-    capabilities.check(candidate.needs(), "tune")
-    return candidate
+    return choice.replace(strategy=strategy, correction=correction)
 
 
 def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulskip_cli.experiments.preflight import resolve
 
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose
@@ -21,7 +22,7 @@ def test_weights_that_an_engine_does_not_have_are_refused_with_those_that_it_has
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"package llama_cpp.*\[llama-cpp\]"):
-        compose([LLAMA])
+        resolve(compose([LLAMA]))
 
 
 def test_presets_set_the_weights_and_the_baseline_has_the_same_engine():

@@ -146,7 +146,7 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
 def test_an_engine_supports_drafts_if_its_session_defines_check(name):
     engine = engine_named(name)
     defines = engine.session().check is not SteppingSession.check
-    assert defines == (Need.DRAFTS in engine.supports)
+    assert defines == (Need.LOOK_UPS in engine.supports)
 
 
 def test_two_decoders_take_turns():

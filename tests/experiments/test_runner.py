@@ -99,17 +99,6 @@ def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkey
     assert run_rows(config("ratio=3"))[0] == first  # although the other one is newer
 
 
-def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
-    where = ["model=random", "model.path=llama-12x128", f"results_dir={tmp_path}"]
-    full, half = run_rows(compose([*where, *quick]))
-    assert half["measured_speedup"] > 0
-    assert "bleu" not in half
-    assert half["throughput_from"] == "timed pairs"
-    assert half["prompt_tokens"] == UNITS * 8 * 64
-    assert full["training"] == "none: random weights"
-    assert any("random, so this row has times but no quality" in text for text in half["warnings"])
-
-
 @pytest.mark.slow
 def test_a_run_imports_only_what_every_run_needs():
     spared = {"nltk", "matplotlib", "datasets", "pandas", "peft", "gguf"}

@@ -34,7 +34,7 @@ def plan(
         return
     files, planned = Resolver().schedule(chosen, "plan")
     total, device = files.metadata.total_bytes, chosen.model.device
-    copies = chosen.engine.copied_bytes(files.metadata, device, chosen.needs())
+    copies = chosen.engine.copied_bytes(files.metadata, device, set(planned.needs))
     if as_json:
         print_json(planned.as_dict() | {"weight_bytes": total, "copied_bytes": copies})
         return

@@ -186,7 +186,9 @@ def lm_eval(
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
     from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.point import Resolver
 
+    Resolver().schedule(chosen, "lm-eval")  # before slower imports
     ProgressBars().note(f"load {chosen.model.label}")  # the harness has bars of its own
     from ulskip_cli.experiments.lm_eval_adapter import run_harness
     from ulskip_cli.report.tables import write_tables

@@ -38,7 +38,6 @@ from ulskip_cli.core.options import (
 )
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
-from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -92,8 +91,8 @@ _Loader.add_implicit_resolver(
 def compose(overrides: Sequence[str], command: str = "run") -> Config:
     """Build the configuration of a command, such as `run` or `export --format hf`, from overrides.
 
-    Raises UsageError for an invalid key or value or a key that the command does not read, and
-    NotApplicable for values that exclude each other.
+    Raises UsageError for an invalid key or value, or a key that the command does not read.
+    `make_plan` refuses values that exclude each other.
     """
     config = compose_unvalidated(overrides, command)
     # An experiment file can list the values of a grid under the key `sweep`.
@@ -102,7 +101,6 @@ def compose(overrides: Sequence[str], command: str = "run") -> Config:
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
             f" `ulskip sweep {' '.join(overrides)}`"
         )
-    check_run(config, command)
     return config
 
 
@@ -123,9 +121,7 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
 
 
 def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
-    """Build the configuration of a command; check each value alone, but not combinations of
-    values.
-    """
+    """Build the configuration of a command, which may be a grid of several points."""
     command = command.partition(" ")[0]  # all formats of export read the same keys
     config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
@@ -137,9 +133,7 @@ def compose_training(overrides: Sequence[str]) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
     config: TrainingConfig = _composed("train", overrides)
     output = config.output.replace("{model}", config.model.name)
-    config = config.replace(output=output.replace("{strategy}", config.strategy.name))
-    check_training(config)
-    return config
+    return config.replace(output=output.replace("{strategy}", config.strategy.name))
 
 
 def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
@@ -155,9 +149,7 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
         raise UsageError(f"generate does not support {min(refused)}; use evaluate")
-    config = parse(DecodingConfig, values)
-    check_decoding(config)
-    return config
+    return parse(DecodingConfig, values)
 
 
 def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.fingerprint import folder_fingerprint
@@ -185,10 +184,6 @@ class Correction(Choice):
         """The name in tables, or nothing without a correction."""
         return ""
 
-    def needs(self) -> frozenset[Need]:
-        """Return what the correction needs of engines and commands."""
-        return frozenset()
-
     def patch_kind(self, model: ModelConfig) -> PatchKind:
         """Return the kind of the patches; raise UsageError if the model does not support the
         correction.
@@ -222,11 +217,6 @@ class Patch(Correction):
     def label(self) -> str:
         """The kind of the patches."""
         return self.kind
-
-    def needs(self) -> frozenset[Need]:
-        """Return the kind of patches that the engine has to support."""
-        is_folded = PATCHES[self.kind].is_folded
-        return frozenset({Need.FOLDED_PATCHES if is_folded else Need.PATCHES})
 
     def patch_kind(self, model: ModelConfig) -> PatchKind:
         """Return the kind of the patches."""
@@ -280,10 +270,6 @@ class Adapter(Correction):
     def label(self) -> str:
         """The word for skip adapters."""
         return "adapter"
-
-    def needs(self) -> frozenset[Need]:
-        """Return that the engine has to support skip adapters."""
-        return frozenset({Need.ADAPTER})
 
     def patch_kind(self, model: ModelConfig) -> PatchKind:
         """Return the kind of the patches; raise UsageError if a folder belongs to another model, or

@@ -140,7 +140,7 @@ class SteppingSession(EngineSession, ABC):
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count].
         Drafts require this method and `remove`; an engine without drafts may define `step` instead.
         """
-        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `check`")
+        raise NotImplementedError("leave Need.LOOK_UPS out of `supports`, or define `check`")
 
     def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1

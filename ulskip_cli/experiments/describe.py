@@ -198,11 +198,6 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
             f" answers were cut off at max_new_tokens={config.answer_tokens}, so their scores say"
             " little about whole answers; raise it"
         )
-    if config.model.source == "random":
-        yield (
-            f"{record.strategy}: the weights are random, so this row has times but no quality; use"
-            " a pretrained model to measure quality"
-        )
     correction = record.correction
     trained_for_others = record.trained_for_these_layers is False  # None: unknown
     # With a correction, which is fitted to these layers, the training of the weights is no doubt.

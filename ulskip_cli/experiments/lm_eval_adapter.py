@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.answer import Ends, Request
-from ulskip_cli.core.capabilities import check
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
 from ulskip_cli.core.files import Table
@@ -31,7 +30,7 @@ from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
-from ulskip_cli.experiments.point import Resolver, point_key
+from ulskip_cli.experiments.point import point_key
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Outcome, Record, Settings, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
@@ -71,10 +70,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         the model or the strategy.
         """
         self.ulskip_config = config
-        self.loaded = load(config.model, config.seed)
+        self.loaded = load(config.model)
         tokenizer = load_tokenizer(config.model)
-        assert tokenizer is not None  # only model=random has none
-        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
+        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata, "lm-eval")
         is_explicit = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
@@ -180,7 +178,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in eos]
         given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
         decoding = parse(DecodingConfig, decoding.plain() | given)  # refuses unknown arguments
-        check(self.ulskip_config.replace(decoding=decoding).needs())
+        make_plan(self.ulskip_config.replace(decoding=decoding), self.loaded.metadata)
         self._batches += 1
         # More than the batches of a run, so that runs of two seeds have no seed in common.
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
@@ -227,7 +225,6 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     """
     if "name" not in config.model_fields_set:
         config = config.replace(name=EXPERIMENT)
-    Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
     folder.check_writable()
     output = folder.path / EXPERIMENT

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
@@ -72,9 +72,8 @@ class Resolver:
         if not config.answers:
             check_references(data.examples, "answers=false")
         held_out = baseline = None
-        if config.needs_held_out and config.model.source != "random":
+        if config.needs_held_out:
             held_out = find_held_out(config, data.examples)
-        _check_calibration(config, plan)
         has_baseline = command == "run" and config.baseline
         if has_baseline and (not plan.is_full_model or config.crosses_engines):
             baseline = self.resolve(baseline_config(config))
@@ -245,22 +244,6 @@ def _calibrated(config: Config) -> str:
     """Return the choice that held-out examples calibrate, e.g. `correction=patch`."""
     key = "correction" if config.correction.is_fitted else "strategy"
     return f"{key}={getattr(config, key).name}"
-
-
-def _check_calibration(config: Config, plan: Plan) -> None:
-    """Refuse calibrations of random weights."""
-    if config.correction.is_fitted and config.model.source == "random":
-        raise NotApplicable(
-            f"correction={config.correction.name} requires examples as text, which model=random"
-            " does not have; use `ulskip bench`, which times patches as zeros"
-        )
-    strategy = config.strategy
-    if config.model.source == "random" and plan.exits and not strategy.is_calibrated:
-        keys = " and ".join(f"strategy.{key}" for key in strategy.calibrated)
-        raise UsageError(
-            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
-            f" tokenizer; set {keys}"
-        )
 
 
 def _check_benchmark(config: Config, timed_tokens: int, context: int | None) -> None:

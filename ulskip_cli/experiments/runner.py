@@ -71,24 +71,24 @@ class Models:
     """
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
-    _tokenizers: dict[str, PreTrainedTokenizerBase | None] = field(default_factory=dict)
-    _model: tuple[tuple[ModelConfig, int], LoadedModel] | None = None
+    _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    _model: tuple[ModelConfig, LoadedModel] | None = None
     _full: tuple[Engine, Decoder] | None = None
 
     def encode(self, point: Point) -> tuple[Workload | None, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the
         context is too short. None stands for random prompts, or for no held-out examples.
         """
-        tokenizer = self.tokenizer(point.folder.model) if point.data else None
-        if point.data is None or tokenizer is None:
+        if point.data is None:
             return None, None
+        tokenizer = self.tokenizer(point.folder.model)
         workload, held_out = encode_examples(point.data, point, tokenizer), None
         if point.held_out:
             held_out = encode_examples(point.held_out, point, tokenizer)
         return workload, held_out
 
-    def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase | None:
-        """Return the tokenizer of a model; None for random weights."""
+    def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase:
+        """Return the tokenizer of a model."""
         name = key(config)
         if name not in self._tokenizers:
             self._tokenizers[name] = load_tokenizer(config, self.progress)
@@ -98,17 +98,16 @@ class Models:
         """Return the loaded model of a point; raise RunError if its files changed since the point
         was made.
         """
-        config, seed = point.folder.model, point.config.seed
-        wanted = config, seed if config.source == "random" else 0  # the seed draws random weights
-        if self._model is None or self._model[0] != wanted:
+        config = point.folder.model
+        if self._model is None or self._model[0] != config:
             self._model = self._full = None  # a decoder would keep the weights that are freed here
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
-            loaded = load(config, seed, self.progress)
+            loaded = load(config, self.progress)
             if loaded.model.device.type == "cpu" and kernels.must_be_compiled():
                 self.progress.phase("compile the CPU kernels, once per machine")
                 kernels.load_kernels()
-            self._model = wanted, loaded
+            self._model = config, loaded
         loaded = self._model[1]
         if loaded.files.fingerprint != point.folder.fingerprint:
             raise RunError(
@@ -196,7 +195,7 @@ def prepare_run(point: Point, models: Models) -> PreparedRun:
     workload, held_out = models.encode(point)
     loaded = models.load(point)
     # Before weights are downloaded or drawn, the point has no sizes of them.
-    plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata))
+    plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata, point.plan.needs))
     evaluator = held_out and HeldOutEvaluator(config, loaded, held_out, models.progress)
     calibration = None
     if evaluator and not config.strategy.is_calibrated:
@@ -319,7 +318,6 @@ def _make_record(
     config, plan, workload = run.point.config, run.plan, run.workload
     pairs = timed.strategy if timed else ()
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
-    # Random weights have no answers, but exits in timed pairs.
     described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
     described = described.replace(calibration=run.calibration)
     if config.crosses_engines:  # the cost model compares layers in one engine

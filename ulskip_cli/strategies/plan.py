@@ -2,7 +2,7 @@
 Imports no torch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.correction import Adapter
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
@@ -51,6 +51,7 @@ class Plan:
     timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
     drafts: bool = False  # all layers check what the kept layers or n-grams draft
+    needs: tuple[Need, ...] = ()  # in the order of their declaration, so that hashes are stable
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
 
@@ -163,13 +164,14 @@ class Plan:
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
         values = asdict(self)
-        del values["sizes"]
+        del values["sizes"], values["needs"]
         return values | {name: getattr(self, name) for name in PREDICTIONS}
 
 
 def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> Plan:
-    """Make the plan of a checked configuration for a model; raise UsageError if its settings do not
-    fit the model, or the command does not support its layers.
+    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit
+    the model, and NotApplicable if the command or the engine does not support what it needs, or two
+    needs exclude each other.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
     new_tokens = config.speed.new_tokens
@@ -192,9 +194,15 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
         exits=strategy.exit_rule(request) if count < num_layers else None,  # R = N: no exits
         drafts=bool(config.decoding.draft_tokens),
     )
-    check_plan(config, plan, command)
-    warnings = tuple(_warnings(config, plan))
-    return replace(plan, sizes=step_sizes(config, metadata), warnings=warnings)
+    needs = _needs(config, metadata, plan)
+    capabilities.check(needs, command)
+    config.engine.check(needs)
+    return replace(
+        plan,
+        needs=tuple(need for need in Need if need in needs),
+        sizes=step_sizes(config, metadata, needs),
+        warnings=tuple(_warnings(config, plan)),
+    )
 
 
 def _warnings(config: Config, plan: Plan) -> Iterator[str]:
@@ -221,56 +229,34 @@ def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
         config.strategy.num_kept(num_layers, config.ratio),
         max_new_tokens=config.answer_tokens,
         lengths=(config.speed.new_tokens,),
-        batch_size=config.batch_size,
     )
 
 
-def check_plan(config: Config, plan: Plan, command: str = "run") -> None:
-    """Raise NotApplicable if the command, drafting or the engine does not support the layers of a
-    plan.
-    """
-    needed = needs(config, plan)
-    capabilities.check(needed, command)
-    # The files of an adapter, not an option, tell if its patches need the support of the engine.
-    if Need.ADAPTER in needed and plan.skipping_sets:
-        kind = config.correction.patch_kind(config.model)
-        needed |= {Need.PATCHES} if kind.takes_time else set()
-    config.engine.check(needed)
-    if plan.drafts:
-        _check_drafts(config, plan)
-
-
-def _check_drafts(config: Config, plan: Plan) -> None:
-    """Refuse drafts in batches; layers draft only if some are skipped, and n-grams only for the
-    full model.
-    """
-    if config.batch_size > 1:
-        raise NotApplicable(
-            f"expected batch_size=1 with drafts, which gain nothing in batches, got"
-            f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
-        )
-    with_layers = config.decoding.drafts_with_layers
-    if with_layers and plan.keeps_all:  # the drafter would be the model itself
-        expected, remedy = "some", "strategy=unified, decoding.draft=ngram"
-    elif not with_layers and not plan.keeps_all:  # all layers check, so none would be skipped
-        expected, remedy = "no", "strategy=full"
-    else:
-        return
-    raise NotApplicable(
-        f"decoding.draft={config.decoding.draft} requires a schedule that skips {expected} layers,"
-        f" got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
-    )
-
-
-def needs(config: Config, plan: Plan) -> frozenset[Need]:
-    """Return what a configuration needs with the layers of its plan."""
+def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Need]:
+    """Return everything that a configuration needs with the layers of its plan."""
+    kind = config.correction.patch_kind(config.model)
     # An engine then runs two models: all layers for the prompt, fewer from the first step on.
     skips_at_once = plan.num_kept < plan.num_layers
-    of_layers = {
-        Need.STAGES: plan.later_stages,
-        Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
-    }
-    return config.needs() | capabilities.needed(of_layers)
+    needs = capabilities.needed(
+        {
+            Need.BATCHES: config.batch_size > 1,
+            Need.EARLY_EXIT: plan.exits,
+            Need.SINGLE_EXITS: not config.strategy.takes_batches,
+            Need.STAGES: plan.later_stages,
+            Need.SKIPPED_LAYERS: not plan.keeps_all,
+            Need.ALL_LAYERS: plan.keeps_all,
+            Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
+            Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
+            Need.FITTED_PATCHES: config.correction.is_fitted,
+            Need.PATCHES: plan.skipping_sets and kind.takes_time,
+            Need.ADAPTER: isinstance(config.correction, Adapter),
+            Need.NO_TOKENIZER: not metadata.has_tokenizer,
+            Need.CALIBRATION: not config.strategy.is_calibrated,
+            Need.OTHER_BASELINE: config.crosses_engines,
+            Need.OTHER_ENGINE: config.engine.is_runtime,
+        }
+    )
+    return needs | config.decoding.needs()
 
 
 def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
@@ -294,12 +280,14 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
-def step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
-    """Return the bytes that decode steps of a configuration read; None for unknown ones."""
+def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:
+    """Return the bytes that decode steps of a configuration with these needs read; None for unknown
+    ones.
+    """
     kind = config.correction.patch_kind(config.model)
     weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
-    weights = config.engine.sizes(metadata, config.model.device, config.needs())
+    weights = config.engine.sizes(metadata, config.model.device, frozenset(needs))
     weights = weights and replace(weights, patch=patch)
     is_unknown = kind.takes_time and not metadata.hidden_size
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)

@@ -108,7 +108,6 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     files = ModelFolder(config.model)
     config = _within_context(config, files.metadata.context)
     tokenizer = loading.load_tokenizer(config.model, progress)
-    assert tokenizer is not None  # random weights are refused
     texts = load_training_texts(config, tokenizer)
     # Before weights are loaded: a finished training returns at once, other folders are refused.
     identity = _identity(config, texts, files)

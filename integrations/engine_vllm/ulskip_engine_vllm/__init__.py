@@ -18,7 +18,7 @@ class Vllm(Engine):
     """vLLM, in which prompts and all decode steps run through the same layers."""
 
     supports: ClassVar[frozenset[Need]] = PLAIN - {
-        Need.DRAFTS,
+        Need.LOOK_UPS,
         Need.SAMPLING,
         Need.STAGES,
         Need.FULL_PROMPT,

@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core.capabilities import ALL, Need, remedies, texts
+from ulskip_cli.core.capabilities import ALL, DRAFTS, Need, remedies, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.environment import runs_on_cpu
 from ulskip_cli.core.errors import UsageError
@@ -25,7 +25,7 @@ NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 # What reads all logits instead of the most likely token.
 WHOLE_HEAD = {Need.SAMPLING, Need.EARLY_EXIT}
 # What no other engine on torch supports.
-METHODS = {Need.EARLY_EXIT, Need.DRAFTS}
+METHODS = {Need.EARLY_EXIT, *DRAFTS}
 
 
 def compiler() -> list[str]:
@@ -109,6 +109,6 @@ def _problem(model: object, needs: Set[Need]) -> str | None:
     from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
     from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
-    if Need.DRAFTS in needs and depends_on_length(model):
+    if needs & DRAFTS and depends_on_length(model):
         return LENGTH_DEPENDENT  # a check of several tokens rotates them otherwise than steps
     return unsupported_by_loop(model)

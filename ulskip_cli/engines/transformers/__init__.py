@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core.capabilities import ALL, Need
+from ulskip_cli.core.capabilities import ALL, DRAFTS, Need
 from ulskip_cli.core.engines import Engine
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Transformers(Engine):
     """The `generate` method of transformers."""
 
-    supports = ALL - {Need.DRAFTS, Need.LAYER_DRAFTS, Need.EARLY_EXIT}
+    supports = ALL - DRAFTS - {Need.EARLY_EXIT}
     is_runtime = False
 
     def session(self) -> "type[EngineSession]":
