@@ -68,15 +68,20 @@ def test_escapes_are_those_of_texts_for_the_model_alone(more):
 HEAD = b"_target_: ulskip_cli.strategies.static.Full\nname: mine\n"
 BROKEN = {
     "binary": (HEAD + b"description: \xff\xfe\x00", "FILE"),
-    "malformed": (HEAD + b"layers: [", "FILE, line 4"),
+    "malformed": (HEAD + b"layers: [", "FILE, line 3"),
     "duplicate key": (HEAD + b"options: {a: 1, a: 2}", "FILE, line 3"),
     "empty": (b"", "FILE"),
     "whole number as key": (HEAD + b"5: 5", "FILE"),
     "python object": (HEAD + b"x: !!python/object/apply:os.getcwd []", "FILE, line 3"),
     "no name": (b"_target_: x\n", "FILE"),
     "itself as defaults": (b"defaults: [mine]\n" + HEAD, "FILE"),
-    "number as defaults": (b"defaults: [5]\n" + HEAD, "FILE, got 5"),
-    "no group": (b"defaults: [{override /modl: hf}]\n" + HEAD, "strategy=mine: 'modl'.*'model'"),
+    "number as defaults": (b"defaults: [5]\n" + HEAD, "FILE .* type in defaults : int"),
+    "mapping as defaults": (b"defaults: {hf: 1}\n" + HEAD, "FILE .*must be a list"),
+    "no base": (b"defaults: [fulll]\n" + HEAD, "FILE .*Could not load 'strategy/fulll'"),
+    "no group": (
+        b"defaults: [{override /modl: hf}]\n" + HEAD,
+        "FILE .*'modl@strategy.modl'.*write",
+    ),
     "no module": (b"_target_: planted.Thing\nname: mine\n", "strategy=mine: .*planted.Thing"),
     "another class": (HEAD.replace(b"Full", b"Layers"), "strategy=mine: .*Layers"),
     "no class": (b"_target_: '3'\nname: mine\n", "strategy=mine: .*3"),
@@ -121,9 +126,9 @@ def test_the_length_of_an_answer_is_the_tasks_unless_one_is_set():
 
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):
     (tmp_path / "experiment").mkdir()
-    text = "defaults: [{override /task: jsonl}, {override /model: hf}, _self_]\nmodel: {path: x}\n"
-    text += "ratio: 3\nlimit: 5\ncalibration: {task: {share: 1e-1}}\nmax_new_tokens: 7\n"
-    text = text.replace("_self_", "{override /decoding: beam}, _self_")
+    text = "# @package _global_\ndefaults: [{override /task: jsonl}, {override /model: hf},"
+    text += " {override /decoding: beam}, _self_]\nmodel: {path: x}\nratio: 3\nlimit: 5\n"
+    text += "calibration: {task: {share: 1e-1}}\nmax_new_tokens: 7\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     config.use_config_dir(tmp_path)
     chosen = config.compose(["experiment=mine", "limit=6"])

@@ -79,10 +79,10 @@ def test_every_key_has_a_meaning_and_a_type_and_every_choice_a_description():
 )
 def test_defaults_are_those_of_a_composed_configuration(overrides):
     composed = config.compose(overrides).plain()
-    chosen = {**config.implied_choices("", "config"), **dict(text.split("=") for text in overrides)}
+    chosen = dict(text.split("=") for text in overrides)
     keys = [*reference.top_level_keys("config")]
     for group in ("task", "strategy", "decoding"):
-        keys += reference.group_keys(group, chosen[group])
+        keys += reference.group_keys(group, chosen.get(group) or reference.default_choice(group))
     for key in keys:
         value = composed
         for part in key.name.split("."):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.config import CHOICES, choice_class, group_choices, read_choice
+from ulskip_cli.core.config import CHOICES, group_choices, preset_class
 from ulskip_cli.core.config_reference import keys_of
 from ulskip_cli.core.config_schema import Config, TrainingConfig, TuneConfig
 from ulskip_cli.core.fingerprint import VERSION
@@ -18,7 +18,7 @@ def defaults():
     classes = [Config, TuneConfig, TrainingConfig]
     for group in CHOICES:
         for name in group_choices(group):
-            classes.append(choice_class(read_choice(group, name), group))
+            classes.append(preset_class(group, name))
     values = {
         kind.__name__: {key.name: key.default for key in keys_of(kind, {})}
         for kind in classes

@@ -58,7 +58,7 @@ def test_an_experiment_has_its_own_grid(tmp_path):
     (tmp_path / "experiment").mkdir()
     sweeps = {"mine": "{ratio: '2,3', batch_size: '1,4'}", "wrong": "{ratoi: 2}"}
     for name, sweep in sweeps.items():
-        preset = f"name: {name}\nsweep: {sweep}\n"
+        preset = f"# @package _global_\nname: {name}\nsweep: {sweep}\n"
         (tmp_path / "experiment" / f"{name}.yaml").write_text(preset)
     use_config_dir(tmp_path)
     pairs = [(config.ratio, config.batch_size) for config in points(["experiment=mine"])]

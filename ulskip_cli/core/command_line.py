@@ -7,17 +7,9 @@ from collections.abc import Iterator
 
 from pydantic_core import to_jsonable_python
 
-from ulskip_cli.core.config import (
-    PRIMARY,
-    escaped,
-    implied_choices,
-    is_text,
-    primary_of,
-    quoted,
-    read_files,
-)
+from ulskip_cli.core.config import PRIMARY, compose_files, escaped, is_text, primary_of, quoted
 from ulskip_cli.core.config_schema import Shared
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import Table, change_texts
 from ulskip_cli.core.options import Options
 
 _PLAIN = re.compile(r"[A-Za-z_/.~-][\w/.~@%+-]*", re.ASCII)  # texts that need no quotes
@@ -39,11 +31,14 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     """
     primary = primary_of(command)
     used = [group for group in PRIMARY[primary][1] if config.uses(group, command)]
-    names = {group: getattr(config, group).name for group in used}
-    # The choices that need no word because others imply them, and the values in the chosen files.
-    selected, stated = implied_choices("", primary), read_files(primary, names)
-    for group, name in names.items():
-        selected |= implied_choices(group, name)
+    names = {group: str(getattr(config, group).name) for group in used}
+    given = {group: names[group] for group in NAMED if group in names}
+    files = compose_files(primary, tuple(given.items()))
+    # From the end: decoding=prompt_lookup selects a strategy, which then needs no word.
+    for group, name in reversed(names.items()):
+        if files.choices[group] != name:
+            given[group] = name
+            files = compose_files(primary, tuple(given.items()))
 
     def changed(section: Options, prefix: str, stated: Table) -> Iterator[str]:
         """Yield `key=value` for the values that the chosen files do not state already."""
@@ -56,15 +51,24 @@ def overrides_of(config: Shared, command: str) -> list[str]:
             if isinstance(value, Options):
                 yield from changed(value, f"{key}.", known if isinstance(known, dict) else {})
             elif known not in (value, to_jsonable_python(value)):
-                plain = to_jsonable_python(value)
+                plain = change_texts(to_jsonable_python(value), _without_interpolations)
                 yield f"{key}={_text(escaped(plain) if is_text(key) else plain)}"
 
     choices = [
         f"{group}={name}"
         for group, name in names.items()
-        if (group in NAMED or name != selected[group]) and (group, name) != PATH_ALONE
+        if group in given and (group, name) != PATH_ALONE
     ]
-    return [*choices, *changed(config, "", stated)]
+    return [*choices, *changed(config, "", files.values())]
+
+
+def _without_interpolations(text: str) -> str:
+    r"""Write a text so that no part of it is read as the value of another key.
+
+    >>> _without_interpolations("${seed}"), _without_interpolations("a{b}")
+    ('\${seed}', 'a{b}')
+    """
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # other backslashes are themselves
 
 
 def _text(value: object) -> str:

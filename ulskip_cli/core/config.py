@@ -1,21 +1,21 @@
-"""Configurations: YAML files and overrides in Hydra's grammar become one frozen, typed and checked
-object.
+"""Configurations: Hydra composes YAML files and overrides, and their values become one frozen,
+typed and checked object.
 
-`configs/<primary>.yaml` selects a file of each group in its `defaults`. A file may have bases in
-its group, and may select files of other groups. Files state only what differs from the defaults in
-the classes. The command line wins over an experiment, an experiment over other files.
+`configs/<primary>.yaml` selects a file of each group. Files state only what differs from the
+defaults in the classes. The command line wins over an experiment, an experiment over other files.
 """
 
 import contextlib
+import copy
 import functools
-import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.config_schema import (
     Config,
@@ -25,9 +25,8 @@ from ulskip_cli.core.config_schema import (
     TrainingConfig,
     TuneConfig,
 )
-from ulskip_cli.core.correction import Correction
-from ulskip_cli.core.engines import Engine, engine_named, plugin_config_dirs
-from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice
+from ulskip_cli.core.engines import engine_named, plugin_config_dirs
+from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice
 from ulskip_cli.core.files import Table, change_texts, is_existing
 from ulskip_cli.core.options import (
     Choice,
@@ -36,20 +35,20 @@ from ulskip_cli.core.options import (
     parse,
     use_of,
 )
-from ulskip_cli.core.strategy import Strategy
-from ulskip_cli.core.task import Task
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 GROUPS = ("model", "task", "strategy", "correction", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 CHOICES: dict[str, type[Choice]] = {
-    "task": Task,
-    "strategy": Strategy,
-    "correction": Correction,
-    "engine": Engine,
-}
+    name: kind
+    for name, field in Config.model_fields.items()
+    if (kind := options_in(field.annotation)) and issubclass(kind, Choice)
+}  # base classes of the groups whose presets name a class
+SEARCH_PATH = "hydra.searchpath"
+GLOBAL = "`# @package _global_`"  # says that the keys of a file are those of no group
 _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
@@ -65,27 +64,6 @@ PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
 }  # of configs/<primary>.yaml
 
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader of YAML, which also refuses a key that is given twice, and reads 1e-4 as a
-    number.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Table:
-        """Return the keys and values of a mapping; raise an error for a key that is given twice, of
-        which YAML would silently use the last value.
-        """
-        keys = [str(key.value) for key, _ in node.value]  # of [(key node, value node)]
-        if len(set(keys)) < len(keys):
-            raise yaml.MarkedYAMLError(problem="a key twice", problem_mark=node.start_mark)
-        values: Table = super().construct_mapping(node, deep)
-        return values
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def compose(overrides: Sequence[str], command: str = "run") -> Config:
@@ -111,7 +89,7 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     """
     config = compose(overrides, "generate")  # first, because the model decides below
     given_keys = {word.lstrip("+").partition("=")[0] for word in overrides}
-    jsonl_keys = {f"task.{key}" for key in _preset_class("task", "jsonl").model_fields}
+    jsonl_keys = {f"task.{key}" for key in preset_class("task", "jsonl").model_fields}
     task_keys = {key for key in given_keys if key.startswith("task.")}
     # A key that only the default task has, such as task.pair, names that task.
     names_task = given_keys & {"task", "experiment"} or task_keys - jsonl_keys
@@ -157,7 +135,8 @@ def preset(group: str, name: str, options: Mapping[str, object] | None = None) -
     UsageError for an unknown choice or option. The class is always that of the preset.
     """
     chosen = read_choice(group, name)
-    return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
+    changed = {**chosen, **(options or {}), "_target_": chosen["_target_"]}
+    return CHOICES[group].chosen(changed, group)
 
 
 def model_named(name: str) -> ModelConfig:
@@ -177,12 +156,13 @@ def stored_choice(group: str, values: Mapping[str, object]) -> Any:
     if "_target_" in values and not _user_dirs:  # rows store only the classes of users
         raise UsageError(f"{group}={name} is not a class of ulskip; name its --config-dir")
     options = {key: value for key, value in values.items() if key != "_target_"}
-    return parse(_preset_class(group, name), options, f"{group}.")
+    return parse(preset_class(group, name), options, f"{group}.")
 
 
 @functools.cache
-def _preset_class(group: str, name: str) -> type[Choice]:
-    return choice_class(read_choice(group, name), group)
+def preset_class(group: str, name: str) -> type[Choice]:
+    """Return the class that a preset names, of a group in CHOICES."""
+    return CHOICES[group].named(read_choice(group, name), group)
 
 
 class StoredConfig(Config):
@@ -228,7 +208,7 @@ def _read_section(key: str, node: object) -> object:
     try:
         return stored_choice(key, node) if is_choice else parse(kind, node, f"config.{key}.")
     except UnknownKey:  # the class is known, but not all of its keys
-        kind = _preset_class(key, str(node.get("name"))) if is_choice else kind
+        kind = preset_class(key, str(node.get("name"))) if is_choice else kind
     except UsageError:  # of a choice: `kind` stays the base class, such as Strategy
         if not is_choice:
             raise
@@ -245,12 +225,6 @@ def _keeping_all(known_class: type[BaseModel]) -> type[BaseModel]:
 
     Unknown.__abstractmethods__ = frozenset()  # it is read and compared, but never run
     return Unknown
-
-
-def make_choice(node: Mapping[str, object], group: str) -> Choice:
-    """Return the object that the values of a group describe."""
-    values = {key: value for key, value in node.items() if key != "_target_"}
-    return parse(choice_class(node, group), values, f"{group}.")
 
 
 def changed_choice(choice: ChoiceT, changes: Mapping[str, object], prefix: str) -> ChoiceT:
@@ -278,12 +252,30 @@ def baseline_config(config: Config) -> Config:
 
 def to_yaml(config: Shared) -> str:
     """Return the configuration as YAML, in the form that results folders store."""
+    import yaml
+
     return yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
 
 
 # Files
 
-_user_dirs: list[Path] = []  # at most one, of --config-dir
+_user_dirs: list[Path] = []  # of --config-dir and hydra.searchpath
+
+
+@dataclass(frozen=True)
+class Files:
+    """Composed files: their values, whose interpolations are not resolved yet, and the chosen file
+    of each group.
+    """
+
+    config: "DictConfig"
+    choices: Mapping[str, str | None]
+
+    def values(self) -> Table:
+        """Return the values as nested dictionaries, with interpolations as they are written."""
+        from omegaconf import OmegaConf
+
+        return cast(Table, OmegaConf.to_container(self.config))
 
 
 def config_dir() -> Path:
@@ -296,7 +288,7 @@ def config_dir() -> Path:
 
 def group_choices(group: str) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
-    in the user's folder. The group "" has the primary files.
+    in the user's folders.
     """
     folders = [config_dir(), *plugin_config_dirs(), *_user_dirs]
     return {
@@ -306,150 +298,138 @@ def group_choices(group: str) -> dict[str, Path]:
 
 def use_config_dir(folder: Path | None) -> None:
     """Find choices also in a user's folder from now on, or only those of ulskip and plug-ins; raise
-    UsageError if a file has the name of a shipped one, because rows and other users know a choice
-    by its name.
+    UsageError as `_add_user_dir` does.
     """
-    _preset_class.cache_clear()
-    _user_dirs.clear()
-    if folder is None:
-        return
+    if _user_dirs:
+        _set_user_dirs([])
+    if folder is not None:
+        _add_user_dir(folder, "--config-dir")
+
+
+def _add_user_dir(folder: Path, option: str) -> None:
+    """Find choices also in a folder that an `option` names; raise UsageError if a file has the name
+    of another choice, because rows and other users know a choice by its name.
+    """
     if not folder.is_dir():
-        raise UsageError(f"expected --config-dir to be a folder, got {folder}")
+        raise UsageError(f"expected {option} to be a folder, got {folder}")
     for file in sorted(folder.glob("*/*.yaml")):
-        shipped = config_dir() / file.relative_to(folder)
-        # The user's folder may be that of the shipped files itself.
-        if shipped.is_file() and not shipped.samefile(file):
+        defined = group_choices(file.parent.name).get(file.stem, file)
+        if not defined.samefile(file):  # the folder may be that of the shipped files itself
             raise UsageError(
-                f"{file}: {file.parent.name}={file.stem} is already defined by {shipped};"
+                f"{file}: {file.parent.name}={file.stem} is already defined by {defined};"
                 " rename your file, and give its key `name` the same new name"
             )
-    _user_dirs.append(folder)
+    _set_user_dirs([*_user_dirs, folder])
 
 
-def read_choice(group: str, choice: str) -> Table:
-    """Read the values in the YAML file of a choice, merged over its bases. Bases are choices of the
-    same group that its `defaults` name. Raise UsageError if the group is one of CHOICES and the
-    file does not name a class.
+def _set_user_dirs(folders: Sequence[Path]) -> None:
+    _user_dirs[:] = folders
+    for function in (preset_class, compose_files, _files_of):
+        function.cache_clear()
+
+
+@functools.lru_cache(maxsize=256)
+def compose_files(
+    name: str, given: tuple[tuple[str, str], ...] = (), edits: tuple[str, ...] = ()
+) -> Files:
+    """Compose a file and its defaults, as `hydra.compose` does, but without the configuration of
+    Hydra itself, which takes longer than ours. Raise UsageError if a file is damaged, or if Hydra
+    cannot compose it.
+
+    `name` is the path of the file in a folder of configs. `given` has the choice of each group that
+    is not the default, and `edits` has other overrides of files, such as `~KEY`.
     """
-    values = _merged(*_with_bases(group, choice))
-    for key in ("defaults", "description"):
-        values.pop(key, None)
-    missing = [key for key in ("_target_", "name") if key not in values]
-    if group in CHOICES and missing:
-        file = group_choices(group)[choice]
-        raise UsageError(f"expected the key {missing[0]} in {file}, got none; add it")
-    return values
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.defaults_list import create_defaults_list
+    from hydra._internal.utils import create_config_search_path
 
-
-def description(group: str, choice: str) -> str:
-    """Return the description in the YAML file of a choice, or in its bases."""
-    return str(_merged(*_with_bases(group, choice)).get("description", ""))
-
-
-def implied_choices(group: str, choice: str) -> dict[str, str]:
-    """Return the choices of other groups, by group, that a choice selects, such as the model of
-    `task=cnn_dm`.
-    """
-    # An entry is {group: name}, which Hydra also writes as {override /group@package: name}. Null
-    # selects no file.
-    return {
-        key.removeprefix("override /").partition("@")[0]: str(name)
-        for values in _with_bases(group, choice)
-        for entry in values.get("defaults", ())
-        if isinstance(entry, dict)
-        for key, name in entry.items()
-        if name
-    }
-
-
-def choice_class(node: Mapping[str, object], group: str) -> type[Choice]:
-    """Import the class that a preset names in `_target_`; raise UsageError if the group has no such
-    class.
-
-    Only YAML files name classes, because the import of a class runs its module.
-    """
-    target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
+    version.setbase("1.3")
+    path = create_config_search_path(str(config_dir()))
+    for folder in (*plugin_config_dirs(), *_user_dirs):
+        path.prepend(SEARCH_PATH, str(folder), "schema")  # the last entry, of Hydra's own
+    words = [f"{group}={quoted(choice)}" for group, choice in given]
+    loader = ConfigLoaderImpl(path)
     try:
-        imported = pkgutil.resolve_name(target)
-    except Exception as error:  # the module is the user's own and may fail in any way
-        raise UsageError(
-            f"{what}: cannot import {target}, which _target_ names"
-            f" ({type(error).__name__}: {reason(error)})"
-        ) from None
-    base = CHOICES[group]
-    if not isinstance(imported, type) or not issubclass(imported, base):
-        raise UsageError(
-            f"{what}: expected _target_ to name a subclass of {base.__module__}.{base.__name__},"
-            f" got {target}"
+        parsed, files = loader._parse_overrides_and_create_caching_repo(name, [*words, *edits])
+        found = create_defaults_list(files, name, parsed, prepend_hydra=False, skip_missing=False)
+        config = loader._compose_config_from_defaults_list(found.defaults, files)
+        loader._apply_overrides_to_config(found.config_overrides, config)
+    except Exception as error:  # of a user's file, which may be damaged in any way
+        chosen = [group_choices(group)[choice] for group, choice in given]
+        raise _file_error(error, chosen) from None
+    return Files(config, found.overrides.known_choices)
+
+
+def _file_error(error: Exception, chosen: Sequence[Path]) -> UsageError:
+    """Return the one line for an error of Hydra, or of its YAML loader, in the `chosen` files."""
+    import yaml
+
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return UsageError(
+            f"expected lines of the form `key: value` in {mark.name}, line {mark.line + 1}, got an"
+            f" error: {error.problem}"
         )
-    return imported
-
-
-def _with_bases(group: str, choice: str, inside: tuple[str, ...] = ()) -> Iterator[Table]:
-    """Yield the values of a file after those of the files that it is based on. `inside` has the
-    choices that led to this one by their bases, for errors and to find cycles.
-    """
-    files = group_choices(group)
-    file = files[require_choice(group if not inside else f"{group} in defaults", choice, files)]
-    if choice in inside:
-        raise UsageError(
-            f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}"
+    user_files = " or ".join(str(file) for file in chosen if config_dir() not in file.parents)
+    text, _, _ = str(error).partition("\nConfig search path")
+    if isinstance(error, RecursionError):
+        text = "a file that is nested too deeply, or whose defaults lead to itself"
+    advice = ""
+    if "Could not override" in text and user_files:
+        advice = (
+            "; to select a model write `override /model@_global_.model: NAME`, or in an experiment"
+            f" {GLOBAL} as the first line, and `override /model: NAME`"
         )
-    values = read_mapping(file)
-    defaults, name = values.get("defaults", []), values.get("name", "")
-    if not isinstance(defaults, list) or not isinstance(name, str):
-        raise UsageError(f"expected a list as defaults and a text as name in {file}")
-    if wrong := [entry for entry in defaults if not isinstance(entry, str | dict)]:
-        raise UsageError(f"expected names of choices as defaults in {file}, got {wrong[0]}")
-    for entry in defaults:
-        if isinstance(entry, str) and entry != "_self_":  # Hydra's word for the file itself
-            yield from _with_bases(group, entry, (*inside, choice))
-    yield values
-
-
-def read_mapping(file: Path) -> Table:
-    """Read the keys of a YAML file; raise UsageError with the line if the file is unreadable or is
-    not a mapping.
-    """
-    try:
-        return _read(file, file.stat().st_mtime_ns)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = str(error.problem)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        line, problem = "", reason(error, True)
-    raise UsageError(
-        f"expected lines of the form `key: value` in {file}{line}, got an error: {problem}"
+    return UsageError(
+        f"expected {user_files or 'overrides'} to be composed, got an error:"
+        f" {' '.join(text.split())}{advice}"
     )
 
 
 @functools.lru_cache(maxsize=256)
-def _read(file: Path, changed: int) -> Table:
-    """Read a YAML file, and again only if the time `changed` is another; callers must not change
-    the values.
+def _files_of(group: str, choice: str) -> Files:
+    """Compose the file of a choice with its bases."""
+    require_choice(group, choice, group_choices(group))
+    try:
+        return compose_files(f"{group}/{choice}")
+    except UsageError:  # a file that selects one of another group needs the defaults of both
+        return compose_files("train" if group == "train" else "config", ((group, choice),))
+
+
+def read_choice(group: str, choice: str) -> Table:
+    """Return the values in the YAML file of a choice and in its bases. Raise UsageError if the
+    group is one of CHOICES and the file does not name a class.
     """
-    values = yaml.load(file.read_text("utf-8"), _Loader)
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(str(values)[:80])
-    return values
+    return _checked(group, choice, _files_of(group, choice).values().get(group))
 
 
-def _nested(key: str, value: object) -> Table:
-    """Return a value under its dotted key, as nested mappings."""
-    first, _, rest = key.partition(".")
-    return {first: _nested(rest, value) if rest else value}
+def description(group: str, choice: str) -> str:
+    """Return the description in the YAML file of a choice, or in its bases."""
+    from omegaconf import OmegaConf
+
+    key = "description" if group == "experiment" else f"{group}.description"
+    return str(OmegaConf.select(_files_of(group, choice).config, key, default=""))
 
 
-def _merged(*layers: Mapping[str, object]) -> Table:
-    """Merge nested mappings into a new one; the values of later ones win."""
-    merged: Table = {}
-    for layer in layers:
-        for key, value in layer.items():
-            old = merged.get(key)
-            if isinstance(old, dict) and isinstance(value, dict):
-                value = _merged(old, value)
-            merged[key] = value
-    return merged
+def _checked(group: str, choice: str, node: object) -> Table:
+    """Return the values of a group, `node`, without the description of the chosen file; raise
+    UsageError if they are no keys, or lack the name of a class.
+    """
+    if not isinstance(node, dict):
+        raise UsageError(
+            f"expected keys under {group}, got {str(node)[:80]}; to choose a file write `- override"
+            f" /{group}: NAME` in the defaults of the experiment"
+        )
+    node.pop("description", None)
+    missing = [key for key in ("_target_", "name") if group in CHOICES and key not in node]
+    if missing:
+        file = group_choices(group)[choice]
+        raise UsageError(f"expected the key {missing[0]} in {file}, got none; add it")
+    if wrong := [key for key in node if not isinstance(key, str)]:
+        file = group_choices(group)[choice]
+        raise UsageError(f"expected texts as keys in {file}, got {wrong[0]}; write '{wrong[0]}'")
+    return node
 
 
 # Overrides
@@ -473,9 +453,7 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
         for form in forms[is_path:]:
             with contextlib.suppress(HydraException):
                 override = override or parser.parse_override(form)
-        is_typo = not key or value.startswith("=")
-        # Hydra's grammar also has `~key`, which deletes, and `key@package=value`.
-        if override is None or override.is_delete() or override.package or is_typo:
+        if override is None or not key or value.startswith("="):
             meant = re.sub("==+|:", "=", text[:80], count=1)
             hint = "an example is ratio=2" if meant == text[:80] else f"did you mean {meant}?"
             raise UsageError(f"expected key=value without spaces, got '{text[:80]}'; {hint}")
@@ -525,7 +503,7 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
     primary = primary_of(command)
     kind, groups = PRIMARY[primary]
     parsed = parse_overrides(overrides)
-    keys = [override.key_or_group for override in parsed]
+    keys = [word.key_or_group for word in parsed if word.key_or_group != SEARCH_PATH]
     try:
         config = parse(kind, _values(primary, parsed))
     except UnknownKey as error:
@@ -554,7 +532,7 @@ def _explained(
     owners = [
         choice
         for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
-        if name in _preset_class(group, choice).model_fields
+        if name in preset_class(group, choice).model_fields
     ]
     # A key that is given without its section, or in the singular, as num_beams or ratio.
     inside = [
@@ -608,73 +586,90 @@ def _check_override(override: "Override", primary: str) -> None:
 
 
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
-    """Return the values of the chosen files and of the overrides, with the choices of CHOICES as
-    objects.
-    """
+    """Return the values of the chosen files and of the overrides."""
+    from omegaconf import OmegaConf
+
     groups = PRIMARY[primary][1]
-    for override in overrides:
-        _check_override(override, primary)
     given = dict[str, str]()  # choices by group
+    edits = list[str]()  # overrides of files that Hydra applies, such as ~KEY
     changed = dict[str, object]()  # values by dotted key
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if key not in groups:
+    # The search path comes first, because it decides which choices there are.
+    for override in sorted(overrides, key=lambda word: word.key_or_group != SEARCH_PATH):
+        _check_override(override, primary)
+        key = override.key_or_group
+        value = None if override.is_sweep_override() else override.value()
+        if key == SEARCH_PATH:
+            _extend_search_path(value)
+        elif override.is_delete() or override.package is not None:
+            edits.append(str(override.input_line))
+        elif key not in groups:
             changed[key] = _unescaped(value) if is_text(key) else value
         elif (key, value) != ("experiment", None):  # null chooses none, as by default
             advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
             given[key] = require_choice(key, str(value), group_choices(key), advice)
-    values = read_files(primary, given)
-    if "model.path" in changed and values["model"]["source"] != "random":  # whose path is a shape
+    files = compose_files(primary, tuple(given.items()), tuple(edits))
+    source, preset_path = (
+        OmegaConf.select(files.config, f"model.{key}") for key in ("source", "path")
+    )
+    if "model.path" in changed and source != "random":  # whose path is a shape
         path = changed["model.path"]
         if "model" not in given:  # a path alone is a checkpoint of one's own
-            values = read_files(primary, {**given, "model": "hf"})
+            given["model"] = "hf"
+            files = compose_files(primary, tuple(given.items()), tuple(edits))
         # The preset of a bundled model has a path of its own.
-        elif values["model"]["source"] != "hf" and path != values["model"]["path"]:
+        elif source != "hf" and path != preset_path:
             raise UsageError(
                 f"expected model={given['model']} or model.path, got model.path={path} too; leave"
                 " out one of them"
             )
-    values = _merged(values, *(_nested(*change) for change in changed.items()))
-    for group in values.keys() & set(groups):
-        if not isinstance(values[group], dict):
-            raise UsageError(
-                f"expected keys under {group} in the experiment, got {str(values[group])[:80]}; to"
-                f" choose a file write `- override /{group}: NAME` in its defaults"
-            )
-        if group in CHOICES:
-            values[group] = make_choice(values[group], group)
+    values = _resolved(files, changed, PRIMARY[primary][0])
+    values.pop("description", None)  # of an experiment
+    if "experiment" in files.config:
+        file = group_choices("experiment")[str(files.choices["experiment"])]
+        raise UsageError(f"expected {GLOBAL} as the first line of {file}; add it")
+    for group in filter(values.__contains__, groups):
+        values[group] = _checked(group, str(files.choices.get(group)), values[group])
     return values
 
 
-def read_files(primary: str, given: Mapping[str, str]) -> Table:
-    """Return the values of the primary file, of the `given` choices and of those that they imply,
-    with interpolations such as `${seed}` resolved.
+def _extend_search_path(value: object) -> None:
+    """Find choices also in the folders of an override of hydra.searchpath; raise UsageError if
+    they are no folders.
+    """
+    if not isinstance(value, list):
+        raise UsageError(
+            f"expected {SEARCH_PATH} to be a list, written [DIR], got {str(value)[:80]}"
+        )
+    for text in value:
+        folder = Path(str(text).removeprefix("file://"))
+        if folder not in _user_dirs:
+            _add_user_dir(folder, SEARCH_PATH)
+
+
+def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -> Table:
+    """Return the values of files with some values changed, by dotted key, and with interpolations
+    resolved. These may name any key of the class of the configuration, `kind`.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-    groups = PRIMARY[primary][1]
-    chosen = dict(given)  # choices by group, like `given`
-    unread = sorted(given, key=groups.index)
-    while unread:
-        group = unread.pop()  # from the end: what the experiment implies wins over other files
-        for other, name in implied_choices(group, chosen[group]).items():
-            require_choice(f"config group in defaults of {group}={chosen[group]}:", other, groups)
-            if other not in chosen:
-                chosen[other] = name
-                unread.append(other)
-    usual = implied_choices("", primary)  # the default choices
-    chosen = {**usual, **chosen}
-    nodes = {group: read_choice(group, name) for group, name in chosen.items()}
-    experiment = dict(nodes.pop("experiment", {}))
-    if experiment:
-        usual |= implied_choices("experiment", chosen["experiment"])
-        # Its keys of a group do not apply to another choice of that group, which the user gave.
-        for group in given.keys() & usual.keys():
-            if given[group] != usual[group]:
-                experiment.pop(group, None)
-    merged = _merged(nodes, read_choice("", primary), experiment)
+    config = copy.deepcopy(files.config)
     try:
-        return cast(Table, OmegaConf.to_container(OmegaConf.create(merged), resolve=True))
-    except OmegaConfBaseException as error:
-        raise UsageError(reason(error)) from None
+        for key, value in changed.items():
+            OmegaConf.update(config, key, value, force_add=True)
+        try:
+            values = OmegaConf.to_container(config, resolve=True)
+        except InterpolationKeyError:  # perhaps of a key that has its default
+            defaults = {
+                name: to_jsonable_python(field.get_default(call_default_factory=True))
+                for name, field in kind.model_fields.items()
+                if not field.is_required()
+            }
+            values = OmegaConf.to_container(OmegaConf.merge(defaults, config), resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        problem, _, _ = str(error).partition("\n")
+        raise UsageError(
+            f"expected values, or ${{KEY}} for that of another key, got an error: {problem}; for"
+            " the text itself write \\${KEY}"
+        ) from None
+    return cast(Table, values)

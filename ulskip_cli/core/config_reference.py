@@ -14,10 +14,10 @@ from ulskip_cli.core.config import (
     GROUPS,
     PRIMARY,
     TRAINING_GROUPS,
-    choice_class,
+    compose_files,
     description,
     group_choices,
-    implied_choices,
+    preset_class,
     read_choice,
 )
 from ulskip_cli.core.config_schema import Config, TrainingConfig
@@ -83,7 +83,7 @@ def describe_choices(group: str) -> dict[str, str]:
 
 def default_choice(group: str) -> str | None:
     """Return the choice of a config group that is selected by default, or None for experiments."""
-    return {**implied_choices("", "train"), **implied_choices("", "config")}.get(group)
+    return {**compose_files("train").choices, **compose_files("config").choices}.get(group)
 
 
 def group_keys(group: str, choice: str) -> list[ConfigKey]:
@@ -94,7 +94,7 @@ def group_keys(group: str, choice: str) -> list[ConfigKey]:
         return []
     values = read_choice(group, choice)
     if group in CHOICES:
-        kind: type[BaseModel] | None = choice_class(values, group)
+        kind: type[BaseModel] | None = preset_class(group, choice)
     else:
         fields = Config.model_fields | TrainingConfig.model_fields
         kind = options_in(fields[group].annotation)
@@ -106,7 +106,7 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
     as `speed.seconds`. `sweep` has no keys of its own: it lists values of other keys.
     """
     kind, groups = PRIMARY[primary]
-    keys = keys_of(kind, read_choice("", primary))
+    keys = keys_of(kind, compose_files(primary).values())
     return [key for key in keys if key.name.partition(".")[0] not in (*groups, "sweep")]
 
 

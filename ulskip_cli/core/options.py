@@ -7,6 +7,7 @@ the user.
 """
 
 import json
+import pkgutil
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,10 +86,13 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _prepare(cls, value: object, info: ValidationInfo) -> object:
-        """Convert a single value to a list if the field is a list, and refuse true and false for a
-        number, which pydantic would read as 1 and 0.
+        """Convert a single value to a list if the field is a list, make the object of a choice, and
+        refuse true and false for a number, which pydantic would read as 1 and 0.
         """
         hint = cls.model_fields[str(info.field_name)].annotation
+        kind = options_in(hint)
+        if isinstance(value, dict) and kind and issubclass(kind, Choice):
+            return kind.chosen(value, str(info.field_name))
         allowed = {*members(hint)}
         if isinstance(value, str | int | float) and tuple in map(get_origin, allowed):
             return (value,)
@@ -135,6 +139,34 @@ class Choice(Options):
 
     is_known: ClassVar[bool] = True  # False in a row whose class or options are not installed
     name: str = option("", "name of the preset")
+
+    @classmethod
+    def named(cls, node: Mapping[str, object], group: str) -> type[Self]:
+        """Import the class that a preset of a group names in `_target_`; raise UsageError if it is
+        no subclass of this one.
+
+        Only YAML files name classes, because the import of a class runs its module.
+        """
+        target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
+        try:
+            imported = pkgutil.resolve_name(target)
+        except Exception as error:  # the module is the user's own and may fail in any way
+            raise UsageError(
+                f"{what}: cannot import {target}, which _target_ names"
+                f" ({type(error).__name__}: {reason(error)})"
+            ) from None
+        if not isinstance(imported, type) or not issubclass(imported, cls):
+            raise UsageError(
+                f"{what}: expected _target_ to name a subclass of {cls.__module__}.{cls.__name__},"
+                f" got {target}"
+            )
+        return imported
+
+    @classmethod
+    def chosen(cls, node: Mapping[str, object], group: str) -> Self:
+        """Return the object that the values of a preset of a group describe."""
+        values = {key: value for key, value in node.items() if key != "_target_"}
+        return parse(cls.named(node, group), values, f"{group}.")
 
     @property
     def code(self) -> str:
