@@ -143,9 +143,9 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
 
 
 @pytest.mark.parametrize("name", ["torch", "llama_cpp"])
-def test_an_engine_supports_drafts_if_its_session_defines_check(name):
+def test_an_engine_supports_drafts_if_its_session_defines_remove(name):
     engine = engine_named(name)
-    defines = engine.session().check is not SteppingSession.check
+    defines = engine.session().remove is not SteppingSession.remove
     assert defines == (Need.LOOK_UPS in engine.supports)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 GROUP = "ulskip.engines"
 # The needs that an engine supports if its session decodes plain views step by step and defines
-# `check` and `remove`; without these, it does not support LOOK_UPS.
+# `remove`; without it, it does not support LOOK_UPS.
 PLAIN = ALL - {
     Need.BEAMS,
     Need.LAYER_DRAFTS,

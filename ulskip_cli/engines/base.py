@@ -2,7 +2,7 @@
 prompts and the output of a batch.
 
 `Engine.open(views, room)` returns an `EngineSession`. If its library decodes step by step, the
-session is a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole
+session is a `SteppingSession` (`loop.py`) with `encode` and `check`. If the library generates whole
 answers, the session has `generate` and `losses`.
 """
 

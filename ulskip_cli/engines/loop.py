@@ -2,7 +2,7 @@
 speculative decoding; and the measurement of time and peak memory.
 
 In speculative decoding a drafter guesses tokens, and the full model, in any engine whose session
-defines `check`, checks them in one pass. Greedy answers stay the same.
+defines `remove`, checks them in one pass. Greedy answers stay the same.
 """
 
 import contextlib
@@ -132,26 +132,21 @@ class SteppingSession(EngineSession, ABC):
         on torch encodes them, `watch.on_prompt` gets the encoded prompts.
         """
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return self.check(tokens)[:, -1]
-
+    @abstractmethod
     def check(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count].
-        Drafts require this method and `remove`; an engine without drafts may define `step` instead.
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]. More
+        than one token at once is checked only with drafts.
         """
-        raise NotImplementedError("leave Need.LOOK_UPS out of `supports`, or define `check`")
 
     def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
         where no logit is finite; tokens in `banned` are not chosen.
         """
-        logits = self.step(tokens)[:, None] if tokens.shape[1] == 1 else self.check(tokens)
-        return most_likely(logits, banned)
+        return most_likely(self.check(tokens), banned)
 
     def remove(self, count: int) -> None:
-        """Forget the last `count` positions."""
-        raise NotImplementedError
+        """Forget the last `count` positions, which drafts require."""
+        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `remove`")
 
     def drafter(self, request: Request) -> Drafter:
         """Return what drafts for a request: here look-ups in its text. Engines that support
@@ -240,7 +235,7 @@ class SteppingSession(EngineSession, ABC):
             tokens = current[:, end - 1 : end]
             self._switch_at(step - 1)  # stages count the first step of this loop as 0
             if sampler.samples:
-                chosen = sampler(current[:, :end], self.step(tokens))
+                chosen = sampler(current[:, :end], self.check(tokens)[:, -1])
             else:
                 chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
             if may_end:
@@ -263,7 +258,7 @@ class SteppingSession(EngineSession, ABC):
             for index in range(response_ids.shape[1]):
                 if index:
                     self._switch_at(index - 1)
-                    logits = self.step(response_ids[:, index - 1 : index])
+                    logits = self.check(response_ids[:, index - 1 : index])[:, -1]
                 losses.append(
                     functional.cross_entropy(
                         logits.float(), response_ids[:, index], reduction="none"

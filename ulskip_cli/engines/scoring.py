@@ -133,8 +133,7 @@ class ForcedTexts:
         answers are not compared, and `full` is not used.
         """
         ids, mask = self._padded(self.references, batch, decoder.device)
-        prompts = Prompts.padded([self.prompts[i] for i in batch], self.pad_token_id)
-        losses = decoder.losses(prompts.to(decoder.device), ids)
+        losses = decoder.losses(self._prompts(batch, decoder.device), ids)
         return ForcedScores(float((losses * mask).sum()), int(mask.sum()))
 
     @torch.inference_mode()
@@ -188,19 +187,19 @@ class ForcedTexts:
         return prompt
 
     def _encode(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
-        return encode_prompt(model, *self._padded(self.prompts, batch, model.device, left=True))
+        prompts = self._prompts(batch, model.device)
+        return encode_prompt(model, prompts.input_ids, prompts.attention_mask)
+
+    def _prompts(self, batch: Sequence[int], device: torch.device) -> Prompts:
+        return Prompts.padded([self.prompts[i] for i in batch], self.pad_token_id).to(device)
 
     def _padded(
-        self,
-        texts: Sequence[list[int]],
-        batch: Sequence[int],
-        device: torch.device,
-        left: bool = False,
+        self, texts: Sequence[list[int]], batch: Sequence[int], device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Return the token ids and the mask [batch, longest] of the texts with the indices `batch`,
-        padded on the right or `left`.
+        padded on the right.
         """
-        return padded([texts[i] for i in batch], self.pad_token_id, left=left, device=device)
+        return padded([texts[i] for i in batch], self.pad_token_id, left=False, device=device)
 
 
 def answer_scores(index: int, target: Tensor, logits: Tensor) -> AnswerScores:

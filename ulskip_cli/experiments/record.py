@@ -512,9 +512,7 @@ class Provenance(Section):
     """
 
     finished_at: Text = value("time of the end (UTC)")
-    engine: Text = value(
-        "engine that decoded, e.g. `torch`, `speculative` or `early_exit`", detected=True
-    )
+    engine: Text = value("engine that decoded, e.g. `torch` or `transformers`", detected=True)
     engine_reason: Text = value("why another engine than `torch` decoded")
     engine_weights: Text = value("format of the weights in another library", detected=True)
     engine_build: Table | None = value(

@@ -104,9 +104,9 @@ class Models:
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
             loaded = load(config, self.progress)
-            if loaded.model.device.type == "cpu" and kernels.must_be_compiled():
-                self.progress.phase("compile the CPU kernels, once per machine")
-                kernels.load_kernels()
+            if loaded.model.device.type == "cpu":
+                compiling = "compile the CPU kernels, once per machine"
+                kernels.load_kernels(lambda: self.progress.phase(compiling))
             self._model = config, loaded
         loaded = self._model[1]
         if loaded.files.fingerprint != point.folder.fingerprint:

@@ -11,6 +11,7 @@ from reference import (
     build_model,
     decoder_for,
     generate,
+    random_adapter,
 )
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.torch import kernels
+from ulskip_cli.engines.torch import kernels, native_model
 from ulskip_cli.engines.torch.native_model import (
     UNLIMITED,
     Native,
@@ -26,6 +27,7 @@ from ulskip_cli.engines.torch.native_model import (
     Panels,
     recognize,
 )
+from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
@@ -101,6 +103,22 @@ def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why
     output = generate(decoder, *batch(False), 4)
     assert output.linear_backend != "native"
     assert "Bloom" in decoder.views.backend.reason
+
+
+@pytest.mark.parametrize(("kind", "own"), [(None, 0), ("full", 6), ("lora", 21)])
+def test_views_share_the_copies_of_weights_that_they_have_in_common(llama, spy, kind, own):
+    kept, native = (0, 2, 4), recognize(llama)
+    compare = spy(native_model, "_compared")
+
+    def held(view):
+        return {tensor.data_ptr() for tensor in NativeModel(view, recognize(llama))._tensors}
+
+    view = shallow_view(llama, kept)
+    if kind:  # three patches with bias, or the seven linear layers of each layer
+        view = random_adapter(llama, kept, kind)[0].view(llama, kept)
+    whole, plain, corrected = held(llama), held(shallow_view(llama, kept)), held(view)
+    assert plain < whole and len(corrected - whole) == own
+    assert recognize(llama) is native and not compare.called
 
 
 # ---- The head ----

@@ -147,17 +147,11 @@ def build_failure() -> str | None:
     return _failures.get(shlex.join(command)) if command else "no C++ compiler"
 
 
-def must_be_compiled() -> bool:
-    """Return True if loading the kernels compiles them first, as the first time on a machine."""
-    if os.environ.get("ULSKIP_KERNEL") == "off" or _loaded or build_failure():
-        return False
-    return not library_path(compiler()).is_file()
-
-
-def load_kernels() -> str | None:
+def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
     """Load the kernels once per process; return None, or the reason why they cannot be used.
 
-    The first call on a machine compiles for some seconds. A failed build is not repeated.
+    The first call on a machine calls `on_build` and compiles for some seconds. A failed build is
+    not repeated.
     """
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
@@ -169,6 +163,7 @@ def load_kernels() -> str | None:
     path = library_path(command)
     try:
         if not path.is_file():
+            on_build()
             with replacing(path) as made:
                 words = [*command, *_FLAGS, str(SOURCE), "-o", str(made)]
                 subprocess.run(words, check=True, capture_output=True, text=True)

@@ -390,7 +390,7 @@ def _names(module: object) -> set[str]:
     return set(module._modules) if isinstance(module, nn.Module) else set()
 
 
-def _check_modules(model: Any) -> None:
+def _check_modules(model: PreTrainedModel) -> None:
     """Raise UnrecognizedError unless the modules of a model are those that the kernels compute."""
     path, stack = shallow_view.layer_stack(model)
     base = model.get_submodule(path.rpartition(".")[0])
@@ -398,13 +398,13 @@ def _check_modules(model: Any) -> None:
     _require(_names(base) == {"embed_tokens", "layers", "norm", "rotary_emb"}, base)
     _require(_names(model) == {"model", "lm_head"}, model)
     _require(type(embedding) is nn.Embedding and is_linear(head) and head.bias is None, model)
-    layers: list[Any] = list(stack)
-    for layer in layers:
+    for layer in stack:
         _require(_names(layer) == _LAYER, layer)
-        attention, mlp = layer.self_attn, layer.mlp
+        attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         _require(_names(attention) - {*_HEAD_NORMS} == _ATTENTION, attention)
         _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
-        _require(type(mlp.act_fn) in (nn.SiLU, ACT2CLS["silu"]), mlp.act_fn)
+        activation = mlp.get_submodule("act_fn")
+        _require(type(activation) in (nn.SiLU, ACT2CLS["silu"]), activation)
         # They have no weights of their own, such as a scale, which the kernels would ignore.
         for module in (layer, attention, mlp):
             _require(not [*module.parameters(recurse=False)], module)
@@ -422,7 +422,7 @@ def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
     if shallow_view.depends_on_length(model):
         raise UnrecognizedError(shallow_view.LENGTH_DEPENDENT)
     layerwise = LayerwiseModel(model)
-    norms: list[Any] = [layer.input_layernorm for layer in layerwise.layers]
+    norms = [layer.get_submodule("input_layernorm") for layer in layerwise.layers]
     windows = zip(norms, _measured_windows(model, layerwise), strict=True)
     recognized = Native(dict(windows), copies)
     native, count = NativeModel(model, recognized), _COMPARED_TOKENS
