@@ -35,7 +35,7 @@ from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, 
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Decoder:
     def __init__(
         self,
         model: PreTrainedModel,
-        plan: Plan,
+        plan: Schedule,
         adapter: SkipAdapter | None = None,
         engine: Engine | None = None,
     ) -> None:

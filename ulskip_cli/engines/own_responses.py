@@ -17,7 +17,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, longest_first
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 OWN_RESPONSES = "own_responses.jsonl"  # name of the file that stores them
 BATCH_SIZE = 32
@@ -52,7 +52,7 @@ def generate_own_responses(
         if row.get("key") in keys
     }
     depth = shallow_view.num_layers(model)
-    decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
+    decoder = Decoder(model, Schedule.from_layers(depth, range(depth)))
     label = f"own answers to {len(prompts)} prompts"
     total = len(prompts) * options.samples
     report = progress.phase(label, total)
