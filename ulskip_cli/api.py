@@ -180,8 +180,8 @@ def generate(
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
-    plan = Schedule.from_layers(depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers)
-    decoder = Decoder(model, plan, skip_adapter)
+    layers = _chosen_layers(depth, kept, ratio, skip_adapter)
+    decoder = Decoder(model, Schedule.from_layers(depth, layers, prompt_layers), skip_adapter)
     ids = _encoded(texts, tokenizer, may_chat, chat_options)
     answers: dict[int, Answer] = {}  # by position, because batches are ordered by prompt length
     context = DecodeContext(chosen, pad_token_id(tokenizer), max_new_tokens, seed, tokenizer)

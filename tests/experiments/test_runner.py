@@ -77,7 +77,7 @@ def test_weights_and_baseline_are_used_again(config, spy):
 def test_the_order_of_weights_and_texts_changes_nothing(config):
     changes = ["strategy=full", "decoding.stop=[xyz]", "speed.enabled=false"]
     session, asked = Session(), config(*changes)
-    session.load(asked.model, asked.seed)
+    session.load(asked.model)
     assert run_rows(asked, session)[0]["bleu"] is not None
 
 
