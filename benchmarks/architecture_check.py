@@ -21,7 +21,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7
@@ -224,7 +224,7 @@ def _padding(model, decoder):
 
 def decoder_for(model, kept):
     """Make a decoder that uses the kept layers."""
-    return Decoder(Views.of(model, Plan.from_layers(NUM_LAYERS, kept)))
+    return Decoder(Views.of(model, Schedule.from_layers(NUM_LAYERS, kept)))
 
 
 def _generated(decoder, engine, ids, mask):

@@ -29,7 +29,7 @@ from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.report.tables import markdown_table
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -84,7 +84,7 @@ class Measurement:
             return
         began = time.monotonic()
         adapter = self.fitter.fit([kept], PATCHES[kind], RIDGES[kind]) if kind else None
-        plan = Plan.from_layers(LAYERS, kept)
+        plan = Schedule.from_layers(LAYERS, kept)
         decoder = Decoder(Views.of(self.model, plan, adapter))
         losses = {
             key: round(texts.scores(decoder).decode_loss, 4) for key, texts in self.texts.items()

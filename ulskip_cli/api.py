@@ -157,7 +157,7 @@ def generate(
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.loading import load, load_tokenizer
     from ulskip_cli.inference.skip_adapter import SkipAdapter
-    from ulskip_cli.strategies.plan import Plan
+    from ulskip_cli.strategies.plan import Schedule
     from ulskip_cli.tasks.encoding import pad_token_id
 
     texts = _texts(tokenizer, prompts)
@@ -181,7 +181,9 @@ def generate(
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
-    plan = Plan.from_layers(depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers)
+    plan = Schedule.from_layers(
+        depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers
+    )
     decoder = Decoder(Views.of(model, plan, skip_adapter))
     ids = _encoded(texts, tokenizer, may_chat, chat_options)
     answers: dict[int, Answer] = {}  # by position, because batches are ordered by prompt length

@@ -15,7 +15,7 @@ from ulskip_cli.engines.base import DraftStats, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import look_up
 from ulskip_cli.engines.torch.session import TorchSession
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", draft_tokens=4)
@@ -24,7 +24,7 @@ KEPT, DRAFTS = (0, 2, 5), ["layers", "ngram"]
 
 def decoder_for(model, kept=None):
     depth = model.config.num_hidden_layers
-    return Decoder(Views.of(model, Plan.from_layers(depth, kept or range(depth))))
+    return Decoder(Views.of(model, Schedule.from_layers(depth, kept or range(depth))))
 
 
 @pytest.mark.parametrize("kept", [None, KEPT], ids=["ngram", "layers"])

@@ -29,7 +29,7 @@ from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, Stage
+from ulskip_cli.strategies.plan import Schedule, Stage
 
 KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
@@ -39,7 +39,7 @@ NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def decoder_for(model, adapter, kept=KEPT):
-    return Decoder(Views.of(model, Plan.from_layers(NUM_LAYERS, kept), adapter))
+    return Decoder(Views.of(model, Schedule.from_layers(NUM_LAYERS, kept), adapter))
 
 
 def tokens(decoder, ids, mask):
@@ -91,7 +91,7 @@ def test_each_stage_has_patches_of_its_own(model):
     }
     adapter = SkipAdapter(NUM_LAYERS, sets, PATCHES["full"], tensors)
     patches = {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
-    plan = Plan("custom", NUM_LAYERS, tuple(starmap(Stage, stages.items())))
+    plan = Schedule(NUM_LAYERS, tuple(starmap(Stage, stages.items())))
     decoder = Decoder(Views.of(model, plan, adapter))
     checked_tokens(decoder, stages, {"patches": patches})
 

@@ -31,12 +31,12 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 
 @dataclass(frozen=True)
 class Views:
-    """A model and the views of its plan, from which an engine makes what it needs. Below the plan,
+    """A model and the views of its schedule, from which an engine makes what it needs. Below the plan,
     only this object knows which layers run in which step.
     """
 
@@ -47,18 +47,20 @@ class Views:
     exits: ExitRule | None = None  # the rule of early exit; its stage has all layers
 
     @classmethod
-    def of(cls, model: PreTrainedModel, plan: Plan, adapter: SkipAdapter | None = None) -> Self:
-        """Build the views of a plan; `adapter` corrects those that skip layers."""
-        every_layer = tuple(range(plan.num_layers))
+    def of(
+        cls, model: PreTrainedModel, schedule: Schedule, adapter: SkipAdapter | None = None
+    ) -> Self:
+        """Build the views of a schedule; `adapter` corrects those that skip layers."""
+        every_layer = tuple(range(schedule.num_layers))
         make_view = adapter.view if adapter else shallow_view.shallow_view
 
         @functools.cache  # equal sets of layers share a view
         def view(layers: Layers) -> PreTrainedModel:
             return model if layers == every_layer else make_view(model, layers)
 
-        prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else every_layer
-        stages = shallow_view.stage_views(plan.stages, prompt_layers, view)
-        return cls(model, view(prompt_layers), stages, plan.exits)
+        prompt_layers = schedule.kept_layers if schedule.prompt_layers == "kept" else every_layer
+        stages = shallow_view.stage_views(schedule.stages, prompt_layers, view)
+        return cls(model, view(prompt_layers), stages, schedule.exits)
 
     @property
     def full_stage(self) -> StageView:

@@ -19,7 +19,7 @@ from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, longest_first
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 OWN_RESPONSES = "own_responses.jsonl"  # name of the file that stores them
 BATCH_SIZE = 32
@@ -54,7 +54,7 @@ def generate_own_responses(
         if row.get("key") in keys
     }
     depth = shallow_view.num_layers(model)
-    decoder = Decoder(Views.of(model, Plan.from_layers(depth, range(depth))))
+    decoder = Decoder(Views.of(model, Schedule.from_layers(depth, range(depth))))
     label = f"own answers to {len(prompts)} prompts"
     total = len(prompts) * options.samples
     report = progress.phase(label, total)

@@ -38,7 +38,7 @@ from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
+from ulskip_cli.strategies.plan import Plan, Schedule, make_plan, schedule_request
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
@@ -62,7 +62,7 @@ class HeldOutEvaluator:
     @cached_property
     def _full(self) -> Decoder:
         num_layers = self.loaded.metadata.num_layers
-        plan = Plan.from_layers(num_layers, range(num_layers))
+        plan = Schedule.from_layers(num_layers, range(num_layers))
         return Decoder(Views.of(self.loaded.model, plan))
 
     def output_lengths(self) -> list[int]:
@@ -121,7 +121,7 @@ class HeldOutEvaluator:
         measured on the other half.
         """
         loaded, prompt_layers = self.loaded, self.config.prompt_layers
-        plan = Plan.from_layers(loaded.metadata.num_layers, kept_layers, prompt_layers)
+        plan = Schedule.from_layers(loaded.metadata.num_layers, kept_layers, prompt_layers)
         adapter = None
         if self.corrects:
             adapter = self._fitter.fit([kept_layers], self._patch_kind)

@@ -37,7 +37,7 @@ from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, 
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.strategies.plan import Schedule, make_plan
 
 EXPERIMENT = "lm_eval"  # the default of name=
 RESULTS = "results_*.json"  # of the harness
@@ -72,7 +72,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.ulskip_config = config
         self.loaded = load(config.model)
         tokenizer = load_tokenizer(config.model)
-        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata, "lm-eval")
+        plan = self.plan = make_plan(config, self.loaded.metadata, "lm-eval")
+        self.scoring_plan: Schedule = plan
         is_explicit = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None

@@ -37,37 +37,27 @@ class StepSizes:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The schedule of one configuration on one model; its predictions are properties."""
+class Schedule:
+    """The layers that read the prompt and those of each decode step: all that decoding has to know
+    of a strategy.
+    """
 
-    strategy: str  # name of the preset
     num_layers: int
     stages: tuple[Stage, ...]  # of decoding, each with fewer layers
     prompt_layers: str = "all"  # all or kept
-    target_speedup: float | None = None  # None if the strategy ignores the ratio
-    target_kept: int = 0  # R, the requested mean number of layers per step
-    # new tokens per sequence in timed pairs, the first of them by prefill; positional strategies
-    # need a mean depth of R over the others
-    timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
-    drafts: bool = False  # all layers check what the kept layers or n-grams draft
-    needs: tuple[Need, ...] = ()  # in the order of their declaration, so that hashes are stable
-    warnings: tuple[str, ...] = ()
-    sizes: StepSizes = StepSizes()
 
-    @classmethod
-    def from_layers(
-        cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all"
-    ) -> "Plan":
-        """Make a plan from a list of layers and the depth of a model; raise UsageError for an
+    @staticmethod
+    def from_layers(num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Schedule":
+        """Make a schedule from a list of layers and the depth of a model; raise UsageError for an
         invalid list.
         """
         stages = (Stage(0, schedule.checked(num_layers, kept)),)
-        return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept))
+        return Schedule(num_layers, stages, prompt_layers)
 
     @property
-    def full(self) -> "Plan":
-        """The plan of the full model."""
+    def full(self) -> "Schedule":
+        """The schedule of the full model."""
         return self.from_layers(self.num_layers, range(self.num_layers))
 
     @property
@@ -96,16 +86,48 @@ class Plan:
         return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
 
     @property
-    def is_full_model(self) -> bool:
-        """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
-        return self.keeps_all and not self.drafts
-
-    @property
     def skipping_sets(self) -> list[Layers]:
         """The layers of each stage that skips some, for which corrections are made."""
         return [
             stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
         ]
+
+    def mean_kept(self, steps: int) -> float:
+        """Return the mean number of layers over the first `steps` decode steps; early exit returns
+        its target depth.
+        """
+        if self.exits:
+            return float(self.exits.target_depth)
+        return schedule.mean_kept(self.stages, [steps + 1])
+
+    def cached_share(self, steps: int) -> float:
+        """Return the share of the first stage's keys and values that the first `steps` decode steps
+        read on average.
+        """
+        return self.mean_kept(steps) / self.num_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Schedule):
+    """The schedule of one configuration on one model, what it needs, and a forecast of its depth,
+    bytes and speed, most of which are properties.
+    """
+
+    strategy: str  # name of the preset
+    target_speedup: float | None = None  # None if the strategy ignores the ratio
+    target_kept: int = 0  # R, the requested mean number of layers per step
+    # new tokens per sequence in timed pairs, the first of them by prefill; positional strategies
+    # need a mean depth of R over the others
+    timed_tokens: int = 32
+    drafts: bool = False  # all layers check what the kept layers or n-grams draft
+    needs: tuple[Need, ...] = ()  # in the order of their declaration, so that hashes are stable
+    warnings: tuple[str, ...] = ()
+    sizes: StepSizes = StepSizes()
+
+    @property
+    def is_full_model(self) -> bool:
+        """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
+        return self.keeps_all and not self.drafts
 
     @property
     def layer_ratio(self) -> float:
@@ -146,20 +168,6 @@ class Plan:
         """
         size = self.sizes.kv_per_layer
         return size and size * (self.num_layers if self.drafts else self.num_kept)
-
-    def mean_kept(self, steps: int) -> float:
-        """Return the mean number of layers over the first `steps` decode steps; early exit returns
-        its target depth.
-        """
-        if self.exits:
-            return float(self.exits.target_depth)
-        return schedule.mean_kept(self.stages, [steps + 1])
-
-    def cached_share(self, steps: int) -> float:
-        """Return the share of the first stage's keys and values that the first `steps` decode steps
-        read on average.
-        """
-        return self.mean_kept(steps) / self.num_kept
 
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
@@ -259,7 +267,7 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
     return needs | config.decoding.needs()
 
 
-def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
+def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
     """Return True if weights were trained with the layers of a plan, also for the prompts, and None
     if it is unknown how they were trained. `trained_for` has keys of training.json: `kept_layers`
     {ratio: layers}, `later_stages` {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
