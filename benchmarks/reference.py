@@ -118,8 +118,8 @@ def keys() -> str:
 
 
 def row_keys() -> str:
-    """Return the reference of the keys of a row, which docs/results.md contains: those of the outcome,
-    then those of each other section.
+    """Return the reference of the keys of a row, which docs/results.md contains: those of the
+    outcome, then those of each other section.
     """
 
     def lines(section: type[Section], but: Iterable[str] = ()) -> list[str]:

@@ -26,7 +26,7 @@ from ulskip_cli.experiments.record import (
     Settings,
 )
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import Key, config_settings, differences
+from ulskip_cli.experiments.settings import point_labels
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.runner import Session
@@ -42,10 +42,10 @@ class Job:
 
     config: Config
     identity: Settings  # the settings that its row stores, also if the run fails
-    label: str  # distinguishes the point within the sweep
     point: ResolvedPoint | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
+    label: str = ""  # distinguishes the point within the sweep
 
     @property
     def id(self) -> str:
@@ -84,24 +84,19 @@ def make_jobs(
     first.
     """
     resolver = resolver or Resolver()
-    named = (Key("ratio"), Key("strategy.name"))
-    values = [config_settings(config, command) for config in configs]
-    varied = [key for key in differences(values) if key not in named]
     models = [config.model for config in configs]
     jobs: dict[str, Job] = {}
     waiting = sorted(configs, key=lambda config: models.index(config.model))
     while waiting:
         config = waiting.pop(0)
-        label = _label(config, varied, command)
         try:
             point = resolver.resolve(config, command)
-            job = Job(point.config, point.identity, label, point)
+            job = Job(point.config, point.identity, point)
         except UsageError as error:
             identity = Settings.of(config, config.identity(command), command)
-            job = Job(config, identity, label, refused=error)
+            job = Job(config, identity, refused=error)
         if job.point and (full := job.point.baseline):
-            name = _label(full.config, varied)
-            baseline = Job(full.config, full.identity, name, full, requested=False)
+            baseline = Job(full.config, full.identity, full, requested=False)
             jobs.setdefault(full.run_id, baseline)
         # An earlier point may have added this job as its baseline.
         jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
@@ -112,24 +107,8 @@ def make_jobs(
     refused = [job.refused for job in jobs.values() if job.requested]
     if refused[0] and all(refused):
         raise refused[0]
-    return list(jobs.values())
-
-
-def _label(config: Config, varied: Sequence[Key], command: str = "run") -> str:
-    """Name a point by strategy, ratio and the settings that vary within the sweep, e.g. `unified
-    ratio 2 batch 8`.
-    """
-    words = [config.strategy.name]
-    if config.strategy.follows_ratio:
-        words.append(f"ratio {config.ratio:.4g}")
-    values = config_settings(config, command)
-    if config.crosses_engines:
-        words.append(f"over {config.baseline_engine}")
-    for key in varied:
-        if values.get(key) is not None:
-            name = key.name.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
-            words.append(f"{name} {values[key]}")
-    return " ".join(words)
+    labels = point_labels([job.identity for job in jobs.values()])
+    return [replace(job, label=label) for job, label in zip(jobs.values(), labels, strict=True)]
 
 
 @dataclass
