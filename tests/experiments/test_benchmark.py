@@ -99,7 +99,7 @@ def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, spy, kind, size
     assert row["correction"] == stored
     assert row["step_bytes"] == step_bytes(3, patch=2 * size)  # two gaps
     adapters = [adapter for call in made.call_args_list for adapter in call.args[2:3] if adapter]
-    tensors = [item for adapter in adapters for item in adapter.tensors.items()]
+    tensors = [item for adapter in adapters for item in adapter.tensors().items()]
     assert sum(tensor.numel() for _, tensor in tensors) == 2 * size
     assert not any(tensor.any() for name, tensor in tensors if "down" not in name)
 
