@@ -25,6 +25,7 @@ from ulskip_cli.experiments.jobs import Job, make_jobs
 from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import key_title
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
 from ulskip_cli.experiments.sweep import run_jobs
 from ulskip_cli.report import pairs, rows
@@ -123,7 +124,7 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     if here:
         compared = pairs.compare([here], [stored], GATE)
         # `here.reason` if the run failed; else settings differ, such as the version of the weights
-        reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
+        reason = here.reason or f"other {', '.join(map(key_title, compared.differs))}"
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 
     def figure(

@@ -17,7 +17,7 @@ from ulskip_cli.core.schedule import Stage
 from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.inference.skip_adapter import Lora, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import make_plan
 
@@ -316,7 +316,7 @@ def random_adapter(model, kept, kind, seed=0):
     def draw(*shape):
         return 0.1 * torch.randn(*shape, generator=generator)
 
-    tensors, patches, linears = {}, {}, {}
+    lora, stored, patches, linears = {}, {}, {}, {}
     if kind == "lora":
         for layer in kept:
             for path in linear_paths(stack_of(model)[layer]):
@@ -324,22 +324,20 @@ def random_adapter(model, kept, kind, seed=0):
                 is_linear = type(linear).__name__ == "Linear"
                 outputs, inputs = (linear.weight if is_linear else linear.weight.T).shape
                 down, up = draw(2, inputs), draw(outputs, 2)
-                tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
+                lora[layer, path] = Lora(down, up)
                 linears[layer, path] = lambda x, y, down=down, up=up: y + (x @ down.T) @ up.T
-        return SkipAdapter(NUM_LAYERS, (kept,), NO_PATCHES, tensors), {"linears": linears}
+        return SkipAdapter(NUM_LAYERS, NO_PATCHES, {kept: {}}, lora), {"linears": linears}
     for before, after in zip([-1, *kept], [*kept, NUM_LAYERS], strict=True):
         if after == before + 1 or (kind == "folded" and before < 0):
             continue
-        matrix, bias, prefix = draw(32, 32), draw(32), f"patch.0.{after}"
+        matrix, bias, place = draw(32, 32), draw(32), (0, "")
         if kind == "folded":
-            path = linear_paths(stack_of(model)[before])[-1]
-            name = f"fold.0.{before}.{path}"
-            tensors |= {f"{name}.weight": matrix, f"{name}.bias": bias}
-            linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
+            place = before, linear_paths(stack_of(model)[before])[-1]
+            linears[place] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
         else:
-            tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}
             patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias
-    adapter = SkipAdapter(NUM_LAYERS, (kept,), PATCHES[kind], tensors)
+        stored[after] = PATCHES[kind]({"weight": matrix, "bias": bias}, place)
+    adapter = SkipAdapter(NUM_LAYERS, PATCHES[kind], {kept: stored})
     return adapter, {"patches": patches, "linears": linears}
 
 

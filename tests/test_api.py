@@ -78,8 +78,8 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"num_beam": 3}, "'num_beam'.*'num_beams'"),
         ({"max_new_tokens": 0}, "max_new_tokens >= 1"),
         ({"prompt_layers": "some"}, "prompt_layers"),
-        ({"skip_adapter": SkipAdapter(6, ((0, 5), (0, 3, 5)), NO_PATCHES, {})}, r"\(0, 3, 5\)"),
-        ({"skip_adapter": SkipAdapter(8, ((0, 3, 5),), NO_PATCHES, {})}, "of 6.* 8"),
+        ({"skip_adapter": SkipAdapter(6, NO_PATCHES, {(0, 5): {}, (0, 3, 5): {}})}, r"\(0, 3, 5\)"),
+        ({"skip_adapter": SkipAdapter(8, NO_PATCHES, {(0, 3, 5): {}})}, "of 6.* 8"),
         ({"skip_adapter": "nowhere"}, "nowhere"),
     ],
 )

@@ -19,7 +19,7 @@ from ulskip_cli.experiments.record import (
     Side,
     read,
 )
-from ulskip_cli.experiments.settings import Key, settings
+from ulskip_cli.experiments.settings import settings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("results/**/runs.jsonl"))
@@ -91,8 +91,8 @@ def test_a_failed_point_has_no_measurements_but_its_settings():
     assert not {"dataset", "decode_loss", "measured_speedup", "environment"} & row.keys()
     assert record.label == "unified + full patch"
     found = settings(record)
-    assert found[Key("strategy.name")] == "unified" and found[Key("calibration.examples")] == 64
-    assert not {Key("dataset"), Key("device"), Key("engine")} & found.keys()
+    assert found["strategy.name"] == "unified" and found["calibration.examples"] == 64
+    assert not {"dataset", "device", "engine"} & found.keys()
     assert record.uses("calibration.examples") and not record.uses("baseline_engine")
 
 

@@ -84,12 +84,8 @@ def test_each_stage_has_patches_of_its_own(model):
     stages = {0: (0, 2, 3, 5), 3: (0, 2, 5), 7: (0, 5)}
     sets = tuple(stages.values())
     parts = [random_adapter(model, kept, "full", seed) for seed, kept in enumerate(sets)]
-    tensors = {
-        name.replace(".0.", f".{index}.", 1): tensor
-        for index, (one, _) in enumerate(parts)
-        for name, tensor in one.tensors.items()
-    }
-    adapter = SkipAdapter(NUM_LAYERS, sets, PATCHES["full"], tensors)
+    stored = {kept: one.patches[kept] for kept, (one, _) in zip(sets, parts, strict=True)}
+    adapter = SkipAdapter(NUM_LAYERS, PATCHES["full"], stored)
     patches = {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
     plan = Schedule(NUM_LAYERS, tuple(starmap(Stage, stages.items())))
     decoder = Decoder(Views.of(model, plan, adapter))
@@ -101,7 +97,7 @@ def test_each_stage_has_patches_of_its_own(model):
 def test_a_zero_adapter_changes_nothing(model, kind, dtype):
     model, ids = model.to(dtype), random_ids(2, 5)
     adapter = zero_adapter(model, [KEPT, (0, 5)], PATCHES[kind])
-    assert bool(adapter.tensors) == PATCHES[kind].takes_time
+    assert bool(adapter.tensors()) == PATCHES[kind].takes_time
     for kept in (KEPT, (0, 5)):
         views = adapter.view(model, kept), shallow_view.shallow_view(model, kept)
         with torch.no_grad():
@@ -115,8 +111,9 @@ def test_a_stored_adapter_is_equal_and_readable_by_others(llama, kind, tmp_path)
     loaded = SkipAdapter.load(tmp_path)
     assert (loaded.num_layers, loaded.kept_sets) == (NUM_LAYERS, (KEPT,))
     assert (loaded.kind, loaded.record) == (adapter.kind, {"task": "wmt"})
-    assert loaded.tensors.keys() == adapter.tensors.keys()
-    assert all(torch.equal(loaded.tensors[name], part) for name, part in adapter.tensors.items())
+    tensors = loaded.tensors()
+    assert tensors.keys() == adapter.tensors().keys()
+    assert all(torch.equal(tensors[name], part) for name, part in adapter.tensors().items())
     assert len({file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}) == 1
 
 
@@ -157,7 +154,8 @@ def test_an_adapter_of_another_shape_is_refused(llama, kind):
     shape = {**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}
     other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
     adapter, _ = random_adapter(llama, KEPT, kind)
-    unnamed = replace(adapter, tensors={"patch.0.linear.bias": torch.zeros(1)})
+    patch = adapter.kind({"bias": torch.zeros(1)}, (0, "mlp.down_proj"))
+    unnamed = replace(adapter, patches={KEPT: {5: patch}})
     for model, misfit in ((other, adapter), (llama, unnamed)):
         with pytest.raises(UsageError, match="does not fit"):
             misfit.view(model, KEPT)

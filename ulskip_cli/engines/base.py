@@ -36,8 +36,8 @@ from ulskip_cli.strategies.plan import Schedule
 
 @dataclass(frozen=True)
 class Views:
-    """A model and the views of its schedule, from which an engine makes what it needs. Below the plan,
-    only this object knows which layers run in which step.
+    """A model and the views of its schedule, from which an engine makes what it needs. Below the
+    plan, only this object knows which layers run in which step.
     """
 
     model: PreTrainedModel  # with all layers

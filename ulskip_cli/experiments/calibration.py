@@ -110,7 +110,7 @@ class HeldOutEvaluator:
         return self.config.correction.is_fitted
 
     @property
-    def _patch_kind(self) -> PatchKind:
+    def _patch_kind(self) -> type[PatchKind]:
         return self.config.correction.patch_kind(self.config.model)
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:

@@ -8,7 +8,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.point import Point, Resolver
 from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Outcome, Record, Settings
-from ulskip_cli.experiments.settings import Key, config_settings, differences
+from ulskip_cli.experiments.settings import point_labels
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Job:
 
     config: Config
     settings: Settings  # what its row stores also if the run fails
-    label: str  # distinguishes the point within the sweep
     point: Point | None = None  # None if the point is refused
     refused: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
+    label: str = ""  # distinguishes the point within the sweep
 
     @property
     def id(self) -> str:
@@ -59,67 +59,35 @@ def make_jobs(
     before its points. A benchmark also compares the full model of each engine with that of the
     first.
     """
-    maker = _JobMaker(configs, resolver or Resolver(), command)
+    resolver, first_engine = resolver or Resolver(), configs[0].engine.name
     models = [config.model for config in configs]
     jobs: dict[str, Job] = {}
     for config in sorted(configs, key=lambda config: models.index(config.model)):
-        for job in maker.jobs(config):
+        for job in _jobs_of(config, resolver, command, first_engine):
             # An earlier point may have added this job as its baseline, or asked for it.
             requested = job.requested or (job.id in jobs and jobs[job.id].requested)
             jobs[job.id] = replace(jobs.get(job.id, job), requested=requested)
     refused = [job.refused for job in jobs.values() if job.requested]
     if refused[0] and all(refused):
         raise refused[0]
-    return list(jobs.values())
+    labels = point_labels([job.settings for job in jobs.values()])
+    return [replace(job, label=label) for job, label in zip(jobs.values(), labels, strict=True)]
 
 
-class _JobMaker:
-    """Makes the jobs of one sweep or benchmark."""
-
-    def __init__(self, configs: Sequence[Config], resolver: Resolver, command: str) -> None:
-        self._resolver, self._command = resolver, command
-        self._first_engine = configs[0].engine.name
-        # A label begins with the strategy and its ratio.
-        named = (Key("ratio"), Key("strategy.name"))
-        settings = [config_settings(config, command) for config in configs]
-        self._varied = [key for key in differences(settings) if key not in named]
-
-    def jobs(self, config: Config) -> Iterator[Job]:
-        """Yield the job of a configuration after that of its baseline, and in a benchmark the full
-        model of its engine, if that is not the first one.
-        """
-        job = self._job(config)
-        if job.point and (full := job.point.baseline):
-            label = self._label(full.config)
-            yield Job(full.config, full.settings, label, full, requested=False)
-        yield job
-        if job.point and self._command == "bench" and not config.baseline_engine:
-            full_config = baseline_config(config).replace(baseline_engine=self._first_engine)
-            if full_config.crosses_engines:
-                yield from self.jobs(full_config)
-
-    def _job(self, config: Config) -> Job:
-        """Resolve a configuration into a job, which may be a refused one."""
-        label = self._label(config)
-        try:
-            point = self._resolver.resolve(config, self._command)
-        except UsageError as error:
-            settings = Settings.of(config, config.identity(self._command), self._command)
-            return Job(config, settings, label, refused=error)
-        return Job(config, point.settings, label, point)
-
-    def _label(self, config: Config) -> str:
-        """Name a point by strategy, ratio and the settings that vary within the sweep, e.g.
-        `unified ratio 2 batch 8`.
-        """
-        words = [config.strategy.name]
-        if config.strategy.follows_ratio:
-            words.append(f"ratio {config.ratio:.4g}")
-        if config.crosses_engines:
-            words.append(f"over {config.baseline_engine}")
-        values = config_settings(config, self._command)
-        for key in self._varied:
-            if values.get(key) is not None:
-                name = key.name.removesuffix(".name").rpartition(".")[2].removesuffix("_size")
-                words.append(f"{name} {values[key]}")
-        return " ".join(words)
+def _jobs_of(config: Config, resolver: Resolver, command: str, first_engine: str) -> Iterator[Job]:
+    """Yield the job of a configuration after that of its baseline, and in a benchmark the full
+    model of its engine, if that is not the first one.
+    """
+    try:
+        point = resolver.resolve(config, command)
+    except UsageError as error:
+        settings = Settings.of(config, config.identity(command), command)
+        yield Job(config, settings, refused=error)
+        return
+    if full := point.baseline:
+        yield Job(full.config, full.settings, full, requested=False)
+    yield Job(config, point.settings, point)
+    if command == "bench" and not config.baseline_engine:
+        full_config = baseline_config(config).replace(baseline_engine=first_engine)
+        if full_config.crosses_engines:
+            yield from _jobs_of(full_config, resolver, command, first_engine)

@@ -12,12 +12,12 @@ from pathlib import Path
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import all_settings, differences
+from ulskip_cli.experiments.settings import all_settings, differences, setting_words
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.build import PAGE, Report
 from ulskip_cli.report.plots import CAPTION, strategy_colour
-from ulskip_cli.report.rows import Group, collected, is_own_baseline, setting_words
+from ulskip_cli.report.rows import Group, collected, is_own_baseline
 from ulskip_cli.report.tables import EMPTY
 
 MAX_EXAMPLES = 200  # per data set

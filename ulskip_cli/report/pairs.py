@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ulskip_cli.experiments.intervals import CONFIDENCE, Interval, normal
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.experiments.settings import Key, all_settings
+from ulskip_cli.experiments.settings import all_settings, key_title, section_of
 from ulskip_cli.experiments.statistics import (
     FAILS,
     TIE,
@@ -117,7 +117,7 @@ class FolderComparison:
     pairs: list[ComparedPair]
     only_old: int
     only_new: int
-    differs: list[Key]  # settings in which the sides share no value
+    differs: list[str]  # settings in which the sides share no value
     gate: float
 
     def losses(self) -> list[str]:
@@ -165,7 +165,7 @@ class FolderComparison:
         ]
         notes = [NOTE]
         if self.differs:
-            titles = dict.fromkeys(key.title for key in self.differs)
+            titles = dict.fromkeys(map(key_title, self.differs))
             notes.append(f"The sides differ in {', '.join(titles)}")
         counts = {"old": self.only_old, "new": self.only_new}
         notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
@@ -187,17 +187,17 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Folder
 
     Two points match if they agree in every setting, except settings of which the two sides share no
     value (for example two seeds), and those of timing that one side lacks, because it timed
-    nothing. Target and batch size always agree.
+    nothing. Task, target and batch size always agree.
     """
     new, old = done(new), done(old)
     rows = all_settings([*new, *old])
     sides = rows[: len(new)], rows[len(new) :]
     differs = []
-    for key in sorted({key for row in rows for key in row if key.name != "folder"}):
+    for key in sorted({key for row in rows for key in row if key != "folder"}):
         mine, theirs = ({repr(row[key]) for row in side if key in row} for side in sides)
-        if mine.isdisjoint(theirs) and ((mine and theirs) or key.part == "speed"):
+        if mine.isdisjoint(theirs) and ((mine and theirs) or section_of(key) == "speed"):
             differs.append(key)
-    ignored = {Key("folder"), *differs} - {Key("ratio"), Key("batch_size")}
+    ignored = {"folder", *differs} - {"task", "ratio", "batch_size"}
     points = [frozenset((key, repr(row[key])) for key in row.keys() - ignored) for row in rows]
     now = dict(zip(points[: len(new)], new, strict=True))
     before = dict(zip(points[len(new) :], old, strict=True))

@@ -14,9 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import MIN_FOR_STARS, Record
+from ulskip_cli.experiments.record import DETECTED, MIN_FOR_STARS, Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
+from ulskip_cli.experiments.settings import (
+    NAMES,
+    all_settings,
+    differences,
+    key_title,
+    setting_text,
+)
 from ulskip_cli.experiments.statistics import primary
 from ulskip_cli.report.columns import (
     ABSENT,
@@ -32,19 +38,16 @@ from ulskip_cli.report.columns import (
 )
 from ulskip_cli.report.rows import (
     LINES,
-    collected,
     differing_options,
     done,
     ordered,
     reasons,
-    setting_text,
     stored,
 )
 from ulskip_cli.tasks.metrics import AGREEMENT
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
-DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's: the 95% interval of the"
     " difference (paired bootstrap, not corrected for the number of comparisons) excludes zero; a"
@@ -173,16 +176,16 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
     """
-    options = differing_options(collected(records, lambda record: record.label).values())
-    others = differences(all_settings(records), but=LINES[:3])
-    keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
+
+    def show(record: Record, key: str) -> str:
+        return setting_text(record, key) or MISSING
+
+    options = differing_options(records, lambda record: record.label)
+    shown = (*NAMES, *DETECTED, "batch_size")
+    others = differences(all_settings(records), but=LINES[:3], always=shown)
     return [
-        Column(
-            key.title.replace(" ", "\n"),
-            partial(setting_text, key=key),
-            optional=key.name not in NAMES,
-        )
-        for key in keys
+        Column(key_title(key).replace(" ", "\n"), partial(show, key=key), optional=key not in NAMES)
+        for key in dict.fromkeys([*options, *others])
     ]
 
 
