@@ -17,7 +17,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
@@ -79,7 +79,12 @@ class Tuning:
             first = _num_kept_for_speedup(config.speedup, choice, num_layers, resolver)
         candidates = [_candidate(text, choice) for text in config.candidates]
         for candidate in candidates:
-            make_plan(at(candidate, num_layers, first), files.metadata, "tune")
+            try:
+                make_plan(at(candidate, num_layers, first), files.metadata, "tune")
+            except NotApplicable:
+                raise
+            except UsageError:  # e.g. layers for another ratio, which a later point can have
+                continue
         beside, left_out = _with_all_layers(choice, resolver)
         if not candidates:
             raise UsageError("expected at least one candidate, got none; leave out candidates=[]")

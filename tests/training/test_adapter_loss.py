@@ -115,7 +115,7 @@ def test_the_saved_adapter_computes_what_was_trained(model, options, tmp_path):
 def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
     adapter, corrections = random_adapter(model, kept, "full")
     inputs, losses, patches = batch(), [], corrections["patches"]
-    weights = TrainOptions(ce_weight=0.0, gap_weight=1.0)
+    weights = TrainOptions(method="adapter", ce_weight=0.0, gap_weight=1.0)
     module = made(model, adapter, weights)
     last_patch = patches.get(NUM_LAYERS, lambda hidden: hidden)  # behind the last kept layer
     if kept[-1] in patches:  # it is part of the gap in front of that layer
