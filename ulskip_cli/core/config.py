@@ -286,46 +286,44 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
+def _folders() -> list[Path]:
+    return [config_dir(), *plugin_config_dirs(), *_user_dirs]
+
+
 def group_choices(group: str) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
     in the user's folders.
     """
-    folders = [config_dir(), *plugin_config_dirs(), *_user_dirs]
-    return {
-        path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))
-    }
+    files = (path for folder in _folders() for path in sorted((folder / group).glob("*.yaml")))
+    return {path.stem: path for path in files}
 
 
 def use_config_dir(folder: Path | None) -> None:
     """Find choices also in a user's folder from now on, or only those of ulskip and plug-ins; raise
-    UsageError as `_add_user_dir` does.
+    UsageError as `_search` does.
     """
-    if _user_dirs:
-        _set_user_dirs([])
-    if folder is not None:
-        _add_user_dir(folder, "--config-dir")
+    if folder is not None or _user_dirs:
+        _search([] if folder is None else [folder])
 
 
-def _add_user_dir(folder: Path, option: str) -> None:
-    """Find choices also in a folder that an `option` names; raise UsageError if a file has the name
-    of another choice, because rows and other users know a choice by its name.
+def _search(folders: Sequence[Path]) -> None:
+    """Find choices also in users' folders from now on. Raise UsageError if a file has the name of
+    another choice, because rows and other users know a choice by its name.
     """
-    if not folder.is_dir():
-        raise UsageError(f"expected {option} to be a folder, got {folder}")
-    for file in sorted(folder.glob("*/*.yaml")):
-        defined = group_choices(file.parent.name).get(file.stem, file)
-        if not defined.samefile(file):  # the folder may be that of the shipped files itself
-            raise UsageError(
-                f"{file}: {file.parent.name}={file.stem} is already defined by {defined};"
-                " rename your file, and give its key `name` the same new name"
-            )
-    _set_user_dirs([*_user_dirs, folder])
-
-
-def _set_user_dirs(folders: Sequence[Path]) -> None:
-    _user_dirs[:] = folders
-    for function in (preset_class, compose_files, _files_of):
-        function.cache_clear()
+    preset_class.cache_clear()
+    compose_files.cache_clear()
+    _user_dirs.clear()
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"expected {SEARCH_PATH} or --config-dir to be a folder, got {folder}")
+        for file in sorted(folder.glob("*/*.yaml")):
+            defined = group_choices(file.parent.name).get(file.stem, file)
+            if not defined.samefile(file):  # the folder may be that of the shipped files itself
+                raise UsageError(
+                    f"{file}: {file.parent.name}={file.stem} is already defined by {defined};"
+                    " rename your file, and give its key `name` the same new name"
+                )
+        _user_dirs.append(folder)
 
 
 @functools.lru_cache(maxsize=256)
@@ -336,33 +334,38 @@ def compose_files(
     Hydra itself, which takes longer than ours. Raise UsageError if a file is damaged, or if Hydra
     cannot compose it.
 
-    `name` is the path of the file in a folder of configs. `given` has the choice of each group that
-    is not the default, and `edits` has other overrides of files, such as `~KEY`.
+    `name` is the path of the file in a folder of configs: a primary file or a choice, e.g.
+    `strategy/unified`, for its values alone. `given` has the choice of each group that is not the
+    default, and `edits` has other overrides of files, such as `~KEY`.
     """
-    from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.defaults_list import create_defaults_list
+    from hydra._internal.defaults_list import Overrides, _create_defaults_list
     from hydra._internal.utils import create_config_search_path
 
-    version.setbase("1.3")
     path = create_config_search_path(str(config_dir()))
-    for folder in (*plugin_config_dirs(), *_user_dirs):
-        path.prepend(SEARCH_PATH, str(folder), "schema")  # the last entry, of Hydra's own
+    for folder in _folders()[1:]:
+        path.prepend(SEARCH_PATH, str(folder), "schema")  # Hydra's own entry, the last one
     words = [f"{group}={quoted(choice)}" for group, choice in given]
     loader = ConfigLoaderImpl(path)
     try:
         parsed, files = loader._parse_overrides_and_create_caching_repo(name, [*words, *edits])
-        found = create_defaults_list(files, name, parsed, prepend_hydra=False, skip_missing=False)
-        config = loader._compose_config_from_defaults_list(found.defaults, files)
-        loader._apply_overrides_to_config(found.config_overrides, config)
+        overrides = Overrides(files, parsed)
+        defaults, _ = _create_defaults_list(files, name, overrides, False, skip_missing=False)
+        if name in PRIMARY:  # a choice alone may select others in groups that are not there
+            overrides.ensure_overrides_used()
+            overrides.ensure_deletions_used()
+        config = loader._compose_config_from_defaults_list(defaults, files)
+        loader._apply_overrides_to_config(overrides.config_overrides, config)
     except Exception as error:  # of a user's file, which may be damaged in any way
-        chosen = [group_choices(group)[choice] for group, choice in given]
+        chosen = [f"{group}/{choice}" for group, choice in given] or [name]
         raise _file_error(error, chosen) from None
-    return Files(config, found.overrides.known_choices)
+    return Files(config, overrides.known_choices)
 
 
-def _file_error(error: Exception, chosen: Sequence[Path]) -> UsageError:
-    """Return the one line for an error of Hydra, or of its YAML loader, in the `chosen` files."""
+def _file_error(error: Exception, chosen: Sequence[str]) -> UsageError:
+    """Return the one line for an error of Hydra, or of its YAML loader, in the `chosen` files, e.g.
+    `strategy/mine`.
+    """
     import yaml
 
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -371,7 +374,8 @@ def _file_error(error: Exception, chosen: Sequence[Path]) -> UsageError:
             f"expected lines of the form `key: value` in {mark.name}, line {mark.line + 1}, got an"
             f" error: {error.problem}"
         )
-    user_files = " or ".join(str(file) for file in chosen if config_dir() not in file.parents)
+    paths = [folder / f"{name}.yaml" for folder in _user_dirs for name in chosen]
+    user_files = " or ".join(str(path) for path in paths if path.is_file())
     text, _, _ = str(error).partition("\nConfig search path")
     if isinstance(error, RecursionError):
         text = "a file that is nested too deeply, or whose defaults lead to itself"
@@ -387,29 +391,20 @@ def _file_error(error: Exception, chosen: Sequence[Path]) -> UsageError:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _files_of(group: str, choice: str) -> Files:
-    """Compose the file of a choice with its bases."""
-    require_choice(group, choice, group_choices(group))
-    try:
-        return compose_files(f"{group}/{choice}")
-    except UsageError:  # a file that selects one of another group needs the defaults of both
-        return compose_files("train" if group == "train" else "config", ((group, choice),))
-
-
 def read_choice(group: str, choice: str) -> Table:
     """Return the values in the YAML file of a choice and in its bases. Raise UsageError if the
     group is one of CHOICES and the file does not name a class.
     """
-    return _checked(group, choice, _files_of(group, choice).values().get(group))
+    require_choice(group, choice, group_choices(group))
+    return _checked(group, choice, compose_files(f"{group}/{choice}").values().get(group))
 
 
 def description(group: str, choice: str) -> str:
     """Return the description in the YAML file of a choice, or in its bases."""
-    from omegaconf import OmegaConf
-
-    key = "description" if group == "experiment" else f"{group}.description"
-    return str(OmegaConf.select(_files_of(group, choice).config, key, default=""))
+    require_choice(group, choice, group_choices(group))
+    values = compose_files(f"{group}/{choice}").values()
+    node = values.get(group, values)  # the keys of an experiment are in no group
+    return str(node.get("description", "") if isinstance(node, dict) else "")
 
 
 def _checked(group: str, choice: str, node: object) -> Table:
@@ -423,12 +418,11 @@ def _checked(group: str, choice: str, node: object) -> Table:
         )
     node.pop("description", None)
     missing = [key for key in ("_target_", "name") if group in CHOICES and key not in node]
-    if missing:
-        file = group_choices(group)[choice]
-        raise UsageError(f"expected the key {missing[0]} in {file}, got none; add it")
-    if wrong := [key for key in node if not isinstance(key, str)]:
-        file = group_choices(group)[choice]
-        raise UsageError(f"expected texts as keys in {file}, got {wrong[0]}; write '{wrong[0]}'")
+    wrong = [key for key in node if not isinstance(key, str)]
+    if missing or wrong:
+        expected = f"the key {missing[0]}" if missing else "texts as keys"
+        got = "none; add it" if missing else f"{wrong[0]}; write '{wrong[0]}'"
+        raise UsageError(f"expected {expected} in {group_choices(group)[choice]}, got {got}")
     return node
 
 
@@ -637,13 +631,13 @@ def _extend_search_path(value: object) -> None:
     they are no folders.
     """
     if not isinstance(value, list):
+        got = str(value)[:80]
         raise UsageError(
-            f"expected {SEARCH_PATH} to be a list, written [DIR], got {str(value)[:80]}"
+            f"expected {SEARCH_PATH} to be a list of folders, written [DIR], got {got}"
         )
-    for text in value:
-        folder = Path(str(text).removeprefix("file://"))
-        if folder not in _user_dirs:
-            _add_user_dir(folder, SEARCH_PATH)
+    folders = [Path(str(text).removeprefix("file://")) for text in value]
+    if new := [folder for folder in folders if folder not in _user_dirs]:
+        _search([*_user_dirs, *new])
 
 
 def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -> Table:

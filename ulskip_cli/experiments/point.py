@@ -6,6 +6,7 @@ files, model files, generation options.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
@@ -13,9 +14,11 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
-from ulskip_cli.experiments.record import Settings
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
+
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.record import Settings
 
 # Raised when a calibration or a fit would come out differently, so that stored ones and their rows
 # do not count.
@@ -39,7 +42,7 @@ class Point:
     plan: Plan  # before calibration
     data: TaskExamples | None  # to evaluate; None for a benchmark, which times random prompts
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
-    settings: Settings  # what its row stores also if the run fails, with the id
+    settings: "Settings"  # what its row stores also if the run fails, with the id
     baseline: "Point | None" = None  # None for a full model and for baseline=false
 
     @property
@@ -114,6 +117,10 @@ class Resolver:
         baseline: Point | None = None,
     ) -> Point:
         """Return a point with the settings that its row stores."""
+        from ulskip_cli.experiments.record import (
+            Settings,  # takes 40 ms, which a plan does not need
+        )
+
         recorded, version = recorded_config(config, folder), CALIBRATION if held_out else None
         texts = [part and part.examples for part in (data, held_out)]
         settings = Settings.of(
