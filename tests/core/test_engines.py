@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ulskip_cli.experiments.preflight import resolve
 
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose
@@ -9,6 +8,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.llama_cpp import LlamaCpp
+from ulskip_cli.experiments.point import resolve
 
 pytestmark = pytest.mark.usefixtures("installed")
 LLAMA = "engine=llama_cpp"

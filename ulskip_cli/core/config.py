@@ -303,19 +303,19 @@ def use_config_dir(folder: Path | None) -> None:
     UsageError as `_search` does.
     """
     if folder is not None or _user_dirs:
-        _search([] if folder is None else [folder])
+        _search([] if folder is None else [folder], "--config-dir")
 
 
-def _search(folders: Sequence[Path]) -> None:
-    """Find choices also in users' folders from now on. Raise UsageError if a file has the name of
-    another choice, because rows and other users know a choice by its name.
+def _search(folders: Sequence[Path], option: str) -> None:
+    """Find choices also in users' folders from now on, which an option names. Raise UsageError if a
+    file has the name of another choice, because rows and other users know a choice by its name.
     """
     preset_class.cache_clear()
     compose_files.cache_clear()
     _user_dirs.clear()
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"expected {SEARCH_PATH} or --config-dir to be a folder, got {folder}")
+            raise UsageError(f"expected {option} to be a folder, got {folder}")
         for file in sorted(folder.glob("*/*.yaml")):
             defined = group_choices(file.parent.name).get(file.stem, file)
             if not defined.samefile(file):  # the folder may be that of the shipped files itself
@@ -637,7 +637,7 @@ def _extend_search_path(value: object) -> None:
         )
     folders = [Path(str(text).removeprefix("file://")) for text in value]
     if new := [folder for folder in folders if folder not in _user_dirs]:
-        _search([*_user_dirs, *new])
+        _search([*_user_dirs, *new], SEARCH_PATH)
 
 
 def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -> Table:
