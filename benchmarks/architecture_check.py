@@ -12,13 +12,16 @@ from tiny_configs import NUM_LAYERS, VOCAB_SIZE
 from transformers import GenerationConfig
 from uncached_reference import reference_logits
 
+from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import Prompts, Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7
@@ -108,7 +111,7 @@ def _check(model, made):
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
     decoder = decoder_for(model, KEPT_SETS[0])
-    reason = unsupported_by_loop(decoder.model)
+    reason = unsupported_by_loop(decoder.views.model)
     if reason is None:
         wrong = _engines_differ(decoder)
         if wrong:
@@ -128,8 +131,7 @@ def _differs(model, decoder, kept, ids):
     or return None if they agree.
     """
     ones = torch.ones_like(ids)
-    context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
-    (tokens,) = decoder.with_engine("transformers").generate(ids, ones, context).token_ids
+    (tokens,) = _generated(decoder, "transformers", ids, ones)
     response = torch.tensor([tokens])
     inputs = torch.cat([ids, response], 1)[:, :-1]
     # [1, STEPS, vocab_size], from the last prompt position, which predicts the first new token
@@ -143,8 +145,8 @@ def _differs(model, decoder, kept, ids):
     if not torch.equal(expected.argmax(-1)[0][clear], response[0][clear]):
         return "other tokens than the uncached reference"
     with torch.no_grad():
-        prompt = encode_prompt(decoder.prompt_model, ids, ones)
-        logits = predict_response(decoder.stages, prompt, response, torch.ones_like(response))
+        prompt = encode_prompt(decoder.views.prompt_model, ids, ones)
+        logits = predict_response(decoder.views.stages, prompt, response, torch.ones_like(response))
     error = float((logits - expected).abs().max() / scale)
     # Single steps of a recurrent state are rounded differently from a scan over the sequence.
     limit = NEAR * (25 if kv_cache.is_recurrent(kv_cache.new_cache(model)) else 1)
@@ -184,11 +186,8 @@ def _engines_differ(decoder):
     or return None if they agree.
     """
     ids = random_ids(3, PROMPT_LEN, seed=1)
-    context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
-    tokens = [
-        decoder.with_engine(engine).generate(ids, torch.ones_like(ids), context).token_ids
-        for engine in ("transformers", "torch")
-    ]
+    ones = torch.ones_like(ids)
+    tokens = [_generated(decoder, engine, ids, ones) for engine in ("transformers", "torch")]
     num_equal = sum(a == b for a, b in zip(*tokens, strict=True))
     if num_equal >= 2:  # one may be a near tie
         return None
@@ -199,17 +198,15 @@ def _padding(model, decoder):
     """Return a note if left padding changes answers, which is a fault of ulskip unless it does so
     for the full model too, or if the model refuses it; None if it works.
     """
-    context = DecodeContext(DecodingConfig(name="g"), 0, STEPS)
-    decoder = decoder.with_engine("transformers")
-    full = decoder_for(model, tuple(range(NUM_LAYERS))).with_engine("transformers")
+    full = decoder_for(model, tuple(range(NUM_LAYERS)))
 
     def changed(decoder, seed=2):
         """True if a prompt with 4 tokens of padding gets another answer than without."""
         ids = random_ids(2, PROMPT_LEN, seed=seed)
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
-        together = decoder.generate(ids * mask, mask, context).token_ids[0]
-        (alone,) = decoder.generate(ids[:1, 4:], mask[:1, 4:], context).token_ids
+        together = _generated(decoder, "transformers", ids * mask, mask)[0]
+        (alone,) = _generated(decoder, "transformers", ids[:1, 4:], mask[:1, 4:])
         return together != alone
 
     try:
@@ -227,7 +224,15 @@ def _padding(model, decoder):
 
 def decoder_for(model, kept):
     """Make a decoder that uses the kept layers."""
-    return Decoder(model, Plan.from_layers(NUM_LAYERS, kept))
+    return Decoder(Views.of(model, Schedule.from_layers(NUM_LAYERS, kept)))
+
+
+def _generated(decoder, engine, ids, mask):
+    """Return the greedy tokens of an engine."""
+    ends = Ends.of(decoder.views.model)
+    request = Request(DecodingConfig(name="g"), STEPS, ends=ends)
+    decoder = Decoder(decoder.views, engine_named(engine))
+    return decoder.generate(Prompts(ids, mask), request).token_ids
 
 
 def random_ids(batch, length, seed=0):

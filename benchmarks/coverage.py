@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -40,31 +41,23 @@ def measure(point, with_opened):
     """
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.progress import ProgressCallback
-    from ulskip_cli.engines.torch import kernels
-    from ulskip_cli.experiments.evaluate import decode_context
-    from ulskip_cli.experiments.paired_timing import (
-        BATCHES,
-        Pair,
-        measure_pairs,
-        time_pairs,
-        timed_prompts,
-    )
-    from ulskip_cli.experiments.preflight import resolve
-    from ulskip_cli.experiments.runner import Session, prepare_run
+    from ulskip_cli.engines.decoder import Decoder
+    from ulskip_cli.engines.torch import native_model
+    from ulskip_cli.experiments.paired_timing import measure_pairs, measure_units
+    from ulskip_cli.experiments.point import resolve
+    from ulskip_cli.experiments.runner import Models, make_pair, prepare_run
 
     config = compose(POINTS[point])
-    session = Session()
-    run = prepare_run(resolve(config), session)
-    full, decoder = session.decoders(run)
-    timed = time_pairs(full, decoder, run.workload, config, ProgressCallback())
-    opened, workload = [], run.workload
-    context = decode_context(config.replace(max_new_tokens=config.speed.new_tokens), workload)
-    batches = timed_prompts(workload, config.batch_size, BATCHES, decoder.model, config)
+    models = Models()
+    run = prepare_run(resolve(config), models)
+    pair = make_pair(run, *models.decoders(run), config.batch_size)
+    timed = measure_units(pair, config.speed, point, ProgressCallback())
+    opened = []
     for i in range(OPENED if with_opened else 0):
         if i % 2 == 0:
-            kernels._weights.clear()  # the cache of packed weights
-            sides = full.with_own_sessions(), decoder.with_own_sessions()
-            pair = Pair(*sides, batches, context)
+            native_model._recognized.clear()  # which has the packed weights
+            full, kept = (Decoder(replace(side.views)) for side in (pair.full, pair.strategy))
+            pair = pair._replace(full=full, strategy=kept)
             measure_pairs(pair, range(1))  # packs them
         warm_up = measure_pairs(pair, range(1))
         unit = measure_pairs(pair, range(1, 1 + OPENED_PAIRS), warm_up)

@@ -18,20 +18,22 @@ import torch
 from torch import Tensor
 
 from ulskip_cli.core import environment
+from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.engines import engine_named, engine_names
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.base import Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import given_logits
-from ulskip_cli.experiments.evaluate import encode_workload
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.evaluate import encode_examples
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.report.tables import markdown_table
-from ulskip_cli.strategies.plan import Plan, check_plan, make_plan
+from ulskip_cli.strategies.plan import Plan, make_plan
 
 RESULTS = Path(__file__).parent / "results"
 NEW_TOKENS, NEAR_TIE, BATCH = 32, 1e-3, 10
@@ -63,17 +65,17 @@ def top_gap(decoder: Decoder, prompt: list[int], answer: list[int]) -> float:
     # The logits of a response predict its own tokens, so any token stands for the next one.
     ids, response = torch.tensor([prompt]), torch.tensor([[*answer, 0]])
     with torch.inference_mode():
-        encoded = encode_prompt(decoder.prompt_model, ids, torch.ones_like(ids))
-        logits, _ = given_logits(decoder, encoded, response, torch.ones_like(response))
+        encoded = encode_prompt(decoder.views.prompt_model, ids, torch.ones_like(ids))
+        logits, _ = given_logits(decoder.views, encoded, response, torch.ones_like(response))
     next_logits: Tensor = logits[0, -1]
     first, second = next_logits.topk(2).values.tolist()
     return float(first - second)
 
 
-def tokens(decoder: Decoder, prompts: list[list[int]], context: DecodeContext) -> list[list[int]]:
+def tokens(decoder: Decoder, prompts: list[list[int]], request: Request) -> list[list[int]]:
     """Return the answers in the order of the prompts."""
     answers: dict[int, list[int]] = {}  # by position, because batches are ordered by length
-    for positions, output in generate_all(decoder, prompts, context, BatchSize(BATCH)):
+    for positions, output in decoder.answer_all(prompts, request, BatchSize(BATCH)):
         answers |= dict(zip(positions, output.token_ids, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
@@ -102,21 +104,24 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
     ]
     config = compose(base)
     loaded = load(config.model)
-    workload = encode_workload(resolve(config), load_tokenizer(config.model))
-    context, rows = DecodeContext(config.decoding, workload.pad_token_id, NEW_TOKENS), []
+    point = resolve(config)
+    workload = encode_examples(point.data, point, load_tokenizer(config.model))
+    ends = Ends.of(loaded.model, workload.pad_token_id)
+    request, rows = Request(config.decoding, NEW_TOKENS, ends=ends), []
     for schedule in SCHEDULES:
         chosen = compose([*base, *schedule])
         plan = make_plan(chosen, loaded.metadata)
-        reference = Decoder(loaded.model, plan, engine=engine_named("torch"))
-        expected = tokens(reference, workload.prompts, context)
+        views = Views.of(loaded.model, plan)
+        reference = Decoder(views, engine_named("torch"))
+        expected = tokens(reference, workload.prompts, request)
         for engine in ENGINES:
             try:
-                check_plan(compose([*base, *schedule, f"engine={engine}"]), plan)
+                make_plan(compose([*base, *schedule, f"engine={engine}"]), loaded.metadata)
             except UsageError as reason:
                 print(f"left out: {reason}", flush=True)
                 continue
-            decoder = Decoder(loaded.model, plan, engine=engine_named(engine))
-            got = tokens(decoder, workload.prompts, context)
+            decoder = Decoder(views, engine_named(engine))
+            got = tokens(decoder, workload.prompts, request)
             row = Count(name, described(plan), plan.prompt_layers, engine, len(got))
             for prompt, ours, theirs in zip(workload.prompts, expected, got, strict=True):
                 if ours == theirs:

@@ -18,17 +18,18 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
-from ulskip_cli.experiments.evaluate import encode_workload
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.evaluate import encode_examples
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.report.tables import markdown_table
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Schedule
 from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -70,7 +71,8 @@ class Measurement:
     def encoded(self, name: str) -> list[EncodedExample]:
         """Return the articles of a file as token ids; set `pad`, the id of padding."""
         config = self.config.replace(task=self.config.task.replace(file=str(self.data / name)))
-        workload = encode_workload(resolve(config), self.tokenizer)
+        point = resolve(config)
+        workload = encode_examples(point.data, point, self.tokenizer)
         self.pad = workload.pad_token_id
         return workload.encoded or []
 
@@ -82,7 +84,8 @@ class Measurement:
             return
         began = time.monotonic()
         adapter = self.fitter.fit([kept], PATCHES[kind], RIDGES[kind]) if kind else None
-        decoder = Decoder(self.model, Plan.from_layers(LAYERS, kept), adapter=adapter)
+        plan = Schedule.from_layers(LAYERS, kept)
+        decoder = Decoder(Views.of(self.model, plan, adapter))
         losses = {
             key: round(texts.scores(decoder).decode_loss, 4) for key, texts in self.texts.items()
         }

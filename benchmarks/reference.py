@@ -16,16 +16,17 @@ from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.experiments.record import (
     REPEATED,
     LmEval,
-    Point,
+    Outcome,
     Quality,
     Record,
     Section,
+    Settings,
 )
 from ulskip_cli.report.tables import markdown_table
 from ulskip_cli.tasks import metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
-SECTIONS = Record.__bases__[::-1]
+SECTIONS = [section for section in Record.__bases__[::-1] if section is not Outcome]
 SECTION_TITLES = (
     *("Request", "Schedule", "Timed pairs", "Quality", "Throughput"),
     *("Rows of lm-eval", "Provenance"),
@@ -77,8 +78,8 @@ def combinations() -> str:
     pages = [
         "# What works with what",
         "",
-        "Options that are not listed here work together, but drafts need `batch_size=1`, and some",
-        "models refuse some options. Errors name an option that works.",
+        "Options that are not listed here work together, but some models refuse some options.",
+        "Errors name an option that works.",
         "",
         "## Engines",
         "",
@@ -117,8 +118,8 @@ def keys() -> str:
 
 
 def row_keys() -> str:
-    """Return the reference of the keys of a row, which docs/results.md contains: those of `Record`
-    itself, then those of each section, the classes that it inherits from.
+    """Return the reference of the keys of a row, which docs/results.md contains: those of the
+    outcome, then those of each other section.
     """
 
     def lines(section: type[Section], but: Iterable[str] = ()) -> list[str]:
@@ -134,8 +135,7 @@ def row_keys() -> str:
                 keys_by_meaning.setdefault(fields[key].description, []).append(name)
         return [f"- {', '.join(names)}: {text}." for text, names in keys_by_meaning.items()]
 
-    inherited = (key for section in SECTIONS for key in section.model_fields)
-    parts = lines(Record, {"folder", *inherited})  # rows do not store their folder
+    parts = lines(Outcome)
     for section, title in zip(SECTIONS, SECTION_TITLES, strict=True):
         parts += [f"\n### {title}\n"]
         if section is LmEval:
@@ -143,7 +143,7 @@ def row_keys() -> str:
         if section is Quality:
             parts += ["- `bleu`, `rouge1`, ...: the task's [metrics](your-own.md#metrics)."]
         parts += lines(section, metrics.METRIC_OF)
-        if section is Point:
+        if section is Settings:
             parts += [f"\nSettings, repeated: {', '.join(f'`{key}`' for key in REPEATED)}."]
     return "\n".join(parts) + "\n"
 

@@ -21,11 +21,15 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.jobs import Job, Sweep, make_jobs
-from ulskip_cli.experiments.record import MISSING, Column, Record
+from ulskip_cli.experiments.jobs import Job, make_jobs
+from ulskip_cli.experiments.ledger import Ledger
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import key_title
 from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
-from ulskip_cli.report import reference, rows
+from ulskip_cli.experiments.sweep import run_jobs
+from ulskip_cli.report import pairs, rows
+from ulskip_cli.report.columns import MISSING, Column
 from ulskip_cli.report.tables import TableSection, markdown, provenance
 
 RESULTS = Path("results")
@@ -96,7 +100,7 @@ def measured_here(stored: Record) -> Record:
     """
     jobs, own = jobs_of(stored)
     with SweepDisplay(jobs) as display:
-        Sweep(jobs, display).run()
+        run_jobs(Ledger(jobs), display)
     (row,) = [record for record in records(RESULTS / NAME) if record.id == own.id]
     return row
 
@@ -118,9 +122,9 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
     """
     pair = None  # the comparison of both rows
     if here:
-        compared = reference.compare([here], [stored], GATE)
+        compared = pairs.compare([here], [stored], GATE)
         # `here.reason` if the run failed; else settings differ, such as the version of the weights
-        reason = here.reason or f"other {', '.join(key.title for key in compared.differs)}"
+        reason = here.reason or f"other {', '.join(map(key_title, compared.differs))}"
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 
     def figure(
@@ -157,7 +161,7 @@ def speed(record: Record | None) -> str:
 
 def quality(record: Record | None) -> str:
     """Return the share of the full model's score that a row keeps, with its interval."""
-    kept = record and record.kept
+    kept = record and record.quality_share
     return kept.text(".1%") if kept else MISSING
 
 

@@ -172,9 +172,10 @@ def point(llama, tokenizer):
     """Return a function of overrides: a decoder, its encoded workload and its configuration."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.engines.base import Views
     from ulskip_cli.engines.decoder import Decoder
-    from ulskip_cli.experiments.evaluate import encode_workload
-    from ulskip_cli.experiments.preflight import ResolvedPoint, TaskExamples
+    from ulskip_cli.experiments.evaluate import encode_examples
+    from ulskip_cli.experiments.point import Point, TaskExamples
     from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))
@@ -184,8 +185,8 @@ def point(llama, tokenizer):
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
         data = TaskExamples(config.task, config.task.examples()[: config.limit])
-        files = SimpleNamespace(metadata=metadata)
-        resolved = ResolvedPoint(config, data, None, files, plan, "0" * 12)
-        return Decoder(llama, plan), encode_workload(resolved, tokenizer), config
+        folder = SimpleNamespace(metadata=metadata)
+        made = Point(config, folder, plan, data, None, settings=None)
+        return Decoder(Views.of(llama, plan)), encode_examples(data, made, tokenizer), config
 
     return build

@@ -10,19 +10,24 @@ from ulskip_cli.core.capabilities import ALL, Need
 from ulskip_cli.core.config_schema import Config
 
 LOOK_UP = ["decoding.draft_tokens=2", "decoding.draft=ngram"]
+ALONE = ["strategy.batch=na", "batch_size=1"]
 RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
     Need.SAMPLING: ["decoding.do_sample=true"],
-    Need.DRAFTS: [*LOOK_UP, "strategy=full", "batch_size=1"],
+    Need.LOOK_UPS: [*LOOK_UP, "strategy=full", "batch_size=1"],
     Need.LAYER_DRAFTS: ["decoding.draft_tokens=2", "batch_size=1"],
+    Need.BATCHES: ["batch_size=2"],
     Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
+    Need.SINGLE_EXITS: ["strategy=early_exit", "strategy.threshold=0.5", *ALONE],
     Need.STAGES: ["strategy=skip_decode", "strategy.horizon=2"],
+    Need.SKIPPED_LAYERS: ["strategy=unified"],
+    Need.ALL_LAYERS: ["strategy=full"],
     Need.FULL_PROMPT: ["prompt_layers=all"],
     Need.KEPT_PROMPT: ["prompt_layers=kept"],
-    Need.FOLDED_PATCHES: ["correction=patch", "correction.kind=folded"],
+    Need.FITTED_PATCHES: ["correction=patch", "correction.kind=folded"],
     Need.PATCHES: ["correction=patch"],
     Need.ADAPTER: ["correction=adapter", "correction.path={adapter}"],
-    Need.RANDOM_WEIGHTS: ["model=random", "model.path=llama-12x256"],
+    Need.NO_TOKENIZER: ["model=random", "model.path=llama-12x256"],
     Need.CALIBRATION: ["strategy=block_influence"],
     Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
     Need.OTHER_ENGINE: ["engine=llama_cpp"],
@@ -44,8 +49,6 @@ def overrides_for(*needs, supports=ALL, command="run", **paths):
     whole = Need.FULL_PROMPT in supports or not supports.issuperset(needs)
     small = SMALL if whole else [*SMALL, "prompt_layers=kept"]
     given = {text.partition("=")[0]: text for text in small}
-    if Need.RANDOM_WEIGHTS in needs:
-        given.pop("limit")
     chosen = {key: text for key, text in given.items() if command in Config.readers(key)} | asked
     for key in chosen:
         for name, path in paths.items():

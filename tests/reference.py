@@ -7,14 +7,17 @@ import torch
 import transformers
 from torch.nn import functional
 
+from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
 from ulskip_cli.core.correction import NO_PATCHES, PATCHES
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.inference.skip_adapter import Lora, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
 from ulskip_cli.strategies.plan import make_plan
 
@@ -186,10 +189,26 @@ def plan_for(*overrides, depth=NUM_LAYERS):
     return make_plan(compose(list(overrides)), ModelMetadata(depth, None, None))
 
 
-def decoder_for(model, *overrides, **options):
+def decoder_for(model, *overrides, adapter=None, engine=None):
     """Return a decoder of a tiny model with the plan of a configuration."""
     plan = plan_for(*overrides, depth=model.config.num_hidden_layers)
-    return Decoder(model, plan, **options)
+    return Decoder(Views.of(model, plan, adapter), engine)
+
+
+def in_engine(decoder, name):
+    """Return a decoder of the same views in another engine."""
+    return Decoder(decoder.views, engine_named(name))
+
+
+def request_for(model, length, decoding=GREEDY, **options):
+    """Return how prompts are answered until the ends that a model has now."""
+    return Request(decoding, length, ends=Ends.of(model), **options)
+
+
+def generate(decoder, ids, mask, length, decoding=GREEDY, **options):
+    """Generate for one batch."""
+    request = request_for(decoder.views.model, length, decoding, **options)
+    return decoder.generate(Prompts(ids, mask), request)
 
 
 def reference_response(model, batch, kept, **corrections):
@@ -297,7 +316,7 @@ def random_adapter(model, kept, kind, seed=0):
     def draw(*shape):
         return 0.1 * torch.randn(*shape, generator=generator)
 
-    tensors, patches, linears = {}, {}, {}
+    lora, stored, patches, linears = {}, {}, {}, {}
     if kind == "lora":
         for layer in kept:
             for path in linear_paths(stack_of(model)[layer]):
@@ -305,22 +324,20 @@ def random_adapter(model, kept, kind, seed=0):
                 is_linear = type(linear).__name__ == "Linear"
                 outputs, inputs = (linear.weight if is_linear else linear.weight.T).shape
                 down, up = draw(2, inputs), draw(outputs, 2)
-                tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
+                lora[layer, path] = Lora(down, up)
                 linears[layer, path] = lambda x, y, down=down, up=up: y + (x @ down.T) @ up.T
-        return SkipAdapter(NUM_LAYERS, (kept,), NO_PATCHES, tensors), {"linears": linears}
+        return SkipAdapter(NUM_LAYERS, NO_PATCHES, {kept: {}}, lora), {"linears": linears}
     for before, after in zip([-1, *kept], [*kept, NUM_LAYERS], strict=True):
         if after == before + 1 or (kind == "folded" and before < 0):
             continue
-        matrix, bias, prefix = draw(32, 32), draw(32), f"patch.0.{after}"
+        matrix, bias, place = draw(32, 32), draw(32), (0, "")
         if kind == "folded":
-            path = linear_paths(stack_of(model)[before])[-1]
-            name = f"fold.0.{before}.{path}"
-            tensors |= {f"{name}.weight": matrix, f"{name}.bias": bias}
-            linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
+            place = before, linear_paths(stack_of(model)[before])[-1]
+            linears[place] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
         else:
-            tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}
             patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias
-    adapter = SkipAdapter(NUM_LAYERS, (kept,), PATCHES[kind], tensors)
+        stored[after] = PATCHES[kind]({"weight": matrix, "bias": bias}, place)
+    adapter = SkipAdapter(NUM_LAYERS, PATCHES[kind], {kept: stored})
     return adapter, {"patches": patches, "linears": linears}
 
 

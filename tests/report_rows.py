@@ -211,9 +211,14 @@ def timeless_rows(folder):
 
 
 def run_rows(config, session=None):
-    """Run a point; return its rows, in which the value of a missing key is None."""
-    from ulskip_cli.experiments.preflight import resolve
-    from ulskip_cli.experiments.runner import Session, run_point
+    """Run a point and its baseline, unless they have rows; return the rows, in which the value of
+    a missing key is None.
+    """
+    from ulskip_cli.experiments.jobs import make_jobs
+    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.sweep import run_jobs
 
-    records = run_point(resolve(config), session or Session())
+    ledger = Ledger(make_jobs([config]))
+    run_jobs(ledger, models=session, raises=True)
+    records = ledger.outcome().records.values()
     return [defaultdict(lambda: None, record.to_row()) for record in records]

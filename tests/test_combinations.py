@@ -11,26 +11,24 @@ from needs import folders as folders
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need
 from ulskip_cli.core.engines import engine_class
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Models
 
-NOT_ASKED = {Need.OTHER_ENGINE}
+NOT_ASKED = {Need.OTHER_ENGINE, Need.NO_TOKENIZER}
 ENGINE_NEEDS = [
     (engine, need)
     for engine in SUPPORTS
     if engine != "auto"  # which is torch or transformers
     for need in Need
     if need in SUPPORTS[engine] - NOT_ASKED
+    and (need is not Need.SINGLE_EXITS or Need.EARLY_EXIT in SUPPORTS[engine])
 ]
 NOT_HERE = [
-    # `ulskip bench` alone times patches of random weights
-    {Need.RANDOM_WEIGHTS, Need.PATCHES},
-    {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES},
     # the skip adapter here is made for other weights and for evenly spread layers
     {Need.ADAPTER, Need.STAGES},
     {Need.ADAPTER, Need.CALIBRATION},
 ]
-# Not tried with others: look-ups, which keep all layers.
-ALONE = NOT_ASKED | {Need.DRAFTS}
+# Not tried with others: look-ups, which keep all layers, and what comes with early exit alone.
+ALONE = NOT_ASKED | {Need.LOOK_UPS, Need.SINGLE_EXITS}
 
 
 def can_run_together(*needs):
@@ -62,7 +60,7 @@ def covering_runs():
 
 @pytest.fixture(scope="module")
 def session():
-    return Session()
+    return Models()
 
 
 def run(session, folder, *overrides):

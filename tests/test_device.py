@@ -6,18 +6,24 @@ import pytest
 import torch
 from device import NAME, register
 from needs import RECIPES, SMALL
-from reference import ARCHITECTURES, batch, build_model, decoder_for, random_adapter, save_adapter
+from reference import (
+    ARCHITECTURES,
+    batch,
+    build_model,
+    decoder_for,
+    generate,
+    random_adapter,
+    save_adapter,
+)
 from safetensors.torch import load_file
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Models
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load, pick_device
 from ulskip_cli.training import trainer
@@ -60,7 +66,7 @@ def test_it_is_an_accelerator_of_torch():
     assert pick_device(NAME).type == NAME
 
 
-CONTEXT = DecodeContext(DecodingConfig(), 0, 12)
+LENGTH = 12
 SCHEDULES = {
     "full": ["strategy=full"],
     "unified": ["ratio=2"],
@@ -73,7 +79,7 @@ SCHEDULES = {
 def answered(name, place, *overrides, **options):
     """Return the greedy answers of a model to padded prompts, without the kernels of the CPU."""
     decoder = decoder_for(build_model(name).to(place), *overrides, **options)
-    output = decoder.generate(*batch(True), CONTEXT)
+    output = generate(decoder, *batch(True), LENGTH)
     assert place == "cpu" or output.linear_backend == "torch"
     return output.token_ids
 
@@ -89,7 +95,7 @@ def test_prompts_on_the_wrong_device_fail(device):
     decoder = decoder_for(build_model("llama").to(device), "ratio=2")
     decoder.device = torch.device("cpu")
     with pytest.raises(RuntimeError, match="on the CPU in aten::"):
-        decoder.generate(*batch(True), CONTEXT)
+        generate(decoder, *batch(True), LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +108,7 @@ def adapter_folder(model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sessions():
-    return {place: Session() for place in PLACES}
+    return {place: Models() for place in PLACES}
 
 
 @pytest.fixture
@@ -130,11 +136,11 @@ STRATEGIES |= {
     "search": ["strategy.budget=6"],
     "skip_decode": ["strategy.horizon=3"],
 }
-RUNS = {need.name: words for need, words in RECIPES.items() if need is not Need.OTHER_ENGINE}
+NOT_OF_RUNS = {Need.OTHER_ENGINE, Need.NO_TOKENIZER}
+RUNS = {need.name: words for need, words in RECIPES.items() if need not in NOT_OF_RUNS}
 RUNS |= {name: [f"strategy={name}", *words, "baseline=true"] for name, words in STRATEGIES.items()}
 RUNS["ADAPTER"] = [*RUNS["ADAPTER"], *LAYERS]
-RUNS["DRAFTS"] = [*RUNS["DRAFTS"], "max_new_tokens=32"]  # random models repeat themselves
-RUNS["RANDOM_WEIGHTS"] = ["model=random", "limit=null", "speed.enabled=true"]
+RUNS["LOOK_UPS"] = [*RUNS["LOOK_UPS"], "max_new_tokens=32"]  # random models repeat themselves
 RUNS["timed"] = ["baseline=true", "speed.enabled=true"]
 RUNS["bfloat16"] = ["model.dtype=bfloat16"]
 SAME = ["kept_layers", "later_stages", "exit_depths"]
@@ -149,7 +155,7 @@ def test_a_run_has_the_answers_of_the_cpu(name, measured):
     assert got.agreement or "baseline=true" not in RUNS[name] or name in ("full", "OTHER_BASELINE")
     for key in SAME:
         assert getattr(got, key) == getattr(expected, key), key
-    assert got.mean_draft_length or "DRAFTS" not in name
+    assert got.mean_draft_length or name not in ("LOOK_UPS", "LAYER_DRAFTS")
     rounding = 2e-3 if name == "bfloat16" else 1e-4
     for key in NEAR:
         number = getattr(expected, key)

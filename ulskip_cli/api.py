@@ -23,19 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core import config
-from ulskip_cli.core.answer import Answer, Comparison
-from ulskip_cli.core.engines import engine_named
+from ulskip_cli.core.answer import Answer, Comparison, Ends, Request
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import MAX_LAYERS
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
-from ulskip_cli.core.task import AUTO, Example, Template
+from ulskip_cli.core.task import Example, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ulskip_cli.experiments.record import Record
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.runner import Models
     from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 __all__ = [
@@ -151,13 +150,14 @@ def generate(
             is not supported, or the skip adapter does not fit the model or the layers.
     """
     from ulskip_cli.core.correction import read_record
-    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+    from ulskip_cli.engines.base import Views
+    from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.evaluate import answers_of
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.loading import load, load_tokenizer
     from ulskip_cli.inference.skip_adapter import SkipAdapter
-    from ulskip_cli.strategies.plan import Plan
+    from ulskip_cli.strategies.plan import Schedule
     from ulskip_cli.tasks.encoding import pad_token_id
 
     texts = _texts(tokenizer, prompts)
@@ -167,15 +167,12 @@ def generate(
     require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
-    engine_named(AUTO).check(chosen.needs())
     # A given tokenizer gets the prompts as they are; a model that is loaded here can be a chat.
     may_chat, chat_options = tokenizer is None, None
     if isinstance(model, str | Path):
         named = config.model_named(str(model))
         if isinstance(skip_adapter, str | Path):  # raises UsageError if it is of another model
             read_record(Path(skip_adapter).expanduser(), named, "skip_adapter")
-        if named.source == "random":
-            raise UsageError("random weights answer no prompts; use a pretrained model")
         chat_options = named.chat_options
         tokenizer = load_tokenizer(named) if tokenizer is None else tokenizer
         model = load(named).model
@@ -184,13 +181,16 @@ def generate(
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
-    plan = Plan.from_layers(depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers)
-    decoder = Decoder(model, plan, skip_adapter)
+    plan = Schedule.from_layers(
+        depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers
+    )
+    decoder = Decoder(Views.of(model, plan, skip_adapter))
     ids = _encoded(texts, tokenizer, may_chat, chat_options)
     answers: dict[int, Answer] = {}  # by position, because batches are ordered by prompt length
-    context = DecodeContext(chosen, pad_token_id(tokenizer), max_new_tokens, seed, tokenizer)
-    for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
-        answers |= zip(positions, answers_of(output, context), strict=True)
+    ends = Ends.of(model, pad_token_id(tokenizer), tokenizer)
+    request = Request(chosen, max_new_tokens, seed=seed, ends=ends)
+    for positions, output in decoder.answer_all(ids, request, BatchSize(batch_size)):
+        answers |= zip(positions, answers_of(output, request), strict=True)
     return [answers[i] for i in range(len(ids))]
 
 
@@ -277,7 +277,7 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> Comparison:
+def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> Comparison:
     """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
     measure the speed of both after a warm-up.
 
@@ -285,7 +285,7 @@ def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> C
         prompt: the prompt; the model's chat template is applied if there is one, and the bundled
             translator gets the prompt of its task.
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
+        session: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
             once.
 
     Returns:
@@ -295,26 +295,26 @@ def compare(prompt: str, *overrides: str, session: "Session | None" = None) -> C
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.experiments.preflight import resolve_prompts
+    from ulskip_cli.experiments.point import resolve_prompts
 
     if not isinstance(prompt, str):
         raise UsageError(f"expected a text as prompt, got {str(prompt)[:80]!r}")
     _check_overrides(overrides)
     point = resolve_prompts(config.compose_prompts(overrides), prompt)
     from ulskip_cli.experiments.comparison import PromptComparer
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.runner import Models
 
-    return PromptComparer(point, session or Session()).compare(0)
+    return PromptComparer(point, session or Models()).compare(0)
 
 
-def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
+def evaluate(*overrides: str, session: "Models | None" = None) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
-    results folder.
+    results folder, unless it has them.
 
     Args:
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`,
             `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights
+        session: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
             once.
 
     Returns:
@@ -326,19 +326,16 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.experiments.preflight import resolve
-    from ulskip_cli.experiments.results import ResultsFolder
-
-    _check_overrides(overrides)
-    point = resolve(config.compose(overrides, command="run"))
-    folder = ResultsFolder.of(point.config)
-    folder.check_writable()
-    from ulskip_cli.experiments.runner import Session, run_point
+    from ulskip_cli.experiments.jobs import make_jobs
+    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.sweep import run_jobs
     from ulskip_cli.report import tables
 
-    records = run_point(point, session or Session())
-    tables.write_tables(folder)
-    return records
+    _check_overrides(overrides)
+    ledger = Ledger(make_jobs([config.compose(overrides, command="run")]))
+    run_jobs(ledger, models=session, raises=True)
+    tables.write_tables(ledger.folder)
+    return list(ledger.outcome().records.values())
 
 
 def _check_overrides(overrides: Sequence[object]) -> None:

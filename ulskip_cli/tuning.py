@@ -12,22 +12,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Self
 
-from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
-from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import user_path
+from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, check_references
-from ulskip_cli.experiments.jobs import Job, Sweep, SweepObserver, make_jobs
-from ulskip_cli.experiments.preflight import Resolver, evaluated_examples
-from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.jobs import Job, make_jobs
+from ulskip_cli.experiments.ledger import Ledger, SweepObserver
+from ulskip_cli.experiments.point import Resolver, evaluated_examples
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sentence, shares
+from ulskip_cli.experiments.sweep import run_jobs
+from ulskip_cli.strategies.plan import make_plan
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
@@ -70,12 +72,19 @@ class Tuning:
             )
         choice, final = divide(config)
         resolver = Resolver()
-        files, full_plan = resolver.schedule(configuration.baseline_config(choice), "run")
+        files, full_plan = resolver.schedule(configuration.baseline_config(choice), "tune")
         choice, num_layers = choice.replace(model=files.model), full_plan.num_layers
         first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
         if config.speedup:
             first = _num_kept_for_speedup(config.speedup, choice, num_layers, resolver)
         candidates = [_candidate(text, choice) for text in config.candidates]
+        for candidate in candidates:
+            try:
+                make_plan(at(candidate, num_layers, first), files.metadata, "tune")
+            except NotApplicable:
+                raise
+            except UsageError:  # e.g. layers for another ratio, which a later point can have
+                continue
         beside, left_out = _with_all_layers(choice, resolver)
         if not candidates:
             raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
@@ -205,12 +214,14 @@ class Tuning:
         with self._observe(jobs) as observer:
             while self._notes:
                 observer.note(self._notes.pop(0))
-            sweep = Sweep(jobs, observer)
-            records = sweep.run().records
+            ledger = Ledger(jobs)
+            run_jobs(ledger, observer)
         # from which statistics read the stored answers
-        folder = str(sweep.folder.path)
+        folder = str(ledger.folder.path)
         rows = [
-            (job.config, records[job.id].replace(folder=folder)) for job in jobs if job.requested
+            (job.config, ledger.settled[job.id].replace(folder=folder))
+            for job in jobs
+            if job.requested
         ]
         measured = [(config, row) for config, row in rows if row.is_done]
         self.tried |= {row.id: row for _, row in measured}
@@ -299,7 +310,7 @@ class TuneResult:
         sure = "surely met" if low and low >= self.tuning.wanted else "met, but not surely"
         return f"Use this: {result}", f"{wish} is {sure}, on examples that chose nothing."
 
-    def as_json(self) -> Row:
+    def as_json(self) -> Table:
         """Return what `--json` prints."""
         return {
             "verdict": list(self.verdict),
@@ -374,7 +385,7 @@ def _num_kept_for_speedup(
     """
     highest = 0.0  # fewer layers are faster, so the last prediction is the highest
     for count in range(num_layers - 1, MIN_KEPT - 1, -1):
-        _, plan = resolver.schedule(at(choice, num_layers, count), "run")
+        _, plan = resolver.schedule(at(choice, num_layers, count), "tune")
         highest = plan.predicted_speedup or plan.layer_ratio  # if sizes of weights are unknown
         if highest >= wanted:
             return count
@@ -415,9 +426,7 @@ def _candidate(text: str, choice: Config) -> Config:
     # Engines that cannot add patches to hidden states can load them folded into the weights.
     if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
         correction = correction.replace(kind="folded")
-    candidate = choice.replace(strategy=strategy, correction=correction)
-    capabilities.check(candidate.needs(), "tune")
-    return candidate
+    return choice.replace(strategy=strategy, correction=correction)
 
 
 def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:

@@ -22,9 +22,12 @@ from ulskip_cli.cli.progress_bars import SweepDisplay
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import RECORD
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.jobs import Sweep, make_jobs
+from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep import run_jobs
+from ulskip_cli.report.columns import layers
 from ulskip_cli.report.tables import markdown_table, provenance
 
 FOLDER = Path("results/real_model")
@@ -95,10 +98,11 @@ def measure(points: list[list[str]]) -> None:
     """
     jobs = make_jobs([compose(words, command="run") for words in points])
     with SweepDisplay(jobs) as display:
-        outcome = Sweep(jobs, display).run()
+        ledger = Ledger(jobs)
+        run_jobs(ledger, display)
     write_page()
-    if outcome.failures:
-        sys.exit(f"{len(outcome.failures)} points failed; the same command runs them again")
+    if failures := ledger.outcome().failures:
+        sys.exit(f"{len(failures)} points failed; the same command runs them again")
 
 
 def split(content: bytes, suffix: str) -> None:
@@ -174,7 +178,7 @@ def line(row: Record, metric: str, full: Record) -> tuple[str, ...]:
     if row.agreement is not None:
         agreement = f"{row.agreement:.3f} ({row.agreement_low:.3f} to {row.agreement_high:.3f})"
     return (
-        row.layers or "",
+        layers(row) or "",
         row.strategy if row.model == full.model else row.model,
         correction(row),
         row.prompt_layers,

@@ -19,6 +19,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import TITLES
+from ulskip_cli.report.columns import decode_rate, layers
 from ulskip_cli.report.rows import collected
 from ulskip_cli.report.tables import markdown_table, provenance, title
 
@@ -104,8 +105,8 @@ class Answers:
         return [
             str(row.batch_size),
             decoded_by(row),
-            row.layers or "",
-            f"{row.timed_tokens_per_second:.0f}",
+            layers(row) or "",
+            f"{decode_rate(row):.0f}",
             *("–" if speedup is None else speedup.text(".2f") for speedup in speedups),
             self.same(row, self.transformers(row, row.batch_size)),
             f"{row.value(row.primary):.1f}",

@@ -24,6 +24,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import QualityShare, shares
+from ulskip_cli.report.columns import interval
 from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import markdown_table, provenance
 
@@ -226,7 +227,7 @@ def kept(row: Record) -> QualityShare:
 
 def speedup(row: Record) -> str:
     """Return the measured speedup of a row with its interval."""
-    return f"{row.measured_speedup:.2f}x ({row.interval})"
+    return f"{row.measured_speedup:.2f}x ({interval(row)})"
 
 
 def main() -> None:

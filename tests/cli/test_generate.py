@@ -99,11 +99,11 @@ def test_a_terminal_keeps_the_answers_and_the_summary(ulskip, model, monkeypatch
 @pytest.mark.parametrize("decoding", ["greedy", "self_speculative"])
 def test_texts_are_told_in_pieces_while_they_are_generated(model, decoding):
     from ulskip_cli.experiments.comparison import PromptComparer
-    from ulskip_cli.experiments.preflight import resolve_prompts
-    from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.experiments.point import resolve_prompts
+    from ulskip_cli.experiments.runner import Models
 
     config = compose_prompts([*model, f"decoding={decoding}", "max_new_tokens=24"])
-    comparer, told = PromptComparer(resolve_prompts(config, "the cat"), Session()), []
+    comparer, told = PromptComparer(resolve_prompts(config, "the cat"), Models()), []
     comparison = comparer.compare(0, lambda side, piece: told.append((side, piece)))
     assert comparison.summary().count("tok/s") == 2
     assert [side for side, _ in told] == sorted(side for side, _ in told)

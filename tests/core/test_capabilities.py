@@ -14,26 +14,30 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.strategies import plan
+from ulskip_cli.strategies.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("installed")
 SUPPORTS = {name: engine_class(name).supports for name in engine_names()}
 SUPPORTS["auto"] = SUPPORTS["torch"] | SUPPORTS["transformers"]
-OF_PLANS = {Need.FULL_PROMPT}  # which the layers of a model decide
-OF_ENGINES = {Need.OTHER_ENGINE}  # no run in one engine has this need
+# No run in one engine has the first two, and the third comes with early exit alone.
+NOT_OF_RUNS = {Need.OTHER_ENGINE, Need.NO_TOKENIZER, Need.SINGLE_EXITS}
 
 
 class LoadingError(Exception):
     """Weights would be loaded now."""
 
 
-@pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
+def planned(overrides, command, checked_for=None):
+    config = compose(overrides, command)
+    return make_plan(config, ModelFolder(config.model).metadata, checked_for or command)
+
+
+@pytest.mark.parametrize("need", Need)
 def test_a_recipe_has_its_need(need, folders):
-    config = compose(overrides_for(need, **folders))
-    assert need in plan.needs(config, plan.make_plan(config, ModelFolder(config.model).metadata))
+    assert need in planned(overrides_for(need, **folders), "run", "plan").needs
 
 
-@pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
+@pytest.mark.parametrize("need", [need for need in Need if need not in NOT_OF_RUNS])
 @pytest.mark.parametrize("engine", SUPPORTS)
 def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(
     engine, need, folders, tmp_path, monkeypatch
@@ -56,22 +60,22 @@ def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(
         (command, need)
         for command, supported in COMMANDS.items()
         for need in Need
-        if need not in supported | OF_PLANS | {Need.ADAPTER} and command not in ("tune", "train")
+        if need not in supported and command.split()[0] not in ("tune", "train")
     ],
 )
-def test_what_a_command_does_not_support_is_refused_in_compose(command, need):
+def test_what_a_command_does_not_support_is_refused_by_its_plan(command, need):
     name = command.split()[0]
     reads_all = all(name in Config.readers(text.partition("=")[0]) for text in RECIPES[need])
     with pytest.raises(NotApplicable if reads_all else UsageError, match=f"`ulskip {name}"):
-        compose(overrides_for(need, command=name), command=command)
+        planned(overrides_for(need, command=name), command)
 
 
 @pytest.mark.parametrize("one", Need)
 def test_needs_that_exclude_each_other_are_refused_and_no_others(one):
     for other in Need:
         if other in TOGETHER.get(one, ALL) and one in TOGETHER.get(other, ALL):
-            capabilities.check({one, other})
+            capabilities.check({one, other}, "plan")
             continue
         with pytest.raises(NotApplicable) as caught:
-            capabilities.check({one, other})
+            capabilities.check({one, other}, "plan")
         assert one.remedy in str(caught.value) and other.remedy in str(caught.value)

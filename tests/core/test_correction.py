@@ -36,7 +36,7 @@ def test_a_new_module_returns_zeros_and_has_the_counted_parameters(name):
 def test_a_module_with_the_solved_state_reproduces_the_targets(name):
     module = PATCHES[name].module(6)
     shift = any("bias" in part for part in module.state_dict())
-    module.load_state_dict(PATCHES[name].solve(pairs(shift=shift), 1e-9))
+    module.load_state_dict(PATCHES[name].solve(pairs(shift=shift), 1e-9).parts)
     for inputs, targets in pairs(shift=shift):
         torch.testing.assert_close(module(inputs), targets, rtol=1e-3, atol=1e-3)
 
@@ -44,13 +44,13 @@ def test_a_module_with_the_solved_state_reproduces_the_targets(name):
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("name", FOLDED)
 def test_a_linear_layer_with_a_folded_patch_adds_the_patch_to_its_output(name, has_bias):
-    kind, ((inputs, _), _) = PATCHES[name], pairs()
-    parts = kind.solve(pairs(), 0.1, has_bias)
+    (inputs, _), _ = pairs()
+    patch = PATCHES[name].solve(pairs(), 0.1, has_bias)
     weight, bias = torch.eye(6) + inputs[:6], inputs[6] if has_bias else None
     output = torch.nn.functional.linear(inputs, weight, bias)
     wide = None if bias is None else bias.double()
-    merged = torch.nn.functional.linear(inputs.double(), *kind.merged(parts, weight.double(), wide))
-    expected = output + kind.added(parts, output)
+    merged = torch.nn.functional.linear(inputs.double(), *patch.merged(weight.double(), wide))
+    expected = output + patch.added(output)
     torch.testing.assert_close(merged.float(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.engines.llama_cpp import LlamaCpp
+from ulskip_cli.experiments.point import resolve
 
 pytestmark = pytest.mark.usefixtures("installed")
 LLAMA = "engine=llama_cpp"
@@ -21,7 +22,7 @@ def test_weights_that_an_engine_does_not_have_are_refused_with_those_that_it_has
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"package llama_cpp.*\[llama-cpp\]"):
-        compose([LLAMA])
+        resolve(compose([LLAMA]))
 
 
 def test_presets_set_the_weights_and_the_baseline_has_the_same_engine():

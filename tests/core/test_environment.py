@@ -52,7 +52,7 @@ def test_others_are_busy_time_without_idle_guests_and_this_process(
     monkeypatch.setattr(environment, "cpus", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(environment.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(environment.os, "times", lambda: next(times))
-    monkeypatch.setattr(environment.psutil, "cpu_times", lambda percpu: next(cpus))
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(cpus))
     assert LoadMeter().other_cpus(least) == expected
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from ulskip_cli.core.config import StoredConfig, compose, use_config_dir
-from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Point, Record, read
+from ulskip_cli.experiments.point import Resolver
+from ulskip_cli.experiments.record import Record, Settings, read
 from ulskip_cli.report.rows import grouped
 
 MODULE = '''
@@ -66,7 +66,7 @@ def test_rows_of_different_options_are_never_taken_for_one_another(folder):
     configs["given"] = compose([*options["left"], "strategy.last=5"])
     again = compose(["strategy=loudest"])  # its preset sets the side
     use_config_dir(None)  # as other commands read the rows
-    records = [Record.joined(Point.of(config, name)) for name, config in configs.items()]
+    records = [Record.joined(Settings.of(config, name)) for name, config in configs.items()]
     stored = [read(json.dumps(record.to_row())) for record in records]
     assert stored == records
     identities = [record.identity for record in stored]
@@ -93,8 +93,7 @@ def test_an_edited_strategy_makes_another_point(folder, options, edit, changes):
         use_config_dir(folder)
         words = ["strategy=loudest", *options]
         return [
-            Resolver().resolve(compose(words, command), command).run_id
-            for command in ("run", "bench")
+            Resolver().resolve(compose(words, command), command).id for command in ("run", "bench")
         ]
 
     before = ids()

@@ -1,34 +1,41 @@
-from dataclasses import replace
-
 import pytest
 import torch
-from reference import GREEDY, NUM_LAYERS, decoder_for, random_ids
+from reference import (
+    GREEDY,
+    NUM_LAYERS,
+    decoder_for,
+    generate,
+    in_engine,
+    random_ids,
+    request_for,
+)
 from transformers import FalconConfig, FalconForCausalLM
 
+from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.engines.decoder import DecodeContext, generate_all
-from ulskip_cli.inference.batching import BatchSize, padded
+from ulskip_cli.engines.base import Prompts, Watch
+from ulskip_cli.inference.batching import BatchSize
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 
 
 def talking(llama, tokenizer, texts, length, *overrides):
-    """Return a decoder, the encoded texts, and a function that makes contexts of stop strings."""
+    """Return a decoder, the encoded texts, and a function that makes requests of stop strings."""
     llama.resize_token_embeddings(len(tokenizer))
     pad = tokenizer.pad_token_id
-    prompts = padded(tokenizer(texts)["input_ids"], pad, left=True)
+    prompts = Prompts.padded(tokenizer(texts)["input_ids"], pad)
 
-    def context(*stops, **options):
+    def request(*stops, **options):
         decoding = GREEDY.replace(stop=stops, **options)
-        return DecodeContext(decoding, pad, length, tokenizer=tokenizer)
+        return Request(decoding, length, ends=Ends.of(llama, pad, tokenizer))
 
-    return decoder_for(llama, *overrides), prompts, context
+    return decoder_for(llama, *overrides), prompts, request
 
 
 def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=lambda done, tokens: None):
     found = {}
-    context, size = DecodeContext(decoding, 0, 8, seed), BatchSize(batch_size)
-    for positions, output in generate_all(decoder, prompts, context, size, on_tokens):
+    request = request_for(decoder.views.model, 8, decoding, seed=seed)
+    for positions, output in decoder.answer_all(prompts, request, BatchSize(batch_size), on_tokens):
         found |= dict(zip(positions, output.token_ids, strict=True))
     return [found[i] for i in range(len(prompts))]
 
@@ -37,10 +44,10 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
     ids, mask = random_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[1, :2] = 0
     decoder = decoder_for(llama, "ratio=2")
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, 8))
+    free = generate(decoder, ids, mask, 8)
     end = free.token_ids[0][3]
     llama.generation_config.eos_token_id = end
-    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, 8))
+    stopped = generate(decoder, ids, mask, 8)
     first = stopped.token_ids[0]
     assert first == free.token_ids[0][: free.token_ids[0].index(end) + 1]
     assert stopped.hit_max_length[0] is False
@@ -54,7 +61,7 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
 
 @pytest.mark.parametrize("engine", ["torch", "transformers"])
 def test_a_checkpoints_sampling_defaults_are_ignored(llama, engine):
-    decoder = decoder_for(llama, "ratio=2").with_engine(engine)
+    decoder = in_engine(decoder_for(llama, "ratio=2"), engine)
     plain = collected(decoder, PROMPTS, GREEDY, 1)
     sampled = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "num_beams": 2}
     other = {"suppress_tokens": plain[0][:1], "return_dict_in_generate": True}
@@ -78,13 +85,13 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
     if engine == "transformers" and options:
         pytest.skip("transformers has no drafts")
     schedule, steps = "strategy=full" if options else "ratio=2", []
-    decoder, prompts, context = talking(llama, tokenizer, ["the cat"], 40, schedule)
-    decoder = decoder.with_engine(engine)
-    (free,) = decoder.generate(*prompts, context()).token_ids
+    decoder, prompts, request = talking(llama, tokenizer, ["the cat"], 40, schedule)
+    decoder = in_engine(decoder, engine)
+    (free,) = decoder.generate(prompts, request()).token_ids
     pieces = [tokenizer.decode([token]) for token in free]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
-    watched = replace(context(pieces[at], **options), on_step=steps.append)
-    stopped = decoder.generate(*prompts, watched)
+    stopping = request(pieces[at], **options)
+    stopped = decoder.generate(prompts, stopping, Watch(on_step=steps.append))
     (row,) = stopped.token_ids
     assert len(row) <= at + 1 and row == free[: len(row)] and not stopped.hit_max_length[0]
     assert pieces[at] in tokenizer.decode(row)
@@ -94,8 +101,8 @@ def test_a_stop_string_ends_an_answer(llama, tokenizer, engine, options):
 
 def test_a_sequence_that_has_stopped_does_not_end_the_others(llama, tokenizer):
     texts = ["the cat", "der Hund", "a b"]
-    decoder, prompts, context = talking(llama, tokenizer, texts, 40, "ratio=2")
-    free = decoder.generate(*prompts, context()).token_ids
+    decoder, prompts, request = talking(llama, tokenizer, texts, 40, "ratio=2")
+    free = decoder.generate(prompts, request()).token_ids
     texts = tokenizer.batch_decode(free)
     stop, ended = next(
         (text[start : start + 2], row)
@@ -104,17 +111,17 @@ def test_a_sequence_that_has_stopped_does_not_end_the_others(llama, tokenizer):
         if "\ufffd" not in text[start : start + 2]
         and sum(text[start : start + 2] in other for other in texts) == 1
     )
-    stopped = decoder.generate(*prompts, context(stop)).token_ids
+    stopped = decoder.generate(prompts, request(stop)).token_ids
     assert [row == whole for row, whole in zip(stopped, free, strict=True)].count(False) == 1
     assert stopped[ended] == free[ended][: len(stopped[ended])]
 
 
 def test_a_stop_string_that_begins_in_the_prompt_does_not_end_an_answer(llama, tokenizer):
-    decoder, (ids, mask), context = talking(llama, tokenizer, ["the cat"], 8, "ratio=2")
-    (free,) = decoder.generate(ids, mask, context()).token_ids
-    stop = tokenizer.decode([ids[0, -1], free[0]])
+    decoder, prompts, request = talking(llama, tokenizer, ["the cat"], 8, "ratio=2")
+    (free,) = decoder.generate(prompts, request()).token_ids
+    stop = tokenizer.decode([prompts.input_ids[0, -1], free[0]])
     assert stop not in tokenizer.decode(free)
-    assert decoder.generate(ids, mask, context(stop)).token_ids == [free]
+    assert decoder.generate(prompts, request(stop)).token_ids == [free]
 
 
 def test_a_padded_batch_of_a_model_with_alibi_in_its_layers_equals_its_prompts_alone():
@@ -125,7 +132,7 @@ def test_a_padded_batch_of_a_model_with_alibi_in_its_layers_equals_its_prompts_a
     decoder = decoder_for(falcon.eval(), "ratio=2")
     alone, together = (collected(decoder, PROMPTS, GREEDY, size) for size in (1, 4))
     assert alone == together
-    assert alone == collected(decoder.with_engine("transformers"), PROMPTS, GREEDY, 1)
+    assert alone == collected(in_engine(decoder, "transformers"), PROMPTS, GREEDY, 1)
 
 
 def test_tokens_are_reported_as_they_are_generated(llama):

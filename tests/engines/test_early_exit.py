@@ -3,18 +3,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import GREEDY, NUM_LAYERS, batch, plan_for, reference_logits, with_each
+from reference import NUM_LAYERS, batch, generate, plan_for, reference_logits, with_each
 
 from ulskip_cli.core.schedule import ExitRule
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.early_exit import confidence_of
+from ulskip_cli.engines.base import Views
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.sampling import confidence_of
 
 LENGTH = 10
 
 
 def exiting(model, threshold, horizon=LENGTH, **options):
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, threshold, horizon, **options)
-    return Decoder(model, replace(plan_for("strategy=full"), exits=rule))
+    return Decoder(Views.of(model, replace(plan_for("strategy=full"), exits=rule)))
 
 
 def reference_exits(model, ids, mask, rule, ends=()):
@@ -59,9 +60,9 @@ def test_every_step_is_that_of_the_uncached_reference(model, options):
     rows, rule = options
     ids, mask = (one[:rows] for one in batch(True))
     decoder = exiting(model, median_threshold(model, ids, mask), **rule)
-    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
-    tokens, depths = reference_exits(model, ids, mask, decoder.exits)
-    assert (output.engine, output.token_ids) == ("early_exit", tokens)
+    output = generate(decoder, ids, mask, LENGTH)
+    tokens, depths = reference_exits(model, ids, mask, decoder.views.exits)
+    assert (output.engine, output.token_ids) == ("torch", tokens)
     assert output.exits.depths == Counter(depths * rows)
     assert output.exits.check_seconds > 0
 
@@ -69,13 +70,13 @@ def test_every_step_is_that_of_the_uncached_reference(model, options):
 def test_finished_sequences_do_not_delay_the_others(llama):
     ids, mask = (one[:3] for one in batch(True))
     decoder = exiting(llama, 0.1)
-    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
+    free = generate(decoder, ids, mask, LENGTH)
     ends = [row[4] for row in free.token_ids[:2]]
     llama.generation_config.eos_token_id = ends
-    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH))
+    output = generate(decoder, ids, mask, LENGTH)
     lengths = [len(row) for row in output.token_ids]
     assert min(lengths) < max(lengths)
-    tokens, depths = reference_exits(llama, ids, mask, decoder.exits, ends)
+    tokens, depths = reference_exits(llama, ids, mask, decoder.views.exits, ends)
     assert output.token_ids == [row[:length] for row, length in zip(tokens, lengths, strict=True)]
     counts = Counter(depth for length in lengths for depth in depths[: length - 1])
     assert output.exits.depths == counts

@@ -1,8 +1,6 @@
 """The engine llama.cpp against the torch engine."""
 
-import pkgutil
 import struct
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,13 +10,20 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import NEW_STYLE, batch, build_model, count_near_ties, random_adapter
+from reference import (
+    NEW_STYLE,
+    batch,
+    build_model,
+    count_near_ties,
+    generate,
+    random_adapter,
+    request_for,
+)
 
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.engines import engine_class, engine_named
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.engines.base import BatchRequest, DraftStats, Room, Views, take_turns
-from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.base import DraftStats, Prompts, Room, Views, Watch, take_turns
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.inference import shallow_view
@@ -29,7 +34,6 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 llama_cpp = pytest.importorskip("llama_cpp", reason="the library is not installed")
 LENGTH = 14
 GREEDY = reference.GREEDY
-CONTEXT = DecodeContext(GREEDY, 0, LENGTH)
 SCHEDULES = [
     ("strategy=full",),
     ("ratio=2", "prompt_layers=kept"),
@@ -60,14 +64,14 @@ def opened_for(model, weights="f32"):
 def test_tokens_equal_those_of_torch(overrides):
     model, near_ties, seconds = build_model("llama"), 0, []
     torchs, ours = decoder_for(model, overrides), decoder_for(model, overrides, "llama_cpp")
-    kept = {stage.first_step: stage.kept for stage in torchs.stages}
+    kept = {stage.first_step: stage.places for stage in torchs.views.stages}
     for ends, padded in product((None, reference.MANY_ENDS), (True, False)):
         model.generation_config.eos_token_id, (ids, mask) = ends, batch(padded)
-        wanted, got = (decoder.generate(ids, mask, CONTEXT) for decoder in (torchs, ours))
+        wanted, got = (generate(decoder, ids, mask, LENGTH) for decoder in (torchs, ours))
         assert (got.engine, wanted.engine) == ("llama_cpp", "torch")
         seconds.append(got.compile_seconds)
         texts = ids, mask, got.token_ids, wanted.token_ids
-        near_ties += count_near_ties(torchs.prompt_model, *texts, kept)
+        near_ties += count_near_ties(torchs.views.prompt_model, *texts, kept)
     assert near_ties <= 1  # of 20 sequences
     assert seconds[0] > 0 and not any(seconds[1:])  # the views are loaded once
     texts = ForcedTexts([[5, 6, 7, 8], [5, 6]], [[9, 10, 11], [9]], BatchSize(2), 0)
@@ -84,8 +88,7 @@ def test_look_ups_change_no_answer(draft_tokens):
         ids = torch.cat([ids, ids], 1)  # so that the prompt has repetitions
         mask = torch.cat([mask, mask], 1)
         wanted, got = (
-            decoder.generate(ids, mask, DecodeContext(decoding, 0, 40))
-            for decoding in (GREEDY, looked_up)
+            generate(decoder, ids, mask, 40, decoding) for decoding in (GREEDY, looked_up)
         )
         assert (got.engine, got.prompt_tokens) == ("llama_cpp", wanted.prompt_tokens)
         drafts += got.drafts
@@ -102,7 +105,7 @@ def test_a_skip_adapter_is_merged_or_refused(kind):
     def tokens(name, adapter):
         schedule = ("strategy=custom", "strategy.layers=[0,2,4]")
         decoder = decoder_for(model, schedule, name, adapter=adapter)
-        return decoder.generate(*batch(True), CONTEXT).token_ids
+        return generate(decoder, *batch(True), LENGTH).token_ids
 
     if kind == "full":
         with pytest.raises(UsageError, match=r"engine=llama_cpp.*full.*correction\.kind=folded"):
@@ -131,28 +134,29 @@ def test_llama_cpp_decodes_qwen_as_torch_does(family, options, tied):
     opened = opened_for(model)
     with torch.no_grad():
         wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
-    got = opened.encode(BatchRequest(ids, mask, GREEDY, 0, (), LENGTH))
+    got = opened.encode(Prompts(ids, mask), request_for(model, LENGTH))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     for schedule in (("strategy=full",), ("strategy=custom", "strategy.layers=[0,3,5]")):
         decoders = [decoder_for(model, schedule, name) for name in ("torch", "llama_cpp")]
-        tokens = [decoder.generate(ids, mask, CONTEXT).token_ids for decoder in decoders]
+        tokens = [generate(decoder, ids, mask, LENGTH).token_ids for decoder in decoders]
         assert tokens[0] == tokens[1]
 
 
 @pytest.mark.parametrize("name", ["torch", "llama_cpp"])
-def test_an_engine_supports_drafts_if_its_session_defines_check(name):
-    kind = engine_class(name)
-    defines = pkgutil.resolve_name(kind.session).check is not SteppingSession.check
-    assert defines == (Need.DRAFTS in kind.supports)
+def test_an_engine_supports_drafts_if_its_session_defines_remove(name):
+    engine = engine_named(name)
+    defines = engine.session().remove is not SteppingSession.remove
+    assert defines == (Need.LOOK_UPS in engine.supports)
 
 
 def test_two_decoders_take_turns():
     model, (ids, mask) = build_model("llama"), batch(True)
     schedules = (("strategy=full",), ("strategy=custom", "strategy.layers=[0,2,4]"))
     decoders = [decoder_for(model, schedule, "llama_cpp") for schedule in schedules]
-    alone = [decoder.generate(ids, mask, CONTEXT).token_ids for decoder in decoders]
-    turns = replace(CONTEXT, pause_every=2)
-    outputs = take_turns([one.run(ids, mask, turns) for one in decoders])
+    alone = [generate(decoder, ids, mask, LENGTH).token_ids for decoder in decoders]
+    prompts, request = Prompts(ids, mask), request_for(model, LENGTH)
+    turns = [decoder.run(prompts, request, Watch(pause_every=2)) for decoder in decoders]
+    outputs = take_turns(turns)
     assert [output.token_ids for output in outputs] == alone
 
 
@@ -164,7 +168,7 @@ def test_fewer_bits_add_rounding_errors():
         wanted = encode_prompt(view, ids, mask).first_logits[:, -1]
     for weights in ("f32", "bf16", "q8_0", "q4_0"):
         opened = opened_for(model, weights)
-        got = opened.encode(BatchRequest(ids, mask, GREEDY, 0, (), LENGTH))
+        got = opened.encode(Prompts(ids, mask), request_for(model, LENGTH))
         errors.append(float((got - wanted).norm() / wanted.norm()))
         assert opened.describe()["weights"] == weights
     assert errors == sorted(errors)

@@ -3,12 +3,20 @@ from itertools import product
 
 import pytest
 import torch
-from reference import GREEDY, MANY_ENDS, NUM_LAYERS, batch, count_near_ties, decoder_for
+from reference import (
+    GREEDY,
+    MANY_ENDS,
+    NUM_LAYERS,
+    batch,
+    count_near_ties,
+    decoder_for,
+    generate,
+    in_engine,
+)
 from transformers import MinNewTokensLengthLogitsProcessor
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines import loop
-from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
 from ulskip_cli.engines.torch.session import TorchSession
 
@@ -18,14 +26,14 @@ SAMPLED = GREEDY.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50)
 
 def compared(decoder, decoding=GREEDY):
     """Generate by both engines; count the differing sequences, each of which is a near-tie."""
-    near_ties, model = 0, decoder.prompt_model
-    kept = {stage.first_step: stage.kept for stage in decoder.stages}
-    kept = kept if model is decoder.model else range(NUM_LAYERS)
+    near_ties, views, model = 0, decoder.views, decoder.views.prompt_model
+    kept = {stage.first_step: stage.places for stage in views.stages}
+    kept = kept if model is views.model else range(NUM_LAYERS)
     for ends, padded in product((None, MANY_ENDS), (True, False)):
-        decoder.model.generation_config.eos_token_id = model.generation_config.eos_token_id = ends
+        views.model.generation_config.eos_token_id = model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
         fast, slow = (
-            decoder.with_engine(name).generate(ids, mask, DecodeContext(decoding, 0, LENGTH, 5))
+            generate(in_engine(decoder, name), ids, mask, LENGTH, decoding, seed=5)
             for name in ("auto", "transformers")
         )
         assert (fast.engine, slow.engine) == ("torch", "transformers")
@@ -54,14 +62,13 @@ def test_sampling_is_that_of_transformers(llama):
 
 def test_finished_sequences_are_dropped_from_the_batch(llama, spy):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
-    context = DecodeContext(GREEDY, 0, LENGTH)
-    free = decoder.generate(ids, mask, context).token_ids
+    free = generate(decoder, ids, mask, LENGTH).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     choose = spy(TorchSession, "choose")
-    decoder.generate(ids, mask, context)
+    generate(decoder, ids, mask, LENGTH)
     sizes = [len(call.args[1]) for call in choose.call_args_list]
     assert sizes[0] == 5 and sizes[-1] <= 2
-    forced = decoder.generate(ids, mask, context, forced_length=6)
+    forced = generate(decoder, ids, mask, 6, forced=True)
     assert {len(row) for row in forced.token_ids} == {6}
 
 

@@ -8,7 +8,7 @@ from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import own_responses
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_request
 
 LENGTH = 6
 PROMPTS = [random_ids(1, 3 + i % 5, seed=i)[0].tolist() for i in range(10)]
@@ -29,8 +29,8 @@ def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
     model = build_model("llama")
     model.generation_config.eos_token_id = changes.pop("eos", None)
     options = OwnResponses(samples=samples, **changes)
-    context = greedy_context(0, LENGTH, seed)
-    return generate_own_responses(model, prompts, options, context, file, ProgressCallback())
+    request = greedy_request(model, 0, LENGTH, seed)
+    return generate_own_responses(model, prompts, options, request, file, ProgressCallback())
 
 
 def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(file):

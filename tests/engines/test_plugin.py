@@ -17,25 +17,27 @@ from ulskip_cli.core.engines import PLAIN, Engine
 class Acme(Engine):
     supports: ClassVar = PLAIN - {Need.SAMPLING}
     formats: ClassVar = {"f32": (32, 32)}
-    session = "acme_engine.session:AcmeSession"
+
+    def session(self):
+        from acme_engine.session import AcmeSession
+
+        return AcmeSession
 """
 SESSION = """
 import torch
+from ulskip_cli.engines.base import UNWATCHED
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference import kv_cache, shallow_view
 
 class AcmeSession(SteppingSession):
     can_shrink = False
 
-    def __init__(self, views, room, weights):
-        self.views = views
-
-    def encode(self, request):
+    def encode(self, prompts, request, watch=UNWATCHED):
         model, self.stage = self.views.prompt_model, self.views.stages[0]
-        self.cache, self.mask = kv_cache.new_cache(model), request.attention_mask
-        prompt = request.input_ids, self.mask
+        self.cache, self.mask = kv_cache.new_cache(model), prompts.attention_mask
+        prompt = prompts.input_ids, self.mask
         logits = shallow_view.forward_with_cache(model, *prompt, self.cache, last_only=True)
-        kv_cache.prune_cache(self.cache, self.stage.kept)
+        kv_cache.prune_cache(self.cache, self.stage.places)
         return logits[:, -1]
 
     def remove(self, count):
@@ -49,7 +51,7 @@ class AcmeSession(SteppingSession):
 
     def switch(self, stage):
         self.stage = self.views.stages[stage]
-        kv_cache.prune_cache(self.cache, self.stage.kept)
+        kv_cache.prune_cache(self.cache, self.stage.places)
 
     def describe(self):
         return {"package": "acme", "version": "1.0", "weights": "f32"}

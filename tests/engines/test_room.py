@@ -4,12 +4,12 @@ from typing import ClassVar
 import pytest
 import reference
 import torch
-from reference import GREEDY, build_model, random_ids
+from reference import build_model, random_ids, request_for
 
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines import decoder as decoder_module
-from ulskip_cli.engines.decoder import DecodeContext
+from ulskip_cli.engines.base import Prompts, Room
 from ulskip_cli.engines.torch.session import TorchSession
 
 
@@ -41,17 +41,19 @@ def decoder_for(weights=None):
     return reference.decoder_for(build_model("llama"), "ratio=2", engine=engine)
 
 
-def generate(decoder, batch_size, prompt_len, forced=4):
+def generate(decoder, batch_size, prompt_len, length=4):
+    """Generate with room for 8 new tokens."""
     ids = random_ids(batch_size, prompt_len)
-    context = DecodeContext(GREEDY, 0, 8)
-    return decoder.generate(ids, torch.ones_like(ids), context, forced_length=forced)
+    request = request_for(decoder.views.model, length, forced=True)
+    room = Room(batch_size, prompt_len + 8)
+    return decoder.generate(Prompts(ids, torch.ones_like(ids)), request, room=room)
 
 
 def test_only_a_load_takes_time_so_that_timed_pairs_run_once():
     decoder, before = decoder_for(), RoomySession.closed
     outputs = [
         generate(decoder, *shape)
-        for shape in ((2, 10), (2, 10), (1, 5), (4, 10), (4, 10), (4, 10, None))
+        for shape in ((2, 10), (2, 10), (1, 5), (4, 10), (4, 10), (4, 10, 8))
     ]
     loads = [i for i, output in enumerate(outputs) if output.compile_seconds > 0]
     assert loads == [0, 3] and outputs[1].compile_seconds == 0
@@ -64,7 +66,7 @@ def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(
     weights, size, monkeypatch
 ):
     decoder = decoder_for(weights)
-    models = (decoder.model, decoder.view)
+    models = (decoder.views.model, decoder.views.stages[0].view)
     weights = [parameter.numel() for model in models for parameter in model.parameters()]
     needed = int(size * sum(weights))
     for spare in (-1, 1):

@@ -3,19 +3,18 @@ from functools import partial
 import pytest
 import torch
 from reference import (
-    GREEDY,
     NUM_LAYERS,
     build_model,
     decoder_for,
     reference_response,
+    request_for,
     training_batch,
 )
 
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines import scoring
-from ulskip_cli.engines.decoder import DecodeContext, generate_all
-from ulskip_cli.engines.early_exit import confidence_of, exit_logits
-from ulskip_cli.engines.scoring import ForcedTexts
+from ulskip_cli.engines.sampling import confidence_of
+from ulskip_cli.engines.scoring import ForcedTexts, exit_logits
 from ulskip_cli.engines.torch import session
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -83,8 +82,8 @@ def test_prompts_of_generated_answers_are_not_encoded_again(
     examples = [EncodedExample([5 + i] * (4 - i), [8, 9]) for i in range(3)]
     decoder, texts = decoder_for(llama, "ratio=2", *options), forced(examples, size)
     alone = forced(examples, size).scores(decoder)
-    hold, context = partial(texts.hold, decoder.prompt_model), DecodeContext(GREEDY, 0, 4)
-    assert list(generate_all(decoder, texts.prompts, context, BatchSize(2), on_prompts=hold))
+    hold, request = partial(texts.hold, decoder.views.prompt_model), request_for(llama, 4)
+    assert list(decoder.answer_all(texts.prompts, request, BatchSize(2), on_prompts=hold))
     encode = spy(scoring, "encode_prompt")
     scores = texts.scores(decoder)
     assert (scores.decode_loss, scores.exits) == (alone.decode_loss, alone.exits)

@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import MANY_ENDS, batch, count_near_ties, stack_of
+from reference import MANY_ENDS, batch, count_near_ties, generate, in_engine, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.base import DraftStats
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import DraftStats, Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import look_up
-from ulskip_cli.engines.torch.session import SpeculativeSession
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.strategies.plan import Schedule
 
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", draft_tokens=4)
@@ -24,7 +24,7 @@ KEPT, DRAFTS = (0, 2, 5), ["layers", "ngram"]
 
 def decoder_for(model, kept=None):
     depth = model.config.num_hidden_layers
-    return Decoder(model, Plan.from_layers(depth, kept or range(depth)))
+    return Decoder(Views.of(model, Schedule.from_layers(depth, kept or range(depth))))
 
 
 @pytest.mark.parametrize("kept", [None, KEPT], ids=["ngram", "layers"])
@@ -32,11 +32,11 @@ def test_models_that_cannot_check_drafts_are_refused(llama, kept):
     decoder = decoder_for(llama, kept)
     llama.config.rope_parameters |= {"rope_type": "dynamic", "factor": 2.0}
     with pytest.raises(UsageError, match=r"depend on the length.*draft_tokens=0"):
-        decoder.generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
+        generate(decoder, *batch(False), LENGTH, DRAFTED)
     llama.config.rope_parameters |= {"rope_type": "default"}
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match=r"flex_attention.*decoding\.draft_tokens"):
-        decoder_for(llama, kept).generate(*batch(False), DecodeContext(DRAFTED, 0, LENGTH))
+        generate(decoder_for(llama, kept), *batch(False), LENGTH, DRAFTED)
 
 
 def agreeing(model, kept):
@@ -53,17 +53,16 @@ def agreeing(model, kept):
 
 def test_tokens_equal_those_of_the_full_models_generate(model):
     decoder, drafts, near_ties = decoder_for(agreeing(model, KEPT), KEPT), DraftStats(), 0
-    full = decoder_for(model).with_engine("transformers")
-    plain = DecodeContext(DRAFTED.without_drafts(), 0, LENGTH)
+    full = in_engine(decoder_for(model), "transformers")
     for ends, padded in ((None, False), (None, True), (MANY_ENDS, True)):
         model.generation_config.eos_token_id = ends
         ids, mask = batch(padded)
-        expected = full.generate(ids, mask, plain).token_ids
+        expected = generate(full, ids, mask, LENGTH).token_ids
         for count, i in product((1, 4, 10), range(len(ids))):
             row = slice(i, i + 1)
-            context = DecodeContext(DRAFTED.replace(draft_tokens=count), 0, LENGTH)
-            output = decoder.generate(ids[row], mask[row], context)
-            assert output.engine == "speculative"
+            drafted = DRAFTED.replace(draft_tokens=count)
+            output = generate(decoder, ids[row], mask[row], LENGTH, drafted)
+            assert output.engine == "torch"
             drafts += output.drafts
             texts = ids[row], mask[row], output.token_ids, expected[row]
             near_ties += count_near_ties(model, *texts)
@@ -104,13 +103,12 @@ def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab
     length = data.draw(st.integers(1, 30))
     count, draft = data.draw(st.tuples(st.sampled_from([1, 3, 10]), st.sampled_from(DRAFTS)))
     decoding = DecodingConfig(draft_tokens=count, draft=draft)
-    contexts = [DecodeContext(one, 0, length) for one in (decoding.without_drafts(), decoding)]
-    plain = decoder_for(model).generate(ids * mask, mask, contexts[0])
+    plain = generate(decoder_for(model), ids * mask, mask, length)
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):
             drafter = Rubbish(seed, vocab_size)
-            patch.setattr(SpeculativeSession, "drafter", lambda self, request: drafter)
-        drafted = decoder_for(model, kept).generate(ids * mask, mask, contexts[1])
+            patch.setattr(TorchSession, "drafter", lambda self, request: drafter)
+        drafted = generate(decoder_for(model, kept), ids * mask, mask, length, decoding)
     assert drafted.token_ids == plain.token_ids
     assert drafted.hit_max_length == plain.hit_max_length
 

@@ -11,10 +11,10 @@ def limit_memory(monkeypatch):
     def call():
         run = Decoder.run
 
-        def run_one(self, input_ids, *args, **options):
-            if len(input_ids) > 1:
+        def run_one(self, prompts, *args, **options):
+            if len(prompts.input_ids) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return run(self, input_ids, *args, **options)
+            return run(self, prompts, *args, **options)
 
         monkeypatch.setattr(Decoder, "run", run_one)
 

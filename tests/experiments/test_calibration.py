@@ -3,14 +3,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.config import changed_choice, compose
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator
-from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.point import resolve
+from ulskip_cli.experiments.runner import Models
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import load
 from ulskip_cli.strategies.plan import make_plan
@@ -24,7 +25,7 @@ def ready(tmp_path, model_folder):
         small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6"]
         small.append("max_new_tokens=5")
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
-        _, workload = Session().encode(resolve(config))
+        _, workload = Models().encode(resolve(config))
         return config, load(config.model), workload
 
     return make
@@ -36,16 +37,16 @@ def calibrate_strategy(*parts):
 
 def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     config, loaded, work = ready("strategy=block_influence", "ratio=2")
-    found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
-    plan = make_plan(found, loaded.metadata)
-    assert list(found.strategy.scores) == row["options"]["scores"]
+    plan, row = calibrate_strategy(config, loaded, work, ProgressCallback())
+    found = changed_choice(config.strategy, row["options"], "")
+    assert plan == make_plan(config.replace(strategy=found), loaded.metadata)
     assert not plan.warnings and row["examples"] == 6
     file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
     assert json.loads(file.read_text()) == row
     monkeypatch.setattr(HeldOutEvaluator, "block_influence", lambda self: pytest.fail("again"))
-    other = {"ratio": 3.0, "batch_size": 2}
-    again, _ = calibrate_strategy(config.replace(**other), loaded, work, ProgressCallback())
-    assert again == found.replace(**other)
+    other = config.replace(ratio=3.0, batch_size=2)
+    again, _ = calibrate_strategy(other, loaded, work, ProgressCallback())
+    assert again == make_plan(other.replace(strategy=found), loaded.metadata)
     text = file.read_text()
     file.write_text("{")
     with pytest.raises(pytest.fail.Exception):
@@ -58,12 +59,12 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
 
 def test_a_search_lowers_the_loss_that_rows_report(ready):
     config, loaded, work = ready("strategy=search", "strategy.budget=6", "ratio=2")
-    found, row = calibrate_strategy(config, loaded, work, ProgressCallback())
+    plan, row = calibrate_strategy(config, loaded, work, ProgressCallback())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
     references = [example.response_ids for example in work.encoded]
     texts = ForcedTexts(work.prompts, references, BatchSize(3), work.pad_token_id)
-    own = texts.scores(Decoder(loaded.model, make_plan(found, loaded.metadata)))
+    own = texts.scores(Decoder(Views.of(loaded.model, plan)))
     assert own.decode_loss == pytest.approx(last["loss"], rel=1e-4)
 
 
@@ -87,7 +88,7 @@ def test_prompts_have_at_most_half_as_many_own_answers_as_there_are_examples(
 
 
 def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, spy):
-    generate, ids = spy(calibration, "generate_all"), set()
+    generate, ids = spy(Decoder, "answer_all"), set()
     for batch_size in (1, 3):
         config, loaded, work = ready("strategy=early_exit", "ratio=2", f"batch_size={batch_size}")
         ids.add(calibrate_strategy(config, loaded, work, ProgressCallback())[1]["id"])
@@ -106,5 +107,4 @@ def test_a_calibration_depends_on_the_seed_and_on_no_setting_that_it_does_not_re
 
 
 def test_given_options_need_no_calibration(ready):
-    config, loaded, work = ready("strategy=skip_decode", "strategy.horizon=7")
-    assert calibrate_strategy(config, loaded, work, ProgressCallback()) == (config, None)
+    assert ready("strategy=skip_decode", "strategy.horizon=7")[-1] is None

@@ -9,7 +9,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.experiments.describe import measure_throughput, run_warnings, sum_exits
-from ulskip_cli.experiments.record import CorrectionUsed, Environment, Point, Record
+from ulskip_cli.experiments.record import CorrectionUsed, Environment, Record, Settings
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -24,8 +24,8 @@ def warned(monkeypatch):
         plan = replace(make_plan(config, ModelMetadata(12, None, None)), warnings=())
         packages = {"torch": "2", "transformers": "5"}
         machine = Environment(ulskip="0", packages=packages, threads=threads)
-        point = Point.of(config, "0" * 12)
-        record = Record.joined(point, num_examples=3, environment=machine, **values)
+        point = Settings.of(config, "0" * 12)
+        record = Record.joined(point).replace(num_examples=3, environment=machine, **values)
         return run_warnings(config, plan, record)
 
     return call

@@ -17,7 +17,13 @@ from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments import evaluate
-from ulskip_cli.experiments.paired_timing import time_pairs, timed_prompts
+from ulskip_cli.experiments.paired_timing import (
+    Pair,
+    random_prompts,
+    task_prompts,
+    time_pairs,
+    timed_request,
+)
 from ulskip_cli.inference.batching import BatchSize
 
 
@@ -53,9 +59,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
     limit_memory()
     halved, quality = evaluated(decoder, workload, config)
     assert halved.generations == asked.generations
-    quick = config.replace(speed=config.speed.replace(seconds=0.0))
-    timed = time_pairs(decoder, decoder, workload, quick, ProgressCallback())
-    timing = timed.timing()
+    request = timed_request(
+        evaluate.answer_request(config, workload, decoder.views.model), 3, decoder.views
+    )
+
+    def make_pair(batch_size):
+        return Pair(decoder, decoder, task_prompts(workload, 3, batch_size), request)
+
+    speed = config.speed.replace(seconds=0.0)
+    timing = time_pairs(make_pair, config.batch_size, speed, "", ProgressCallback()).timing()
     assert quality.evaluated_batch_size == timing.timed_batch_size == 1
 
 
@@ -87,7 +99,7 @@ def test_stored_answers_of_other_examples_are_refused(point, evaluated):
 
 def test_logits_that_are_not_finite_are_refused(point):
     decoder, workload, _ = point()
-    decoder.model.model.norm.weight.data.fill_(float("nan"))
+    decoder.views.model.model.norm.weight.data.fill_(float("nan"))
     references = [example.response_ids for example in workload.encoded]
     texts = ForcedTexts(workload.prompts, references, BatchSize(2), workload.pad_token_id)
     with pytest.raises(InvalidLogitsError, match="nan"):
@@ -222,21 +234,23 @@ def test_seconds_of_all_attempts_add_up_until_the_run_is_done(path):
 
 
 def test_timed_prompts_leave_room_for_what_is_generated(point):
-    decoder, work, config = point("speed.new_tokens=10")
+    _, work, _ = point()
     longest = max(len(prompt) for prompt in work.prompts)
     short = replace(work, max_positions=longest)
-    batches = timed_prompts(short, 5, 1, decoder.model, config)
-    assert [ids.shape for ids, _ in batches] == [(5, longest - 10)]
+    batches = task_prompts(short, 10, batch_size=5)
+    assert {batch.input_ids.shape for batch in batches} == {(5, longest - 10)}
     room = longest - 10
-    assert batches[0][0][0, -len(work.prompts[0]) :].tolist() == work.prompts[0][-room:]
+    assert batches[0].input_ids[0, -len(work.prompts[0]) :].tolist() == work.prompts[0][-room:]
 
 
-def test_without_a_task_the_prompts_are_random_and_seeded(point):
-    decoder, _, config = point("speed.prompt_tokens=7")
-    one, again = (timed_prompts(None, 3, 2, decoder.model, config) for _ in range(2))
-    assert [ids.shape for ids, _ in one] == [(3, 7)] * 2
-    assert all((a == b).all() for (a, _), (b, _) in zip(one, again, strict=True))
-    assert (one[0][0] != one[1][0]).any()
+def test_without_a_task_the_prompts_are_random_and_seeded():
+    one, again = (
+        [batch.input_ids for batch in random_prompts(100, 7, batch_size=3, seed=1)]
+        for _ in range(2)
+    )
+    assert {ids.shape for ids in one} == {(3, 7)}
+    assert all((a == b).all() for a, b in zip(one, again, strict=True))
+    assert (one[0] != one[1]).any()
 
 
 blocks = st.lists(st.integers(0, 9), min_size=1, max_size=8)

@@ -145,7 +145,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     kept, model = plain.plan.kept_layers, plain.loaded.model
     adapter = zero_adapter(model, [kept], PATCHES["full"])
     generator = torch.Generator().manual_seed(0)
-    for name, tensor in adapter.tensors.items():
+    for name, tensor in adapter.tensors().items():
         if name.endswith(".bias"):
             tensor += 20 * torch.randn(tensor.shape, generator=generator)
     save_adapter(adapter, plain.ulskip_config.model, tmp_path)

@@ -6,28 +6,32 @@ import pytest
 import torch
 from reference import decoder_for, random_ids
 
+from ulskip_cli.core.answer import Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import loop
-from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats, take_turns
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import BatchOutput, Prompts, Watch, take_turns
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch.session import TorchSession
 from ulskip_cli.experiments import paired_timing
+from ulskip_cli.experiments.evaluate import answer_request
 from ulskip_cli.experiments.intervals import ENOUGH, UNITS
 from ulskip_cli.experiments.record import Timing, Unit
 
-DRAFTED = {"engine": "speculative", "drafts": DraftStats()}
-GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
-PROMPTS = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
-ALONE = tuple(rows[:1] for rows in PROMPTS)
+PROMPTS = Prompts(random_ids(2, 5), torch.ones(2, 5, dtype=torch.long))
+ALONE = Prompts(PROMPTS.input_ids[:1], PROMPTS.attention_mask[:1])
 
 
-def pairs_of(full, strategy, context, new_tokens, count, prompts=PROMPTS):
+def forced(length):
+    """Exactly this number of greedy tokens."""
+    return Request(DecodingConfig(name="greedy"), length, forced=True)
+
+
+def pairs_of(full, strategy, request, count, prompts=PROMPTS):
     """Pairs of two sides, timed alone as one unit."""
-    context = replace(context, max_new_tokens=new_tokens)
-    pair = paired_timing.Pair(full, strategy, [prompts], context)
+    pair = paired_timing.Pair(full, strategy, [prompts], request)
     timed = paired_timing.measure_pairs(pair, range(count))
     return replace(timed, units=(Unit(pairs=count),))
 
@@ -77,7 +81,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def units_of(llama, clock, monkeypatch):
     def measured(**speed):
-        pair = paired_timing.Pair(*full_and_half(llama), [PROMPTS], GREEDY)
+        pair = paired_timing.Pair(*full_and_half(llama), [PROMPTS], forced(64))
         monkeypatch.setattr(paired_timing, "bandwidth_meter", lambda device: lambda: 1e9)
         return paired_timing.measure_units(pair, SpeedConfig(**speed), "", ProgressCallback())
 
@@ -124,7 +128,7 @@ def test_a_schedule_that_was_timed_alone_has_no_ratio():
 
 def test_both_sides_generate_the_same_number_of_tokens(llama):
     full, half = full_and_half(llama)
-    pairs = pairs_of(full, half, GREEDY, 4, 3)
+    pairs = pairs_of(full, half, forced(4), 3)
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
     kept = [[output.kept_kv_bytes for output in side] for side in (pairs.full, pairs.strategy)]
     assert kept[0] == [2 * count for count in kept[1]]
@@ -132,12 +136,12 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     full, half = full_and_half(llama)
-    plain = pairs_of(full, full, GREEDY, 6, 1).full[0]
-    drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
+    plain = pairs_of(full, full, forced(6), 1).full[0]
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
-    pairs = pairs_of(full, half, drafting, 6, 2, prompts=ALONE)
-    assert {output.engine for output in pairs.full} == {"torch"}
-    assert {output.engine for output in pairs.strategy} == {"speculative"}
+    answer = answer_request(compose(["decoding=self_speculative"]), None, llama)
+    drafting = paired_timing.timed_request(answer, 6, half.views)
+    pairs = pairs_of(full, half, drafting, 2, prompts=ALONE)
+    assert [side[0].drafts is None for side in (pairs.full, pairs.strategy)] == [True, False]
     answers = [[output.token_ids for output in side] for side in (pairs.full, pairs.strategy)]
     assert answers[0] == answers[1]
     assert len(pairs.full[0].token_ids[0]) <= 4
@@ -154,13 +158,13 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
         return replace(output, **(full if self is every else strategy))
 
     monkeypatch.setattr(Decoder, "run", changed)
-    return pairs_of(every, half, GREEDY, 2, 1)
+    return pairs_of(every, half, forced(2), 1)
 
 
 @pytest.mark.parametrize(
     ("full", "strategy"),
     [
-        ({"linear_backend": "torch"}, {"linear_backend": "panels", **DRAFTED}),
+        ({"linear_backend": "torch"}, {"linear_backend": "panels"}),
         ({"engine": "transformers"}, {"engine": "torch"}),
     ],
 )
@@ -168,14 +172,6 @@ def test_sides_that_ran_by_unlike_means_give_no_ratio(llama, monkeypatch, full, 
     key = next(iter(full))
     with pytest.raises(RunError, match=f"{key}.*{full[key]}.*{strategy[key]}"):
         pairs_that_ran(llama, monkeypatch, full, strategy)
-
-
-@pytest.mark.parametrize("own", [DRAFTED, {"engine": "early_exit", "exits": ExitStats()}])
-def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, own):
-    pairs = pairs_that_ran(llama, monkeypatch, {}, own).timing().pairs
-    ran = [side.model_dump() for side in (pairs.full, pairs.strategy)]
-    assert [side["engine"] for side in ran] == ["torch", own["engine"]]
-    assert ran[0]["linear_backend"] == ran[1]["linear_backend"]
 
 
 def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
@@ -190,7 +186,7 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
         return replace(output, compile_seconds=5.0 * first, decode_seconds=seconds)
 
     monkeypatch.setattr(Decoder, "run", compiled_first)
-    pairs = pairs_of(full, half, GREEDY, 2, 1)
+    pairs = pairs_of(full, half, forced(2), 1)
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0
 
@@ -203,21 +199,21 @@ OTHERS.append("strategy=unified decoding=self_speculative batch_size=1")
 @pytest.mark.parametrize("overrides", [*map(str.split, OTHERS)], ids=OTHERS)
 def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monkeypatch, overrides):
     monkeypatch.setattr(paired_timing, "TURN_SECONDS", 0)  # one step
-    decoding = compose(overrides).decoding
+    config = compose(overrides)
     full, other = decoder_for(llama), decoder_for(llama, *overrides)
-    context = DecodeContext(decoding, 0, TOKENS)
-    prompts = ALONE if decoding.draft_tokens else PROMPTS
-    pairs = pairs_of(full, other, context, TOKENS, 2, prompts=prompts)
-    forced = None if decoding.draft_tokens or other.exits else TOKENS
-    alone = other.generate(*prompts, context, forced)
+    answer = answer_request(config, None, llama)
+    request = paired_timing.timed_request(answer, TOKENS, other.views)
+    prompts = ALONE if config.decoding.draft_tokens else PROMPTS
+    assert request.forced == (prompts is PROMPTS and not other.views.exits)
+    pairs = pairs_of(full, other, request, 2, prompts=prompts)
+    alone = other.generate(prompts, request)
     assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2
 
 
 def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(loop, "now", lambda device: clock[0])
-    context = replace(GREEDY, pause_every=3)
-    generation, pauses = decoder_for(llama).run(*PROMPTS, context, 9), 0
+    generation, pauses = decoder_for(llama).run(PROMPTS, forced(9), Watch(pause_every=3)), 0
     with pytest.raises(StopIteration) as stop:
         while True:
             next(generation)
@@ -234,7 +230,7 @@ def test_a_side_that_fails_frees_the_batch_of_the_other(llama, monkeypatch):
         yield torch.zeros(1, 1)
         raise RunError("out of memory")
 
-    context = replace(GREEDY, pause_every=1)
+    generation = decoder_for(llama).run(PROMPTS, forced(9), Watch(pause_every=1))
     with pytest.raises(RunError, match="out of memory"):
-        take_turns([decoder_for(llama).run(*PROMPTS, context, 9), fail()])
+        take_turns([generation, fail()])
     assert len(finished) == 1

@@ -1,8 +1,6 @@
 import json
-from dataclasses import replace
 
 import pytest
-import torch
 from reference import save_adapter
 from report_rows import run_rows
 
@@ -47,8 +45,9 @@ def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
     model = config().model
     found = zero_adapter(load(model).model, [(0, 2, 5)], PATCHES["full"])
-    tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
-    return save_adapter(replace(found, tensors=tensors), model, tmp_path / "adapter")
+    for tensor in found.tensors().values():
+        tensor.fill_(0.3)
+    return save_adapter(found, model, tmp_path / "adapter")
 
 
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):

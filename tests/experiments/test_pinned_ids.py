@@ -29,7 +29,10 @@ POINTS = [
     *["run decoding=prompt_lookup strategy=full batch_size=1", "run task=cnn_dm model=tiny"],
     *["run decoding=self_speculative batch_size=1 ratio=1.5", "run answers=false engine=auto"],
     *["run baseline_engine=torch engine=transformers strategy=full", "bench speed.new_tokens=9"],
-    *["bench model=random model.path=llama-12x128 batch_size=1,2", "bench batch_size=1 ratio=1.5,3"],
+    *[
+        "bench model=random model.path=llama-12x128 batch_size=1,2",
+        "bench batch_size=1 ratio=1.5,3",
+    ],
 ]
 
 

@@ -9,8 +9,17 @@ from report_rows import ENVIRONMENT, sweep_row
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import FAILED, Pairs, Point, Quality, Record, Side, read
-from ulskip_cli.experiments.settings import Key, settings
+from ulskip_cli.experiments.record import (
+    FAILED,
+    Outcome,
+    Pairs,
+    Quality,
+    Record,
+    Settings,
+    Side,
+    read,
+)
+from ulskip_cli.experiments.settings import settings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("results/**/runs.jsonl"))
@@ -18,7 +27,7 @@ POINT = {"id": "a", "config": compose([]).recorded()}
 
 
 def asked(*overrides):
-    return Point.of(compose(["model=tiny", *overrides]), "0" * 12)
+    return Settings.of(compose(["model=tiny", *overrides]), "0" * 12)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
@@ -31,7 +40,7 @@ def test_committed_rows_are_read_and_written_back(file):
 
 def test_a_record_is_made_of_sections():
     point = asked("ratio=3")
-    record = Record.joined(point, Quality(bleu=20.0, decode_loss=2.0), wall_seconds=1.5)
+    record = Record.joined(point, Quality(bleu=20.0, decode_loss=2.0), Outcome(wall_seconds=1.5))
     assert (record.scores, record.target_speedup, record.wall_seconds) == ({"bleu": 20.0}, 3.0, 1.5)
     record = record.replace(chrf=1.0, decode_loss=3.0)
     assert (record.scores, record.decode_loss) == ({"bleu": 20.0, "chrf": 1.0}, 3.0)
@@ -43,19 +52,17 @@ def test_a_record_is_made_of_sections():
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"decode_tokens_per_secnd": 1.0}, "decode_tokens_per_secnd.*decode_tokens_per_second"),
+        ({"decode_tokens_per_secnd": 1.0}, "decode_tokens_per_secnd"),
         ({"batch_size": 4}, "batch_size"),  # follows from the configuration
         ({"bleu": "high"}, "bleu"),
-        ({"config": {**compose([]).recorded(), "batch_size": "eight"}}, "config.batch_size.*eight"),
-        ({"pairs": {"strategy": {"decode_secnds": [1.0]}}}, "pairs.strategy"),
+        ({"config": {**compose([]).recorded(), "batch_size": "eight"}}, "config"),
+        ({"pairs": {"strategy": {"decode_secnds": [1.0]}}}, "pairs"),
         ({"agreement_low": 0.9, "agreement_high": 0.1}, "agreement_low <= its upper end"),
     ],
     ids=str,
 )
 def test_a_key_or_value_that_a_record_does_not_have_is_refused_when_it_is_made(changes, key):
-    with pytest.raises(UsageError, match=key):
-        Record.joined(asked(), **changes)
-    with pytest.raises((UsageError, ValueError), match=key.partition(".")[0]):
+    with pytest.raises((UsageError, ValueError), match=key):
         Record.joined(asked()).replace(**changes)
 
 
@@ -78,14 +85,14 @@ def test_the_settings_that_a_row_repeats_are_those_of_its_configuration():
 
 def test_a_failed_point_has_no_measurements_but_its_settings():
     failed = {"status": FAILED, "reason": "no memory"}
-    record = Record.joined(asked("correction=patch"), **failed)
+    record = Record.joined(asked("correction=patch"), Outcome(**failed))
     row = record.to_row()
     assert row.items() >= {**failed, "strategy": "unified"}.items()
     assert not {"dataset", "decode_loss", "measured_speedup", "environment"} & row.keys()
     assert record.label == "unified + full patch"
     found = settings(record)
-    assert found[Key("strategy.name")] == "unified" and found[Key("calibration.examples")] == 64
-    assert not {Key("dataset"), Key("device"), Key("engine")} & found.keys()
+    assert found["strategy.name"] == "unified" and found["calibration.examples"] == 64
+    assert not {"dataset", "device", "engine"} & found.keys()
     assert record.uses("calibration.examples") and not record.uses("baseline_engine")
 
 
@@ -132,16 +139,11 @@ def test_a_line_that_is_no_object_is_refused(line):
         read(line)
 
 
-def test_what_a_row_shows_follows_from_its_measurements():
+def test_a_speedup_has_an_interval_with_enough_units():
     row = sweep_row()
-    assert (row.speedup[1:], row.layers, row.num_pairs) == ((1.78, 1.82), "3/6", 7)
-    assert row.timed_tokens_per_second == pytest.approx(90)
-    assert row.full_tokens_per_second == pytest.approx(50)
+    assert row.speedup[1:] == (1.78, 1.82)
     assert sweep_row(units=2).speedup[1:] == (None, None)
     assert sweep_row(measured_speedup=None).speedup is None
-    stages = [{"first_step": 4, "kept_layers": [0, 5]}]
-    staged = sweep_row(later_stages=stages, evaluated_mean_kept_layers=2.5)
-    assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
 
 
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:3", False), ("cpu", False)])

@@ -16,9 +16,9 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.intervals import UNITS
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.runner import Models
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -54,7 +54,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
 @pytest.mark.parametrize("drafts", ["decoding=self_speculative", "decoding=prompt_lookup"])
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
     full, drafted = run_rows(config(drafts, "ratio=2", "batch_size=1"))
-    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
+    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "torch")
     if drafts == "decoding=self_speculative":
         assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
@@ -67,7 +67,7 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
 
 
 def test_weights_and_baseline_are_used_again(config, spy):
-    session, load = Session(), spy(runner, "load")
+    session, load = Models(), spy(runner, "load")
     first = run_rows(config("ratio=2"), session)
     second = run_rows(config("ratio=3"), session)
     assert load.call_count == 1
@@ -76,8 +76,8 @@ def test_weights_and_baseline_are_used_again(config, spy):
 
 def test_the_order_of_weights_and_texts_changes_nothing(config):
     changes = ["strategy=full", "decoding.stop=[xyz]", "speed.enabled=false"]
-    session, asked = Session(), config(*changes)
-    session.load(asked.model, asked.seed)
+    session, asked = Models(), config(*changes)
+    session.load(resolve(asked))
     assert run_rows(asked, session)[0]["bleu"] is not None
 
 
@@ -85,8 +85,8 @@ def test_the_order_of_weights_and_texts_changes_nothing(config):
 def test_without_a_baseline_each_round_times_one_decoder_once(config, spy, strategy):
     run = spy(Decoder, "run")
     run_rows(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"))
-    timed = [call.args[-1] for call in run.call_args_list]  # forced lengths
-    assert timed.count(5) == 1 + UNITS  # rounds
+    timed = [call.args[2].length for call in run.call_args_list if call.args[2].forced]
+    assert timed == [5] * (1 + UNITS)  # rounds
 
 
 def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
@@ -97,17 +97,6 @@ def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkey
         other = run_rows(config("ratio=2"))[0]
     assert (other["id"], other["environment"]["processor"]) == (first["id"], "another")
     assert run_rows(config("ratio=3"))[0] == first  # although the other one is newer
-
-
-def test_random_weights_report_speed_and_no_quality(tmp_path, quick):
-    where = ["model=random", "model.path=llama-12x128", f"results_dir={tmp_path}"]
-    full, half = run_rows(compose([*where, *quick]))
-    assert half["measured_speedup"] > 0
-    assert "bleu" not in half
-    assert half["throughput_from"] == "timed pairs"
-    assert half["prompt_tokens"] == UNITS * 8 * 64
-    assert full["training"] == "none: random weights"
-    assert any("random, so this row has times but no quality" in text for text in half["warnings"])
 
 
 @pytest.mark.slow
@@ -138,9 +127,9 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
 
 def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
-    session = Session()
+    session = Models()
     row = run_rows(config(*overrides), session)[-1]
-    assert (row["engine"], row["target_kept_layers"]) == ("early_exit", 3)
+    assert (row["engine"], row["target_kept_layers"]) == ("torch", 3)
     calibration = row["calibration"]
     assert calibration["options"]["threshold"] > 0 and calibration["options"]["horizon"] >= 1
     assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)
@@ -159,10 +148,12 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
 
 def test_weights_that_change_after_a_run_was_prepared_end_it(config):
     point = resolve(config())
-    changed = SimpleNamespace(fingerprint="another", metadata=point.files.metadata)
-    point = replace(point, files=changed)
+    folder = SimpleNamespace(
+        fingerprint="another", metadata=point.folder.metadata, model=point.folder.model
+    )
+    point = replace(point, folder=folder)
     with pytest.raises(RunError, match="weights"):
-        runner.run_point(point, Session())
+        runner.run_point(point, Models())
 
 
 def test_answers_that_are_right_or_wrong_have_a_decode_loss_only_alone(config, tmp_path):
@@ -177,7 +168,7 @@ def test_answers_that_are_right_or_wrong_have_a_decode_loss_only_alone(config, t
 
 def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     overrides = ["engine=torch", "baseline_engine=transformers"]
-    session = Session()
+    session = Models()
     full, whole = run_rows(config(*overrides, "ratio=1"), session)
     assert (full["engine"], whole["engine"]) == ("transformers", "torch")
     assert (whole["baseline_id"], whole["bleu"]) == (full["id"], full["bleu"])

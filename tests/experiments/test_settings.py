@@ -1,64 +1,28 @@
-from itertools import combinations
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from report_rows import bench_row, configured, sweep_row
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.record import DETECTED, FAILED, Point, Record
-from ulskip_cli.experiments.settings import (
-    UNKNOWN,
-    Key,
-    all_settings,
-    config_settings,
-    differences,
-    settings,
-)
-
-SECTIONS = ("strategy", "engine", "speed")
-KEYS = [Key("strategy.name"), Key("engine.name"), Key("seed"), Key("device"), Key("dataset")]
-KEYS += [Key("strategy.spacing", "unified"), Key("strategy.spacing", "custom")]
-KEYS += [Key("speed.new_tokens"), Key("speed.prompt_tokens")]
+from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.record import DETECTED, FAILED, Outcome, Record, Settings
+from ulskip_cli.experiments.settings import all_settings, differences, settings
 
 
-def differ(rows, key):
-    """Return True if some pair of rows has both a key, with different values."""
-    pairs = combinations([row[key] for row in rows if key in row], 2)
-    return any(one != other for one, other in pairs)
+def test_a_setting_is_named_if_rows_that_are_equal_before_it_differ_in_it():
+    rows = [
+        {"model": "a", "path": "x", "seed": 1, "strategy.spacing": 1},
+        {"model": "b", "path": "y", "seed": 1},
+        {"model": "b", "path": "y", "seed": 2, "strategy.spacing": 2},
+        {"ratio": 2},
+    ]
+    assert differences(rows) == ["model", "seed"]
+    assert differences(rows, told=["path", "seed"]) == []
+    assert differences(rows, but=["model"], always=["strategy.spacing"]) == [
+        *("path", "seed", "strategy.spacing")
+    ]
 
 
-def tells(rows, told, key):
-    """Return True if equal values of `told` mean equal values of a key in the rows that have both,
-    and the reverse unless `told` is in the section of the key, and these rows have all its values.
-    """
-    both = [row for row in rows if told in row and key in row]
-    if {row[key] for row in both} != {row[key] for row in rows if key in row}:
-        return False
-    for one, other in combinations(both, 2):
-        same_told, same = one[told] == other[told], one[key] == other[key]
-        if (same_told and not same) or (same and not same_told and told.part != key.part):
-            return False
-    return True
-
-
-ROWS = st.lists(st.dictionaries(st.sampled_from(KEYS), st.sampled_from("abc")), max_size=5)
-
-
-@given(rows=ROWS, but=st.sets(st.sampled_from(SECTIONS)))
-def test_the_differences_are_keys_that_some_pair_of_rows_has_with_different_values(rows, but):
-    found = differences(rows, but)
-    differing = [key for key in KEYS if key.part not in but and differ(rows, key)]
-    assert set(found) <= set(differing)
-    for key in differing:  # each is there, or an earlier one tells the same
-        before = found[: found.index(key)] if key in found else found
-        told = [one for one in before if tells(rows, one, key)]
-        assert (key in found) is (key.name in DETECTED or not told)
-
-
-def test_a_key_that_no_row_has_beside_another_is_not_told_by_it():
-    rows = [{Key("seed"): 1}, {Key("seed"): 2}, {Key("ratio"): 3}, {Key("ratio"): 4}]
-    assert differences(rows) == [Key("seed"), Key("ratio")]
+def test_a_setting_that_a_row_lacks_agrees_with_every_value():
+    assert differences([{"seed": 1}, {"ratio": 2}, {"seed": 1, "ratio": 2}]) == []
 
 
 @pytest.mark.parametrize(
@@ -66,32 +30,25 @@ def test_a_key_that_no_row_has_beside_another_is_not_told_by_it():
     [
         ([], "run", "ratio task.name speed.new_tokens", "calibration.examples name"),
         ([], "bench", "ratio speed.new_tokens", "task.name limit max_new_tokens"),
-        ([], "lm-eval", "ratio", "task.name speed.new_tokens engine.name"),
+        ([], "lm-eval", "ratio", "task.name speed.new_tokens engine"),
+        (["engine=torch"], "run", "engine", "engine.name"),
         (["strategy=full"], "run", "strategy.name", "ratio prompt_layers"),
-        (["speed.enabled=false"], "run", "speed.enabled", "speed.new_tokens"),
+        (["speed.enabled=false"], "run", "task.name", "speed.new_tokens speed.enabled"),
         (["correction=patch"], "run", "calibration.examples", "correction.path"),
     ],
 )
 def test_the_settings_of_a_configuration_are_those_that_a_command_uses(
     overrides, command, used, unused
 ):
-    found = {key.name for key in config_settings(compose(overrides), command)}
+    found = settings(Record.joined(Settings.of(compose(overrides), "x", command))).keys()
     assert {*used.split()} <= found and not {*unused.split()} & found
 
 
-def test_the_same_option_of_two_strategies_is_two_keys():
-    one, other = (settings(sweep_row(name)) for name in ("unified", "block_influence"))
-    options = [{key for key in row if key.part == "strategy"} for row in (one, other)]
-    assert options[0] & options[1] == {Key("strategy.name")}
-
-
 def test_what_a_failed_run_did_not_detect_agrees_with_all():
-    failed = Record.joined(Point.of(compose([]), "x"), status=FAILED, reason="no memory")
-    done = failed.replace(status="done")
-    detected = {Key(name) for name in DETECTED}
-    assert not detected & settings(failed).keys()
-    assert detected <= settings(done).keys()
-    assert Key("speed.enabled") not in settings(failed)
+    outcome = Outcome(status=FAILED, reason="no memory")
+    failed = Record.joined(Settings.of(compose(["engine=torch"]), "x"), outcome)
+    assert settings(failed).keys() & DETECTED == {"engine"}  # which it was asked for
+    assert {*DETECTED} <= settings(failed.replace(status="done")).keys()
 
 
 @pytest.mark.parametrize(
@@ -102,17 +59,45 @@ def test_what_a_failed_run_did_not_detect_agrees_with_all():
     ],
 )
 def test_an_engine_that_follows_from_the_strategy_is_no_setting(engine, strategy, config):
-    assert Key("engine") not in settings(sweep_row(strategy, engine=engine, config=config))
-    assert settings(sweep_row(engine="torch"))[Key("engine")] == "torch"
+    assert "engine" not in settings(sweep_row(strategy, engine=engine, config=config))
+    assert settings(sweep_row(engine="torch"))["engine"] == "torch"
 
 
-def test_a_key_of_a_later_version_is_none_in_rows_that_lack_it():
+def test_a_key_of_a_later_version_and_an_option_of_a_choice_are_none_in_rows_that_lack_them():
     later = configured(sweep_row(), of_tomorrow=4, speed={"of_tomorrow": 5})
     mine = configured(sweep_row(), strategy={"gain": 2}, speed={"of_tomorrow": 5})
     rows = all_settings([sweep_row(), later, mine, sweep_row("full"), bench_row()])
-    assert [row[Key("of_tomorrow", UNKNOWN)] for row in rows] == [None, 4, None, None, None]
-    assert [row[Key("speed.of_tomorrow", UNKNOWN)] for row in rows] == [None, 5, 5, None, None]
-    gains = [row.get(Key("strategy.gain", "unified"), "no key") for row in rows]
-    assert gains == [None, None, 2, "no key", None]
-    found = {key.name for key in differences(rows[:3])}
-    assert found == {"of_tomorrow", "speed.of_tomorrow", "strategy.gain"}
+    assert [row["of_tomorrow"] for row in rows] == [None, 4, None, None, None]
+    assert [row["speed.of_tomorrow"] for row in rows] == [None, 5, 5, None, None]
+    assert [row["strategy.gain"] for row in rows] == [None, None, 2, None, None]
+    assert {*differences(rows[:3])} == {"of_tomorrow", "speed.of_tomorrow"}
+    assert differences(rows[1:3], told=["of_tomorrow"]) == []
+
+
+@pytest.mark.parametrize(
+    ("points", "labels"),
+    [
+        (["ratio=2", "ratio=3"], ["unified ratio 2", "unified ratio 3"]),
+        (
+            ["batch_size=1", "batch_size=8"],
+            ["unified ratio 2 batch size 1", "unified ratio 2 batch size 8"],
+        ),
+        # nothing that follows from the model is named
+        (
+            ["model=tiny", "model=random answers=false"],
+            ["unified ratio 2 model tiny", "unified ratio 2 model smollm2-135m"],
+        ),
+        (
+            ["correction=patch", "correction=none"],
+            ["unified + full patch ratio 2", "unified ratio 2"],
+        ),
+        (
+            ["strategy=custom strategy.layers=[0,1,2,9]", "strategy=custom strategy.layers=[0,9]"],
+            ["custom strategy layers 0-2, 9", "custom strategy layers 0, 9"],
+        ),
+    ],
+    ids=str,
+)
+def test_points_are_labelled_by_what_tells_them_apart(points, labels):
+    configs = [compose(["ratio=2", "baseline=false", *words.split()]) for words in points]
+    assert [job.label for job in make_jobs(configs)] == labels

@@ -139,7 +139,7 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full, most):
     scores = {"bleu": None, "chrf": None, metric: score}
     record = sweep_row(**scores, vs_baseline={metric: compared(full, score, 1e3)})
     low, share, high = sorted(shares([record])[0].interval)
-    assert 0 <= low <= share <= high <= most and share == record.kept_share
+    assert 0 <= low <= share <= high <= most and share == record.quality_share.value
 
 
 ROUGE = {"bleu": None, "chrf": None, "rouge1": 30.0, "rouge2": 9.0, "rougeL": 22.9}

@@ -12,9 +12,11 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import Sweep, SweepObserver, make_jobs
+from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep import run_jobs
 
 
 @pytest.fixture
@@ -26,16 +28,15 @@ def quick_sweep(tmp_path, monkeypatch):
     def run_point(point, session, baseline):
         acts[0](point.config)
         assert bool(point.baseline) == bool(baseline)
-        record = Record.joined(point.identity)
+        record = Record.joined(point.settings)
         folder.save_generations(record.id, [])
         folder.save(point.config, record)
-        return [record]
 
     monkeypatch.setattr(runner, "run_point", run_point)
 
-    def run(act=acts[0], **options):
+    def run(act=acts[0]):
         acts[0], observer = act, Mock()
-        Sweep(jobs, observer, **options).run()
+        run_jobs(Ledger(jobs), observer)
         settled = [call.args for call in observer.job_settled.call_args_list]
         return [(job.label, record.status) for job, record, is_new in settled if is_new]
 
@@ -69,8 +70,10 @@ def test_points_of_a_baseline_that_failed_fail_too(quick_sweep):
     run, jobs, folder = quick_sweep
     settled = run(fail_at(1, RunError("out of memory"), "full"))
     assert [status for _, status in settled] == ["failed"] * 3
+    ledger = Ledger(jobs)
+    run_jobs(ledger)
     with pytest.raises(RunError, match="3 of 3 points failed"):
-        Sweep(jobs, SweepObserver()).run().check()
+        ledger.outcome().check()
     assert folder.records()[0].id in folder.records()[-1].reason
 
 
@@ -80,11 +83,13 @@ def test_two_sweeps_share_the_work(quick_sweep):
 
     def act(_):
         both.wait()
-        return Sweep(jobs, SweepObserver()).run()
+        ledger = Ledger(jobs)
+        run_jobs(ledger)
+        return ledger
 
     with ThreadPoolExecutor(2) as pool:
-        for outcome in pool.map(act, range(2)):
-            assert [outcome.records[job.id].status for job in jobs] == ["done"] * 3
+        for ledger in pool.map(act, range(2)):
+            assert [ledger.settled[job.id].status for job in jobs] == ["done"] * 3
     assert len(folder.runs_path.read_text().splitlines()) == 3
 
 
@@ -120,7 +125,7 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert listed["points"][1]["note"] == "finished batches: 1"
     assert sweep(*grid)[0] == 0
     assert timeless_rows(tmp_path / "x") == timeless_rows(tmp_path / "whole")
-    answered = sum(len(call.args[1]) for call in generate.call_args_list)
+    answered = sum(len(call.args[1].input_ids) for call in generate.call_args_list)
     assert answered == 3 * 5  # no prompt was answered twice
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 

@@ -5,7 +5,7 @@ from report_rows import stored_rows
 
 from ulskip_cli.core.config import compose, compose_training, compose_tuning
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.preflight import resolve, resolve_prompts
+from ulskip_cli.experiments.point import resolve, resolve_prompts
 from ulskip_cli.training.preflight import check_trainable
 from ulskip_cli.tuning import divide
 

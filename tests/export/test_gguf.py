@@ -9,7 +9,7 @@ from reference import NEW_STYLE
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 
 gguf = pytest.importorskip("gguf")
 from ulskip_cli.export.gguf import _PATTERNS, pre_tokenizer_name  # noqa: E402 - needs gguf
@@ -59,15 +59,15 @@ def test_qwen_is_written_as_its_own_architecture(family, options, tokenizer, sav
     assert int(reader.get_field(f"{family.lower()}.block_count").contents()) == 3
 
 
-def test_unsupported_models_are_refused_before_weights_load(model_folder, tmp_path):
-    config = json.loads((model_folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gemma2"}))
+def test_unsupported_models_are_refused_before_weights_load(copied_model, tmp_path):
+    file = copied_model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "gemma2"}))
     for name in ("--format gguf", "engine=llama_cpp"):
         with pytest.raises(UsageError, match=rf"{name} does not support.*qwen3, got gemma2"):
             if name == "--format gguf":
-                export(tmp_path, tmp_path / "x.gguf")
+                export(copied_model, tmp_path / "x.gguf")
             else:
-                resolve(compose([f"model.path={tmp_path}", name]))
+                resolve(compose([f"model.path={copied_model}", name]))
 
 
 def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):

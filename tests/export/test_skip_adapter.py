@@ -15,7 +15,7 @@ from ulskip_cli.export import checkpoint
 from ulskip_cli.export.run import summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
-from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
+from ulskip_cli.inference.skip_adapter import Lora, SkipAdapter, zero_adapter
 from ulskip_cli.tasks.encoding import EncodedExample
 
 KEPT = (0, 1, 4)
@@ -38,16 +38,16 @@ def build(name):
 
 def fitted(model, kind="folded"):
     """Return an adapter with patches fitted on random tokens and LoRA on a module of layer 4."""
-    tensors, name, kind = {}, LINEARS[model.config.model_type], KINDS[kind]
+    patches, name, kind = {KEPT: {}}, LINEARS[model.config.model_type], KINDS[kind]
     if kind.is_folded:
         texts = [(random_ids(1, 5 + i)[0].tolist(), random_ids(1, 9)[0].tolist()) for i in range(3)]
         fitter = PatchFitter(model, [EncodedExample(*text) for text in texts], 0)
-        tensors |= fitter.fit([KEPT], kind, DEFAULT_RIDGE).tensors
+        patches = fitter.fit([KEPT], kind, DEFAULT_RIDGE).patches
     generator = torch.Generator().manual_seed(1)
     outputs, inputs = stack_of(model)[4].get_submodule(name).weight.shape
-    tensors[f"lora.4.{name}.A"] = torch.randn(2, inputs, generator=generator)
-    tensors[f"lora.4.{name}.B"] = torch.randn(outputs, 2, generator=generator)
-    return SkipAdapter(6, (KEPT,), kind, tensors, {"rank": None, "lora_rank": 2})
+    shapes = (2, inputs), (outputs, 2)
+    lora = Lora(*(torch.randn(shape, generator=generator) for shape in shapes))
+    return SkipAdapter(6, kind, patches, {(4, name): lora}, {"rank": None, "lora_rank": 2})
 
 
 @pytest.fixture

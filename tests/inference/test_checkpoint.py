@@ -26,11 +26,6 @@ def test_a_hub_model_is_taken_from_the_cache(model_folder, tmp_path, monkeypatch
         folder_of(hf("owner/other"))
 
 
-def test_random_weights_have_no_files():
-    with pytest.raises(UsageError, match="model=random"):
-        folder_of(ModelConfig(name="random", source="random", path="llama-12x128"))
-
-
 def test_the_wheel_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setattr(model_metadata, "find_spec", lambda name: None)
     wheel = ModelConfig(name="smollm2-135m", source="smollm2-wheel", path="smollm2-135m")

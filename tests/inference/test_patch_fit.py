@@ -73,7 +73,7 @@ def test_a_patch_brings_the_states_closer_to_the_full_models(kind, name, kept):
     model, pairs = build_model(name), examples(12)
     adapter = fitted(model, pairs, kept, kind)
     is_folded = PATCHES[kind].is_folded
-    assert all(tensor.startswith("fold.") == is_folded for tensor in adapter.tensors)
+    assert all(tensor.startswith("fold.") == is_folded for tensor in adapter.tensors())
     share = 0.9 if kind in ("full", "folded") else 1  # other kinds may have few parameters
     assert state_error(model, adapter, pairs, kept) < share * state_error(model, None, pairs, kept)
 
@@ -104,10 +104,11 @@ def test_a_skipped_linear_map_is_recovered():
     kept, pairs = (0, 2, 4, 5), examples(60)
     adapter = PatchFitter(model, pairs, 0).fit([kept], FULL, 1e-12)
     for layer in (2, 4):
-        weight = adapter.tensors[f"patch.0.{layer}.linear.weight"]
-        bias = adapter.tensors[f"patch.0.{layer}.linear.bias"]
-        torch.testing.assert_close(weight.T, matrix, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(bias, torch.full((32,), 0.5), rtol=1e-3, atol=1e-3)
+        parts = adapter.patches[kept][layer].parts
+        torch.testing.assert_close(parts["weight"].float().T, matrix, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            parts["bias"].float(), torch.full((32,), 0.5), rtol=1e-3, atol=1e-3
+        )
     new = examples(5, seed=500)[0]
     prompt, response = torch.tensor([new.prompt_ids]), torch.tensor([new.response_ids])
     stages = one_stage(model, range(NUM_LAYERS)), one_stage(adapter.view(model, kept), kept)
@@ -119,11 +120,11 @@ def test_a_skipped_linear_map_is_recovered():
 
 def test_a_fit_depends_on_neither_batches_nor_order_nor_padding(llama):
     pairs = examples()
-    expected = fitted(llama, pairs).tensors
+    expected = fitted(llama, pairs).tensors()
     for batch_size, order in ((1, pairs), (7, pairs[::-1])):
         fitter = PatchFitter(llama, order, 0, batch_size=batch_size)
-        got = fitter.fit([KEPT], FULL, DEFAULT_RIDGE).tensors
-        torch.testing.assert_close(dict(got), dict(expected), rtol=1e-3, atol=1e-4)
+        got = fitter.fit([KEPT], FULL, DEFAULT_RIDGE).tensors()
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_folded_patch_requires_the_first_layer(llama):

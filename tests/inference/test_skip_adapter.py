@@ -6,11 +6,12 @@ import pytest
 import torch
 import transformers
 from reference import (
-    GREEDY,
     NEW_STYLE,
     NUM_LAYERS,
     batch,
     count_near_ties,
+    generate,
+    in_engine,
     one_stage,
     random_adapter,
     random_ids,
@@ -24,10 +25,11 @@ from safetensors.torch import save_file
 
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, Stage
+from ulskip_cli.strategies.plan import Schedule, Stage
 
 KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
@@ -37,19 +39,19 @@ NEAR = {"rtol": 2e-4, "atol": 2e-4}
 
 
 def decoder_for(model, adapter, kept=KEPT):
-    return Decoder(model, Plan.from_layers(NUM_LAYERS, kept), adapter=adapter)
+    return Decoder(Views.of(model, Schedule.from_layers(NUM_LAYERS, kept), adapter))
 
 
 def tokens(decoder, ids, mask):
-    return decoder.generate(ids, mask, DecodeContext(GREEDY, 0, LENGTH)).token_ids
+    return generate(decoder, ids, mask, LENGTH).token_ids
 
 
 def checked_tokens(decoder, kept, corrections):
     """Compare the tokens of both engines with those of the uncached reference; return these."""
-    model, (ids, mask) = decoder.model, batch(True)
+    model, (ids, mask) = decoder.views.model, batch(True)
     expected = reference_greedy(model, ids, mask, kept, LENGTH, **corrections).tolist()
     for engine in ("torch", "transformers"):
-        got = tokens(decoder.with_engine(engine), ids, mask)
+        got = tokens(in_engine(decoder, engine), ids, mask)
         assert count_near_ties(model, ids, mask, got, expected, kept, **corrections) <= 1
     return expected
 
@@ -82,15 +84,11 @@ def test_each_stage_has_patches_of_its_own(model):
     stages = {0: (0, 2, 3, 5), 3: (0, 2, 5), 7: (0, 5)}
     sets = tuple(stages.values())
     parts = [random_adapter(model, kept, "full", seed) for seed, kept in enumerate(sets)]
-    tensors = {
-        name.replace(".0.", f".{index}.", 1): tensor
-        for index, (one, _) in enumerate(parts)
-        for name, tensor in one.tensors.items()
-    }
-    adapter = SkipAdapter(NUM_LAYERS, sets, PATCHES["full"], tensors)
+    stored = {kept: one.patches[kept] for kept, (one, _) in zip(sets, parts, strict=True)}
+    adapter = SkipAdapter(NUM_LAYERS, PATCHES["full"], stored)
     patches = {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}
-    plan = Plan("custom", NUM_LAYERS, tuple(starmap(Stage, stages.items())))
-    decoder = Decoder(model, plan, adapter=adapter)
+    plan = Schedule(NUM_LAYERS, tuple(starmap(Stage, stages.items())))
+    decoder = Decoder(Views.of(model, plan, adapter))
     checked_tokens(decoder, stages, {"patches": patches})
 
 
@@ -99,7 +97,7 @@ def test_each_stage_has_patches_of_its_own(model):
 def test_a_zero_adapter_changes_nothing(model, kind, dtype):
     model, ids = model.to(dtype), random_ids(2, 5)
     adapter = zero_adapter(model, [KEPT, (0, 5)], PATCHES[kind])
-    assert bool(adapter.tensors) == PATCHES[kind].takes_time
+    assert bool(adapter.tensors()) == PATCHES[kind].takes_time
     for kept in (KEPT, (0, 5)):
         views = adapter.view(model, kept), shallow_view.shallow_view(model, kept)
         with torch.no_grad():
@@ -113,8 +111,9 @@ def test_a_stored_adapter_is_equal_and_readable_by_others(llama, kind, tmp_path)
     loaded = SkipAdapter.load(tmp_path)
     assert (loaded.num_layers, loaded.kept_sets) == (NUM_LAYERS, (KEPT,))
     assert (loaded.kind, loaded.record) == (adapter.kind, {"task": "wmt"})
-    assert loaded.tensors.keys() == adapter.tensors.keys()
-    assert all(torch.equal(loaded.tensors[name], part) for name, part in adapter.tensors.items())
+    tensors = loaded.tensors()
+    assert tensors.keys() == adapter.tensors().keys()
+    assert all(torch.equal(tensors[name], part) for name, part in adapter.tensors().items())
     assert len({file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}) == 1
 
 
@@ -155,7 +154,8 @@ def test_an_adapter_of_another_shape_is_refused(llama, kind):
     shape = {**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}
     other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
     adapter, _ = random_adapter(llama, KEPT, kind)
-    unnamed = replace(adapter, tensors={"patch.0.linear.bias": torch.zeros(1)})
+    patch = adapter.kind({"bias": torch.zeros(1)}, (0, "mlp.down_proj"))
+    unnamed = replace(adapter, patches={KEPT: {5: patch}})
     for model, misfit in ((other, adapter), (llama, unnamed)):
         with pytest.raises(UsageError, match="does not fit"):
             misfit.view(model, KEPT)

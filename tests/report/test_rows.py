@@ -5,7 +5,7 @@ from report_rows import configured, not_applicable, small_sweep, sweep_row, writ
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import FAILED, Point, Record
+from ulskip_cli.experiments.record import FAILED, Outcome, Provenance, Record, Settings
 from ulskip_cli.report.rows import done, find_folders, grouped, read_records, reasons
 
 SHARED = "m · wmt · de-en · greedy"
@@ -75,8 +75,9 @@ def test_settings_that_a_record_did_not_use_agree_with_all():
 
 
 def test_a_failed_record_joins_the_group_of_its_sweep():
-    point = Point.of(compose(["model=tiny"]), "x")
-    failed = Record.joined(point, status=FAILED, reason="out of memory", folder="results/x")
+    point = Settings.of(compose(["model=tiny"]), "x")
+    failed = Record.joined(point, Outcome(status=FAILED, reason="out of memory"))
+    failed = failed.replace(folder="results/x")
     config = {key: failed.config.changed()[key] for key in ("model", "task", "decoding")}
     rows = [configured(row, **config).replace(chat=False) for row in small_sweep()]
     (group,) = grouped([*rows, failed])
@@ -111,8 +112,8 @@ def test_two_adapters_of_a_point_are_named():
 
 def test_benchmarks_of_two_tasks_are_one_group():
     configs = [compose([f"task={name}", "model=tiny"]) for name in ("wmt", "cnn_dm", "jsonl")]
-    points = [Point.of(config, str(i), "bench") for i, config in enumerate(configs)]
-    records = [Record.joined(point, device="cpu", engine="torch") for point in points]
+    points = [Settings.of(config, str(i), "bench") for i, config in enumerate(configs)]
+    records = [Record.joined(point, Provenance(device="cpu", engine="torch")) for point in points]
     (group,) = grouped(records)
     assert group.records == records and len({record.identity for record in records}) == 1
-    assert len(grouped([Record.joined(Point.of(config, "x")) for config in configs])) == 3
+    assert len(grouped([Record.joined(Settings.of(config, "x")) for config in configs])) == 3

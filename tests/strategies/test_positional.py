@@ -57,6 +57,6 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
     assert plan.layer_ratio == pytest.approx(2, abs=0.02)
     assert not plan.warnings
-    sizes = config.engine.sizes(metadata, config.model.device, config.needs())
+    sizes = config.engine.sizes(metadata, config.model.device, set(plan.needs))
     even = sizes.predicted_speedup(schedule.even(12, 6))
     assert plan.predicted_speedup == pytest.approx(even, rel=0.02)

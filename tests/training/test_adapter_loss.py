@@ -60,8 +60,7 @@ def test_the_loss_is_that_of_an_uncached_reference(model, kind, weights, referen
 def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
     stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
     adapter, corrections = random_adapter(llama, (0, 2, 5), "full")
-    tensors = {name.replace(".0.", ".1.", 1): part for name, part in adapter.tensors.items()}
-    adapter = replace(adapter, kept_sets=(EVERY, (0, 2, 5)), tensors=tensors)
+    adapter = replace(adapter, patches={EVERY: {}, **adapter.patches})
     inputs, patches = batch(), {2: corrections["patches"]}
     expected = reference_loss(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches=patches)
     loss = made(llama, adapter)(**inputs, stages=stages)["loss"]
@@ -116,7 +115,7 @@ def test_the_saved_adapter_computes_what_was_trained(model, options, tmp_path):
 def test_the_gap_loss_is_that_of_an_uncached_reference(model, kept):
     adapter, corrections = random_adapter(model, kept, "full")
     inputs, losses, patches = batch(), [], corrections["patches"]
-    weights = TrainOptions(ce_weight=0.0, gap_weight=1.0)
+    weights = TrainOptions(method="adapter", ce_weight=0.0, gap_weight=1.0)
     module = made(model, adapter, weights)
     last_patch = patches.get(NUM_LAYERS, lambda hidden: hidden)  # behind the last kept layer
     if kept[-1] in patches:  # it is part of the gap in front of that layer
@@ -149,7 +148,7 @@ def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     module(**batch(), stages=through(sets[0]))["loss"].backward()
     optimizer.step()
     assert torch.equal(module(**batch(), stages=through(sets[1]))["loss"], before)
-    names = {".".join(name.split(".")[:2]) for name in module.adapter({}).tensors}
+    names = {".".join(name.split(".")[:2]) for name in module.adapter({}).tensors()}
     assert {"patch.0", "patch.1", "lora.0", "lora.2", "lora.5"} == names
 
 

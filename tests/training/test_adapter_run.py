@@ -5,13 +5,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from report_rows import run_rows
 from safetensors.torch import load_file, save_file
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments import runner
-from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.training import run, trainer
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
@@ -124,7 +123,7 @@ def test_every_kind_trains_and_is_used_by_a_run(
     adapter = ["correction=adapter", f"correction.path={tmp_path / 'adapter'}", *used]
     chosen = ["strategy=custom", f"strategy.layers={kept}", *adapter, "speed.enabled=false"]
     config = compose([*model, *chosen, f"results_dir={tmp_path}", *quick])
-    row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
+    row = run_rows(config)[-1]
     assert row["correction"]["path"] == str(tmp_path / "adapter")
     assert row["correction"]["bytes"] > 0 and row["decode_loss"] > 0
     assert ("acceptance_rate" in row) == bool(used)

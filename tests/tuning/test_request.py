@@ -9,7 +9,7 @@ from ulskip_cli.core import engines
 from ulskip_cli.core.config import compose, compose_tuning
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
-from ulskip_cli.experiments.preflight import evaluated_examples, find_held_out
+from ulskip_cli.experiments.point import evaluated_examples, find_held_out
 from ulskip_cli.tuning import Tuning, at, divide
 
 

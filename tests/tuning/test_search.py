@@ -5,7 +5,7 @@ import pytest
 from report_rows import configured, stored_rows, sweep_row
 
 from ulskip_cli.core.config import compose_tuning
-from ulskip_cli.experiments.jobs import SweepObserver
+from ulskip_cli.experiments.ledger import SweepObserver
 from ulskip_cli.tuning import TuneResult, Tuning
 
 FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "batch_size=8"]

@@ -55,7 +55,7 @@ def generate(
     if print_config:
         print_yaml(chosen)
         return
-    from ulskip_cli.experiments.preflight import resolve_prompts
+    from ulskip_cli.experiments.point import resolve_prompts
 
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode().rstrip("\n")
@@ -65,9 +65,9 @@ def generate(
 
     with ProgressBars(chosen.model.label) as bars:
         from ulskip_cli.experiments.comparison import PromptComparer
-        from ulskip_cli.experiments.runner import Session
+        from ulskip_cli.experiments.runner import Models
 
-        comparer = PromptComparer(point, Session(bars))
+        comparer = PromptComparer(point, Models(bars))
         count = len(comparer.workload.examples)
         comparisons = [
             comparer.compare(index) if as_json else _compare_and_show(comparer, index, bars)

@@ -26,7 +26,7 @@ def plan(
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core import config
-    from ulskip_cli.experiments.preflight import Resolver
+    from ulskip_cli.experiments.point import Resolver
 
     chosen = config.compose(overrides, "plan")
     if print_config:
@@ -34,7 +34,7 @@ def plan(
         return
     files, planned = Resolver().schedule(chosen, "plan")
     total, device = files.metadata.total_bytes, chosen.model.device
-    copies = chosen.engine.copied_bytes(files.metadata, device, chosen.needs())
+    copies = chosen.engine.copied_bytes(files.metadata, device, set(planned.needs))
     if as_json:
         print_json(planned.as_dict() | {"weight_bytes": total, "copied_bytes": copies})
         return

@@ -31,7 +31,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.jobs import Sweep, SweepOutcome
+    from ulskip_cli.experiments.ledger import Ledger, SweepOutcome
     from ulskip_cli.experiments.results import ResultsFolder
 
 
@@ -46,14 +46,15 @@ def run(
     model. Stored rows are shown, and not measured again unless `--force` is given.
     """
     from ulskip_cli.core.config import compose
-    from ulskip_cli.experiments.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.jobs import make_jobs
+    from ulskip_cli.experiments.ledger import Ledger
 
     chosen = compose(overrides, "run")
     if print_config:
         print_yaml(chosen)
     else:
-        # The error of the only point ends the command, and this process runs it.
-        _measure(Sweep(make_jobs([chosen]), force=force, raises=True, worker_words=()), as_json)
+        # The error of the only point ends the command.
+        _measure(Ledger(make_jobs([chosen]), force=force), as_json, raises=True)
 
 
 def bench(
@@ -69,14 +70,14 @@ def bench(
     After an interruption or a failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.grid import points
-    from ulskip_cli.experiments.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.jobs import make_jobs
+    from ulskip_cli.experiments.ledger import Ledger
 
     grid = points(overrides, "bench")
     if print_config:
         print_yaml(*grid)
     else:
-        # Without workers: a benchmark reads no launcher.
-        _measure(Sweep(make_jobs(grid, command="bench"), force=force, worker_words=()), as_json)
+        _measure(Ledger(make_jobs(grid, command="bench"), force=force), as_json)
 
 
 def sweep(
@@ -100,8 +101,10 @@ def sweep(
     failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.grid import points
-    from ulskip_cli.experiments.jobs import Sweep, make_jobs
+    from ulskip_cli.experiments.jobs import make_jobs
     from ulskip_cli.experiments.launchers import END_WITH_STDIN
+    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.sweep import run_jobs
 
     grid = points(overrides)
     if print_config:
@@ -109,14 +112,22 @@ def sweep(
         return
     jobs = make_jobs(grid)
     if dry_run:
-        _show_dry_run(Sweep(jobs, force=force, quick=True), as_json)  # quick: without torch
+        _show_dry_run(Ledger(jobs, force=force, quick=True), as_json)  # quick: without torch
         return
     # A launcher starts workers with the same command line.
     words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
-    words += ["--force"] * force
+    if force:
+        words.append("--force")
     if os.environ.get(END_WITH_STDIN):  # set by the launcher that started this worker
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    _measure(Sweep(jobs, force=force, since=since, worker_words=words), as_json)
+    ledger = Ledger(jobs, force=force, since=since)
+    if since is None:
+        _measure(ledger, as_json, worker_words=words)
+        return
+    from ulskip_cli.cli.progress_bars import SweepDisplay
+
+    with SweepDisplay(jobs, writes_tables=False) as observer:  # of a worker
+        run_jobs(ledger, observer)
 
 
 def tune(
@@ -141,14 +152,14 @@ def tune(
     tuning = Tuning.of(chosen)  # before slower imports, so that usage errors answer at once
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.core.command_line import command_line
-    from ulskip_cli.experiments.jobs import SweepOutcome
+    from ulskip_cli.experiments.ledger import SweepOutcome
     from ulskip_cli.experiments.results import ResultsFolder
 
     result = tuning.run(SweepDisplay)
     if as_json:
         print_json(result.as_json())
         return
-    outcome = SweepOutcome(len(tuning.tried), tuning.tried)
+    outcome = SweepOutcome(len(tuning.tried), tuning.tried, [])
     _show_outcome(outcome, ResultsFolder.of(chosen), as_json=False, lead=result.verdict)
     make_console().print(f"command: {command_line(result.use, 'run')}")
 
@@ -175,7 +186,9 @@ def lm_eval(
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
     from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.point import Resolver
 
+    Resolver().schedule(chosen, "lm-eval")  # before slower imports
     ProgressBars().note(f"load {chosen.model.label}")  # the harness has bars of its own
     from ulskip_cli.experiments.lm_eval_adapter import run_harness
     from ulskip_cli.report.tables import write_tables
@@ -189,27 +202,36 @@ def lm_eval(
         make_console().print(f"written to {folder.path}/")
 
 
-def _measure(sweep: "Sweep", as_json: bool) -> None:
-    """Run the jobs of a sweep, show their rows and write tables and the paper's report; a worker,
-    which a launcher started with --since, only runs them.
+def _measure(
+    ledger: "Ledger", as_json: bool, raises: bool = False, worker_words: Sequence[str] = ()
+) -> None:
+    """Run the jobs that are to do, in this process unless the launcher starts workers with the
+    command line `worker_words`; show all rows and write tables and the paper's report.
     """
     from ulskip_cli.cli.progress_bars import SweepDisplay
+    from ulskip_cli.experiments.sweep import run_by_workers, run_jobs, start_over
 
-    is_worker = sweep.since is not None
-    with SweepDisplay(sweep.jobs, writes_tables=not is_worker) as sweep.observer:
-        outcome = sweep.run()
-    if is_worker:
-        return
+    if ledger.force:
+        start_over(ledger)
+    with SweepDisplay(ledger.jobs) as observer:
+        ledger.update(observer, is_new=False)
+        if not ledger.to_do:
+            observer.note("nothing to run: all points are finished; --force measures them again")
+        for job in ledger.to_do:
+            if (reason := ledger.why_again(job)) and not ledger.force:
+                observer.note(f"{job.label}: {reason}")
+        if worker_words and ledger.launcher.name != "inline":
+            run_by_workers(ledger, observer, worker_words)
+        else:
+            run_jobs(ledger, observer, raises=raises)
+    outcome = ledger.outcome()
     # The paper's report compares several points by their quality, which benchmarks do not measure.
-    if (
-        outcome.num_requested > 1
-        and sweep.jobs[0].identity.command == "run"
-        and sweep.folder.records()
-    ):
+    is_run = ledger.jobs[0].settings.command == "run"
+    if outcome.num_requested > 1 and is_run and ledger.folder.records():
         from ulskip_cli.report.paper import write_paper_report
 
-        write_paper_report(sweep.folder)
-    _show_outcome(outcome, sweep.folder, as_json)
+        write_paper_report(ledger.folder)
+    _show_outcome(outcome, ledger.folder, as_json)
 
 
 def _end_with_stdin() -> None:
@@ -220,10 +242,10 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _show_dry_run(sweep: "Sweep", as_json: bool) -> None:
+def _show_dry_run(ledger: "Ledger", as_json: bool) -> None:
     """Print the points of a sweep with their states."""
-    jobs = sweep.jobs
-    states = [(job, *sweep.describe(job)) for job in jobs]  # job, state, note
+    jobs = ledger.jobs
+    states = [(job, *ledger.state(job)) for job in jobs]  # job, state, note
     counts = Counter(state for _, state, _ in states)
     if as_json:
         rows = [

@@ -1,16 +1,97 @@
-"""The generated answer to a prompt, and the answers of the full model and of the kept layers to one
-prompt.
+"""How prompts are answered, the generated answer to a prompt, and the answers of the full model and
+of the kept layers to one prompt.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from operator import eq
+from typing import TYPE_CHECKING, Self
 
 from ulskip_cli.core.files import Table, printable
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ulskip_cli.core.config_schema import DecodingConfig
+
 SHOWN = 30  # characters before the first difference that a summary quotes
 FOR_SPEED = 16  # tokens of the shorter answer from which speeds are named
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The tokens of a model that end and pad answers, and the tokenizer that finds stop strings."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int = 0  # of shorter prompts and finished sequences
+    tokenizer: "PreTrainedTokenizerBase | None" = None  # only stop strings require it
+
+    @classmethod
+    def of(
+        cls,
+        model: "PreTrainedModel",
+        pad_token_id: int = 0,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> Self:
+        """Return the ends of a model, which has one EOS token, several or none."""
+        eos: int | list[int] | None = model.generation_config.eos_token_id
+        ids = [eos] if isinstance(eos, int) else eos or []
+        return cls(tuple(ids), pad_token_id, tokenizer)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How prompts are decoded, which is the same for all batches of a point."""
+
+    decoding: "DecodingConfig"
+    length: int  # the maximal number of new tokens of an answer
+    forced: bool = False  # generate exactly `length` tokens with EOS suppressed
+    seed: int = 0  # of sampling
+    ends: Ends = Ends()
+
+    @property
+    def stop_token_ids(self) -> Sequence[int]:
+        """The tokens that end a sequence; empty with a forced length."""
+        return () if self.forced else self.ends.eos_token_ids
+
+    @property
+    def stops(self) -> Sequence[str]:
+        """The texts that end a sequence; empty with a forced length."""
+        return () if self.forced else self.decoding.stop
+
+    def is_stopped(self, token_ids: Sequence[int]) -> bool:
+        """Return True if the text of an answer's tokens has a stop string."""
+        if not self.stops:
+            return False
+        assert self.ends.tokenizer is not None
+        text = self.ends.tokenizer.decode(token_ids)
+        return any(stop in text for stop in self.stops)
+
+    def until_end(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the tokens of a sequence up to its first EOS, and up to the token that completes
+        its first stop string.
+        """
+        row, eos = list(token_ids), self.stop_token_ids
+        first_eos = next((i for i, token in enumerate(row) if token in eos), len(row))
+        row = row[: first_eos + 1]
+        if not self.stops:
+            return row
+        # All longer beginnings contain the stop string too, so bisection finds the shortest.
+        lengths = range(len(row))
+        return row[: bisect_left(lengths, True, key=lambda length: self.is_stopped(row[:length]))]
+
+
+def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Truncate a text before its first stop string; return the text, and True if a stop string was
+    found.
+
+    >>> until_stop("a b. END c", ["END"])
+    ('a b. ', True)
+    """
+    starts = [text.find(stop) for stop in stops if stop in text]
+    return (text[: min(starts)], True) if starts else (text, False)
 
 
 @dataclass(frozen=True)

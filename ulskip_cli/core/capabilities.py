@@ -1,11 +1,10 @@
-"""Capabilities: what a request needs, and what engines and commands support. Values that depend on
-other values are checked in `validation.py`, and drafts with the layers of a plan in
-`strategies/plan.py`.
+"""Capabilities: what a request needs, and what engines and commands support.
 
-A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command
-too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `check` refuses the
-difference in one sentence that names what would work. `docs/combinations.md` is printed from these
-sets, and tests run every engine with every need, and every pair of needs, on a tiny model.
+`Plan.needs` is a set of `Need`. Each engine supports a set (`supports` of its class), each command
+too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `make_plan` refuses
+the difference in one sentence that names what would work; nothing else asks what works together.
+`docs/combinations.md` is printed from these sets, and tests run every engine with every need, and
+every pair of needs, on a tiny model.
 """
 
 from collections.abc import Mapping, Set
@@ -22,19 +21,29 @@ class Need(Enum):
         "decoding.num_beams=1 and decoding.no_repeat_ngram_size=0",
     )
     SAMPLING = "sampling", "decoding.do_sample=false"
-    DRAFTS = "drafts", "decoding.draft_tokens=0"
-    LAYER_DRAFTS = "drafts of layers", "decoding.draft_tokens=0"
+    LOOK_UPS = "drafts by look-up", "decoding.draft_tokens=0"
+    LAYER_DRAFTS = (
+        "drafts of layers",
+        "decoding.draft_tokens=0, or with all layers decoding.draft=ngram",
+    )
+    BATCHES = "batches", "batch_size=1"
     EARLY_EXIT = "early exit", "strategy=unified"
+    SINGLE_EXITS = "strategy.batch=na", "strategy.batch=min"
     STAGES = "position-dependent layers", "strategy=unified"
+    SKIPPED_LAYERS = "skipped layers", "strategy=full"
+    ALL_LAYERS = (
+        "decode steps of all layers",
+        "another strategy than full with a ratio above 1",
+    )
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
-    FOLDED_PATCHES = (
-        "correction=patch with folded patches",
-        "correction=none, or to export them correction=adapter with their folder in calibrations/",
+    FITTED_PATCHES = (
+        "correction=patch",
+        "correction=none, or the patches of a run in calibrations/ by correction=adapter",
     )
-    PATCHES = "patches that are not folded", "correction=none"
+    PATCHES = "patches that are not folded", "correction.kind=folded"
     ADAPTER = "correction=adapter", "correction=none"
-    RANDOM_WEIGHTS = "random weights", "a pretrained model"
+    NO_TOKENIZER = "models without a tokenizer", "another model, or `ulskip bench`"
     CALIBRATION = (
         "uncalibrated strategies",
         "the values of a row's calibration as strategy.KEY=VALUE",
@@ -47,47 +56,50 @@ class Need(Enum):
 
 
 ALL = frozenset(Need)
-_CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
-# A check takes the most likely tokens, which sampling changes.
-_DRAFTED = ALL - {Need.BEAMS, Need.SAMPLING, Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT}
+DRAFTS = frozenset({Need.LOOK_UPS, Need.LAYER_DRAFTS})
+# A check of drafts takes the most likely tokens, which sampling changes, and gains nothing in
+# batches. All layers check, so look-ups skip none, and kept layers draft only if some are skipped.
+_DRAFTED = ALL - {Need.BEAMS, Need.SAMPLING, Need.BATCHES}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
-    Need.DRAFTS: _DRAFTED,
-    Need.LAYER_DRAFTS: _DRAFTED,
-    Need.EARLY_EXIT: ALL - {Need.BEAMS} - _CORRECTED - {Need.KEPT_PROMPT},
-    Need.RANDOM_WEIGHTS: ALL - {Need.ADAPTER},
+    Need.LOOK_UPS: _DRAFTED - {Need.SKIPPED_LAYERS},
+    Need.LAYER_DRAFTS: _DRAFTED - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.ALL_LAYERS},
+    Need.EARLY_EXIT: ALL
+    - {Need.BEAMS, Need.KEPT_PROMPT, Need.FITTED_PATCHES, Need.PATCHES, Need.ADAPTER},
+    Need.SINGLE_EXITS: ALL - {Need.BATCHES},
 }
 
-_SAME_LAYERS = ALL - {Need.EARLY_EXIT, Need.STAGES}  # in every step
+_RUN = ALL - {Need.NO_TOKENIZER}
+_SAME_LAYERS = _RUN - {Need.EARLY_EXIT, Need.STAGES}  # in every step
 _FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.OTHER_ENGINE}
-_CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {
-    Need.PATCHES,
-    Need.RANDOM_WEIGHTS,
-    Need.DRAFTS,
-    Need.FOLDED_PATCHES,
-}
+_CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {Need.FITTED_PATCHES, Need.PATCHES}
 
 COMMANDS: Mapping[str, frozenset[Need]] = {
-    "run": ALL,
-    "sweep": ALL,
+    "run": _RUN,  # also for sweep
     "bench": ALL - {Need.EARLY_EXIT},
-    "generate": ALL - {Need.RANDOM_WEIGHTS, Need.OTHER_BASELINE},
+    "generate": _RUN - {Need.OTHER_BASELINE},
     "plan": ALL,
-    # it tries look-ups itself
-    "tune": _SAME_LAYERS - {Need.RANDOM_WEIGHTS, Need.DRAFTS, Need.LAYER_DRAFTS},
-    "train": ALL - {Need.RANDOM_WEIGHTS},
-    "lm-eval": _FIXED_LAYERS
-    - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES}
-    - {Need.SAMPLING},  # which its tasks set
+    "tune": _SAME_LAYERS - DRAFTS,  # it tries look-ups itself
+    "train": _RUN,
+    "train train.method=adapter": _RUN - {Need.EARLY_EXIT, Need.KEPT_PROMPT, Need.ALL_LAYERS},
+    # Its tasks set sampling.
+    "lm-eval": _RUN & _FIXED_LAYERS - {Need.FITTED_PATCHES, Need.SAMPLING},
     "export --format hf": _CHECKPOINT,
     "export --format gguf": _CHECKPOINT,
     "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT},
 }
 
 
-def check(needs: Set[Need], command: str = "run") -> None:
-    """Raise NotApplicable if two needs exclude each other, or if a command does not support one."""
+def check(needs: Set[Need], command: str) -> None:
+    """Raise NotApplicable if a command does not support a need, or if two needs exclude each
+    other.
+    """
+    missing = needs - COMMANDS[command]
+    if missing:
+        raise NotApplicable(
+            f"`ulskip {command}` does not support {texts(missing)}; use {remedies(missing)}"
+        )
     for need, partners in TOGETHER.items():
         missing = needs - partners
         if need in needs and missing:
@@ -95,11 +107,6 @@ def check(needs: Set[Need], command: str = "run") -> None:
                 f"{need.text} cannot be combined with {texts(missing)}; use {remedies(missing)}"
                 f" or {need.remedy}"
             )
-    missing = needs - COMMANDS[command]
-    if missing:
-        raise NotApplicable(
-            f"`ulskip {command}` does not support {texts(missing)}; use {remedies(missing)}"
-        )
 
 
 def needed(wanted: Mapping[Need, object]) -> frozenset[Need]:

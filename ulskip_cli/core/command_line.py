@@ -65,8 +65,8 @@ def overrides_of(config: Shared, command: str) -> list[str]:
 def _without_interpolations(text: str) -> str:
     r"""Write a text so that no part of it is read as the value of another key.
 
-    >>> _without_interpolations("${seed}"), _without_interpolations("a{b}")
-    ('\\${seed}', 'a{b}')
+    >>> print(_without_interpolations("${seed}"), _without_interpolations("a{b}"))
+    \${seed} a{b}
     """
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # other backslashes are themselves
 

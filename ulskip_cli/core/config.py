@@ -36,7 +36,6 @@ from ulskip_cli.core.options import (
     parse,
     use_of,
 )
-from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -71,8 +70,8 @@ ChoiceT = TypeVar("ChoiceT", bound=Choice)
 def compose(overrides: Sequence[str], command: str = "run") -> Config:
     """Build the configuration of a command, such as `run` or `export --format hf`, from overrides.
 
-    Raises UsageError for an invalid key or value or a key that the command does not read, and
-    NotApplicable for values that exclude each other.
+    Raises UsageError for an invalid key or value, or a key that the command does not read.
+    `make_plan` refuses values that exclude each other.
     """
     config = compose_unvalidated(overrides, command)
     # An experiment file can list the values of a grid under the key `sweep`.
@@ -81,7 +80,6 @@ def compose(overrides: Sequence[str], command: str = "run") -> Config:
             f"expected an experiment of one point, got a grid of {', '.join(config.sweep)}; use"
             f" `ulskip sweep {' '.join(overrides)}`"
         )
-    check_run(config, command)
     return config
 
 
@@ -102,9 +100,7 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
 
 
 def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
-    """Build the configuration of a command; check each value alone, but not combinations of
-    values.
-    """
+    """Build the configuration of a command, which may be a grid of several points."""
     command = command.partition(" ")[0]  # all formats of export read the same keys
     config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
@@ -116,9 +112,7 @@ def compose_training(overrides: Sequence[str]) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
     config: TrainingConfig = _composed("train", overrides)
     output = config.output.replace("{model}", config.model.name)
-    config = config.replace(output=output.replace("{strategy}", config.strategy.name))
-    check_training(config)
-    return config
+    return config.replace(output=output.replace("{strategy}", config.strategy.name))
 
 
 def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
@@ -134,9 +128,7 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
     refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
         raise UsageError(f"generate does not support {min(refused)}; use evaluate")
-    config = parse(DecodingConfig, values)
-    check_decoding(config)
-    return config
+    return parse(DecodingConfig, values)
 
 
 def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:
@@ -317,19 +309,19 @@ def use_config_dir(folder: Path | None) -> None:
     UsageError as `_search` does.
     """
     if folder is not None or _user_dirs:
-        _search([] if folder is None else [folder])
+        _search([] if folder is None else [folder], "--config-dir")
 
 
-def _search(folders: Sequence[Path]) -> None:
-    """Find choices also in users' folders from now on. Raise UsageError if a file has the name of
-    another choice, because rows and other users know a choice by its name.
+def _search(folders: Sequence[Path], option: str) -> None:
+    """Find choices also in users' folders from now on, which an option names. Raise UsageError if a
+    file has the name of another choice, because rows and other users know a choice by its name.
     """
     preset_class.cache_clear()
     compose_files.cache_clear()
     _user_dirs.clear()
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"expected {SEARCH_PATH} or --config-dir to be a folder, got {folder}")
+            raise UsageError(f"expected {option} to be a folder, got {folder}")
         for file in sorted(folder.glob("*/*.yaml")):
             defined = group_choices(file.parent.name).get(file.stem, file)
             if not defined.samefile(file):  # the folder may be that of the shipped files itself
@@ -655,7 +647,7 @@ def _extend_search_path(value: object) -> None:
         )
     folders = [Path(str(text).removeprefix("file://")) for text in value]
     if new := [folder for folder in folders if folder not in _user_dirs]:
-        _search([*_user_dirs, *new])
+        _search([*_user_dirs, *new], SEARCH_PATH)
 
 
 def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -> Table:

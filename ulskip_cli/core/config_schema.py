@@ -3,14 +3,14 @@ and bounds.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ulskip_cli.core import fingerprint
 from ulskip_cli.core.capabilities import Need, needed
-from ulskip_cli.core.correction import NO_PATCHES, AdapterKind, Correction
+from ulskip_cli.core.correction import KINDS, NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
@@ -47,6 +47,16 @@ class DecodingConfig(Options):
         used_if=lambda config: config.decoding.draft_tokens,
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unread = self.changed().keys() & {"temperature", "top_p", "top_k"}
+        if unread and not self.do_sample:
+            raise UsageError(
+                f"decoding.{min(unread)} requires sampling; add decoding.do_sample=true or use"
+                " decoding=sample"
+            )
+        return self
+
     @property
     def drafts_with_layers(self) -> bool:
         """True if a view of the model drafts."""
@@ -58,7 +68,7 @@ class DecodingConfig(Options):
             {
                 Need.BEAMS: self.num_beams > 1 or self.no_repeat_ngram_size,
                 Need.SAMPLING: self.do_sample,
-                Need.DRAFTS: self.draft_tokens,
+                Need.LOOK_UPS: self.draft_tokens and not self.drafts_with_layers,
                 Need.LAYER_DRAFTS: self.drafts_with_layers,
             }
         )
@@ -168,7 +178,7 @@ class Shared(Options):
     )
     seed: int = option(
         1,
-        "seed for sampling, training and random weights",
+        "seed for sampling and training",
         ge=0,
         le=2**32 - 1,  # of numpy
         used_by=f"{_TIMED} generate lm-eval train",
@@ -215,17 +225,6 @@ class Shared(Options):
             uses.append(use_of(field))
             kind = options_in(field.annotation)
         return uses
-
-    def needs(self) -> frozenset[Need]:
-        """Return what model and strategy need."""
-        return needed(
-            {
-                Need.EARLY_EXIT: self.strategy.exits_early,
-                Need.STAGES: self.strategy.is_positional,
-                Need.KEPT_PROMPT: self.prompt_layers == "kept" and not self.strategy.keeps_all,
-                Need.RANDOM_WEIGHTS: self.model.source == "random",
-            }
-        )
 
     def resolved(self) -> Table:
         """Return every value that configs/ID.yaml or a training.json stores: all but the launcher,
@@ -346,19 +345,6 @@ class Config(Shared):
             self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
         )
 
-    def needs(self) -> frozenset[Need]:
-        """Return what the configuration needs; `needs` in `strategies/plan.py` adds what depends on
-        the layers of a model.
-        """
-        own = needed(
-            {
-                Need.CALIBRATION: not self.strategy.is_calibrated,
-                Need.OTHER_BASELINE: self.crosses_engines,
-                Need.OTHER_ENGINE: self.engine.is_runtime,
-            }
-        )
-        return super().needs() | own | self.decoding.needs() | self.correction.needs()
-
     def _recorded(self, accepts: Callable[[str], bool]) -> Table:
         """Return the values that differ from the defaults and whose keys `accepts` lets pass. The
         full model, whose correction is not used, always has the correction none.
@@ -423,6 +409,15 @@ class TrainedPatches(Options):
     examples: int = option(64, "examples from which the first patches are computed", ge=1)
 
 
+# For a key of `train` that some values of train.method do not read: those that read it.
+METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    "lora": ("lora", "adapter"),
+    "start": ("adapter",),
+    "gap_weight": ("adapter",),
+    "freeze_embeddings": ("full", "lora"),
+}
+
+
 class TrainOptions(Options):
     """Options of a training run with layer skipping. Presets are in `configs/train/`."""
 
@@ -479,6 +474,29 @@ class TrainOptions(Options):
     log_every: int = option(50, "steps between log lines", ge=1, identity=False)
     training_args: Table | None = option(None, "further TrainingArguments of transformers")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        # gap_weight, which only adapters have, is enough too
+        if not self.ce_weight + self.distill_weight + self.gap_weight:
+            raise UsageError("expected train.ce_weight or train.distill_weight > 0, got 0")
+        if len({*self.ratios}) < len(self.ratios):
+            raise UsageError(
+                f"expected train.ratios without repetitions, got {list(self.ratios)}; leave out the"
+                " repeated ones"
+            )
+        if self.validation and self.held_out:
+            raise UsageError(
+                "expected train.validation or train.held_out, got both; set one of them"
+            )
+        if self.responses == "reference" and self.own.changed():
+            raise UsageError("train.own requires own answers; add train.responses=own or both")
+        for key in self.changed():
+            if self.method not in METHODS_OF.get(key, (self.method,)):
+                raise UsageError(
+                    f"train.method={self.method} does not support train.{key}; leave it out"
+                )
+        return self
+
 
 class TrainingConfig(Shared):
     """Configuration of one training run: initial weights, examples, and the strategy to train
@@ -494,6 +512,40 @@ class TrainingConfig(Shared):
         "folder of the trained model; {model} and {strategy} are replaced by their names",
         used_by="train",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        train, strategy, kind = self.train, self.strategy, KINDS[self.correction.kind]
+        trains_adapter = train.method == "adapter"
+        _, _, index = self.model.device.partition(":")
+        if index not in ("", "0"):
+            raise UsageError(
+                f"expected model.device=cuda to train, got {self.model.device}; choose the GPU by"
+                f" CUDA_VISIBLE_DEVICES={index}"
+            )
+        if not trains_adapter and (changed := self.correction.changed()):
+            raise UsageError(
+                f"train.method={train.method} does not support correction.{min(changed)}; use"
+                " train.method=adapter"
+            )
+        trains_patches = trains_adapter and kind.takes_time
+        if train.method != "full" and not train.lora.rank and not trains_patches:
+            raise UsageError(
+                "train.lora.rank=0 trains nothing without patches that are not folded; use"
+                " train.lora.rank=16"
+            )
+        if trains_adapter and kind.is_folded and (strategy.is_positional or len(train.ratios) > 1):
+            raise UsageError(
+                f"train.method=adapter does not support correction.kind={kind.name} and several"
+                " train.ratios or strategies with other layers at later positions; train one"
+                " adapter per ratio, or use correction.kind=full"
+            )
+        if strategy.exits_early and train.distill_weight and not trains_adapter:
+            raise UsageError(
+                f"train.distill_weight is not supported with strategy={strategy.name}, which trains"
+                " every exit; set train.distill_weight=0"
+            )
+        return self
 
     @property
     def own_length(self) -> int:

@@ -11,10 +11,10 @@ adapters: folders with patches and LoRA, one for each set of kept layers (docs/a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.fingerprint import folder_fingerprint
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 
     # Of the positions of each batch: inputs and targets, each [count, hidden_size].
     Pairs = Iterable[tuple[Tensor, Tensor]]
-    Parts = Mapping[str, Tensor]  # the tensors of a patch by name
+    Parts = dict[str, Tensor]  # the tensors of a patch by name
 
 RECORD = "adapter.json"  # of a skip adapter
 _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
 
 
+@dataclass(frozen=True)
 class PatchKind:
-    """A kind of patch. The base class is the kind of an adapter without patches.
+    """A patch of one gap. A subclass is a kind of patch; the base class is the kind of an adapter
+    without patches.
 
     A patch at a gap adds the output of `module` to the hidden states. A folded one is merged into
     the last linear layer before the gap: it adds `added` to the output of that layer, and has no
@@ -44,55 +46,58 @@ class PatchKind:
     name: ClassVar[str] = "none"
     text: ClassVar[str] = "LoRA alone"  # in help
     is_folded: ClassVar[bool] = False
+    # True if decode steps compute the patch, so that only ulskip can run it; False if an ordinary
+    # checkpoint can contain it.
+    takes_time: ClassVar[bool] = False
 
-    def num_parameters(self, hidden_size: int) -> int:
+    parts: Parts  # the state of `module`, or the tensors of a folded patch
+    # the linear layer that contains a folded patch: the number of its layer, and its path there
+    place: tuple[int, str] = (0, "")
+
+    @staticmethod
+    def num_parameters(hidden_size: int) -> int:
         """Return the number of parameters of one patch that a decode step reads."""
         return 0
 
-    @property
-    def takes_time(self) -> bool:
-        """True if decode steps compute the patch, so that only ulskip can run it; False if an
-        ordinary checkpoint can contain it.
-        """
-        return self.num_parameters(1) > 0
-
-    def module(self, hidden_size: int) -> nn.Module:
+    @staticmethod
+    def module(hidden_size: int) -> nn.Module:
         """Return the linear layer of a patch at a gap, [..., hidden_size] to the same shape; a new
         one returns zeros. Training starts from it or from `solve`, and trains all parameters.
         """
         raise NotImplementedError
 
-    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
-        """Fit a patch with the penalty `ridge`: return the state of `module`, or the tensors of a
-        folded patch, which has no bias if its linear layer has none.
+    @classmethod
+    def solve(cls, pairs: Pairs, ridge: float, has_bias: bool = True) -> Self:
+        """Fit a patch with the penalty `ridge`. A folded patch has no bias if its linear layer has
+        none.
         """
         raise NotImplementedError
 
-    def added(self, parts: Parts, output: Tensor) -> Tensor:
+    def added(self, output: Tensor) -> Tensor:
         """Return what a folded patch adds to the output [..., out] of its linear layer."""
         raise NotImplementedError
 
-    def merged(
-        self, parts: Parts, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return weight [out, in] and bias [out] of a linear layer with a folded patch in it."""
         raise NotImplementedError
 
 
-class Full(PatchKind):
+class Dense(PatchKind):
     """A map `h + W h + b` with a full matrix `W`."""
 
-    name, text = "full", "a matrix for each gap"
+    name, text, takes_time = "full", "a matrix for each gap", True
 
-    def num_parameters(self, hidden_size: int) -> int:
+    @staticmethod
+    def num_parameters(hidden_size: int) -> int:
         """Return the size of the matrix and the bias.
 
-        >>> Full().num_parameters(10)
+        >>> Dense.num_parameters(10)
         110
         """
         return (hidden_size + 1) * hidden_size
 
-    def module(self, hidden_size: int) -> nn.Module:
+    @staticmethod
+    def module(hidden_size: int) -> nn.Module:
         """Return a linear layer of zeros."""
         from torch import nn
 
@@ -101,10 +106,11 @@ class Full(PatchKind):
         nn.init.zeros_(linear.bias)
         return linear
 
-    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
+    @classmethod
+    def solve(cls, pairs: Pairs, ridge: float, has_bias: bool = True) -> Self:
         """Return the ridge regression of the targets on the inputs."""
         parts = solve_ridge(pairs, ridge)
-        return {"weight": parts["weight"].T, "bias": parts["bias"]}
+        return cls({"weight": parts["weight"].T, "bias": parts["bias"]})
 
 
 class Folded(PatchKind):
@@ -112,26 +118,25 @@ class Folded(PatchKind):
 
     name, text, is_folded = "folded", "merged into the layer before it", True
 
-    def solve(self, pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
+    @classmethod
+    def solve(cls, pairs: Pairs, ridge: float, has_bias: bool = True) -> Self:
         """Return the ridge regression of the targets on the inputs."""
-        return solve_ridge(pairs, ridge, has_bias)
+        return cls(solve_ridge(pairs, ridge, has_bias))
 
-    def added(self, parts: Parts, output: Tensor) -> Tensor:
+    def added(self, output: Tensor) -> Tensor:
         """Return `y F + b` in the dtype of the output."""
-        product = output @ parts["weight"].to(output)
-        return product + parts["bias"].to(output) if "bias" in parts else product
+        product = output @ self.parts["weight"].to(output)
+        return product + self.parts["bias"].to(output) if "bias" in self.parts else product
 
-    def merged(
-        self, parts: Parts, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight and bias of `(I + F^T) (W x + c) + b`: W and c are those of the layer,
         F and b those of the patch.
         """
-        fold = parts["weight"].to(weight)
+        fold = self.parts["weight"].to(weight)
         if bias is not None:
             bias = bias + bias @ fold
-        if "bias" in parts:
-            added = parts["bias"].to(weight)
+        if "bias" in self.parts:
+            added = self.parts["bias"].to(weight)
             bias = added if bias is None else bias + added
         return weight + fold.t() @ weight, bias
 
@@ -164,9 +169,9 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, 
     return {"weight": weight, **({"bias": target_mean - input_mean @ weight} if has_bias else {})}
 
 
-NO_PATCHES = PatchKind()
-PATCHES: Mapping[str, PatchKind] = {kind.name: kind for kind in (Full(), Folded())}
-KINDS: Mapping[str, PatchKind] = {**PATCHES, NO_PATCHES.name: NO_PATCHES}
+NO_PATCHES = PatchKind
+PATCHES: Mapping[str, type[PatchKind]] = {kind.name: kind for kind in (Dense, Folded)}
+KINDS: Mapping[str, type[PatchKind]] = {**PATCHES, NO_PATCHES.name: NO_PATCHES}
 if TYPE_CHECKING:
     Kind = str
     AdapterKind = str
@@ -185,11 +190,7 @@ class Correction(Choice):
         """The name in tables, or nothing without a correction."""
         return ""
 
-    def needs(self) -> frozenset[Need]:
-        """Return what the correction needs of engines and commands."""
-        return frozenset()
-
-    def patch_kind(self, model: ModelConfig) -> PatchKind:
+    def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
         """Return the kind of the patches; raise UsageError if the model does not support the
         correction.
         """
@@ -223,12 +224,7 @@ class Patch(Correction):
         """The kind of the patches."""
         return self.kind
 
-    def needs(self) -> frozenset[Need]:
-        """Return the kind of patches that the engine has to support."""
-        is_folded = PATCHES[self.kind].is_folded
-        return frozenset({Need.FOLDED_PATCHES if is_folded else Need.PATCHES})
-
-    def patch_kind(self, model: ModelConfig) -> PatchKind:
+    def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
         """Return the kind of the patches."""
         return PATCHES[self.kind]
 
@@ -281,11 +277,7 @@ class Adapter(Correction):
         """The word for skip adapters."""
         return "adapter"
 
-    def needs(self) -> frozenset[Need]:
-        """Return that the engine has to support skip adapters."""
-        return frozenset({Need.ADAPTER})
-
-    def patch_kind(self, model: ModelConfig) -> PatchKind:
+    def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
         """Return the kind of the patches; raise UsageError if a folder belongs to another model, or
         the kinds differ.
         """

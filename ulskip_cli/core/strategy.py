@@ -22,7 +22,6 @@ class ScheduleRequest:
     num_kept: int  # R, the mean number of layers per decode step that is asked for
     max_new_tokens: int = 64  # limit of an answer
     lengths: tuple[int, ...] = (32,)  # tokens of typical answers
-    batch_size: int = 1
 
 
 class HeldOutMeasurements(Protocol):
@@ -88,6 +87,11 @@ class Strategy(Choice):
     def is_calibrated(self) -> bool:
         """True if every calibrated option has a value."""
         return all(getattr(self, key) is not None for key in self.calibrated)
+
+    @property
+    def takes_batches(self) -> bool:
+        """True if the strategy allows batches of several sequences."""
+        return True
 
     @property
     def is_positional(self) -> bool:

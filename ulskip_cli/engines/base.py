@@ -1,49 +1,119 @@
-"""The interface of engines: what an engine opens, the session that it returns, and the request and
-output of a batch.
+"""The interface of engines: the views that an engine opens, the session that it returns, and the
+prompts and the output of a batch.
 
 `Engine.open(views, room)` returns an `EngineSession`. If its library decodes step by step, the
-session is a `SteppingSession` (`loop.py`) with `encode` and `step`. If the library generates whole
+session is a `SteppingSession` (`loop.py`) with `encode` and `check`. If the library generates whole
 answers, the session has `generate` and `losses`.
 """
 
+import functools
 import hashlib
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from operator import add
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, cache_dir, replacing
 from ulskip_cli.core.fingerprint import key
-from ulskip_cli.core.schedule import ExitRule
-from ulskip_cli.inference.shallow_view import StageView, num_layers
-from ulskip_cli.inference.skip_adapter import GapPatch
+from ulskip_cli.core.schedule import ExitRule, Layers
+from ulskip_cli.engines.torch.native_model import Backend, recognize
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.batching import padded
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
+from ulskip_cli.strategies.plan import Schedule
 
 
 @dataclass(frozen=True)
 class Views:
-    """A model and the views of its plan, from which an engine makes what it needs."""
+    """A model and the views of its schedule, from which an engine makes what it needs. Below the
+    plan, only this object knows which layers run in which step.
+    """
 
     model: PreTrainedModel  # with all layers
     # encodes the prompts: the model itself, or the view of the first stage
     prompt_model: PreTrainedModel
     stages: tuple[StageView, ...]  # of decoding
-    linear_backend: str = "torch"  # the name of a `Backend`
+    exits: ExitRule | None = None  # the rule of early exit; its stage has all layers
 
-    def at_full_depth(self) -> Self:
-        """Return the views of a plan that keeps all layers."""
-        layers = tuple(range(num_layers(self.model)))
-        stages = (StageView(0, self.model, layers),)
-        return replace(self, prompt_model=self.model, stages=stages)
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, schedule: Schedule, adapter: SkipAdapter | None = None
+    ) -> Self:
+        """Build the views of a schedule; `adapter` corrects those that skip layers."""
+        every_layer = tuple(range(schedule.num_layers))
+        make_view = adapter.view if adapter else shallow_view.shallow_view
+
+        @functools.cache  # equal sets of layers share a view
+        def view(layers: Layers) -> PreTrainedModel:
+            return model if layers == every_layer else make_view(model, layers)
+
+        prompt_layers = schedule.kept_layers if schedule.prompt_layers == "kept" else every_layer
+        stages = shallow_view.stage_views(schedule.stages, prompt_layers, view)
+        return cls(model, view(prompt_layers), stages, schedule.exits)
+
+    @property
+    def full_stage(self) -> StageView:
+        """The stage of a plan that keeps all layers."""
+        places = tuple(range(shallow_view.num_layers(self.model)))
+        return StageView(0, self.model, places)
+
+    @functools.cached_property
+    def backend(self) -> Backend:
+        """What runs the decode steps of these views on torch."""
+        return recognize(self.model)
+
+    @functools.cached_property
+    def layerwise(self) -> LayerwiseModel:
+        """The full model, split into its layers."""
+        return LayerwiseModel(self.model)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch, padded on the left."""
+
+    input_ids: Tensor  # [batch, prompt_len]
+    attention_mask: Tensor  # [batch, prompt_len], 0 at padding
+
+    @classmethod
+    def padded(cls, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Self:
+        """Return the batch of these token ids."""
+        return cls(*padded(prompts, pad_token_id, left=True))
+
+    def to(self, device: torch.device) -> "Prompts":
+        """Return the prompts on a device."""
+        return Prompts(self.input_ids.to(device), self.attention_mask.to(device))
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of all prompts, without padding."""
+        return int(self.attention_mask.sum())
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a caller watches a batch while it is decoded."""
+
+    # Gets the number of tokens generated so far in the batch: after every step, or at intervals if
+    # a library answers as a whole.
+    on_step: Callable[[int], None] = lambda count: None
+    # Gets the prompts that a forward pass on torch has encoded.
+    on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None
+    pause_every: int | None = None  # decode steps between two pauses of the generation
+
+
+UNWATCHED = Watch()
 
 
 @dataclass(frozen=True)
@@ -98,45 +168,6 @@ class ExitStats:
 
 
 @dataclass(frozen=True)
-class BatchRequest:
-    """One batch for a session."""
-
-    input_ids: Tensor  # [batch, prompt_len], padded on the left
-    attention_mask: Tensor  # [batch, prompt_len]
-    decoding: DecodingConfig
-    pad_token_id: int
-    eos_token_ids: Sequence[int]
-    length: int  # the maximal number of new tokens
-    forced: bool = False  # generate exactly `length` tokens with EOS suppressed
-    # Gets the number of tokens generated so far in the batch.
-    on_step: Callable[[int], None] = lambda count: None
-    # Gets the prompts that a forward pass on torch has encoded.
-    on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None
-    pause_every: int | None = None  # decode steps between two pauses of `EngineSession.run`
-    stages: tuple[StageView, ...] = ()  # those of the plan's views
-    exits: ExitRule | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None  # of stop strings
-
-    @property
-    def stop_token_ids(self) -> list[int]:
-        """The tokens that end a sequence; empty with a forced length."""
-        return [] if self.forced else list(self.eos_token_ids)
-
-    @property
-    def stops(self) -> Sequence[str]:
-        """The texts that end a sequence; empty with a forced length."""
-        return () if self.forced else self.decoding.stop
-
-    def is_stopped(self, row: Sequence[int]) -> bool:
-        """Return True if the text of an answer's tokens has a stop string."""
-        if not self.stops:
-            return False
-        assert self.tokenizer is not None
-        text = self.tokenizer.decode(row)
-        return any(stop in text for stop in self.stops)
-
-
-@dataclass(frozen=True)
 class Clock:
     """The times in seconds at which the phases of a batch ended."""
 
@@ -168,24 +199,25 @@ class BatchOutput:
     @classmethod
     def of(
         cls,
-        request: BatchRequest,
+        prompts: Prompts,
+        request: Request,
         rows: Sequence[Sequence[int]],
         clock: Clock,
         kv_bytes: tuple[int, int],
         **details: Any,
     ) -> Self:
-        """Return the output of a request from the clock and the tokens of each sequence, which are
+        """Return the output of a batch from the clock and the tokens of each sequence, which are
         truncated at EOS and behind the first stop string. `kv_bytes` are the sizes of the prompt's
         KV cache, before and after skipped layers were dropped, and `details` are further fields.
         """
         ends = request.stop_token_ids
-        truncated = [_until_end(row, request) for row in rows]
+        truncated = [request.until_end(row) for row in rows]
         return cls(
             token_ids=truncated,
             hit_max_length=[
                 len(row) >= request.length and row[-1] not in ends for row in truncated
             ],
-            prompt_tokens=int(request.attention_mask.sum()),
+            prompt_tokens=prompts.num_tokens,
             prefill_seconds=clock.prefilled - clock.start,
             first_token_seconds=clock.first - clock.start,
             decode_seconds=clock.end - clock.first,
@@ -260,19 +292,16 @@ class EngineSession:
         """
         return True
 
-    def prepare(self) -> None:
-        """Do the work that all batches need once, such as packing weights."""
-
-    def generate(self, request: BatchRequest) -> BatchOutput:
+    def generate(self, prompts: Prompts, request: Request, watch: Watch) -> BatchOutput:
         """Generate for one batch. A `SteppingSession` needs no such method."""
         raise NotImplementedError
 
-    def run(self, request: BatchRequest) -> Generation:
+    def run(self, prompts: Prompts, request: Request, watch: Watch = UNWATCHED) -> Generation:
         """Generate for one batch, with pauses if the library decodes step by step."""
-        return self.generate(request)
+        return self.generate(prompts, request, watch)
         yield  # never reached; it makes this method a generator, without pauses
 
-    def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
+    def losses(self, prompts: Prompts, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
         after the prompts.
 
@@ -289,20 +318,6 @@ class EngineSession:
 
     def close(self) -> None:
         """Free the memory."""
-
-
-def _until_end(row: Sequence[int], request: BatchRequest) -> list[int]:
-    """Return the tokens of a sequence up to its first EOS, and up to the token that completes its
-    first stop string.
-    """
-    eos = request.stop_token_ids
-    first_eos = next((i for i, token in enumerate(row) if token in eos), len(row))
-    row = row[: first_eos + 1]
-    if request.stops:
-        lengths = range(len(row))
-        # All longer beginnings contain the stop string too, so bisection finds the shortest.
-        row = row[: bisect_left(lengths, True, key=lambda length: request.is_stopped(row[:length]))]
-    return list(row)
 
 
 def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:

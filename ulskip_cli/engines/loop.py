@@ -2,7 +2,7 @@
 speculative decoding; and the measurement of time and peak memory.
 
 In speculative decoding a drafter guesses tokens, and the full model, in any engine whose session
-defines `check`, checks them in one pass. Greedy answers stay the same.
+defines `remove`, checks them in one pass. Greedy answers stay the same.
 """
 
 import contextlib
@@ -18,14 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulskip_cli.core.answer import Request
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import (
+    UNWATCHED,
     BatchOutput,
-    BatchRequest,
     Clock,
     DraftStats,
     EngineSession,
     Generation,
+    Prompts,
+    Watch,
 )
 from ulskip_cli.engines.sampling import TokenSampler, checked, most_likely
 
@@ -119,32 +123,32 @@ class SteppingSession(EngineSession, ABC):
     kv_bytes = (0, 0)
     can_shrink = True  # False if `keep` is not supported
 
+    def prepare(self, request: Request) -> None:
+        """Do the work that all batches need once, such as packing weights. It is not timed."""
+
     @abstractmethod
-    def encode(self, request: BatchRequest) -> Tensor:
-        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return self.check(tokens)[:, -1]
-
-    def check(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count].
-        Drafts require this method and `remove`; an engine without drafts may define `step` instead.
+    def encode(self, prompts: Prompts, request: Request, watch: Watch = UNWATCHED) -> Tensor:
+        """Start a batch; return the logits [batch, vocab_size] after its prompts. If a forward pass
+        on torch encodes them, `watch.on_prompt` gets the encoded prompts.
         """
-        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `check`")
+
+    @abstractmethod
+    def check(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]. More
+        than one token at once is checked only with drafts.
+        """
 
     def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
         where no logit is finite; tokens in `banned` are not chosen.
         """
-        logits = self.step(tokens)[:, None] if tokens.shape[1] == 1 else self.check(tokens)
-        return most_likely(logits, banned)
+        return most_likely(self.check(tokens), banned)
 
     def remove(self, count: int) -> None:
-        """Forget the last `count` positions."""
-        raise NotImplementedError
+        """Forget the last `count` positions, which drafts require."""
+        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `remove`")
 
-    def drafter(self, request: BatchRequest) -> Drafter:
+    def drafter(self, request: Request) -> Drafter:
         """Return what drafts for a request: here look-ups in its text. Engines that support
         LAYER_DRAFTS, drafts by the kept layers, define this method.
         """
@@ -167,50 +171,52 @@ class SteppingSession(EngineSession, ABC):
     def finish(self) -> None:
         """Free what the batch needed."""
 
-    def run(self, request: BatchRequest) -> Generation:
-        """Generate for one batch; pause after every `request.pause_every` decode steps, which are
+    def run(self, prompts: Prompts, request: Request, watch: Watch = UNWATCHED) -> Generation:
+        """Generate for one batch; pause after every `watch.pause_every` decode steps, which are
         checks with drafts. The times do not contain the pauses.
         """
-        input_ids, device = request.input_ids, request.input_ids.device
+        input_ids, device = prompts.input_ids, prompts.input_ids.device
         batch, prompt_len = input_ids.shape
+        self.prepare(request)
         start = now(device)
         try:
-            logits = self.encode(request)
+            logits = self.encode(prompts, request, watch)
             prefilled = now(device)
-            suppressed = request.eos_token_ids if request.forced else ()
+            suppressed = request.ends.eos_token_ids if request.forced else ()
             sampler = TokenSampler(request.decoding, suppressed, device)
-            ids = functional.pad(input_ids, (0, request.length), value=request.pad_token_id)
+            ids = functional.pad(input_ids, (0, request.length), value=request.ends.pad_token_id)
             ids[:, prompt_len] = sampler(input_ids, logits)
-            first = now(device)
-            on_step, paused = request.on_step, 0.0
-            on_step(batch)  # each sequence has its first token
-            drafting = Drafting(self, request, sampler) if request.decoding.draft_tokens else None
+            first, paused = now(device), 0.0
+            watch.on_step(batch)  # each sequence has its first token
+            drafting = None
+            if request.decoding.draft_tokens:
+                drafting = Drafting(self, prompt_len, request, sampler)
             steps = drafting.decode(ids) if drafting else self.decode(ids, request, sampler)
             for step, new_tokens in enumerate(steps, 1):
-                on_step(new_tokens)
-                if request.pause_every and step % request.pause_every == 0:
+                watch.on_step(new_tokens)
+                if watch.pause_every and step % watch.pause_every == 0:
                     began = now(device)
                     yield ids[:, prompt_len : prompt_len + new_tokens // batch]
                     paused += now(device) - began
             clock = Clock(start, prefilled, first, now(device) - paused)
             rows = ids[:, prompt_len:].tolist()
-            drafts = drafting and drafting.stats
+            drafts = drafting.stats if drafting else None
             return BatchOutput.of(
-                request, rows, clock, self.kv_bytes, drafts=drafts, **self.details()
+                prompts, request, rows, clock, self.kv_bytes, drafts=drafts, **self.details()
             )
         finally:
             self.finish()
 
-    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> Iterator[int]:
+    def decode(self, ids: Tensor, request: Request, sampler: TokenSampler) -> Iterator[int]:
         """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
         new tokens in the batch after every step, in which ended sequences count on. Whenever half
         of the sequences have ended, only the others are decoded further.
         """
-        batch, prompt_len = request.input_ids.shape
+        batch, prompt_len = len(ids), ids.shape[1] - request.length
         # The random numbers of sampling depend on the batch size, so a sampled batch keeps it.
         can_shrink = self.can_shrink and not request.decoding.do_sample
         decoded = _DecodedRows(ids)
-        stops = ids.new_tensor(request.stop_token_ids)
+        stops = ids.new_tensor(list(request.stop_token_ids))
         may_end = bool(len(stops) or request.stops)  # before `request.length` tokens
         done = torch.isin(ids[:, prompt_len], stops)
         for step in range(1, request.length):
@@ -227,13 +233,13 @@ class SteppingSession(EngineSession, ABC):
             current = decoded.ids
             end = prompt_len + step
             tokens = current[:, end - 1 : end]
-            self._switch_at(step - 1, request)  # stages count the first step of this loop as 0
+            self._switch_at(step - 1)  # stages count the first step of this loop as 0
             if sampler.samples:
-                chosen = sampler(current[:, :end], self.step(tokens))
+                chosen = sampler(current[:, :end], self.check(tokens)[:, -1])
             else:
                 chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
             if may_end:
-                chosen = chosen.masked_fill(done, request.pad_token_id)
+                chosen = chosen.masked_fill(done, request.ends.pad_token_id)
                 done |= torch.isin(chosen, stops)
             current[:, end] = chosen
             if request.stops and step % STOP_EVERY == 0:
@@ -242,17 +248,17 @@ class SteppingSession(EngineSession, ABC):
             yield batch * (step + 1)
         decoded.write_back()
 
-    def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
+    def losses(self, prompts: Prompts, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
         after the prompts, in the engine's own decode steps.
         """
         try:
-            logits = self.encode(request)
+            logits = self.encode(prompts, Request(DecodingConfig(), response_ids.shape[1]))
             losses = list[Tensor]()
             for index in range(response_ids.shape[1]):
                 if index:
-                    self._switch_at(index - 1, request)
-                    logits = self.step(response_ids[:, index - 1 : index])
+                    self._switch_at(index - 1)
+                    logits = self.check(response_ids[:, index - 1 : index])[:, -1]
                 losses.append(
                     functional.cross_entropy(
                         logits.float(), response_ids[:, index], reduction="none"
@@ -262,9 +268,9 @@ class SteppingSession(EngineSession, ABC):
         finally:
             self.finish()
 
-    def _switch_at(self, step: int, request: BatchRequest) -> None:
+    def _switch_at(self, step: int) -> None:
         """Switch to the view of the stage that begins with this decode step, if there is one."""
-        for number, stage in enumerate(request.stages[1:], 1):
+        for number, stage in enumerate(self.views.stages[1:], 1):
             if stage.first_step == step:
                 self.switch(number)
 
@@ -273,10 +279,10 @@ class Drafting:
     """Greedy decoding of one sequence with drafts, which a session checks; `stats` counts them."""
 
     def __init__(
-        self, session: SteppingSession, request: BatchRequest, sampler: TokenSampler
+        self, session: SteppingSession, prompt_len: int, request: Request, sampler: TokenSampler
     ) -> None:
         self.session, self.drafter = session, session.drafter(request)
-        self.limit, self.prompt_len = request.decoding.draft_tokens, request.input_ids.shape[1]
+        self.limit, self.prompt_len = request.decoding.draft_tokens, prompt_len
         self.request, self.stops = request, request.stop_token_ids
         self.banned = sampler.suppressed
         self.stats = DraftStats()

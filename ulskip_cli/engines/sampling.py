@@ -1,4 +1,4 @@
-"""Choose the next tokens from logits, greedily or by sampling."""
+"""Choose the next tokens from logits, greedily or by sampling; and how confident a choice is."""
 
 from collections.abc import Sequence
 
@@ -83,3 +83,11 @@ def checked(tokens: Tensor) -> Tensor:
     if bool((tokens < 0).any()):
         raise InvalidLogitsError("NaN or infinity in a decode step")
     return tokens
+
+
+def confidence_of(logits: Tensor) -> Tensor:
+    """Return the confidence [batch, tokens] of choices, the gap of the two largest probabilities of
+    the `logits` [batch, tokens, vocab_size], as in CALM (arXiv:2207.07061).
+    """
+    best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]

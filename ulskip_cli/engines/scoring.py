@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.core.schedule import ExitRule
+from ulskip_cli.engines.base import ExitStats, Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.early_exit import exit_logits
+from ulskip_cli.engines.sampling import confidence_of
 from ulskip_cli.inference.batching import (
     BatchSize,
     free_bytes,
@@ -23,6 +24,7 @@ from ulskip_cli.inference.batching import (
     longest_first,
     padded,
 )
+from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import (
     EncodedPrompt,
     divergence,
@@ -114,7 +116,7 @@ class ForcedTexts:
         """Return the scores of a schedule. `full` is the decoder of the full model, with which the
         schedule is compared on `answers`; `on_batch` gets the number of done prompts.
         """
-        self._drop_others(decoder.prompt_model)
+        self._drop_others(decoder.views.prompt_model)
         scores, done = ForcedScores(), 0
         order = longest_first(list(map(len, self.prompts)))
         score_batch = self._by_library if decoder.is_runtime else self._by_views
@@ -131,8 +133,7 @@ class ForcedTexts:
         answers are not compared, and `full` is not used.
         """
         ids, mask = self._padded(self.references, batch, decoder.device)
-        prompts = self._padded(self.prompts, batch, decoder.device, left=True)
-        losses = decoder.losses(*prompts, ids)
+        losses = decoder.losses(self._prompts(batch, decoder.device), ids)
         return ForcedScores(float((losses * mask).sum()), int(mask.sum()))
 
     @torch.inference_mode()
@@ -142,36 +143,36 @@ class ForcedTexts:
         """Score references and answers by the logits of the schedule's views, after one pass over
         the prompts.
         """
-        prompt = self._encoded(decoder.prompt_model, batch)
+        prompt = self._encoded(decoder.views.prompt_model, batch)
         scores = ForcedScores()
         if self.references:
-            scores += self._of_references(decoder, prompt, batch)
+            scores += self._of_references(decoder.views, prompt, batch)
         if full and self.answers and any(self.answers[i] for i in batch):
-            scores += self._of_answers(decoder, full, prompt, batch)
+            scores += self._of_answers(decoder.views, full.views, prompt, batch)
         return scores
 
     def _of_references(
-        self, decoder: Decoder, prompt: EncodedPrompt, batch: Sequence[int]
+        self, views: Views, prompt: EncodedPrompt, batch: Sequence[int]
     ) -> ForcedScores:
         """Return the cross-entropy and the exit depths on the references of a batch."""
-        ids, mask = self._padded(self.references, batch, decoder.device)
-        logits, depths = given_logits(decoder, prompt, ids, mask)
+        ids, mask = self._padded(self.references, batch, views.model.device)
+        logits, depths = given_logits(views, prompt, ids, mask)
         # The prompt predicts the first token, which has no depth.
         exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
         nats = float((response_losses(logits, ids) * mask).sum())
         return ForcedScores(nats, int(mask.sum()), ExitStats(Counter(exits)))
 
     def _of_answers(
-        self, decoder: Decoder, full: Decoder, prompt: EncodedPrompt, batch: Sequence[int]
+        self, views: Views, full: Views, prompt: EncodedPrompt, batch: Sequence[int]
     ) -> ForcedScores:
         """Compare the schedule with the full model on the answers of a batch. `prompt` was encoded
         for the schedule; if not by the full model's layers, the full model encodes it again.
         """
-        shares_prompt = full.prompt_model is decoder.prompt_model
+        shares_prompt = full.prompt_model is views.prompt_model
         full_prompt = prompt if shares_prompt else self._encode(full.prompt_model, batch)
-        ids, mask = self._padded(self.answers, batch, decoder.device)
+        ids, mask = self._padded(self.answers, batch, views.model.device)
         target, _ = given_logits(full, full_prompt, ids, mask)
-        logits, _ = given_logits(decoder, prompt, ids, mask)
+        logits, _ = given_logits(views, prompt, ids, mask)
         answers = [
             answer_scores(i, target[row, : len(self.answers[i])], logits[row])
             for row, i in enumerate(batch)
@@ -186,19 +187,19 @@ class ForcedTexts:
         return prompt
 
     def _encode(self, model: PreTrainedModel, batch: Sequence[int]) -> EncodedPrompt:
-        return encode_prompt(model, *self._padded(self.prompts, batch, model.device, left=True))
+        prompts = self._prompts(batch, model.device)
+        return encode_prompt(model, prompts.input_ids, prompts.attention_mask)
+
+    def _prompts(self, batch: Sequence[int], device: torch.device) -> Prompts:
+        return Prompts.padded([self.prompts[i] for i in batch], self.pad_token_id).to(device)
 
     def _padded(
-        self,
-        texts: Sequence[list[int]],
-        batch: Sequence[int],
-        device: torch.device,
-        left: bool = False,
+        self, texts: Sequence[list[int]], batch: Sequence[int], device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Return the token ids and the mask [batch, longest] of the texts with the indices `batch`,
-        padded on the right or `left`.
+        padded on the right.
         """
-        return padded([texts[i] for i in batch], self.pad_token_id, left=left, device=device)
+        return padded([texts[i] for i in batch], self.pad_token_id, left=False, device=device)
 
 
 def answer_scores(index: int, target: Tensor, logits: Tensor) -> AnswerScores:
@@ -211,7 +212,7 @@ def answer_scores(index: int, target: Tensor, logits: Tensor) -> AnswerScores:
 
 
 def given_logits(
-    decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor
+    views: Views, prompt: EncodedPrompt, ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Return the teacher-forced logits [batch, response_len, vocab_size] of a response and its exit
     depths.
@@ -219,6 +220,43 @@ def given_logits(
     `ids` and `mask` are [batch, response_len]; the depths are [batch, response_len - 1], or None
     without early exit.
     """
-    if decoder.exits:
-        return exit_logits(decoder.layerwise, decoder.exits, prompt, ids, mask)
-    return predict_response(decoder.stages, prompt, ids, mask), None
+    if views.exits:
+        return exit_logits(views.layerwise, views.exits, prompt, ids, mask)
+    return predict_response(views.stages, prompt, ids, mask), None
+
+
+def exit_logits(
+    layerwise: LayerwiseModel,
+    rule: ExitRule,
+    prompt: EncodedPrompt,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1]
+    of a response in teacher forcing, as decode steps with early exit would give them.
+
+    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is
+    not changed. A step ends at the first depth at which all unfinished sequences are confident.
+    """
+    steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
+    if not steps:
+        return prompt.first_logits, response_ids[:, :0]
+    thresholds = [rule.threshold_at(step) for step in range(steps)]
+    threshold = torch.tensor(thresholds, dtype=torch.float64)  # on the CPU; MPS has no float64
+    depths = torch.zeros_like(response_ids[:, 1:])  # 0: the step has not ended yet
+    ended = ~response_mask[:, 1:].bool()
+    chosen = prompt.first_logits  # a placeholder: each step's are chosen at some depth
+    # One pass gives the states of all decode steps, because early exit reads only keys of the full
+    # model.
+    inputs = layerwise.after(prompt, response_ids[:, :-1], response_mask)
+    for depth, hidden in enumerate(layerwise.states(inputs)):
+        if depth not in rule.checks and depth != rule.num_layers:
+            continue
+        logits = layerwise.logits(hidden)
+        exits = depths == 0
+        if depth != rule.num_layers:
+            lowest = confidence_of(logits).masked_fill(ended, torch.inf).amin(dim=0)  # [steps]
+            exits = exits & (lowest.cpu().double() >= threshold).to(exits.device)
+        depths = depths.masked_fill(exits, depth)
+        chosen = torch.where(exits[..., None], logits, chosen)
+    return torch.cat([prompt.first_logits, chosen], dim=1), depths

@@ -15,30 +15,30 @@ import torch
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.correction import RECORD, Patch, PatchKind
-from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.files import Table, read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues, ScheduleRequest
-from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import Decoder, generate_all
+from ulskip_cli.engines.base import BatchOutput, Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import (
     OWN_RESPONSES,
     generate_own_responses,
-    greedy_context,
+    greedy_request,
 )
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.describe import sum_exits
-from ulskip_cli.experiments.evaluate import Workload, decode_context
-from ulskip_cli.experiments.preflight import CALIBRATION
-from ulskip_cli.experiments.record import CorrectionUsed, Row
+from ulskip_cli.experiments.evaluate import Workload, answer_request
+from ulskip_cli.experiments.point import CALIBRATION
+from ulskip_cli.experiments.record import CorrectionUsed
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import block_influence
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, schedule_request
+from ulskip_cli.strategies.plan import Plan, Schedule, make_plan, schedule_request
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
@@ -62,7 +62,8 @@ class HeldOutEvaluator:
     @cached_property
     def _full(self) -> Decoder:
         num_layers = self.loaded.metadata.num_layers
-        return Decoder(self.loaded.model, Plan.from_layers(num_layers, range(num_layers)))
+        plan = Schedule.from_layers(num_layers, range(num_layers))
+        return Decoder(Views.of(self.loaded.model, plan))
 
     def output_lengths(self) -> list[int]:
         """Return the length in tokens of the full model's answer to each prompt, with the run's
@@ -78,7 +79,8 @@ class HeldOutEvaluator:
         """
         strategy, request = self.config.strategy, self._request
         exits = changed_choice(strategy, options, "strategy.").exit_rule(request)
-        outputs = self._outputs(self._full.changed(exits=exits), self.config)
+        views = replace(self._full.views, exits=exits)
+        outputs = self._outputs(Decoder(views), self.config)
         return sum_exits(outputs).mean_depth or float(request.num_layers)
 
     @property
@@ -88,12 +90,10 @@ class HeldOutEvaluator:
     def _outputs(
         self, decoder: Decoder, config: Config, report: ReportProgress = lambda done, note="": None
     ) -> list[BatchOutput]:
-        context, size = decode_context(config, self.workload), BatchSize(config.batch_size)
-        generated = generate_all(
-            decoder,
+        generated = decoder.answer_all(
             self.workload.prompts,
-            context,
-            size,
+            answer_request(config, self.workload, self.loaded.model),
+            BatchSize(config.batch_size),
             lambda done, tokens: report(done, f"{tokens} tokens"),
         )
         return [output for _, output in generated]
@@ -110,7 +110,7 @@ class HeldOutEvaluator:
         return self.config.correction.is_fitted
 
     @property
-    def _patch_kind(self) -> PatchKind:
+    def _patch_kind(self) -> type[PatchKind]:
         return self.config.correction.patch_kind(self.config.model)
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
@@ -121,11 +121,11 @@ class HeldOutEvaluator:
         measured on the other half.
         """
         loaded, prompt_layers = self.loaded, self.config.prompt_layers
-        plan = Plan.from_layers(loaded.metadata.num_layers, kept_layers, prompt_layers)
+        plan = Schedule.from_layers(loaded.metadata.num_layers, kept_layers, prompt_layers)
         adapter = None
         if self.corrects:
             adapter = self._fitter.fit([kept_layers], self._patch_kind)
-        return self._texts.scores(Decoder(loaded.model, plan, adapter)).decode_loss
+        return self._texts.scores(Decoder(Views.of(loaded.model, plan, adapter))).decode_loss
 
     @cached_property
     def _texts(self) -> ForcedTexts:
@@ -151,14 +151,12 @@ class HeldOutEvaluator:
         prompts, references = zip(*_token_ids(examples), strict=True)
         return ForcedTexts(prompts, references, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
-    def calibrate_strategy(self) -> tuple[Config, Row | None]:
-        """Return the configuration with calibrated options, and the row's calibration entry (None
-        if nothing is calibrated). Option values that the results folder does not have yet are
-        measured and stored.
+    def calibrate_strategy(self) -> tuple[Plan, Table]:
+        """Return the plan with calibrated options of the strategy, and what a row stores of the
+        calibration. Option values that the results folder does not have yet are measured and
+        stored.
         """
         config, workload, strategy = self.config, self.workload, self.config.strategy
-        if strategy.is_calibrated:
-            return config, None
         # A strategy names in `calibrated_for` which of these its calibration depends on.
         depends = {
             "num_kept": self._request.num_kept,
@@ -170,7 +168,7 @@ class HeldOutEvaluator:
             strategy.changed(),
             strategy.code,
             config.correction.changed(),
-            _without_name(config.model),
+            _without_name(self.loaded.files.model),
             self.loaded.files.fingerprint,
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
@@ -186,7 +184,7 @@ class HeldOutEvaluator:
             stored = {"id": name, "examples": len(workload.examples), **asdict(calibration)}
             write_atomic(path, json.dumps(stored, indent=1) + "\n")
         calibrated = changed_choice(strategy, stored["options"], "strategy.")
-        return config.replace(strategy=calibrated), stored
+        return make_plan(config.replace(strategy=calibrated), self.loaded.metadata), stored
 
     def calibrate_patches(self, plan: Plan) -> tuple[SkipAdapter, CorrectionUsed]:
         """Return the patches of a plan, and what a row stores of them; fit them if no fit is
@@ -196,7 +194,7 @@ class HeldOutEvaluator:
         assert isinstance(patch, Patch)
         name = key(
             CALIBRATION,
-            _without_name(config.model),
+            _without_name(self.loaded.files.model),
             files.fingerprint,
             patch.changed(),
             plan.skipping_sets,
@@ -227,7 +225,7 @@ class HeldOutEvaluator:
 
     def _fit_patches(
         self, plan: Plan, examples: Sequence[EncodedExample]
-    ) -> tuple[SkipAdapter, Row]:
+    ) -> tuple[SkipAdapter, Table]:
         """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on
         all responses. Return the patches and the notes that their record stores of the fit.
         """
@@ -242,7 +240,7 @@ class HeldOutEvaluator:
         report = self.progress.phase("calibrate: patches", len(RIDGES) + 1)
         for ridge in RIDGES:
             adapter = fitter.fit(plan.skipping_sets, kind, ridge)
-            patched = Decoder(self.loaded.model, plan, adapter)
+            patched = Decoder(Views.of(self.loaded.model, plan, adapter))
             losses[ridge] = texts.scores(patched).decode_loss
             report(len(losses))
         best = min(losses, key=losses.__getitem__)
@@ -265,13 +263,14 @@ class HeldOutEvaluator:
         model's own answers, as many as are missing, but not more than `_most_samples` to each
         prompt. `file` stores the own answers.
         """
-        config, workload = self.config, self.workload
-        context = greedy_context(workload.pad_token_id, config.answer_tokens, config.seed)
+        config, workload, model = self.config, self.workload, self.loaded.model
+        length, pad = config.answer_tokens, workload.pad_token_id
+        request = greedy_request(model, pad, length, config.seed)
 
         def own_answers(samples: int) -> list[EncodedExample]:
             options, prompts = OwnResponses(samples=samples), workload.prompts
             generated = generate_own_responses(
-                self.loaded.model, prompts, options, context, file, self.progress
+                model, prompts, options, request, file, self.progress
             )
             return [
                 EncodedExample(prompt, answers[i])
@@ -302,12 +301,12 @@ def zero_patches(
     use them, because times do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
-    used: Row = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
+    used: Table = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
     adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
-def _without_name(options: Options) -> Row:
+def _without_name(options: Options) -> Table:
     return options.changed(lambda key: key != "name")
 
 

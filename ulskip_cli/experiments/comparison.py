@@ -7,15 +7,14 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from ulskip_cli.core.answer import Comparison
-from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import until_stop
+from ulskip_cli.core.answer import Comparison, until_stop
+from ulskip_cli.engines.base import BatchOutput, Prompts, Room, Watch
 from ulskip_cli.experiments.describe import describe_schedule, measure_throughput
-from ulskip_cli.experiments.evaluate import answers_of, decode_context
-from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.evaluate import answer_request, answers_of
+from ulskip_cli.experiments.point import Point
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.experiments.runner import Session, prepare_run
-from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
+from ulskip_cli.experiments.runner import Models, prepare_run
+from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.strategies.plan import is_trained_for
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 64, 5
@@ -27,14 +26,15 @@ OnText = Callable[[int, str], None]
 class PromptComparer:
     """The full model and the schedule of a point, ready to answer the point's prompts."""
 
-    def __init__(self, point: ResolvedPoint, session: Session) -> None:
+    def __init__(self, point: Point, models: Models) -> None:
         """Load the weights, and calibrate the strategy and the correction."""
-        self.run = prepare_run(point, session)
-        self.progress = session.progress
-        assert self.run.workload is not None  # preflight refuses random weights
+        self.run = prepare_run(point, models)
+        self.progress = models.progress
+        assert self.run.workload is not None  # `resolve_prompts` refuses random weights
         self.workload = self.run.workload
-        self.context = decode_context(point.config, self.workload)
-        self.sides = session.decoders(self.run)
+        self.sides = models.decoders(self.run)
+        model = self.run.loaded.model
+        self.request = answer_request(point.config, self.workload, model)
 
     @property
     def prompt_note(self) -> str:
@@ -70,7 +70,7 @@ class PromptComparer:
     def _described(self, outputs: Sequence[BatchOutput] = ()) -> Record:
         rates = [measure_throughput(outputs, "evaluation")] if outputs else []
         schedule = describe_schedule(self.run.plan, outputs)
-        return Record.joined(self.run.point.identity, schedule, *rates)
+        return Record.joined(self.run.point.settings, schedule, *rates)
 
     def compare(self, index: int, on_text: OnText = lambda side, piece: None) -> Comparison:
         """Answer a prompt with the full model, then with the kept layers. `on_text` gets the texts
@@ -86,24 +86,23 @@ class PromptComparer:
             strategy=record.label,
             layers=record.summary,
             kept_layers=self.run.plan.kept_layers,
-            full=answers_of(full, self.context)[0],
-            kept=answers_of(kept, self.context)[0],
+            full=answers_of(full, self.request)[0],
+            kept=answers_of(kept, self.request)[0],
         )
 
     def _answer(self, side: int, index: int, on_text: OnText) -> BatchOutput:
         """Answer a prompt with one side after a warm-up."""
-        decoder, context = self.sides[side], self.context
+        decoder, request = self.sides[side], self.request
         if side == 0:  # the full model decodes without drafts
-            context = replace(context, decoding=context.decoding.without_drafts())
-        prompt, pad = self.workload.prompts[index], context.pad_token_id
+            request = replace(request, decoding=request.decoding.without_drafts())
+        prompt, pad = self.workload.prompts[index], request.ends.pad_token_id
         on_text(side, "")
         self.progress.phase(f"reads {len(prompt):,} tokens")
-        few = min(WARM_UP_TOKENS, context.max_new_tokens)
-        start = padded([prompt[:WARM_UP_PROMPT]], pad, left=True)
-        decoder.generate(*start, context, few)
-        batch = padded([prompt], pad, left=True)
-        text = GrowingText(self.workload.formatter.tokenizer, context.decoding.stop)
-        generation = decoder.run(*batch, replace(context, pause_every=1))
+        few = replace(request, length=min(WARM_UP_TOKENS, request.length), forced=True)
+        start = Prompts.padded([prompt[:WARM_UP_PROMPT]], pad)
+        decoder.generate(start, few, room=Room(1, len(prompt) + request.length))
+        text = GrowingText(self.workload.formatter.tokenizer, request.decoding.stop)
+        generation = decoder.run(Prompts.padded([prompt], pad), request, Watch(pause_every=1))
         while True:
             try:
                 on_text(side, text.piece(next(generation)[0].tolist()))

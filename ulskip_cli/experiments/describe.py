@@ -18,7 +18,7 @@ from ulskip_cli.experiments.record import (
     Environment,
     Provenance,
     Record,
-    Schedule,
+    ScheduleUsed,
     StageUsed,
     Throughput,
 )
@@ -33,7 +33,7 @@ def describe_schedule(
     plan: Plan,
     outputs: Sequence[BatchOutput] = (),
     timed: Sequence[BatchOutput] = (),
-) -> Schedule:
+) -> ScheduleUsed:
     """Return the schedule section of a row.
 
     The mean depth is measured for early exit, in the `timed` pairs or else in the evaluated
@@ -46,7 +46,7 @@ def describe_schedule(
     if plan.later_stages and outputs:
         lengths = [len(ids) for output in outputs for ids in output.token_ids]
         evaluated = schedule.mean_kept(plan.stages, lengths)
-    return Schedule(
+    return ScheduleUsed(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
         later_stages=tuple(StageUsed(**asdict(stage)) for stage in plan.later_stages),
@@ -107,11 +107,11 @@ def sum_exits(outputs: Sequence[BatchOutput]) -> ExitStats:
 
 
 def describe_provenance(
-    config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder
+    config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int
 ) -> Provenance:
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
-    backend = decoder.linear_backend(config.decoding)
+    backend = decoder.backend(engine)
     build, device = decoder.build, str(loaded.model.device)
     return Provenance(
         finished_at=timestamp(),
@@ -125,6 +125,7 @@ def describe_provenance(
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         **loaded.notes,
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
+        num_examples=num_examples,
         environment=Environment.model_validate(environment.code() | environment.machine(device)),
     )
 
@@ -190,16 +191,12 @@ def _doubts_of_quality(config: Config, plan: Plan, record: Record) -> Iterator[s
     """Yield the warnings about scores that say little, about weights and corrections that were made
     for other layers or another task, and about examples that were seen in training.
     """
-    if record.num_cut_off:
+    num_cut_off = record.degenerate.get("hit_limit", 0)
+    if 2 * num_cut_off > (record.num_examples or 0):
         yield (
-            f"{record.label} with {record.summary}: {record.num_cut_off} of {record.num_examples}"
+            f"{record.label} with {record.summary}: {num_cut_off} of {record.num_examples}"
             f" answers were cut off at max_new_tokens={config.answer_tokens}, so their scores say"
             " little about whole answers; raise it"
-        )
-    if config.model.source == "random":
-        yield (
-            f"{record.strategy}: the weights are random, so this row has times but no quality; use"
-            " a pretrained model to measure quality"
         )
     correction = record.correction
     trained_for_others = record.trained_for_these_layers is False  # None: unknown

@@ -17,22 +17,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.answer import Answer
+from ulskip_cli.core.answer import Answer, Ends, Request, until_stop
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
+from ulskip_cli.core.files import Table, append_line, read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.engines.base import BatchOutput
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import peak_bytes, reset_peak
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import Quality, Row
+from ulskip_cli.experiments.point import Point, TaskExamples
+from ulskip_cli.experiments.record import Quality
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, pad_token_id
@@ -65,44 +65,44 @@ class Workload:
         return [example.prompt_ids for example in self.encoded]
 
 
-def encode_workload(
-    point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None
-) -> Workload | None:
-    """Encode a point's examples within the model's context, without weights; raise UsageError if
-    the context is too short. Without a task (a benchmark) or a tokenizer (random weights) return
-    None, which stands for random prompts.
+def encode_examples(
+    data: TaskExamples, point: Point, tokenizer: PreTrainedTokenizerBase
+) -> Workload:
+    """Encode the examples of a point, or its held-out ones, within the model's context, without
+    weights; raise UsageError if the context is too short.
     """
-    data, config, max_positions = point.data, point.config, point.files.metadata.context
-    if tokenizer is None or data is None:
-        return None
-    task, examples = data.task, data.examples
+    task, config, context = data.task, point.config, point.folder.metadata.context
     formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
-    new_tokens, timed_tokens = config.answer_tokens, point.plan.timed_tokens
-    encoded = formatter.encode_within(examples, max_positions, new_tokens, task.may_truncate_source)
-    if config.speed.enabled and max_positions is not None and timed_tokens >= max_positions:
+    encoded = formatter.encode_within(
+        data.examples, context, config.answer_tokens, task.may_truncate_source
+    )
+    timed_tokens = point.plan.timed_tokens
+    if config.speed.enabled and context is not None and timed_tokens >= context:
         raise UsageError(
-            f"expected fewer timed tokens than the model's context of {max_positions}, got"
+            f"expected fewer timed tokens than the model's context of {context}, got"
             f" {timed_tokens}; lower speed.new_tokens or strategy.horizon"
         )
-    return Workload(task, examples, encoded, formatter, max_positions)
+    return Workload(task, data.examples, encoded, formatter, context)
 
 
-def decode_context(config: Config, workload: Workload | None) -> DecodeContext:
-    """Return the decoding settings of a run; random prompts need no padding."""
-    pad = workload.pad_token_id if workload else 0
-    tokenizer = workload.formatter.tokenizer if workload else None
-    return DecodeContext(config.decoding, pad, config.answer_tokens, config.seed, tokenizer)
+def answer_request(config: Config, workload: Workload | None, model: PreTrainedModel) -> Request:
+    """Return how a run answers prompts; random prompts need no padding."""
+    ends = Ends.of(model)
+    if workload:
+        ends = Ends.of(model, workload.pad_token_id, workload.formatter.tokenizer)
+    return Request(config.decoding, config.answer_tokens, seed=config.seed, ends=ends)
 
 
-def answers_of(output: BatchOutput, context: DecodeContext) -> list[Answer]:
+def answers_of(output: BatchOutput, request: Request) -> list[Answer]:
     """Return the answers of a batch as texts, which end before the first stop string. Each has the
     seconds of the whole batch.
     """
-    assert context.tokenizer is not None
+    tokenizer = request.ends.tokenizer
+    assert tokenizer is not None
     answers, seconds = list[Answer](), (output.prefill_seconds, output.decode_seconds)
     for ids, hit in zip(output.token_ids, output.hit_max_length, strict=True):
-        text = context.tokenizer.decode(ids, skip_special_tokens=True)
-        text, stopped = until_stop(text, context.decoding.stop)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text, stopped = until_stop(text, request.decoding.stop)
         answers.append(Answer(text, ids, hit and not stopped, *seconds))
     return answers
 
@@ -167,7 +167,7 @@ def _line(batch: FinishedBatch) -> str:
     return _FINISHED_BATCH.dump_json(batch).decode()
 
 
-def _in_order(lines: Sequence[Row], order: Sequence[int]) -> Iterator[FinishedBatch]:
+def _in_order(lines: Sequence[Table], order: Sequence[int]) -> Iterator[FinishedBatch]:
     """Yield the stored batches, and stop before the first that another version wrote or whose
     prompts are not the next ones in `order`.
     """
@@ -189,7 +189,7 @@ class GeneratedAnswers:
     """The generated answers of a point, with decoder outputs and peak memory."""
 
     strategy: str
-    generations: list[Row]  # one JSON object per example, in the task's order
+    generations: list[Table]  # one JSON object per example, in the task's order
     outputs: list[BatchOutput]  # one per batch, with its timings
     batch_size: BatchSize  # the size that fitted into memory
     peak_memory_bytes: int
@@ -208,7 +208,7 @@ def generate_answers(
     others, which the peak of memory leaves out.
     """
     name, size = config.strategy.name, BatchSize(config.batch_size)
-    context = decode_context(config, workload)
+    request = answer_request(config, workload, decoder.views.model)
     checkpoints.resume(longest_first(list(map(len, workload.prompts))))
     finished = checkpoints.finished  # the list to which `checkpoints.add` appends
     if finished:
@@ -224,19 +224,19 @@ def generate_answers(
         report(done, f"{tokens:,} tokens, {rate:,.1f} tok/s")
 
     texts = texts or ForcedTexts(workload.prompts, [], size, workload.pad_token_id)
-    hold = partial(texts.hold, decoder.prompt_model)
+    hold = partial(texts.hold, decoder.views.prompt_model)
     held = 0  # bytes of the prompts of earlier batches, which `texts` keeps for the scores
     reset_peak(decoder.device)
-    for positions, output in generate_all(
-        decoder, workload.prompts, context, size, on_tokens, num_finished, hold
+    for positions, output in decoder.answer_all(
+        workload.prompts, request, size, on_tokens, num_finished, hold
     ):
         checkpoints.add(positions, output, size.used, peak_bytes(decoder.device) - held)
         held = texts.held_bytes
         reset_peak(decoder.device)
-    generations: dict[int, Row] = {}
+    generations: dict[int, Table] = {}
     for batch in finished:
         for position, answer in zip(
-            batch.positions, answers_of(batch.output, context), strict=True
+            batch.positions, answers_of(batch.output, request), strict=True
         ):
             generations[position] = {
                 **workload.examples[position].plain(),
@@ -334,7 +334,7 @@ def score_answers(
 
 def measure_by_teacher_forcing(
     texts: ForcedTexts, decoder: Decoder, full: Decoder, strategy: str, progress: ProgressCallback
-) -> Row:
+) -> Table:
     """Return what a row stores of the decode loss of references and of the agreement with the full
     model's answers, as far as `texts` has them; raise InvalidLogitsError if the loss is not finite.
     """
@@ -343,7 +343,7 @@ def measure_by_teacher_forcing(
     if not label:
         return {}
     report = progress.phase(f"{strategy}: {label}", len(texts.prompts))
-    scores, values = texts.scores(decoder, full, report), Row()
+    scores, values = texts.scores(decoder, full, report), Table()
     if scores.tokens:
         if not math.isfinite(scores.decode_loss):
             raise InvalidLogitsError(f"a decode loss of {scores.decode_loss}")
@@ -380,7 +380,7 @@ def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:
     return np.array([words in known for words in zip(ends, ends[1:], ends[2:], strict=False)])
 
 
-def _mean_interval(key: str, sums: Values, counts: Values) -> Row:
+def _mean_interval(key: str, sums: Values, counts: Values) -> Table:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
     `sums` and `counts` have the sum over the positions of each answer and their number. Without

@@ -20,22 +20,24 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.capabilities import check
+from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import parse
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import Prompts, Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
-from ulskip_cli.experiments.preflight import Resolver, point_key
-from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Point, Record, Row, read
+from ulskip_cli.experiments.point import point_key
+from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Outcome, Record, Settings, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, padded
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.strategies.plan import Schedule, make_plan
 
 EXPERIMENT = "lm_eval"  # the default of name=
 RESULTS = "results_*.json"  # of the harness
@@ -68,24 +70,25 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         the model or the strategy.
         """
         self.ulskip_config = config
-        self.loaded = load(config.model, config.seed)
+        self.loaded = load(config.model)
         tokenizer = load_tokenizer(config.model)
-        assert tokenizer is not None  # only model=random has none
-        plan = self.plan = self.scoring_plan = make_plan(config, self.loaded.metadata)
+        plan = self.plan = make_plan(config, self.loaded.metadata, "lm-eval")
+        self.scoring_plan: Schedule = plan
         is_explicit = "prompt_layers" in config.model_fields_set
         adapter, entry = load_adapter(config, plan)
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
-        parts = adapter, config.engine
-        self.decoder = self.scorer = Decoder(self.loaded.model, plan, *parts)
+        model = self.loaded.model
+        self.decoder = self.scorer = Decoder(Views.of(model, plan, adapter), config.engine)
         if config.decoding.drafts_with_layers:  # the full model decides the answers
             self.scoring_plan = plan.full
-            self.scorer = Decoder(self.loaded.model, self.scoring_plan)
+            self.scorer = Decoder(Views.of(model, self.scoring_plan))
         elif not (is_explicit or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
-            self.scorer = Decoder(self.loaded.model, self.scoring_plan, *parts)
+            views = Views.of(model, self.scoring_plan, adapter)
+            self.scorer = Decoder(views, config.engine)
         self._batches = 0  # generated so far; each has its own seed
         super().__init__(
-            pretrained=self.scorer.prompt_model,
+            pretrained=self.scorer.views.prompt_model,
             tokenizer=tokenizer,
             batch_size=config.batch_size,
             chat_template_args=config.model.chat_options,
@@ -106,8 +109,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         """True if the same layers read context and continuation, so that `HFLM` can score them in
         one pass.
         """
-        scorer = self.scorer
-        return scorer.prompt_model is scorer.view and len(scorer.stages) == 1 and not scorer.exits
+        views = self.scorer.views
+        is_same_model = views.prompt_model is views.stages[0].view
+        return is_same_model and len(views.stages) == 1 and not views.exits
 
     def _loglikelihood_tokens(
         self,
@@ -143,8 +147,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         prompt_ids, prompt_mask = padded(prompts, pad, left=True, device=device)
         response_ids, mask = padded(responses, pad, left=False, device=device)
         with torch.inference_mode():
-            prompt = encode_prompt(self.scorer.prompt_model, prompt_ids, prompt_mask)
-            logits = given_logits(self.scorer, prompt, response_ids, mask)[0]
+            prompt = encode_prompt(self.scorer.views.prompt_model, prompt_ids, prompt_mask)
+            logits = given_logits(self.scorer.views, prompt, response_ids, mask)[0]
             chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)
@@ -164,29 +168,27 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         includes the context.
         """
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
-        eos = self.loaded.model.generation_config.eos_token_id
+        pad = self.tokenizer.pad_token_id
+        ends = Ends.of(self.loaded.model, pad, self.tokenizer)
         # The harness adds the text of EOS to the stop strings, but decoding ends at its id.
-        ends = self.tokenizer.batch_decode(
-            [[end] for end in ([eos] if type(eos) is int else eos or [])]
-        )
+        eos = self.tokenizer.batch_decode([[end] for end in ends.eos_token_ids])
         samples = bool(options.pop("do_sample", False)) and options.get("temperature") != 0
         if not samples:  # these have no effect on greedy choices
             options |= dict.fromkeys(("temperature", "top_p", "top_k"))
         given = {name: value for name, value in options.items() if value is not None}
-        decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in ends]
+        decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in eos]
         given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
         decoding = parse(DecodingConfig, decoding.plain() | given)  # refuses unknown arguments
-        check(self.ulskip_config.replace(decoding=decoding).needs())
+        make_plan(self.ulskip_config.replace(decoding=decoding), self.loaded.metadata)
         self._batches += 1
         # More than the batches of a run, so that runs of two seeds have no seed in common.
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
-        length, pad = max_length - context.shape[1], self.tokenizer.pad_token_id
-        how = DecodeContext(decoding, pad, length, seed, self.tokenizer)
-        output = self.decoder.generate(context, mask, how)
+        request = Request(decoding, max_length - context.shape[1], seed=seed, ends=ends)
+        output = self.decoder.generate(Prompts(context, mask), request)
         new, _ = padded(output.token_ids, pad, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)
 
-    def get_model_info(self) -> Row:
+    def get_model_info(self) -> Table:
         """Return the model information that the harness stores with its results; the key `ulskip`
         contains the ulskip row.
         """
@@ -204,16 +206,14 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)
         return Record.joined(
-            Point.of(config, shared_id, "lm-eval"),
+            Settings.of(config, shared_id, "lm-eval").replace(correction=self.correction),
             describe_schedule(self.plan),
             LmEval(
                 lm_eval_version=lm_eval_version,
                 scored_prompt_layers=self.scoring_plan.prompt_layers,
             ),
-            describe_provenance(config, self.plan, self.loaded, self.decoder),
-            num_examples=0,
-            warnings=tuple(warnings),
-            correction=self.correction,
+            describe_provenance(config, self.plan, self.loaded, self.decoder, num_examples=0),
+            Outcome(warnings=tuple(warnings)),
         )
 
 
@@ -226,7 +226,6 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     """
     if "name" not in config.model_fields_set:
         config = config.replace(name=EXPERIMENT)
-    Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
     folder.check_writable()
     output = folder.path / EXPERIMENT
@@ -250,7 +249,7 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     return folder
 
 
-def make_records(results: Row, shared: Record) -> list[Record]:
+def make_records(results: Table, shared: Record) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record. `shared` is the record of the model.
     """

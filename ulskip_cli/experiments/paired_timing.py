@@ -14,21 +14,20 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import Config, SpeedConfig
+from ulskip_cli.core.answer import Request
+from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import timestamp
+from ulskip_cli.core.files import Table, timestamp
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.base import BatchOutput, take_turns
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import BatchOutput, Prompts, Views, Watch, take_turns
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import now
-from ulskip_cli.experiments.evaluate import Workload, decode_context
+from ulskip_cli.experiments.evaluate import Workload
 from ulskip_cli.experiments.intervals import UNITS
-from ulskip_cli.experiments.record import Pairs, Row, Side, Timing, Unit
-from ulskip_cli.inference.batching import BatchSize, padded, run_with_oom_retry
+from ulskip_cli.experiments.record import Pairs, Side, Timing, Unit
+from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend")
@@ -41,8 +40,6 @@ BATCHES = 8  # different batches of prompts that are timed
 READ_BYTES = 2**29  # larger than any cache
 MEMORY_SHARE = 0.25  # at most this share of free memory is read
 STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
-
-Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,13 @@ class TimedPairs:
 
 class Pair(NamedTuple):
     """The two sides of a timed pair: the full model (or None) and the schedule, on the same
-    `batches` of (input_ids, attention_mask), each [batch, prompt_len]; rounds use them in turn.
+    `batches`, which rounds use in turn.
     """
 
     full: Decoder | None
     strategy: Decoder
-    batches: Sequence[Batch]
-    context: DecodeContext
+    batches: Sequence[Prompts]
+    request: Request  # of the schedule; the full model decodes without drafts
 
     def run(
         self, number: int, pause_every: int | None
@@ -99,23 +96,19 @@ class Pair(NamedTuple):
         """Decode the batch of round `number` with both sides, in turns of `pause_every` steps, and
         return the outputs and the seconds of compiling.
 
-        Both sides generate exactly `context.max_new_tokens` tokens with EOS suppressed. With drafts
-        or early exit they stop at EOS, because acceptance and confidence mean nothing past the end.
-        The side that starts alternates between rounds; the full model decodes without drafts.
-        Raises RunError if the sides used different linear backends or, without drafts and early
-        exit, if they differ in engine; decoders that were asked for different engines may differ.
+        The side that starts alternates between rounds. Raises RunError if the sides used different
+        engines or linear backends; decoders that were asked for different engines may differ.
         """
-        context, decoding = replace(self.context, pause_every=pause_every), self.context.decoding
-        # the number of tokens that each side must generate; None: until EOS
-        forced = None if decoding.draft_tokens or self.strategy.exits else context.max_new_tokens
-        batch = self.batches[number % len(self.batches)]
-        sides = [(self.strategy, context)]
+        prompts = self.batches[number % len(self.batches)]
+        sides = [(self.strategy, self.request)]
         if self.full:
-            sides.append((self.full, replace(context, decoding=decoding.without_drafts())))
+            decoding = self.request.decoding.without_drafts()
+            sides.append((self.full, replace(self.request, decoding=decoding)))
         order = 1 if number % 2 else -1  # -1: the full model starts
+        watch = Watch(pause_every=pause_every)
 
         def generate() -> list[BatchOutput]:
-            runs = [decoder.run(*batch, settings, forced) for decoder, settings in sides]
+            runs = [decoder.run(prompts, request, watch) for decoder, request in sides]
             return take_turns(runs[::order])[::order]
 
         outputs = generate()
@@ -125,8 +118,7 @@ class Pair(NamedTuple):
         strategy, *others = outputs
         full = others[0] if others else None
         if self.full and full and self.full.asked == self.strategy.asked:
-            has_method = strategy.drafts is not None or strategy.exits is not None
-            for key in ("linear_backend",) if has_method else SIDE_KEYS:
+            for key in SIDE_KEYS:
                 values = getattr(full, key), getattr(strategy, key)
                 if values[0] != values[1]:
                     raise RunError(
@@ -225,58 +217,63 @@ def measure_units(
 
 
 def time_pairs(
-    full: Decoder | None,
-    strategy: Decoder,
-    workload: Workload | None,
-    config: Config,
+    make_pair: Callable[[int], Pair],
+    batch_size: int,
+    speed: SpeedConfig,
+    label: str,
     progress: ProgressCallback,
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that
-    do not fit into memory.
+    """Time the pair that `make_pair` returns for a batch size; halve batches that do not fit into
+    memory. See `measure_units`.
     """
 
-    def measure(batch_size: int) -> TimedPairs:
-        batches = timed_prompts(workload, batch_size, BATCHES, strategy.model, config)
-        timing = config.replace(max_new_tokens=config.speed.new_tokens)
-        context = decode_context(timing, workload)
-        pair = Pair(full, strategy, batches, context)
-        timed = measure_units(pair, config.speed, config.strategy.name, progress)
-        return replace(timed, batch_size=batch_size)
+    def measure(size: int) -> TimedPairs:
+        timed = measure_units(make_pair(size), speed, label, progress)
+        return replace(timed, batch_size=size)
 
-    return run_with_oom_retry(BatchSize(config.batch_size), measure)
+    return run_with_oom_retry(BatchSize(batch_size), measure)
 
 
-def timed_prompts(
-    workload: Workload | None, batch_size: int, count: int, model: PreTrainedModel, config: Config
-) -> list[Batch]:
-    """Return batches for timing: the task's prompts, or random prompts of one length."""
-    if workload is None:
-        generator = torch.Generator().manual_seed(config.seed)
-        vocab_size = model.config.get_text_config(decoder=True).vocab_size
-        shape = batch_size, config.speed.prompt_tokens
-        ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
-        return [(batch, torch.ones_like(batch)) for batch in ids]
+def timed_request(answer: Request, length: int, views: Views) -> Request:
+    """Return how both sides of a pair decode prompts that a run answers by `answer`: exactly
+    `length` tokens with EOS suppressed. With drafts or early exit they stop at EOS, because
+    acceptance and confidence mean nothing past the end.
+    """
+    ends_at_eos = answer.decoding.draft_tokens or views.exits
+    return replace(answer, length=length, forced=not ends_at_eos)
+
+
+def task_prompts(workload: Workload, new_tokens: int, batch_size: int) -> list[Prompts]:
+    """Return batches of a task's prompts, each with room for the new tokens in the context."""
     prompts = workload.prompts
     if workload.max_positions is not None:
-        room = max(1, workload.max_positions - config.speed.new_tokens)
+        room = max(1, workload.max_positions - new_tokens)
         prompts = [prompt[-room:] for prompt in prompts]
-    return prompt_batches(prompts, workload.pad_token_id, batch_size, count)
+    return prompt_batches(prompts, workload.pad_token_id, batch_size, BATCHES)
+
+
+def random_prompts(vocab_size: int, length: int, batch_size: int, seed: int) -> list[Prompts]:
+    """Return batches of random prompts of one length in tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = batch_size, length
+    batches = [torch.randint(vocab_size, shape, generator=generator) for _ in range(BATCHES)]
+    return [Prompts(ids, torch.ones_like(ids)) for ids in batches]
 
 
 def prompt_batches(
     prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, count: int
-) -> list[Batch]:
+) -> list[Prompts]:
     """Return `count` full batches; prompts are repeated if there are too few."""
     endless = itertools.cycle(prompts)
     return [
-        padded(list(itertools.islice(endless, batch_size)), pad_token_id, left=True)
+        Prompts.padded(list(itertools.islice(endless, batch_size)), pad_token_id)
         for _ in range(count)
     ]
 
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:
     """Collect the raw values of one side of all timed pairs; seconds are rounded to 1e-6."""
-    values: Row = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
+    values: Table = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
     for key in ("prefill_seconds", "first_token_seconds", "decode_seconds"):
         values[key] = [round(getattr(output, key), 6) for output in outputs]
     for key in ("decoded_tokens", "generated_tokens"):

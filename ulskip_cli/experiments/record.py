@@ -1,19 +1,16 @@
 """`Record`: everything that results/ stores of one run, as one object that all other code reads.
 
 A row of `runs.jsonl` is a record as one flat JSON object, whose keys are the names of the fields. A
-section contains the values that one part of the code measures. A field declares its bounds, its
-meaning for docs/results.md and the column that shows it, so a new value needs only a field here and
-the code that measures it. Only `read` and `to_row` know JSON.
+section contains the values that one part of the code measures. A field declares its bounds and its
+meaning for docs/results.md; `report/columns.py` names the values that tables show. Only `read` and
+`to_row` know JSON.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from operator import attrgetter
 from statistics import median
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -36,9 +33,9 @@ from ulskip_cli.core.schedule import layer_ranges
 from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
-DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
-MISSING = "–"
-ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
+DONE: Final = "done"
+NOT_APPLICABLE: Final = "n/a"
+FAILED: Final = "failed"
 HIGHEST_SCORE = 100.0  # of all metrics
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
@@ -46,7 +43,7 @@ DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count
 METRIC_KEYS = tuple(metrics.METRIC_OF)
 GLOSSARY = "[glossary](measuring.md#glossary)"  # the meaning of these fields
 
-Row = Table  # a record as a JSON object
+Row = Table  # a line of runs.jsonl
 Text = str | None  # None: not known
 Flag = bool | None
 Whole = int | None
@@ -66,46 +63,12 @@ Seconds = Annotated[tuple[KnownPositive, ...], Field(min_length=1)]
 Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 
 
-class Column(NamedTuple):
-    """A column that shows a field."""
-
-    title: str  # may hold a line break
-    # makes the value, or names its attribute; empty: the field that declares the column
-    show: Callable[..., object] | str = ""
-    form: str = ""  # format of its numbers
-    optional: bool = False  # left out on a narrow terminal, the rightmost column first
-    first: bool = False  # among the few columns for a reader of `ulskip run`
-
-    @property
-    def head(self) -> str:
-        """The title on one line."""
-        return self.title.replace("-\n", "").replace("\n", " ")
-
-    def value(self, line: object) -> object:
-        """Return the value that the column shows of a line."""
-        show = attrgetter(self.show) if isinstance(self.show, str) else self.show
-        return show(line)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The columns that show a field, and True if it is a setting that a run detects."""
-
-    columns: tuple[Column, ...] = ()
-    detected: bool = False
-
-    def __call__(self, schema: Row) -> None:
-        """Add nothing to the JSON schema of the field, to which pydantic attaches this object."""
-
-
-def value(
-    text: str, *columns: Column, detected: bool = False, default: Any = None, **bounds: Any
-) -> Any:
-    """Declare a field: its meaning, the columns that show it, and bounds in pydantic's words.
+def value(text: str, *, detected: bool = False, default: Any = None, **bounds: Any) -> Any:
+    """Declare a field: its meaning, and bounds in pydantic's words.
 
     A `detected` value is a setting that no configuration names, such as the device.
     """
-    return Field(default, description=text, json_schema_extra=Shown(columns, detected), **bounds)
+    return Field(default, description=text, json_schema_extra={"detected": detected}, **bounds)
 
 
 class Section(BaseModel):
@@ -278,7 +241,7 @@ class Pairs(Section):
         value, _, high = self.speedup()  # the upper end is the farther one (an interval of logs)
         return self.num_units >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
-    def speedups(self) -> Row:
+    def speedups(self) -> Table:
         """Return the values of a row that are computed from the pairs of both sides."""
         if self.full is None:
             return {}
@@ -322,17 +285,14 @@ class Environment(Section):
         return self.accelerator or chip
 
 
-class Point(Section):
+class Settings(Section):
     """The settings that identify a run; they are equal whether it finished or failed."""
 
     id: Name = value("hash of configuration, data and weights", default=...)
     command: Literal["run", "bench", "lm-eval"] = value(
         "`run` (also for a sweep), `bench` or `lm-eval`", default="run"
     )
-    baseline_id: Name | None = value(
-        "row of the baseline",
-        Column("full in", "full_engine", first=True),
-    )
+    baseline_id: Name | None = value("row of the baseline")
     config: StoredConfig = value("used settings that differ from the defaults", default=...)
     dataset: Text = value("data of the task", detected=True)
     correction: CorrectionUsed | None = value(
@@ -360,7 +320,7 @@ class Point(Section):
         return values if isinstance(values, StoredConfig) else StoredConfig.read(values)
 
     @field_serializer("config")
-    def _write_config(self, config: StoredConfig) -> Row:
+    def _write_config(self, config: StoredConfig) -> Table:
         return config.changed()
 
     def uses(self, key: str) -> bool:
@@ -423,36 +383,24 @@ REPEATED = (
 )
 
 
-class Schedule(Section):
+class ScheduleUsed(Section):
     """The layers that ran, and the speedup that the cost model predicts for them."""
 
     num_layers: Whole = value("layers of the model", ge=1, le=100_000)
-    kept_layers: Layers = value(
-        "layers that every step runs, or the first stage",
-        Column("layers", "layers", first=True),
-    )
+    kept_layers: Layers = value("layers that every step runs, or the first stage")
     later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
     target_kept_layers: Positive = value("requested mean number of layers")
     mean_kept_layers: Positive = value(
-        "mean layers in the timed pairs, and in the evaluated answers",
-        Column("timed\nlayers", "timed_layers", first=True),
+        "mean layers in the timed pairs, and in the evaluated answers"
     )
     evaluated_mean_kept_layers: Positive = value(
         "mean layers in the timed pairs, and in the evaluated answers"
     )
-    layer_ratio: Positive = value(
-        "`num_layers` divided by the mean number of kept layers",
-        Column("layer\nratio", form=".2f"),
-    )
+    layer_ratio: Positive = value("`num_layers` divided by the mean number of kept layers")
     predicted_speedup: Ratio = value(
-        f"{GLOSSARY}; none with drafts, or if the baseline is in another engine",
-        Column(
-            "pre-\ndicted",
-            form=".2f",
-            first=True,
-        ),
+        f"{GLOSSARY}; none with drafts, or if the baseline is in another engine"
     )
-    calibration: Row | None = value(
+    calibration: Table | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )
 
@@ -462,57 +410,27 @@ class Timing(Section):
     bytes.
     """
 
-    measured_speedup: Ratio = value(
-        GLOSSARY,
-        Column("mea-\nsured", form=".2f", first=True),
-        Column("inter-\nval", "interval", optional=True, first=True),
-    )
+    measured_speedup: Ratio = value(GLOSSARY)
     measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
     measured_speedup_high: Ratio = value("upper end of its interval")
     end_to_end_speedup: Ratio = value("the same, prefill included")
     end_to_end_speedup_low: Ratio = value("lower end of its interval")
     end_to_end_speedup_high: Ratio = value("upper end of its interval")
     pairs: Pairs | None = value(
-        "raw values of each pair and of its `units`, and the machine's read rate",
-        Column("pairs", "num_pairs", "d", optional=True),
+        "raw values of each pair and of its `units`, and the machine's read rate"
     )
     timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
-    other_cpus: Rate = value(
-        "mean number of CPUs used by other processes",
-        Column("other\nCPUs", form=".1f", optional=True),
-    )
+    other_cpus: Rate = value("mean number of CPUs used by other processes")
     prefill_seconds: Number = value("medians per batch")
     time_to_first_token_seconds: Number = value("medians per batch")
     time_per_output_token_seconds: Positive = value("medians per batch")
-    prompt_kv_bytes: Count = value(
-        "size of the prompt's KV cache, of all and of kept layers",
-        Column("KV\nkept", "kv_share", ".0%", optional=True),
-    )
+    prompt_kv_bytes: Count = value("size of the prompt's KV cache, of all and of kept layers")
     kept_kv_bytes: Count = value("size of the prompt's KV cache, of all and of kept layers")
-    step_bytes: Count = value(
-        "bytes that a step halfway through the answer reads",
-        Column("of band-\nwidth", "bandwidth_share", ".0%", optional=True),
-    )
-
-
-def _metric_column(key: str) -> Column:
-    """Return the column of a metric; a star marks a score that differs significantly from the full
-    model's score.
-    """
-    row_key = metrics.ROW_KEYS[key]
-
-    def show(record: "Record") -> str | None:
-        if (score := record.value(key)) is None:
-            return None
-        return f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
-
-    return Column(row_key.short_title or row_key.title, show, optional=row_key.optional)
+    step_bytes: Count = value("bytes that a step halfway through the answer reads")
 
 
 # One field for each number of a metric, e.g. `bleu`.
-_FIELDS: Any = {
-    key: (Number, value(metrics.ROW_KEYS[key].title, _metric_column(key))) for key in METRIC_KEYS
-}
+_FIELDS: Any = {key: (Number, value(metrics.ROW_KEYS[key].title)) for key in METRIC_KEYS}
 Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 
 
@@ -521,23 +439,18 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
 
     vs_baseline: dict[str, Compared] = value(
         "per metric: the full model's score, and `delta` with its interval",
-        Column("of\nfull", "kept_share", ".0%", first=True),
-        Column("of full,\n95%", "kept_interval", first=True),
         default={},
     )
-    decode_loss: Number = value(GLOSSARY, Column("decode\nloss", form=".2f"))
+    decode_loss: Number = value(GLOSSARY)
     decode_loss_mean_kept_layers: Number = value("mean exit depth of `decode_loss`")
-    agreement: Share = value(GLOSSARY, Column("agree-\nment", form=".1%", optional=True))
+    agreement: Share = value(GLOSSARY)
     agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
     agreement_high: Share = value("upper end of its interval")
     copied_share: Share = value("share of these positions whose token copies the prompt")
-    new_agreement: Share = value(
-        "agreement on the other tokens",
-        Column("of new\ntokens", form=".1%", optional=True),
-    )
+    new_agreement: Share = value("agreement on the other tokens")
     new_agreement_low: Share = value("lower end of its interval")
     new_agreement_high: Share = value("upper end of its interval")
-    kl_divergence: Number = value(GLOSSARY, Column("KL", form=".2f", optional=True))
+    kl_divergence: Number = value(GLOSSARY)
     kl_divergence_low: Number = value("lower end of its interval")
     kl_divergence_high: Number = value("upper end of its interval")
     signatures: dict[str, str] = value("settings of each metric", default={})
@@ -560,9 +473,7 @@ class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
 
     decode_tokens_per_second: Rate = value(
-        "generated tokens but the first of each answer, per decode second",
-        Column("full\ntok/s", "full_tokens_per_second", ".0f", optional=True, first=True),
-        Column("decode\ntok/s", "timed_tokens_per_second", ".0f", first=True),
+        "generated tokens but the first of each answer, per decode second"
     )
     total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
     throughput_from: Text = value("`evaluation`, or without answers `timed pairs`")
@@ -571,14 +482,8 @@ class Throughput(Section):
     decode_seconds: Number = value("tokens and seconds of these rates")
     total_seconds: Number = value("tokens and seconds of these rates")
     compile_seconds: Number = value("compilation or conversion, excluded from all times")
-    acceptance_rate: Share = value(
-        "accepted share of drafts; tokens and drafts per check",
-        Column("accept-\nance", form=".2f"),
-    )
-    mean_accepted_length: Number = value(
-        "accepted share of drafts; tokens and drafts per check",
-        Column("tokens\na check", form=".2f", optional=True),
-    )
+    acceptance_rate: Share = value("accepted share of drafts; tokens and drafts per check")
+    mean_accepted_length: Number = value("accepted share of drafts; tokens and drafts per check")
     mean_draft_length: Number = value("accepted share of drafts; tokens and drafts per check")
     head_rows: Number = value(
         "mean rows of the output head that a greedy choice computes exactly; missing: all"
@@ -598,7 +503,7 @@ class LmEval(Section):
     )
     num_fewshot: Whole = value("examples in the prompt", detected=True)
     task_version: object = value("name and version of the task")
-    lm_eval_options: Row | None = value("other options that change the answers", detected=True)
+    lm_eval_options: Table | None = value("other options that change the answers", detected=True)
 
 
 class Provenance(Section):
@@ -607,12 +512,10 @@ class Provenance(Section):
     """
 
     finished_at: Text = value("time of the end (UTC)")
-    engine: Text = value(
-        "engine that decoded, e.g. `torch`, `speculative` or `early_exit`", detected=True
-    )
+    engine: Text = value("engine that decoded, e.g. `torch` or `transformers`", detected=True)
     engine_reason: Text = value("why another engine than `torch` decoded")
     engine_weights: Text = value("format of the weights in another library", detected=True)
-    engine_build: Row | None = value(
+    engine_build: Table | None = value(
         "package, version, instruction sets and threads of that library"
     )
     linear_backend: Text = value(
@@ -623,7 +526,7 @@ class Provenance(Section):
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
     training: Text = value("how the weights were trained")
-    trained_for: Row | None = value(
+    trained_for: Table | None = value(
         "strategy, ratios, layers, `prompt_layers` and examples of the training"
     )
     trained_for_these_layers: Flag = value(
@@ -635,8 +538,8 @@ class Provenance(Section):
     )
 
 
-class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
-    """The record of one run. A failed or inapplicable run has a reason and no measurements."""
+class Outcome(Section):
+    """How a run ended."""
 
     status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
     reason: Text = value("why there is no result, and the file with the traceback")
@@ -645,16 +548,17 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
     warnings: tuple[str, ...] = value(
         "differences between the requested and the actual run", default=()
     )
+
+
+class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleUsed, Settings):
+    """The record of one run. A failed or inapplicable run has a reason and no measurements."""
+
     folder: str = Field("", exclude=True)  # from which a report read it
 
     @classmethod
-    def joined(cls, *sections: Section, **values: object) -> Self:
-        """Join the sections that a run made; an unknown key or a wrong type is a UsageError."""
-        joined = {key: item for part in sections for key, item in part} | values
-        try:
-            return cls.model_validate(joined)
-        except ValidationError as error:
-            raise misfit(cls, error) from None
+    def joined(cls, *sections: Section) -> Self:
+        """Join the sections that a run made."""
+        return cls.model_validate({key: item for section in sections for key, item in section})
 
     def to_row(self) -> Row:
         """Return the record as a JSON object, without values that do not apply."""
@@ -679,7 +583,7 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return next((key for key in keys if self.value(key) is not None), None)
 
     @property
-    def kept(self) -> Interval | None:
+    def quality_share(self) -> Interval | None:
         """The kept share of the full model's primary score, which can exceed 1. Without a
         comparison it is 1 for the full model and None for others. Fewer than `MIN_FOR_STARS`
         examples have no interval, because a bootstrap over so few has no power.
@@ -696,16 +600,6 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return scores.through(lambda score: max(0.0, min(score / full, most, MAX_SHARE)))
 
     @property
-    def kept_share(self) -> float | None:
-        """The kept share of the full model's primary score."""
-        return self.kept.value if self.kept else None
-
-    @property
-    def kept_interval(self) -> str | None:
-        """The ends of this share's interval, as text."""
-        return self.kept.ends(".0%") if self.kept else None
-
-    @property
     def task(self) -> Text:
         """The name of the task, or None if the command reads no task."""
         if self.lm_eval_task:
@@ -713,31 +607,14 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return self.config.task.name if self.uses("task") else None
 
     @property
-    def key(self) -> tuple[str, str]:
-        """The folder and the id. Together they identify a record of any folder."""
-        return self.folder, self.id
-
-    @property
     def is_done(self) -> bool:
         """True for a finished run."""
         return self.status == DONE
 
     @property
-    def absent(self) -> str:
-        """The text of a cell without a value: N/A as in the paper's tables, failed, or a dash."""
-        return ABSENT.get(self.status, MISSING)
-
-    @property
     def keeps_all(self) -> bool:
         """True for the full model without drafts."""
         return self.strategy == "full" and not self.draft_tokens
-
-    @property
-    def is_own_baseline(self) -> bool:
-        """True if the full model was timed against itself, so that the speedup is noise."""
-        has_all = self.num_layers and len(self.kept_layers or ()) == self.num_layers
-        others = self.draft_tokens, self.later_stages, self.exit_depths
-        return bool(has_all) and not (self.config.crosses_engines or any(others))
 
     @property
     def summary(self) -> str:
@@ -785,11 +662,6 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return Interval(self.value(key), *ends)
 
     @property
-    def interval(self) -> str | None:
-        """The ends of the measured speedup's interval, as text; None with too few pairs."""
-        return self.speedup.ends() if self.speedup else None
-
-    @property
     def decoded_by(self) -> str:
         """The engine and the format of its weights."""
         return " ".join(filter(None, [self.engine, self.engine_weights]))
@@ -801,42 +673,6 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return full.engine if full else None
 
     @property
-    def random_prompts(self) -> Text:
-        """The lengths of random prompts and of their answers; None for a task's prompts."""
-        speed = self.config.speed
-        if self.command != "bench":
-            return None
-        return f"random prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} new ones"
-
-    @property
-    def read_rate(self) -> Positive:
-        """The bytes/s at which the machine read memory during the timed pairs: the median."""
-        units = self.pairs.units if self.pairs else ()
-        rates = [unit.bytes_per_second for unit in units if unit.bytes_per_second]
-        return median(rates) if rates else None
-
-    @property
-    def bandwidth_share(self) -> Share:
-        """The rate at which a step reads weights, keys and values, as a share of `read_rate`; None
-        if one is not known, or above 1, which shows that the limit was not measured.
-        """
-        if not (self.step_bytes and self.time_per_output_token_seconds and self.read_rate):
-            return None
-        share = self.step_bytes / self.time_per_output_token_seconds / self.read_rate
-        return share if share <= 1 else None
-
-    @property
-    def num_pairs(self) -> int | None:
-        """The number of timed pairs."""
-        return len(self.pairs.strategy.decode_seconds) if self.pairs else None
-
-    @property
-    def kv_share(self) -> float | None:
-        """The share of the prompt's KV cache that is kept."""
-        total, kept = self.prompt_kv_bytes, self.kept_kv_bytes
-        return kept / total if total and kept is not None else None
-
-    @property
     def depth(self) -> str:
         """The number of layers of a decode step; if it varies between steps, its mean over the
         evaluated answers.
@@ -844,17 +680,6 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         mean = self.evaluated_mean_kept_layers or self.mean_kept_layers
         varies = mean is not None and (self.later_stages or self.exit_depths)
         return f"{mean:.1f}" if varies else str(len(self.kept_layers or ()))
-
-    @property
-    def layers(self) -> str | None:
-        """Kept and all layers, e.g. 6/12; `8/12 for 4` tells that the ratio asks for 4. A mean
-        depth, e.g. 4.5/12, is shown without the request.
-        """
-        if self.kept_layers is None:
-            return None
-        wanted = f"{self.target_kept_layers or 0:g}"
-        asked = "" if "." in self.depth or wanted in ("0", self.depth) else f" for {wanted}"
-        return f"{self.depth}/{self.num_layers}{asked}"
 
     @property
     def has_two_depths(self) -> bool:
@@ -867,49 +692,11 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
         return abs(timed - evaluated) > DEPTH_TOLERANCE * evaluated
 
     @property
-    def timed_layers(self) -> str | None:
-        """The mean number of layers in the timed pairs and all layers, e.g. 4.0/6, if the evaluated
-        answers ran another number.
-        """
-        if self.measured_speedup is None or not self.has_two_depths:
-            return None
-        return f"{self.mean_kept_layers:.1f}/{self.num_layers}"
-
-    @property
-    def last_stage(self) -> frozenset[int]:
-        """The layers that the last step runs; with early exit, the first n layers, if a step runs n
-        on average.
-        """
-        if self.exit_depths and self.mean_kept_layers:
-            return frozenset(range(round(self.mean_kept_layers)))
-        last = self.later_stages[-1].kept_layers if self.later_stages else None
-        return frozenset(last or self.kept_layers or ())
-
-    @property
-    def timed_tokens_per_second(self) -> float | None:
-        """The decoded tokens per second in the timed pairs; None if no speed was measured."""
-        return self.pairs.strategy.tokens_per_second if self.pairs else None
-
-    @property
-    def full_tokens_per_second(self) -> float | None:
-        """The decoded tokens per second of the full model in the same timed pairs."""
-        full = self.pairs and self.pairs.full
-        return full.tokens_per_second if full else None
-
-    @property
     def has_few_examples(self) -> bool:
         """True if there are too few examples for a significance test; an unknown number counts as
         enough.
         """
         return 0 < (self.num_examples or 0) < MIN_FOR_STARS
-
-    @property
-    def num_cut_off(self) -> int:
-        """The number of answers that reached the maximum length, if that is most of them; else
-        0.
-        """
-        count = self.degenerate.get("hit_limit", 0)
-        return count if 2 * count > (self.num_examples or 0) else 0
 
     def is_from_here(self, *also: str, quick: bool = False) -> bool:
         """Return True if the record was measured on a machine like this one; `also` names further
@@ -921,15 +708,6 @@ class Record(Provenance, LmEval, Throughput, Quality, Timing, Schedule, Point):
             return where is not None and where.processor == environment.processor()
         here = environment.machine(self.device or "cpu")
         return all(getattr(where, key) == here[key] for key in (*environment.MACHINE, *also))
-
-    def is_significant(self, metric: str) -> bool:
-        """Return True if the interval of a score's difference from the full model's excludes
-        zero.
-        """
-        compared = self.vs_baseline.get(metric)
-        if compared is None or self.has_few_examples:
-            return False
-        return not compared.delta_low <= 0 <= compared.delta_high
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -953,28 +731,11 @@ _NEEDS = {  # keys without which the value of another key means nothing
 }
 
 
-_SHOWN = {
-    key: field.json_schema_extra
+DETECTED = tuple(
+    key
     for key, field in Record.model_fields.items()
-    if isinstance(field.json_schema_extra, Shown)
-}
-DETECTED = tuple(key for key, shown in _SHOWN.items() if shown.detected)
-
-
-def _columns() -> Iterator[tuple[str, Column]]:
-    """Yield every column with its key: the attribute of a record that it shows, or the declaring
-    field if a function makes the text.
-    """
-    yield "label", Column("strategy", "label", first=True)
-    yield "target_speedup", Column("target", "target_speedup", ".4g")
-    for key, shown in _SHOWN.items():
-        for column in shown.columns:
-            show = column.show or key
-            yield show if isinstance(show, str) else key, column._replace(show=show)
-
-
-# The columns of all fields and metrics by what they show; all tables are printed from them.
-COLUMNS = dict(_columns())
+    if field.json_schema_extra == {"detected": True}
+)
 
 
 def read(line: str | bytes) -> Record:

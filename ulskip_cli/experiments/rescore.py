@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.task import Task
-from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import Answers
@@ -82,7 +83,7 @@ def rescore(
     return RescoredRun(record, rescored)
 
 
-def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row]:
+def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Table]:
     """Return the generations of a run, as many as `record` has examples, or an empty list if the
     file is missing; raise UsageError if a scored run lacks answers.
     """
@@ -97,7 +98,7 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Row
     return answers
 
 
-def _texts(answers: Sequence[Row]) -> Answers:
+def _texts(answers: Sequence[Table]) -> Answers:
     hypotheses, references, sources, tests = (
         [answer.get(key, "") for answer in answers] for key in (*ANSWER_KEYS, "test")
     )

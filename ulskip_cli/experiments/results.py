@@ -12,15 +12,15 @@ table.md, table.csv   made from the rows (see `report`)
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
-from ulskip_cli.core.files import append_line, check_writable, lock, user_path, write_atomic
-from ulskip_cli.experiments.record import Record, Row, read
+from ulskip_cli.core.files import Table, append_line, check_writable, lock, user_path, write_atomic
+from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.tasks.loading import read_objects
 
 MAX_REFUSED = 5  # refused lines of a folder that are named
@@ -69,16 +69,6 @@ class ResultsFolder:
     def _lines(self) -> list[bytes]:
         return self.runs_path.read_bytes().split(b"\n") if self.runs_path.is_file() else []
 
-    def record(
-        self, run_id: str, accept: Callable[[Record], bool] = lambda record: True
-    ) -> Record | None:
-        """Return a point's newest complete record that `accept` accepts; None if there is none."""
-        for line in reversed(self._lines()):
-            record = parse_row(line) if run_id.encode() in line else None
-            if record and record.id == run_id and self.is_complete(record) and accept(record):
-                return record
-        return None
-
     def is_complete(self, record: Record) -> bool:
         """Return True if a record is done and its answers, if it has any, are stored."""
         has_answers = record.num_examples != 0 and record.config.answers
@@ -104,7 +94,7 @@ class ResultsFolder:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
-    def generations(self, run_id: str) -> list[Row]:
+    def generations(self, run_id: str) -> list[Table]:
         """Return the generations of every example, in the task's order; raise UsageError for an
         invalid line.
         """
@@ -120,7 +110,7 @@ class ResultsFolder:
         for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
             unfinished.unlink(missing_ok=True)
 
-    def save_generations(self, run_id: str, generations: Sequence[Row]) -> None:
+    def save_generations(self, run_id: str, generations: Sequence[Table]) -> None:
         """Write the generations of a point."""
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))

@@ -1,119 +1,145 @@
-"""The settings of records, and those in which records differ: the one answer to "which keys may
-rows be grouped by, and which tell them apart?".
+"""The settings of records, and those that tell records apart: the one answer to "which keys may
+rows be grouped by, and which names a label?".
 
-A setting is a used value of the configuration, or a property that a run detected, such as the
-device. A setting that a record does not have agrees with every value: a full model uses no ratio,
-and a failed run detected no device.
+A setting is a name that stands for several values, a used value of the configuration, or a property
+that a run detected, such as the device. A setting that a record does not have agrees with every
+value: a full model uses no ratio, and a failed run detected no device.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.options import Choice, Options
-from ulskip_cli.experiments.record import DETECTED, Record
+from ulskip_cli.core.options import Options, field_of
+from ulskip_cli.core.schedule import listed
+from ulskip_cli.experiments.record import DETECTED, Record, Settings
 
-UNKNOWN = "unknown"  # choice of keys that this version does not know
 NAMES = ("model", "task", "pair", "decoding")  # properties that name several settings at once
+AUTO = "auto"  # the engine of a configuration that leaves the choice to the run
 
 
-class Key(NamedTuple):
-    """The key of a setting. The same option of two strategies is two keys."""
-
-    name: str  # of the configuration, e.g. `strategy.spacing`, or of a detected property
-    choice: str = ""  # the chosen strategy, task, correction or engine that has the option
-
-    @property
-    def part(self) -> str:
-        """The section, e.g. `strategy`."""
-        return self.name.partition(".")[0]
-
-    @property
-    def title(self) -> str:
-        """The name in words.
-
-        >>> Key("speed.new_tokens").title, Key("num_examples").title
-        ('speed new tokens', 'examples')
-        """
-        return self.name.removeprefix("num_").replace("_", " ").replace(".", " ")
-
-
-Settings = Mapping[Key, object]
-
-
-def settings(record: Record) -> dict[Key, object]:
-    """Return all settings of a record: its names, what its run detected, and the values of its
-    configuration.
+def settings(record: Record) -> dict[str, object]:
+    """Return all settings of a record by key: its names, what its run detected, and the values of
+    its configuration, e.g. of `strategy.spacing`.
     """
-    named = {Key(name): getattr(record, name) for name in ("folder", *NAMES)}
-    detected = {Key(name): record.value(name) for name in DETECTED}
-    if record.draft_tokens or record.config.strategy.exits_early:  # their engine follows from it
-        del detected[Key("engine")]
+    values = {name: getattr(record, name) for name in ("folder", *NAMES)}
+    detected = {name: record.value(name) for name in DETECTED}
     if not record.is_done:  # a failed run may have ended before it detected them
-        detected = {key: value for key, value in detected.items() if value is not None}
-    values = named | detected | config_settings(record.config, record.command)
-    values.pop(Key("speed.enabled"), None)  # a row without speed may join one with it
+        detected = {name: value for name, value in detected.items() if value is not None}
+    values |= detected
+    values |= _used(record, record.config)
+    values.pop("speed.enabled", None)  # a row without speed may join one with it
+    engine = values.pop("engine.name", AUTO)
+    # Drafts and early exit have their own engines, which follow from other settings.
+    if record.engine and not (record.draft_tokens or record.config.strategy.exits_early):
+        engine = record.engine
+    values["engine"] = engine
+    if engine == AUTO:
+        del values["engine"]
     return values
 
 
-def all_settings(records: Sequence[Record]) -> list[dict[Key, object]]:
-    """Return the settings of each record. Keys that this version does not know are None in records
-    that lack them, because there they had their defaults.
+def _used(record: Record, options: Options, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values that the command of a record uses and that change its results, by key."""
+    for name, value in options:
+        key = f"{prefix}{name}"
+        if not record.config.changes_results(key, record.command):
+            continue
+        if isinstance(value, Options):
+            yield from _used(record, value, f"{key}.")
+        else:
+            yield key, value
+
+
+def all_settings(records: Sequence[Record]) -> list[dict[str, object]]:
+    """Return the settings of each record. An option that only some choices have, and a key that
+    this version does not know, are None in the records that lack them.
     """
     rows = list(map(settings, records))
-    for key in dict.fromkeys(key for row in rows for key in row if key.choice):
-        for row in rows:
-            if key.choice in (UNKNOWN, row.get(Key(f"{key.part}.name"))):
-                row.setdefault(key, None)
+    for key in dict.fromkeys(key for row in rows for key in row if key not in DETECTED):
+        for row in rows if field_of(Config, key) is None else ():
+            row.setdefault(key, None)
     return rows
 
 
-def config_settings(config: Config, command: str = "run") -> dict[Key, object]:
-    """Return the values of a configuration that a command uses and that change its results."""
+def differences(
+    rows: Sequence[Mapping[str, object]],
+    told: Sequence[str] = (),
+    but: Collection[str] = (),
+    always: Collection[str] = (),
+) -> list[str]:
+    """Return the settings that tell rows apart, without `told` and without those of the sections
+    `but`: each in which rows differ that are equal in `told` and in the settings before it, and of
+    `always` each in which rows differ at all.
 
-    def walk(options: Options, prefix: str, choice: str) -> Iterator[tuple[Key, object]]:
-        """Yield the settings of options; `choice` names the preset that they belong to, if any."""
-        for name, value in options:
-            key = f"{prefix}{name}"
-            if not config.changes_results(key, command):
-                continue
-            if isinstance(value, Choice):
-                yield Key(f"{key}.name"), value.name
-                yield from walk(value, f"{key}.", value.name)
-            elif isinstance(value, Options):
-                yield from walk(value, f"{key}.", choice)
-            elif not (choice and name == "name"):
-                is_known = name in type(options).model_fields
-                yield Key(key, choice if is_known or choice else UNKNOWN), value
-
-    return dict(walk(config, "", ""))
-
-
-def differences(rows: Sequence[Settings], but: Collection[str] = ()) -> list[Key]:
-    """Return the settings in which rows differ, without those of the sections `but`.
-
-    A key of the configuration is left out if an earlier one tells the same, e.g. the path of a
-    model beside its name.
+    >>> rows = [{"model": "a", "seed": 1}, {"model": "b", "seed": 2}, {"model": "b", "batch": 8}]
+    >>> differences(rows), differences(rows, always=["seed"])
+    (['model'], ['model', 'seed'])
     """
-    keys = dict.fromkeys(key for row in rows for key in row)
-    texts = {key: [repr(row[key]) if key in row else None for row in rows] for key in keys}
-    found: list[Key] = []
-    for key, values in texts.items():
-        if key.part in but or len({*values} - {None}) < 2:
-            continue
-        is_told = any(
-            _follows(values, texts[told], is_choice=key.part == told.part) for told in found
-        )
-        if key.name in DETECTED or not is_told:
-            found.append(key)
-    return found
+    named = list(told)
+    for key in dict.fromkeys(key for row in rows for key in row if section_of(key) not in but):
+        earlier = () if key in always else tuple(named)
+        values = defaultdict[object, set[str]](set)  # of rows that are equal in `earlier`
+        for row in rows:
+            if key in row:
+                values[tuple(repr(row.get(name)) for name in earlier)].add(repr(row[key]))
+        if any(len(different) > 1 for different in values.values()):
+            named.append(key)
+    return named[len(told) :]
 
 
-def _follows(values: Sequence[str | None], told: Sequence[str | None], is_choice: bool) -> bool:
-    """Return True if rows with equal values of `told` have equal values, and every value occurs in
-    such a row. The reverse must hold too, unless `told` is the choice whose option has the values.
+def section_of(key: str) -> str:
+    """Return the section of a key, e.g. `strategy` of `strategy.spacing`."""
+    return key.partition(".")[0]
+
+
+def key_title(key: str) -> str:
+    """Return a key in words.
+
+    >>> key_title("speed.new_tokens"), key_title("num_examples")
+    ('speed new tokens', 'examples')
     """
-    pairs = {(a, b) for a, b in zip(told, values, strict=True) if a is not None and b is not None}
-    firsts, seconds = ({pair[side] for pair in pairs} for side in (0, 1))
-    is_told = len(firsts) == len(pairs) and seconds == {*values} - {None}
-    return is_told and (is_choice or len(seconds) == len(pairs))
+    return key.removeprefix("num_").replace("_", " ").replace(".", " ")
+
+
+def setting_text(record: Record, key: str) -> str:
+    """Return the value of a setting in words, empty if the record has none or did not use it."""
+    value = settings(record).get(key)
+    if key == "engine" and record.engine:  # also that of drafts, which agrees with every engine
+        value = record.engine
+    return "" if value in (None, {}, ()) else words(value)
+
+
+def setting_words(record: Record, keys: Iterable[str]) -> list[str]:
+    """Name the values of some settings, without those that the record does not have."""
+    return [f"{key_title(key)} {text}" for key in keys if (text := setting_text(record, key))]
+
+
+def words(value: object) -> str:
+    """Return a value as text: numbers of layers as ranges, and a mapping without its keys.
+
+    >>> words([0, 1, 2, 5]), words({"file": "a.txt"})
+    ('0-2, 5', 'a.txt')
+    """
+    if isinstance(value, dict):
+        return " ".join(map(str, value.values()))
+    if value and isinstance(value, list | tuple) and all(type(item) is int for item in value):
+        return listed(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def point_labels(points: Sequence[Settings]) -> list[str]:
+    """Name points by strategy, ratio and the settings that tell them apart, e.g. `unified ratio 2
+    batch size 8`.
+    """
+    records = [Record.joined(point) for point in points]
+    rows = [
+        {"label": record.label, **row}
+        for record, row in zip(records, all_settings(records), strict=True)
+    ]
+    keys = differences(rows, told=("label", "ratio"))
+    labels = []
+    for record in records:
+        ratio = [f"ratio {record.config.ratio:.4g}"] if record.uses("ratio") else []
+        labels.append(" ".join([record.label, *ratio, *setting_words(record, keys)]))
+    return labels

@@ -14,9 +14,10 @@ from functools import cache
 from pathlib import Path
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import Table
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.experiments.intervals import CONFIDENCE, Interval
-from ulskip_cli.experiments.record import MIN_FOR_STARS, Record, Row
+from ulskip_cli.experiments.record import MIN_FOR_STARS, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import Answers
@@ -144,7 +145,7 @@ def primary(records: Iterable[Record]) -> str | None:
 def shares(records: Iterable[Record], gate: float = GATE) -> list[QualityShare]:
     """Judge every finished record that has a score and a full model to compare with."""
     done = (record for record in records if record.is_done)
-    return [QualityShare(record, kept, gate) for record in done if (kept := record.kept)]
+    return [QualityShare(record, kept, gate) for record in done if (kept := record.quality_share)]
 
 
 def difference(new: Record, old: Record, metric: str) -> Interval:
@@ -184,7 +185,7 @@ def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
     return {(answer["source"], answer["reference"]): answer["hypothesis"] for answer in answers}
 
 
-def read_answers(folder: str, run_id: str) -> list[Row]:
+def read_answers(folder: str, run_id: str) -> list[Table]:
     """Read the stored answers of a run, none if it has no file; warn if one is damaged."""
     try:
         return ResultsFolder(Path(folder)).generations(run_id)
@@ -247,7 +248,7 @@ def sentence(record: Record) -> str:
     is_baseline = record.keeps_all and not record.config.crosses_engines
     speed = [] if is_baseline else _speed_text(record)
     quality = [*score_text(record), *_agreement_text(record)]
-    if speed and quality and record.timed_layers:
+    if speed and quality and record.has_two_depths:
         timed = f"{record.label} ran {record.mean_kept_layers:.1f} layers when it was timed"
         return f"{timed}: {speed[0]}. Its answers ran {record.summary}: {'; '.join(quality)}."
     facts = [*speed, *quality]
@@ -299,7 +300,7 @@ def score_text(record: Record) -> list[str]:
         return [text]
     if not compared.delta:
         return [f"{text}, like the full model's"]
-    kept, changes = record.kept, tested_changes(record)
+    kept, changes = record.quality_share, tested_changes(record)
     if kept is None:
         text += f" instead of {compared.full:{form}}"
     else:

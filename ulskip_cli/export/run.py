@@ -13,14 +13,13 @@ from pathlib import Path
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.command_line import command_line
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.point import Resolver
 from ulskip_cli.strategies.plan import Plan
 
 # The function that writes each format; it is imported when it is used.
@@ -96,14 +95,6 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
     skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
-    kind = config.correction.patch_kind(config.model)
-    # Patches that are not merged into the weights are no part of an ordinary checkpoint.
-    if skip_adapter is not None and kind.takes_time:
-        mergeable = " and ".join(name for name, kind in KINDS.items() if not kind.takes_time)
-        raise UsageError(
-            f"--format {name} supports patches of kind {mergeable}, got {kind.name}"
-            f" (correction.path={skip_adapter}); use patches of kind folded, or --format schedule"
-        )
     return ResolvedExport(config, files, plan, request, to, made_by, skip_adapter)
 
 

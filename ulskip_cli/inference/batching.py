@@ -22,6 +22,10 @@ class BatchSize:
 
     used: int
 
+    def lower(self, most: int) -> None:
+        """Lower the size to at most `most`, which fitted into memory."""
+        self.used = min(self.used, most)
+
 
 def in_batches(
     items: Sequence[ItemT],

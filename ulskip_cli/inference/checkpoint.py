@@ -52,20 +52,15 @@ _ENDS = (
 
 
 def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
-    """Return the folder of a model's files, downloaded or converted if needed; raise UsageError for
-    random weights or a failed download.
+    """Return the folder of a model's files, downloaded or converted if needed; raise UsageError if
+    a download fails.
     """
-    files = ModelFolder(model)
-    files.check_installed()
-    if files.gguf:
-        return converted_gguf(files.gguf, files.model.dtype, progress or ProgressCallback())
-    if model.source == "random":
-        raise UsageError(
-            "expected a model with a checkpoint, got model=random; use model=hf"
-            " model.path=FOLDER_OR_HUB_ID"
-        )
-    if model.source == "bundled" or user_path(model.path, "model.path").exists():
-        return files.file.parent
+    folder = ModelFolder(model)
+    folder.check_installed()
+    if folder.gguf:
+        return converted_gguf(folder.gguf, folder.model.dtype, progress or ProgressCallback())
+    if model.source != "hf" or user_path(model.path, "model.path").exists():
+        return folder.file.parent
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", *_WEIGHTS, *COMPANIONS]

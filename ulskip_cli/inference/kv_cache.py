@@ -17,22 +17,22 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
-def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer not in `kept`, given as layers of the unpruned cache;
-    raise ValueError if one was dropped before. `kept` is stored as `kept_layers` of the cache.
+def prune_cache(cache: DynamicCache, places: Sequence[int]) -> None:
+    """Keep the keys and values at some places of the unpruned cache, and drop all others; raise
+    ValueError if one was dropped before. `places` are stored as an attribute of the cache.
     """
-    held: Layers = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
+    held: Layers = getattr(cache, "places", tuple(range(len(cache.layers))))
     # in place: `generate` keeps a reference to the cache
-    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
-    cache.kept_layers = tuple(kept)
+    cache.layers = [cache.layers[held.index(place)] for place in places]
+    cache.places = tuple(places)
 
 
-def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
-    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not
+def fork_cache(cache: DynamicCache, places: Sequence[int]) -> DynamicCache:
+    """Return a second cache with the keys and values at some `places`; new tokens in it do not
     change `cache`.
     """
     fork = copy.copy(cache)
-    prune_cache(fork, kept)  # gives the fork a list of layers of its own
+    prune_cache(fork, places)  # gives the fork a list of layers of its own
     fork.layers = [_forked(layer) for layer in fork.layers]
     return fork
 

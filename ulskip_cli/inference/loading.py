@@ -48,47 +48,43 @@ class LoadedModel:
     notes: Table  # training and quantization of the weights, for result rows
 
 
-def load(
-    config: ModelConfig, seed: int = 1, progress: ProgressCallback | None = None
-) -> LoadedModel:
-    """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed`
-    is for random weights. A GGUF file is converted first.
+def load(config: ModelConfig, progress: ProgressCallback | None = None) -> LoadedModel:
+    """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. A GGUF
+    file is converted first, and the weights of a shape are drawn, the same in every call.
     """
     _silence_transformers()
-    files = ModelFolder(config)
-    config = files.model
+    folder = ModelFolder(config)
+    config = folder.model
     device = pick_device(config.device)
     notes: Table
-    if config.source == "random":
-        with device:  # created on their device
-            model = _random_model(files, device, seed).to(device)
+    if folder.is_shape:
+        model = _drawn(folder, device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
-        folder = folder_of(config, progress)
-        model = _pretrained(config, folder, device)
+        place = folder_of(config, progress)
+        model = _pretrained(config, place, device)
         quantization = None
-        if files.gguf:
-            name = SMOLLM2 if config.source == "smollm2-wheel" else files.gguf.name
+        if folder.gguf:
+            name = SMOLLM2 if config.source == "smollm2-wheel" else folder.gguf.name
             quantization = f"{name}, dequantized to {config.dtype}"
-        notes = {"quantization": quantization, **training_notes(folder)}
+        notes = {"quantization": quantization, **training_notes(place)}
     interruption.raise_if_interrupted()
-    return LoadedModel(model.eval(), files, _loaded_metadata(model, files), notes)
+    return LoadedModel(model.eval(), folder, _loaded_metadata(model, folder), notes)
 
 
 def load_tokenizer(
     config: ModelConfig, progress: ProgressCallback | None = None
-) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model (None for random weights); raise UsageError if it cannot be
-    loaded.
-    """
-    if config.source == "random":
-        return None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model; raise UsageError if it cannot be loaded."""
     _silence_transformers()
     folder = folder_of(config, progress)
-    return _from_pretrained(config, folder, AutoTokenizer, padding_side="left")
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(
+        config, folder, AutoTokenizer, padding_side="left"
+    )
+    return tokenizer
 
 
-def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadata:
+def _loaded_metadata(model: PreTrainedModel, folder: ModelFolder) -> ModelMetadata:
     """Return the metadata of a loaded model with the exact bytes of the weights; a tied head counts
     only once.
     """
@@ -101,7 +97,7 @@ def _loaded_metadata(model: PreTrainedModel, files: ModelFolder) -> ModelMetadat
     weights = sort_weight_sizes(tensors, depth, vocab_size)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     return replace(
-        files.metadata,
+        folder.metadata,
         num_layers=depth,
         weights=weights,
         weight_bytes=model.dtype.itemsize,
@@ -195,14 +191,14 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
         )
 
 
-def _random_model(files: ModelFolder, device: torch.device, seed: int) -> PreTrainedModel:
-    """Create a model with random weights from config.json; raise UsageError for an unknown
+def _drawn(folder: ModelFolder, device: torch.device) -> PreTrainedModel:
+    """Create a model of a shape with random weights on a device; raise UsageError for an unknown
     model_type, and RunError if out of memory.
     """
-    config, shape = files.model, {**files.config}
+    config, shape = folder.model, {**folder.config}
     stored = shape.pop("dtype", "float32")
     dtype = getattr(torch, stored if config.dtype == "auto" else config.dtype)
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     free = free_bytes(device)
     try:
         full = AutoConfig.for_model(**shape)
@@ -210,13 +206,14 @@ def _random_model(files: ModelFolder, device: torch.device, seed: int) -> PreTra
             count = AutoModelForCausalLM.from_config(full, dtype=dtype).num_parameters()
         needed = count * dtype.itemsize
         if needed <= free:
-            return AutoModelForCausalLM.from_config(full, dtype=dtype)
+            with device:  # where most of the tensors are made
+                return AutoModelForCausalLM.from_config(full, dtype=dtype).to(device)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise UsageError(
             f"expected a model_type with a causal LM in transformers, such as llama, and its sizes"
-            f" in {files.file}, got {shape.get('model_type')} ({reason(error)})"
+            f" in {folder.file}, got {shape.get('model_type')} ({reason(error)})"
         ) from None
     raise RunError(
         f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB,"

@@ -7,7 +7,7 @@ output of the last linear layer in front of the gap as its input (ReplaceMe, arX
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.correction import PatchKind
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
@@ -75,7 +76,7 @@ class PatchFitter:
         usable.sort(key=lambda example: -example.num_tokens)
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
         # by kind, first skipped layer of the gap, layer behind the gap, and ridge
-        self._fitted: dict[tuple[str, int, int, float], Mapping[str, Tensor]] = {}
+        self._fitted: dict[tuple[str, int, int, float], PatchKind] = {}
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
@@ -125,7 +126,7 @@ class PatchFitter:
     def fit(
         self,
         kept_sets: Sequence[Sequence[int]],
-        kind: PatchKind,
+        kind: type[PatchKind],
         ridge: float = DEFAULT_RIDGE,
         report: Callable[[int], None] = lambda done: None,
     ) -> SkipAdapter:
@@ -133,18 +134,17 @@ class PatchFitter:
         if a patch cannot be folded. `report` gets the number of finished sets.
         """
         fit = self._fit_folded if kind.is_folded else self._fit_at_gaps
-        tensors: dict[str, Tensor] = {}
-        for index, kept in enumerate(kept_sets):
-            fitted = fit(index, kept, kind, ridge)
-            tensors |= {name: tensor.float() for name, tensor in fitted.items()}
-            report(index + 1)
-        return SkipAdapter(self.num_layers, tuple(map(tuple, kept_sets)), kind, tensors)
+        patches = dict[Layers, Mapping[int, PatchKind]]()
+        for kept in map(tuple, kept_sets):
+            patches[kept] = fit(kept, kind, ridge)
+            report(len(patches))
+        return SkipAdapter(self.num_layers, kind, patches)
 
     def _fit_at_gaps(
-        self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
-    ) -> dict[str, Tensor]:
+        self, kept: Layers, kind: type[PatchKind], ridge: float
+    ) -> dict[int, PatchKind]:
         """Return patches that add to the full model's states before a gap what they lack of those
-        behind it, by their names in a `SkipAdapter` whose set of layers has this index.
+        behind it, by the layer behind the gap.
 
         The patch of a gap does not depend on other gaps, so it is kept for other schedules.
         """
@@ -154,28 +154,27 @@ class PatchFitter:
             for end in gaps(kept, self.num_layers)
         }
         self._teach([*starts, *starts.values()])
-        tensors: dict[str, Tensor] = {}
+        patches: dict[int, PatchKind] = {}
         for end, start in starts.items():
             key = (kind.name, start, end, ridge)
-            parts = self._fitted.get(key)
-            if parts is None:
+            patch = self._fitted.get(key)
+            if patch is None:
                 pairs = (
                     (batch.teacher[start], batch.lacking(end, batch.teacher[start]))
                     for batch in self.batches
                 )
-                parts = kind.solve(pairs, ridge)
-                size = sum(part.nbytes for part in parts.values())
+                patch = kind.solve(pairs, ridge)
+                size = sum(part.nbytes for part in patch.parts.values())
                 if len(self._fitted) * size < _KEPT_PATCH_BYTES:
-                    self._fitted[key] = parts
-            for name, part in parts.items():
-                tensors[f"patch.{index}.{end}.linear.{name}"] = part
-        return tensors
+                    self._fitted[key] = patch
+            patches[end] = patch
+        return patches
 
     def _fit_folded(
-        self, index: int, kept: Sequence[int], kind: PatchKind, ridge: float
-    ) -> dict[str, Tensor]:
-        """Return folded patches by their names in a `SkipAdapter`. The view runs layer by layer:
-        each patch maps its states, corrected by the earlier patches, to the full model's.
+        self, kept: Layers, kind: type[PatchKind], ridge: float
+    ) -> dict[int, PatchKind]:
+        """Return folded patches by the layer behind the gap. The view runs layer by layer: each
+        patch maps its states, corrected by the earlier patches, to the full model's.
         """
         if kept[0]:
             raise UsageError(
@@ -191,7 +190,7 @@ class PatchFitter:
 
         entries = list(map(enter, self.batches))
         states = [entry.hidden for entry in entries]
-        tensors: dict[str, Tensor] = {}
+        patches: dict[int, PatchKind] = {}
         for place, (layer, following) in enumerate(pairwise([*kept, self.num_layers])):
             if following not in ends:  # no gap behind this layer
                 states = [
@@ -208,13 +207,10 @@ class PatchFitter:
                 (output[batch.counted], batch.lacking(following, state[batch.counted]))
                 for batch, (state, output) in zip(self.batches, ran, strict=True)
             )
-            parts = kind.solve(pairs, ridge, folding.has_bias)
-            states = [state + kind.added(parts, output) for state, output in ran]
-            tensors |= {
-                f"fold.{index}.{layer}.{folding.path}.{parameter}": tensor
-                for parameter, tensor in parts.items()
-            }
-        return tensors
+            patch = kind.solve(pairs, ridge, folding.has_bias)
+            states = [state + patch.added(output) for state, output in ran]
+            patches[following] = replace(patch, place=(layer, folding.path))
+        return patches
 
 
 class _FoldingLayer:
@@ -222,7 +218,7 @@ class _FoldingLayer:
     linear layer to the hidden state unchanged.
     """
 
-    def __init__(self, layerwise: LayerwiseModel, place: int, kind: PatchKind) -> None:
+    def __init__(self, layerwise: LayerwiseModel, place: int, kind: type[PatchKind]) -> None:
         """Find the last linear layer inside layer number `place`, into which a patch is folded."""
         self._layerwise, self._place, self._kind = layerwise, place, kind
         self._layer = layerwise.layers[place]

@@ -64,8 +64,7 @@ class StageView:
 
     first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    # layers of the model that encodes the prompt whose keys and values the view reads
-    kept: Layers
+    places: Layers  # of its layers in the cache of the model that encodes the prompt
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
@@ -177,11 +176,11 @@ def two_phase(
         @functools.wraps(source_class.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             cache: Any = kwargs.get("cache")
-            if not hasattr(cache, "kept_layers"):  # which pruning sets, so this is the prompt
+            if not hasattr(cache, "places"):  # which pruning sets, so this is the prompt
                 return model.forward(*args, **kwargs)
             stage = by_first_step.get(cache.steps)
             if stage is not None:
-                kv_cache.prune_cache(cache, stage.kept)
+                kv_cache.prune_cache(cache, stage.places)
                 cache.view = stage.view
             cache.steps += 1
             return cache.view.forward(*args, **kwargs)
@@ -189,7 +188,7 @@ def two_phase(
         def _prefill(self, *args: Any, **kwargs: Any) -> Any:
             outputs = super()._prefill(*args, **kwargs)
             on_prefill(outputs.cache)
-            kv_cache.prune_cache(outputs.cache, stages[0].kept)
+            kv_cache.prune_cache(outputs.cache, stages[0].places)
             outputs.cache.steps = 0
             return outputs
 
@@ -264,7 +263,7 @@ def stage_views(
     stages: Sequence[Stage], prompt_layers: Layers, view: Callable[[Layers], PreTrainedModel]
 ) -> tuple[StageView, ...]:
     """Return the view of each stage after a prompt that `prompt_layers` encoded; `view` makes the
-    model of a set of layers. `StageView.kept` are the places of its layers in the prompt's cache.
+    model of a set of layers.
     """
     return tuple(
         StageView(

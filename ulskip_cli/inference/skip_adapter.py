@@ -9,10 +9,10 @@ import functools
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -31,7 +31,7 @@ from ulskip_cli.strategies.plan import Plan
 
 WEIGHTS = "adapter.safetensors"
 FORMAT = 1
-NamedTensor = tuple[int, str, Tensor]  # the layer that it belongs to, and its name there
+Place = tuple[int, str]  # of a linear layer: the number of its layer, and its path there
 
 
 class GapPatch(nn.Module):
@@ -39,12 +39,17 @@ class GapPatch(nn.Module):
     has no module, because it changes a linear layer.
     """
 
-    def __init__(self, kind: PatchKind, model: PreTrainedModel) -> None:
-        """Make a patch that changes nothing."""
+    def __init__(self, patch: PatchKind, model: PreTrainedModel) -> None:
+        """Copy a patch; raise RuntimeError if it does not fit the model."""
         super().__init__()
-        self.kind = kind
-        # this name is a part of the stored tensors' names
-        self.linear = kind.module(shallow_view.text_config(model).hidden_size)
+        self.kind = type(patch)
+        self.linear = patch.module(shallow_view.text_config(model).hidden_size)
+        self.linear.load_state_dict(patch.parts)
+
+    @property
+    def patch(self) -> PatchKind:
+        """The patch with the tensors of the module."""
+        return self.kind(self.linear.state_dict())
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
@@ -96,54 +101,95 @@ def _patched_class(source: type[nn.Module]) -> type:
     return PatchedLayer
 
 
+class Lora(NamedTuple):
+    """Matrices that add `up down` to the weight of a linear layer in every set of layers."""
+
+    down: Tensor  # [rank, in]
+    up: Tensor  # [out, rank]
+
+
 @dataclass(frozen=True)
 class SkipAdapter:
-    """The corrections of the views of one model, for one or several sets of kept layers.
-
-    The names of tensors are:
-    `patch.SET.LAYER.PARAMETER`, a parameter of the `GapPatch` in front of a layer or, with the
-    model's number of layers, behind the last kept layer; SET is an index into the sets;
-    `fold.SET.LAYER.MODULE.PARAMETER`, of a folded patch in the linear layer at a path of a layer;
-    `lora.LAYER.MODULE.A` [rank, in] and `.B` [out, rank], which add `B A` to the weight of a linear
-    layer in every set.
-    """
+    """The corrections of the views of one model, for one or several sets of kept layers."""
 
     num_layers: int
-    kept_sets: tuple[Layers, ...]
-    kind: PatchKind
-    tensors: Mapping[str, Tensor]
+    kind: type[PatchKind]
+    # by kept layers, and there by the layer behind the gap, or the model's number of layers
+    patches: Mapping[Layers, Mapping[int, PatchKind]]
+    lora: Mapping[Place, Lora] = field(default_factory=dict)
     record: Table = field(default_factory=dict)  # base model, and how the adapter was made
+
+    @property
+    def kept_sets(self) -> tuple[Layers, ...]:
+        """The sets of kept layers."""
+        return tuple(self.patches)
 
     def view(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other
         layers or an unfit model.
         """
         num_layers = shallow_view.num_layers(model)
-        if kept not in self.kept_sets or num_layers != self.num_layers:
+        if kept not in self.patches or num_layers != self.num_layers:
             raise UsageError(
                 f"expected a skip adapter for layers {kept} of {num_layers}, got one for"
                 f" {self.kept_sets} of {self.num_layers}; use another adapter"
             )
-        index = self.kept_sets.index(kept)
         try:
             with torch.no_grad():
-                patches = self.patches(index, model)
-                for patch in patches.values():
-                    patch.to(model.dtype).requires_grad_(False).eval()
-                changes = [*self._named(f"fold.{index}."), *self._named("lora.")]
-                kept_changes = [change for change in changes if change[0] in kept]
-                return patched_view(self._with_linears(model, kept_changes), kept, patches)
+                modules = self.modules(kept, model)
+                for module in modules.values():
+                    module.to(model.dtype).requires_grad_(False).eval()
+                return patched_view(self.merged(model, kept), kept, modules)
         except (RuntimeError, AttributeError, KeyError, ValueError) as error:
             raise UsageError(
                 f"the skip adapter does not fit this model ({reason(error)})"
             ) from None
+
+    def modules(self, kept: Layers, model: PreTrainedModel) -> dict[int, GapPatch]:
+        """Return the patches of `kept` that are not folded as modules on the device of the model,
+        by the layer behind the gap; raise RuntimeError if they do not fit the model.
+        """
+        if self.kind.is_folded:
+            return {}
+        patches = self.patches[kept].items()
+        return {gap: GapPatch(patch, model).to(model.device) for gap, patch in patches}
+
+    def merged(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
+        """Return a copy of a model that shares its weights, except those of linear layers with
+        folded patches or LoRA of the layers `kept`.
+        """
+        stack = shallow_view.decoder_layers(model)
+        folds = {patch.place: patch for patch in self.patches[kept].values() if patch.is_folded}
+        changed = {}
+        for place in {*folds, *(place for place in self.lora if place[0] in kept)}:
+            module = stack[place[0]].get_submodule(place[1])
+            changed[module] = _changed_linear(module, folds.get(place), self.lora.get(place))
+        return shallow_view.substituted(model, changed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by their stored names.
+
+        These are `patch.SET.LAYER.linear.PARAMETER`, where SET is an index into the sets and LAYER
+        the one behind the gap; `fold.SET.LAYER.MODULE.PARAMETER` of a folded patch in a linear
+        layer of the layer before the gap; and `lora.LAYER.MODULE.A` (down) and `.B` (up).
+        """
+        tensors = dict[str, Tensor]()
+        for index, patches in enumerate(self.patches.values()):
+            for gap, patch in patches.items():
+                prefix = f"patch.{index}.{gap}.linear"
+                if patch.is_folded:
+                    prefix = "fold.{}.{}.{}".format(index, *patch.place)
+                tensors |= {f"{prefix}.{name}": part for name, part in patch.parts.items()}
+        for (layer, path), (down, up) in self.lora.items():
+            tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
+        return tensors
 
     def save(self, folder: Path) -> None:
         """Write the folder; the record is last, so that a folder with a record is complete."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: tensor.detach().float().cpu().contiguous()
-            for name, tensor in self.tensors.items()
+            for name, tensor in self.tensors().items()
         }
         data = safetensors.torch.save(tensors, metadata={"format": "pt"})
         write_atomic(folder / WEIGHTS, data)
@@ -173,55 +219,42 @@ class SkipAdapter:
                     raise ValueError(f"{name} has the type {tensor.dtype}, not a float")
             if record.pop("format") != FORMAT:
                 raise ValueError(f"the format in {RECORD} is not {FORMAT}")
-            kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
-            kind = KINDS[record.pop("kind")]
-            return cls(record.pop("num_layers"), kept_sets, kind, tensors, record)
+            kept_sets = [tuple(layers) for layers in record.pop("kept_sets")]
+            num_layers, kind = record.pop("num_layers"), KINDS[record.pop("kind")]
+            patches, lora = _corrections(tensors, kind, kept_sets, num_layers)
+            return cls(num_layers, kind, patches, lora, record)
         except Exception as error:  # the files may contain anything
             raise UsageError(
                 f"expected a skip adapter in {folder}, got an error: {reason(error)}; make one with"
                 " `ulskip train train=adapter`"
             ) from None
 
-    def patches(self, kept_set: int, model: PreTrainedModel) -> dict[int, GapPatch]:
-        """Return the patches of the set with this index, by the layer in front of which they act,
-        on the device of the model; raise RuntimeError if they do not fit the model.
-        """
-        states = defaultdict[int, dict[str, Tensor]](dict)
-        for layer, name, tensor in self._named(f"patch.{kept_set}."):
-            states[layer][name] = tensor
-        patches = {layer: GapPatch(self.kind, model) for layer in states}
-        for layer, patch in patches.items():
-            patch.load_state_dict(states[layer])
-            patch.to(model.device)
-        return patches
 
-    def folded(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Return a copy of a model that contains the folded patches of the only set of layers."""
-        return self._with_linears(model, self._named("fold.0."))
-
-    def _with_linears(
-        self, model: PreTrainedModel, changes: Iterable[NamedTensor]
-    ) -> PreTrainedModel:
-        """Return a copy of a model that shares its weights, except those of linear layers with
-        folded patches or LoRA.
-        """
-        stack = shallow_view.decoder_layers(model)
-        # by linear layer: its tensors by name, as `_changed_linear` takes them
-        parts = defaultdict[nn.Module, dict[str, Tensor]](dict)
-        for layer, name, tensor in changes:
-            path, _, part = name.rpartition(".")
-            parts[stack[layer].get_submodule(path)][part] = tensor
-        changed = {module: _changed_linear(module, self.kind, parts[module]) for module in parts}
-        return shallow_view.substituted(model, changed)
-
-    def _named(self, prefix: str) -> Iterator[NamedTensor]:
-        """Yield the tensors whose name begins with `prefix`, with the layer and the rest of their
-        name.
-        """
-        for name, tensor in self.tensors.items():
-            if name.startswith(prefix):
-                layer, _, rest = name.removeprefix(prefix).partition(".")
-                yield int(layer), rest, tensor
+def _corrections(
+    tensors: Mapping[str, Tensor],
+    kind: type[PatchKind],
+    kept_sets: Sequence[Layers],
+    num_layers: int,
+) -> tuple[dict[Layers, dict[int, PatchKind]], dict[Place, Lora]]:
+    """Return patches and LoRA from tensors by their names, which `SkipAdapter.tensors` explains."""
+    patches = {kept: dict[int, PatchKind]() for kept in kept_sets}
+    matrices = defaultdict[Place, dict[str, Tensor]](dict)
+    for name, tensor in tensors.items():
+        group, rest = name.split(".", 1)
+        index, rest = ("0", rest) if group == "lora" else rest.split(".", 1)
+        layer, module = rest.split(".", 1)
+        path, _, part = module.rpartition(".")
+        place, kept = (int(layer), path), kept_sets[int(index)]
+        if group == "lora":
+            matrices[place][part] = tensor
+        elif group == "fold":
+            gap = min(behind for behind in (*kept, num_layers) if behind > place[0])
+            patch = patches[kept].setdefault(gap, kind({}, place))
+            patch.parts[part] = tensor
+        else:
+            patch = patches[kept].setdefault(place[0], kind({}))
+            patch.parts[module.removeprefix("linear.")] = tensor
+    return patches, {place: Lora(found["A"], found["B"]) for place, found in matrices.items()}
 
 
 def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table | None]:
@@ -234,29 +267,27 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table 
     if folder is None:
         return None, None
     adapter = SkipAdapter.load(user_path(folder, "correction.path"))
-    size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+    size = sum(tensor.nbytes for tensor in adapter.tensors().values())
     return adapter, {"path": folder, "bytes": size, "kind": adapter.kind.name, **adapter.record}
 
 
 def zero_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: PatchKind
+    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: type[PatchKind]
 ) -> SkipAdapter:
     """Return an adapter whose patches change nothing but take the usual time, to measure speed; it
-    has no tensors if the kind takes no time, as folded patches do not.
+    has no patches if the kind takes no time, as folded ones do not.
     """
     num_layers = shallow_view.num_layers(model)
-    tensors: dict[str, Tensor] = {}
-    for index, kept in enumerate(kept_sets):
-        for layer in gaps(kept, num_layers) if kind.takes_time else ():
-            state = GapPatch(kind, model).state_dict()
-            tensors |= {f"patch.{index}.{layer}.{name}": part for name, part in state.items()}
-    return SkipAdapter(num_layers, tuple(kept_sets), kind, tensors)
+    hidden_size = shallow_view.text_config(model).hidden_size
+    patches = {}
+    for kept in kept_sets:
+        ends = gaps(kept, num_layers) if kind.takes_time else ()
+        patches[kept] = {gap: kind(kind.module(hidden_size).state_dict()) for gap in ends}
+    return SkipAdapter(num_layers, kind, patches)
 
 
-def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a linear layer like `module` with other weights. `parts` are A and B of LoRA, and
-    under other names the tensors of a folded patch.
-    """
+def _changed_linear(module: nn.Module, fold: PatchKind | None, lora: Lora | None) -> nn.Module:
+    """Return a linear layer like `module` with a folded patch and LoRA in its weights."""
     if type(module) not in shallow_view.LINEARS:
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__}"
@@ -270,11 +301,10 @@ def _changed_linear(module: nn.Module, kind: PatchKind, parts: Mapping[str, Tens
     # memory, and an exported model, which has weights of its own, must give the same bits.
     weight = weight.detach().to(torch.float32, copy=True)
     bias = None if source.bias is None else source.bias.detach().to(weight, copy=True)
-    fold = {name: part for name, part in parts.items() if name not in ("A", "B")}
     if fold:
-        weight, bias = kind.merged(fold, weight, bias)
-    if "A" in parts:  # after the fold, which would change its product
-        weight = weight + parts["B"].to(weight) @ parts["A"].to(weight)
+        weight, bias = fold.merged(weight, bias)
+    if lora:  # after the fold, which would change its product
+        weight = weight + lora.up.to(weight) @ lora.down.to(weight)
     weight = (weight.t() if transposed else weight).contiguous()
     parameters = {
         name: None if tensor is None else nn.Parameter(tensor.to(source.weight.dtype), False)

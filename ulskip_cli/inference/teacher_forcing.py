@@ -54,7 +54,7 @@ def predict_response(
     response_len]; return the logits [batch, response_len, vocab_size] that predict its tokens.
     `prompt` is not changed.
     """
-    cache = kv_cache.fork_cache(prompt.cache, stages[0].kept)
+    cache = kv_cache.fork_cache(prompt.cache, stages[0].places)
     inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
     mask = prompt.whole_mask(inputs, response_mask)
     logits = [prompt.first_logits]
@@ -63,7 +63,7 @@ def predict_response(
     for stage, end in zip(stages, ends, strict=True):
         ids, seen = inputs[:, stage.first_step : end], mask[:, : prompt_len + end]
         if ids.shape[1]:  # else the response ends before the stage
-            kv_cache.prune_cache(cache, stage.kept)
+            kv_cache.prune_cache(cache, stage.places)
             logits.append(shallow_view.forward_with_cache(stage.view, ids, seen, cache))
     return torch.cat(logits, dim=1)
 

@@ -13,8 +13,8 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE
 from ulskip_cli.report import paper, tables
+from ulskip_cli.report.pairs import FolderComparison, compare
 from ulskip_cli.report.plots import save_quality
-from ulskip_cli.report.reference import Comparison, compare
 from ulskip_cli.report.rows import (
     Group,
     Item,
@@ -78,7 +78,7 @@ class Report:
         return [*found, *warnings(self.records)]
 
     @cached_property
-    def comparison(self) -> Comparison | None:
+    def comparison(self) -> FolderComparison | None:
         """The comparison with the folder `against`."""
         if not self.against or self.against == PAPER:
             return None

@@ -12,12 +12,12 @@ from pathlib import Path
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import all_settings, differences
+from ulskip_cli.experiments.settings import all_settings, differences, setting_words
 from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.build import PAGE, Report
 from ulskip_cli.report.plots import CAPTION, strategy_colour
-from ulskip_cli.report.rows import Group, collected, setting_words
+from ulskip_cli.report.rows import Group, collected, is_own_baseline
 from ulskip_cli.report.tables import EMPTY
 
 MAX_EXAMPLES = 200  # per data set
@@ -45,8 +45,8 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
     environment.filters["order"] = order
     page, plot = written[0].with_name(PAGE), written[1:]
     groups, records, gate = report.groups, report.records, report.gate
-    judged = {share.record.key: share for share in shares(records, gate)}
-    labels = {record.key: group.approach(record) for group in groups for record in group.records}
+    judged = {id(share.record): share for share in shares(records, gate)}
+    labels = {id(record): group.approach(record) for group in groups for record in group.records}
     titles = sorted({share.title for share in judged.values()})
     answers = collect(groups, records)
     table = report.long
@@ -66,7 +66,9 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
         heading=tables.title(records) or "Skipped layers",
         table=table,
         facets=facets,
-        rows=[(record, labels[record.key], judged.get(record.key)) for record in records],
+        rows=[(record, labels[id(record)], judged.get(id(record))) for record in records],
+        is_own_baseline=is_own_baseline,
+        last_stage=last_stage,
         readable={run.row for data_set in answers.sets for run in data_set.runs},
         metric=" or ".join(titles) if len(titles) < 2 else "primary metric",
         notes=tables.explanations(records),
@@ -74,6 +76,16 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
     )
     write_atomic(page, text)
     return page
+
+
+def last_stage(record: Record) -> frozenset[int]:
+    """Return the layers that the last step runs; with early exit, the first n layers, if a step
+    runs n on average.
+    """
+    if record.exit_depths and record.mean_kept_layers:
+        return frozenset(range(round(record.mean_kept_layers)))
+    last = record.later_stages[-1].kept_layers if record.later_stages else None
+    return frozenset(last or record.kept_layers or ())
 
 
 def order(text: str) -> str:
@@ -130,13 +142,7 @@ def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
     """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of at most `MAX_RUNS`
     runs. Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
     """
-    names = {  # by `Record.key`
-        row.key: group.called(row)
-        if row.target_speedup and not row.keeps_all
-        else group.approach(row)
-        for group in groups
-        for row in group.records
-    }
+    group_of = {id(row): group for group in groups for row in group.records}
     answered = [
         i
         for i, row in enumerate(rows)
@@ -150,7 +156,7 @@ def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
     notes = []
     for label, indices in stored.items():
         chosen = sorted(sorted(indices, key=lambda i: rows[i].batch_size)[:MAX_RUNS])
-        data_set = _data_set(label, {i: rows[i] for i in chosen}, names, texts)
+        data_set = _data_set(label, {i: rows[i] for i in chosen}, group_of, texts)
         counts = f"{len(data_set.examples)} of {data_set.stored} examples"
         notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
         sets += [data_set] if data_set.runs else []
@@ -161,12 +167,12 @@ def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
 def _data_set(
     label: str,
     rows: Mapping[int, Record],
-    names: Mapping[tuple[str, str], str],
+    group_of: Mapping[int, Group],
     texts: dict[str, int],
 ) -> DataSet:
     """Return the examples of one data set and the runs on them; runs that answered other examples
-    are left out. `rows` are by their index on the page, `names` by `Record.key`. `texts` maps each
-    text to its position; new texts are added to it.
+    are left out. `rows` are by their index on the page, `group_of` by the `id` of a row. `texts`
+    maps each text to its position; new texts are added to it.
     """
 
     def position(text: str) -> int:
@@ -189,8 +195,10 @@ def _data_set(
         if shown and [answer["source"] for answer in shown] == sources:
             outputs = [position(answer["hypothesis"]) for answer in shown]
             flags = {k: answer["flags"] for k, answer in enumerate(shown) if answer.get("flags")}
-            name, colour = names[rows[i].key], strategy_colour(rows[i].label)
-            runs.append(Run(i, name, colour, outputs, flags))
+            row, group = rows[i], group_of[id(rows[i])]
+            has_target = row.target_speedup and not row.keeps_all
+            name = group.called(row) if has_target else group.approach(row)
+            runs.append(Run(i, name, strategy_colour(row.label), outputs, flags))
     ran = [rows[run.row] for run in runs]
     # of each label the run with the smallest batch
     picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in _by_label(runs))

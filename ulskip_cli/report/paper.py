@@ -6,11 +6,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ulskip_cli.experiments.record import COLUMNS, MISSING, Column, Record
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import primary
 from ulskip_cli.report import tables
-from ulskip_cli.report.reference import POINT, ComparedPair, beside
+from ulskip_cli.report.columns import (
+    COLUMNS,
+    DECODE_RATE,
+    MISSING,
+    STRATEGY,
+    Column,
+    first_columns,
+    quality_share,
+    timed_layers,
+)
+from ulskip_cli.report.pairs import POINT, ComparedPair, beside
 from ulskip_cli.report.rows import Group, done, grouped, read_records, stored
 from ulskip_cli.report.tables import TableSection
 
@@ -24,13 +34,6 @@ CAVEAT = (
     " weights. x: tokens/s of prompt and generated tokens divided by those of full at the same"
     " batch size; ours in the timed pairs."
 )
-SHOWN = {
-    "layers",
-    "timed_layers",
-    "predicted_speedup",
-    "measured_speedup",
-    "full_tokens_per_second",
-}
 NOTE = (
     "Measured: decode seconds of the full model divided by those of the strategy, in timed pairs"
     " at the smallest batch size. Tok/s: decoded tokens per second in these pairs; full tok/s"
@@ -50,17 +53,17 @@ def _table4(group: Group) -> TableSection:
     """Make the table of a group: a line shows the record of the smallest batch size that finished,
     and the tokens/s of all batch sizes.
     """
-    points, metric = group.points(), primary(group.records) or ""
-    tokens_per_second = Column("", "timed_tokens_per_second", ".0f")
+    points, metric = group.points(), primary(group.records)
 
     def rate(first: Record, size: int) -> str:
         record = points[first.target_speedup or 0.0, group.approach(first)].get(size)
-        return tables.cell(record, tokens_per_second) if record else MISSING
+        return tables.cell(record, DECODE_RATE) if record else MISSING
 
+    shown = first_columns({metric} if metric else ())
     columns = [
         Column("target", lambda record: f"{record.target_speedup:g}x"),
         Column("approach", group.approach),
-        *(column for key, column in COLUMNS.items() if key in SHOWN | {metric}),
+        *(column for column in shown if column not in (STRATEGY, DECODE_RATE)),
         *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
     ]
     firsts = [
@@ -90,24 +93,25 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
     """Make one table per setting with the paper's values and ours; the note of the first table has
     the caveat.
     """
-    rows, sections = read_records([PAPER]), list[TableSection]()
+    published, sections = read_records([PAPER]), list[TableSection]()
 
     def share(record: Record) -> float | None:
-        # The first of the paper's rows is the full model.
-        is_paper = record.folder == str(PAPER)
-        return record.value("bleu") / rows[0].value("bleu") if is_paper else record.kept_share
+        if record.folder != str(PAPER):
+            return quality_share(record)
+        full_bleu: float = published[0].value("bleu")  # the first published row is the full model
+        return float(record.value("bleu")) / full_bleu
 
     for group in groups:
         metric, points, pairs = primary(group.records), group.points(), []
         shown = [
-            *([COLUMNS[metric]] if metric else []),
+            *(column for column in COLUMNS if column.metric == metric),
             Column("of\nfull", share, ".0%"),
             Column("tok/s", _rate, ".0f"),
             Column("x", "end_to_end_speedup", ".2f"),
         ]
         sides = [side for column in shown for side in beside(column, "paper", "ours")]
-        columns = [*POINT, *sides, Column("timed\nlayers", "new.timed_layers")]
-        for row in rows:
+        columns = [*POINT, *sides, Column("timed\nlayers", lambda pair: timed_layers(pair.new))]
+        for row in published:
             ours = points.get((row.target_speedup or 0.0, row.label), {}).get(row.batch_size)
             pairs += [ComparedPair(ours, row)] if ours else []
         if pairs:

@@ -13,17 +13,18 @@ from typing import TypeVar
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import all_printable
-from ulskip_cli.core.schedule import listed
-from ulskip_cli.experiments.record import DETECTED, MISSING, Record, read
+from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import (
     NAMES,
-    Key,
-    Settings,
     all_settings,
     differences,
+    section_of,
+    setting_words,
     settings,
+    words,
 )
+from ulskip_cli.report.columns import ABSENT
 
 FILE = "runs.jsonl"
 RESULTS_DIR = Path("results")  # default of results_dir
@@ -51,14 +52,13 @@ class Group:
         return sorted({record.batch_size for record in self.records})
 
     @cached_property
-    def _options(self) -> list[Key]:
+    def _options(self) -> list[str]:
         """The options of strategy and correction in which records of one label differ at the same
         target and batch size.
         """
-        lines = collected(
+        return differing_options(
             self.records, lambda record: (record.label, record.target_speedup, record.batch_size)
         )
-        return differing_options(lines.values())
 
     def approach(self, record: Record) -> str:
         """Name a record's strategy and its correction, and the options in which the group's
@@ -87,13 +87,16 @@ class Group:
         return points
 
 
-def differing_options(lines: Iterable[Sequence[Record]]) -> list[Key]:
-    """Return the options of strategy and correction in which records of one line differ."""
-    keys = (key for line in lines for key in differences(all_settings(line), but=("folder",)))
-    return [key for key in dict.fromkeys(keys) if key.part in LINES[:2]]
+def differing_options(records: Sequence[Record], line: Callable[[Record], Hashable]) -> list[str]:
+    """Return the options of strategy and correction in which records of an equal `line` differ."""
+    rows = []
+    for record, row in zip(records, all_settings(records), strict=True):
+        options = {key: value for key, value in row.items() if section_of(key) in LINES[:2]}
+        rows.append({"line": line(record), **options})
+    return differences(rows, told=["line"])
 
 
-def _option_text(record: Record, key: Key) -> str:
+def _option_text(record: Record, key: str) -> str:
     """Return an option as part of a name; paths are named by their last part."""
     option = settings(record).get(key)
     parts = option if isinstance(option, tuple) else (option,)
@@ -170,7 +173,7 @@ def reasons(records: Iterable[Record]) -> list[str]:
     """
     same = collected(
         (record for record in records if not record.is_done),
-        lambda record: (record.absent, re.sub(r"got \d+", "got", str(record.reason))),
+        lambda record: (ABSENT[record.status], re.sub(r"got \d+", "got", str(record.reason))),
     )
     return [
         f"{word} ({', '.join(dict.fromkeys(row.strategy for row in rows))}): {rows[0].reason}"
@@ -196,7 +199,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
 
 def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
-    if pairs and not (pairs.is_precise or record.is_own_baseline) and speedup and speedup.high:
+    if pairs and not (pairs.is_precise or is_own_baseline(record)) and speedup and speedup.high:
         yield (
             f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
             f" {pairs.precision:.0%} to a side; run it longer, with a larger speed.seconds and"
@@ -204,31 +207,11 @@ def _wide_interval(record: Record) -> Iterator[str]:
         )
 
 
-def setting_text(record: Record, key: Key) -> str:
-    """Return the value of a setting as words, or a dash if the record has none or did not use
-    it.
-    """
-    # An engine that agrees with all others, e.g. that of drafts, is shown too.
-    value = record.value(key.name) if key.name in DETECTED else settings(record).get(key)
-    return MISSING if value in (None, {}, ()) else words(value)
-
-
-def setting_words(record: Record, keys: Iterable[Key]) -> list[str]:
-    """Name the values of some settings, without those that the record does not have."""
-    return [f"{key.title} {text}" for key in keys if (text := setting_text(record, key)) != MISSING]
-
-
-def words(value: object) -> str:
-    """Return a value as text: numbers of layers as ranges, and a mapping without its keys.
-
-    >>> words([0, 1, 2, 5]), words({"file": "a.txt"})
-    ('0-2, 5', 'a.txt')
-    """
-    if isinstance(value, dict):
-        return " ".join(map(str, value.values()))
-    if value and isinstance(value, list | tuple) and all(type(item) is int for item in value):
-        return listed(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def is_own_baseline(record: Record) -> bool:
+    """Return True if the full model was timed against itself, so that the speedup is noise."""
+    has_all = record.num_layers and len(record.kept_layers or ()) == record.num_layers
+    others = record.draft_tokens, record.later_stages, record.exit_depths
+    return bool(has_all) and not (record.config.crosses_engines or any(others))
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
@@ -238,20 +221,23 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     A record without a setting, which agrees with every value, joins the first group that agrees
     otherwise.
     """
-    rows = all_settings(records)
-    texts = [
-        {key: repr(value) for key, value in row.items() if key.part not in LINES} for row in rows
+    rows = [
+        {key: repr(value) for key, value in row.items() if section_of(key) not in LINES}
+        for row in all_settings(records)
     ]
-    keys = dict.fromkeys(key for row in texts for key in row)
+    keys = dict.fromkeys(key for row in rows for key in row)
     # A setting with one value, or none, cannot separate groups.
-    varied = [key for key in keys if len({row[key] for row in texts if key in row}) > 1]
-    lines = [tuple(map(row.get, varied)) for row in texts]  # None: the record lacks the setting
-    group_of = _assigned(list(dict.fromkeys(lines)))
-    members = collected(zip(lines, records, strict=True), lambda pair: group_of[pair[0]])
-    named = _telling(rows, differences(rows, but=LINES))
-    groups = []
-    for pairs in members.values():
-        same = [record for _, record in pairs]
+    varied = [key for key in keys if len({row[key] for row in rows if key in row}) > 1]
+    lines = [tuple(map(row.get, varied)) for row in rows]  # None: the record lacks the setting
+    members: dict[Line, list[int]] = {}  # by the line of the first, the most complete
+    for index in sorted(range(len(lines)), key=lambda index: lines[index].count(None)):
+        line = lines[index]
+        if None in line and line not in members:
+            line = next((group for group in members if _agree(line, group)), line)
+        members.setdefault(line, []).append(index)
+    named, groups = differences(rows, told=NAMES), []
+    for indices in sorted(map(sorted, members.values())):
+        same = [records[index] for index in indices]
         # A full model lacks settings, so a finished record with a baseline names the group.
         best = next((record for record in done(same) if record.baseline_id), same[0])
         labels = [str(name) for key in NAMES if (name := getattr(best, key)) is not None]
@@ -259,36 +245,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
     return groups
 
 
-def _telling(rows: Sequence[Settings], keys: Iterable[Key]) -> list[Key]:
-    """Select the keys that a label needs. A key is needed if rows differ in it although their names
-    (`NAMES`) and the keys that were selected before are equal.
-    """
-    told = list(map(Key, NAMES))
-    for key in keys:
-        equal = collected(
-            (row for row in rows if key in row),
-            lambda row: tuple(repr(row.get(name)) for name in told),
-        )
-        if any(len({repr(row[key]) for row in same}) > 1 for same in equal.values()):
-            told.append(key)
-    return told[len(NAMES) :]
-
-
 Line = tuple[str | None, ...]  # the values of settings, None for one that a record does not have
-
-
-def _assigned(lines: Sequence[Line]) -> dict[Line, Line]:
-    """Map every line of settings to a group, which its first line names: an incomplete line to the
-    first group that agrees with it, every other line to a group of its own.
-    """
-    groups: list[Line] = []
-    group_of: dict[Line, Line] = {}
-    for line in sorted(lines, key=lambda line: line.count(None)):  # complete lines first
-        agreeing = [group for group in groups if None in line and _agree(line, group)]
-        if not agreeing:
-            groups.append(line)
-        group_of[line] = agreeing[0] if agreeing else line
-    return group_of
 
 
 def _agree(one: Line, other: Line) -> bool:

@@ -3,9 +3,10 @@ record.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -13,32 +14,40 @@ from rich.console import Console
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import (
+from ulskip_cli.experiments.record import DETECTED, MIN_FOR_STARS, Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.settings import (
+    NAMES,
+    all_settings,
+    differences,
+    key_title,
+    setting_text,
+)
+from ulskip_cli.experiments.statistics import primary
+from ulskip_cli.report.columns import (
     ABSENT,
     COLUMNS,
-    MIN_FOR_STARS,
     MISSING,
     Column,
-    Record,
+    bandwidth_share,
+    decode_rate,
+    first_columns,
+    is_significant,
+    read_rate,
+    timed_layers,
 )
-from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.experiments.settings import NAMES, Key, all_settings, differences
-from ulskip_cli.experiments.statistics import primary
 from ulskip_cli.report.rows import (
     LINES,
-    collected,
     differing_options,
     done,
     ordered,
     reasons,
-    setting_text,
     stored,
 )
 from ulskip_cli.tasks.metrics import AGREEMENT
 
 FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
-DRAFT = Key("decoding.draft")  # the label tells it
 STARS = (
     "A star (*) marks a score that differs from the full model's: the 95% interval of the"
     " difference (paired bootstrap, not corrected for the number of comparisons) excludes zero; a"
@@ -116,7 +125,9 @@ class TableSection:
 def cell(line: object, column: Column) -> str:
     """Return the text of a cell; without a value, the reason that a record has none, or a dash."""
     value = column.value(line)
-    return getattr(line, "absent", MISSING) if value is None else format(value, column.form)
+    if value is None:
+        return ABSENT.get(getattr(line, "status", ""), MISSING)
+    return format(value, column.form)
 
 
 def long_section(records: Sequence[Record]) -> TableSection:
@@ -124,22 +135,21 @@ def long_section(records: Sequence[Record]) -> TableSection:
     record has a value.
     """
     records = ordered(records)
-    return _section(records, [*COLUMNS.values(), *_harness(records)], explanations(records))
+    return _section(records, [*COLUMNS, *_harness(records)], explanations(records))
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
     """Make the short table: kept layers, predicted and measured speedup, and quality."""
     records = ordered(records)
-    metrics = {record.primary or "" for record in records} - {""}
-    shown = metrics or {"bandwidth_share"}  # for a benchmark, which has no metric
-    columns = [column for key, column in COLUMNS.items() if column.first or key in shown]
+    metrics = {record.primary for record in records if record.primary}
+    has_stars = any(is_significant(record, key) for key in metrics for record in records)
     notes = [
-        STARS * any(record.is_significant(key) for key in metrics for record in records),
+        STARS * has_stars,
         NO_REFERENCES * (AGREEMENT.key in metrics),
         *_speed_notes(() if metrics else records),  # only a benchmark has those columns
         *reasons(records),
     ]
-    return _section(records, columns, notes)
+    return _section(records, first_columns(metrics), notes)
 
 
 def _section(
@@ -155,7 +165,8 @@ def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
     """Explain the columns of a comparison of engines, and of bandwidth."""
     if any(record.full_engine for record in records):
         yield FULL_IN
-    rates = [record.read_rate for record in records if record.read_rate and record.bandwidth_share]
+    known = (record for record in records if bandwidth_share(record))
+    rates = [rate for record in known if (rate := read_rate(record))]
     if rates:
         ends = (f"{rate / 1e9:.0f}" for rate in (min(rates), max(rates)))
         yield f"{BANDWIDTH}: {' to '.join(dict.fromkeys(ends))} GB/s"
@@ -165,16 +176,16 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     """Return the columns of settings in which records differ, and of options in which records with
     the same label differ.
     """
-    options = differing_options(collected(records, lambda record: record.label).values())
-    others = differences(all_settings(records), but=LINES[:3])
-    keys = [key for key in dict.fromkeys([*options, *others]) if key != DRAFT]
+
+    def show(record: Record, key: str) -> str:
+        return setting_text(record, key) or MISSING
+
+    options = differing_options(records, lambda record: record.label)
+    shown = (*NAMES, *DETECTED, "batch_size")
+    others = differences(all_settings(records), but=LINES[:3], always=shown)
     return [
-        Column(
-            key.title.replace(" ", "\n"),
-            partial(setting_text, key=key),
-            optional=key.name not in NAMES,
-        )
-        for key in keys
+        Column(key_title(key).replace(" ", "\n"), partial(show, key=key), optional=key not in NAMES)
+        for key in dict.fromkeys([*options, *others])
     ]
 
 
@@ -304,16 +315,27 @@ def write_tables(folder: ResultsFolder) -> None:
 def title(records: Sequence[Record]) -> str:
     """Name what all finished records share (all records if none is finished)."""
     records = done(records) or records
-    forms = {  # by attribute of a record
-        **dict.fromkeys(("model", "task", "pair", "dataset", "decoding"), "{}"),
-        "batch_size": "batch {}",
-        "num_examples": "{} examples",
-        "random_prompts": "{}",
-    }
-    values = {key: {getattr(record, key) for record in records} for key in forms}
-    return " · ".join(
-        forms[key].format(*same) for key, same in values.items() if len(same) == 1 and any(same)
-    )
+    named = ("model", "task", "pair", "dataset", "decoding")
+    facts: list[tuple[str, Callable[[Record], object]]] = [
+        *(("{}", attrgetter(name)) for name in named),
+        ("batch {}", attrgetter("batch_size")),
+        ("{} examples", attrgetter("num_examples")),
+        ("{}", random_prompts),
+    ]
+    shared = []
+    for form, show in facts:
+        values = {show(record) for record in records}
+        if len(values) == 1 and any(values):
+            shared.append(form.format(*values))
+    return " · ".join(shared)
+
+
+def random_prompts(record: Record) -> str | None:
+    """Return the lengths of random prompts and of their answers; None for a task's prompts."""
+    speed = record.config.speed
+    if record.command != "bench":
+        return None
+    return f"random prompts of {speed.prompt_tokens} tokens, {speed.new_tokens} new ones"
 
 
 def provenance(records: Sequence[Record]) -> str:
@@ -344,8 +366,8 @@ def explanations(records: Sequence[Record]) -> list[str]:
         NO_REFERENCES: primary(records) == AGREEMENT.key,
         MEASURED: is_timed,
         INTERVAL: any(record.pairs and record.pairs.full for record in records),
-        RATES: any(record.timed_tokens_per_second is not None for record in records),
-        DEPTHS: any(record.timed_layers for record in records),
+        RATES: any(decode_rate(record) is not None for record in records),
+        DEPTHS: any(map(timed_layers, records)),
     }
     shown = (note for note, applies in notes.items() if applies)
     return [*shown, *_speed_notes(records), *reasons(records)]

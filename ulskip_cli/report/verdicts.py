@@ -20,7 +20,8 @@ from ulskip_cli.experiments.statistics import (
     shares,
     verdict,
 )
-from ulskip_cli.report.reference import ComparedPair
+from ulskip_cli.report.columns import decode_rate
+from ulskip_cli.report.pairs import ComparedPair
 from ulskip_cli.report.rows import Group, collected, grouped
 
 MAX_LEADS = 3  # sentences before the table of a sweep
@@ -164,10 +165,10 @@ def _fastest(records: Sequence[Record]) -> Iterator[str]:
     """Yield for every batch size the record with most tokens/s, of those faster than full if any
     are.
     """
-    timed = [record for record in records if record.timed_tokens_per_second]
+    timed = [record for record in records if decode_rate(record)]
     by_size = collected(timed, lambda record: record.batch_size)
     for size, rivals in sorted(by_size.items()):
         gains = list(filter(is_faster, rivals))
-        best = max(gains or rivals, key=lambda record: record.timed_tokens_per_second or 0.0)
-        rate = f"{best.timed_tokens_per_second:.0f} tok/s in {best.decoded_by}"
+        best = max(gains or rivals, key=lambda record: decode_rate(record) or 0.0)
+        rate = f"{decode_rate(best):.0f} tok/s in {best.decoded_by}"
         yield f"fastest at batch {size}: {rate}; {sentence(best)}"

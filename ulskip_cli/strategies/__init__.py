@@ -1,5 +1,6 @@
 """Strategies, which choose the layers of a decode step from integers, without torch.
 
 `core/strategy.py` is the interface. `static.py` has the smallest strategies. `plan.py` turns a
-configuration and a model's metadata into a `Plan`. This package imports only `core`.
+configuration and a model's metadata into a `Plan`, which is a `Schedule` with a forecast. This
+package imports only `core`.
 """

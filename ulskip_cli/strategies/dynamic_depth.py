@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from ulskip_cli.core import schedule
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import option
 from ulskip_cli.core.schedule import FALLS_TO, ExitRule, Layers, Stage
 from ulskip_cli.core.strategy import (
@@ -140,15 +140,15 @@ class EarlyExit(Strategy):
         """Return the layers 0 to N-1, because any of them may run."""
         return tuple(range(request.num_layers))
 
+    @property
+    def takes_batches(self) -> bool:
+        """False with `batch=na`."""
+        return self.batch == "min"
+
     def exit_rule(self, request: ScheduleRequest) -> ExitRule:
         """Return the exit rule for a model of this depth; T is the limit of an answer if the
         strategy has no horizon.
         """
-        if self.batch == "na" and request.batch_size > 1:
-            raise NotApplicable(
-                f"expected batch_size=1 with strategy.batch=na, got {request.batch_size}; set"
-                " batch_size=1 or strategy.batch=min"
-            )
         # A first exit above the mean depth R would make every step deeper than R.
         highest = min(request.num_kept, request.num_layers - 1)
         if self.min_exit > highest:

@@ -2,7 +2,7 @@
 Imports no torch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.correction import Adapter
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
@@ -37,36 +37,27 @@ class StepSizes:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The schedule of one configuration on one model; its predictions are properties."""
+class Schedule:
+    """The layers that read the prompt and those of each decode step: all that decoding has to know
+    of a strategy.
+    """
 
-    strategy: str  # name of the preset
     num_layers: int
     stages: tuple[Stage, ...]  # of decoding, each with fewer layers
     prompt_layers: str = "all"  # all or kept
-    target_speedup: float | None = None  # None if the strategy ignores the ratio
-    target_kept: int = 0  # R, the requested mean number of layers per step
-    # new tokens per sequence in timed pairs, the first of them by prefill; positional strategies
-    # need a mean depth of R over the others
-    timed_tokens: int = 32
     exits: ExitRule | None = None  # None without early exit
-    drafts: bool = False  # all layers check what the kept layers or n-grams draft
-    warnings: tuple[str, ...] = ()
-    sizes: StepSizes = StepSizes()
 
-    @classmethod
-    def from_layers(
-        cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all"
-    ) -> "Plan":
-        """Make a plan from a list of layers and the depth of a model; raise UsageError for an
+    @staticmethod
+    def from_layers(num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Schedule":
+        """Make a schedule from a list of layers and the depth of a model; raise UsageError for an
         invalid list.
         """
         stages = (Stage(0, schedule.checked(num_layers, kept)),)
-        return cls("custom", num_layers, stages, prompt_layers, target_kept=len(kept))
+        return Schedule(num_layers, stages, prompt_layers)
 
     @property
-    def full(self) -> "Plan":
-        """The plan of the full model."""
+    def full(self) -> "Schedule":
+        """The schedule of the full model."""
         return self.from_layers(self.num_layers, range(self.num_layers))
 
     @property
@@ -95,16 +86,48 @@ class Plan:
         return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
 
     @property
-    def is_full_model(self) -> bool:
-        """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
-        return self.keeps_all and not self.drafts
-
-    @property
     def skipping_sets(self) -> list[Layers]:
         """The layers of each stage that skips some, for which corrections are made."""
         return [
             stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
         ]
+
+    def mean_kept(self, steps: int) -> float:
+        """Return the mean number of layers over the first `steps` decode steps; early exit returns
+        its target depth.
+        """
+        if self.exits:
+            return float(self.exits.target_depth)
+        return schedule.mean_kept(self.stages, [steps + 1])
+
+    def cached_share(self, steps: int) -> float:
+        """Return the share of the first stage's keys and values that the first `steps` decode steps
+        read on average.
+        """
+        return self.mean_kept(steps) / self.num_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Schedule):
+    """The schedule of one configuration on one model, what it needs, and a forecast of its depth,
+    bytes and speed, most of which are properties.
+    """
+
+    strategy: str  # name of the preset
+    target_speedup: float | None = None  # None if the strategy ignores the ratio
+    target_kept: int = 0  # R, the requested mean number of layers per step
+    # new tokens per sequence in timed pairs, the first of them by prefill; positional strategies
+    # need a mean depth of R over the others
+    timed_tokens: int = 32
+    drafts: bool = False  # all layers check what the kept layers or n-grams draft
+    needs: tuple[Need, ...] = ()  # in the order of their declaration, so that hashes are stable
+    warnings: tuple[str, ...] = ()
+    sizes: StepSizes = StepSizes()
+
+    @property
+    def is_full_model(self) -> bool:
+        """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
+        return self.keeps_all and not self.drafts
 
     @property
     def layer_ratio(self) -> float:
@@ -146,30 +169,17 @@ class Plan:
         size = self.sizes.kv_per_layer
         return size and size * (self.num_layers if self.drafts else self.num_kept)
 
-    def mean_kept(self, steps: int) -> float:
-        """Return the mean number of layers over the first `steps` decode steps; early exit returns
-        its target depth.
-        """
-        if self.exits:
-            return float(self.exits.target_depth)
-        return schedule.mean_kept(self.stages, [steps + 1])
-
-    def cached_share(self, steps: int) -> float:
-        """Return the share of the first stage's keys and values that the first `steps` decode steps
-        read on average.
-        """
-        return self.mean_kept(steps) / self.num_kept
-
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
         values = asdict(self)
-        del values["sizes"]
+        del values["sizes"], values["needs"]
         return values | {name: getattr(self, name) for name in PREDICTIONS}
 
 
 def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> Plan:
-    """Make the plan of a checked configuration for a model; raise UsageError if its settings do not
-    fit the model, or the command does not support its layers.
+    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit
+    the model, and NotApplicable if the command or the engine does not support what it needs, or two
+    needs exclude each other.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
     new_tokens = config.speed.new_tokens
@@ -192,9 +202,15 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
         exits=strategy.exit_rule(request) if count < num_layers else None,  # R = N: no exits
         drafts=bool(config.decoding.draft_tokens),
     )
-    check_plan(config, plan, command)
-    warnings = tuple(_warnings(config, plan))
-    return replace(plan, sizes=step_sizes(config, metadata), warnings=warnings)
+    needs = _needs(config, metadata, plan)
+    capabilities.check(needs, command)
+    config.engine.check(needs)
+    return replace(
+        plan,
+        needs=tuple(need for need in Need if need in needs),
+        sizes=step_sizes(config, metadata, needs),
+        warnings=tuple(_warnings(config, plan)),
+    )
 
 
 def _warnings(config: Config, plan: Plan) -> Iterator[str]:
@@ -221,59 +237,37 @@ def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
         config.strategy.num_kept(num_layers, config.ratio),
         max_new_tokens=config.answer_tokens,
         lengths=(config.speed.new_tokens,),
-        batch_size=config.batch_size,
     )
 
 
-def check_plan(config: Config, plan: Plan, command: str = "run") -> None:
-    """Raise NotApplicable if the command, drafting or the engine does not support the layers of a
-    plan.
-    """
-    needed = needs(config, plan)
-    capabilities.check(needed, command)
-    # The files of an adapter, not an option, tell if its patches need the support of the engine.
-    if Need.ADAPTER in needed and plan.skipping_sets:
-        kind = config.correction.patch_kind(config.model)
-        needed |= {Need.PATCHES} if kind.takes_time else set()
-    config.engine.check(needed)
-    if plan.drafts:
-        _check_drafts(config, plan)
-
-
-def _check_drafts(config: Config, plan: Plan) -> None:
-    """Refuse drafts in batches; layers draft only if some are skipped, and n-grams only for the
-    full model.
-    """
-    if config.batch_size > 1:
-        raise NotApplicable(
-            f"expected batch_size=1 with drafts, which gain nothing in batches, got"
-            f" {config.batch_size}; set batch_size=1 or decoding.draft_tokens=0"
-        )
-    with_layers = config.decoding.drafts_with_layers
-    if with_layers and plan.keeps_all:  # the drafter would be the model itself
-        expected, remedy = "some", "strategy=unified, decoding.draft=ngram"
-    elif not with_layers and not plan.keeps_all:  # all layers check, so none would be skipped
-        expected, remedy = "no", "strategy=full"
-    else:
-        return
-    raise NotApplicable(
-        f"decoding.draft={config.decoding.draft} requires a schedule that skips {expected} layers,"
-        f" got {plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
-    )
-
-
-def needs(config: Config, plan: Plan) -> frozenset[Need]:
-    """Return what a configuration needs with the layers of its plan."""
+def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Need]:
+    """Return everything that a configuration needs with the layers of its plan."""
+    kind = config.correction.patch_kind(config.model)
     # An engine then runs two models: all layers for the prompt, fewer from the first step on.
     skips_at_once = plan.num_kept < plan.num_layers
-    of_layers = {
-        Need.STAGES: plan.later_stages,
-        Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
-    }
-    return config.needs() | capabilities.needed(of_layers)
+    needs = capabilities.needed(
+        {
+            Need.BATCHES: config.batch_size > 1,
+            Need.EARLY_EXIT: plan.exits,
+            Need.SINGLE_EXITS: not config.strategy.takes_batches,
+            Need.STAGES: plan.later_stages,
+            Need.SKIPPED_LAYERS: not plan.keeps_all,
+            Need.ALL_LAYERS: plan.keeps_all,
+            Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
+            Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
+            Need.FITTED_PATCHES: config.correction.is_fitted,
+            Need.PATCHES: plan.skipping_sets and kind.takes_time,
+            Need.ADAPTER: isinstance(config.correction, Adapter),
+            Need.NO_TOKENIZER: not metadata.has_tokenizer,
+            Need.CALIBRATION: not config.strategy.is_calibrated,
+            Need.OTHER_BASELINE: config.crosses_engines,
+            Need.OTHER_ENGINE: config.engine.is_runtime,
+        }
+    )
+    return needs | config.decoding.needs()
 
 
-def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
+def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
     """Return True if weights were trained with the layers of a plan, also for the prompts, and None
     if it is unknown how they were trained. `trained_for` has keys of training.json: `kept_layers`
     {ratio: layers}, `later_stages` {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
@@ -294,12 +288,14 @@ def is_trained_for(trained_for: Table | None, plan: Plan) -> bool | None:
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
-def step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
-    """Return the bytes that decode steps of a configuration read; None for unknown ones."""
+def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:
+    """Return the bytes that decode steps of a configuration with these needs read; None for unknown
+    ones.
+    """
     kind = config.correction.patch_kind(config.model)
     weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
     patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
-    weights = config.engine.sizes(metadata, config.model.device, config.needs())
+    weights = config.engine.sizes(metadata, config.model.device, frozenset(needs))
     weights = weights and replace(weights, patch=patch)
     is_unknown = kind.takes_time and not metadata.hidden_size
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)

@@ -21,7 +21,7 @@ from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import SkipAdapter, patched_view
+from ulskip_cli.inference.skip_adapter import Lora, Place, SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, divergence, encode_prompt
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, with_lora
@@ -42,31 +42,30 @@ class AdapterLoss(TwoPassLoss):
         """
         # Layers that no view keeps need no LoRA.
         layers = sorted(set().union(*start.kept_sets))
-        lora_model, self.lora_paths = with_lora(start.folded(model), layers, train.lora)
+        # Folded patches have one set; LoRA is trained on.
+        merged = replace(start, lora={}).merged(model, start.kept_sets[0])
+        lora_model, self.lora_paths = with_lora(merged, layers, train.lora)
         super().__init__(lora_model, prompt_layers="all", weights=train)
         self.start = start
         depths = set[int]()  # whose states the gap loss reads
         for kept in start.kept_sets if train.gap_weight else ():
             depths.update(*spans(kept, start.num_layers))
         self.outputs = FrozenOutputs(model, max_bytes, depths)
-        # Modules by set and layer, so their tensors are named as in a `SkipAdapter`.
-        self.patches = nn.ModuleList()
-        for index in range(len(start.kept_sets)):
-            patches = start.patches(index, model)
-            self.patches.append(nn.ModuleDict({str(layer): patches[layer] for layer in patches}))
-        for name, down, up, scale in self._lora():
-            if f"{name}.A" in start.tensors:  # `start` is an adapter that is trained further
-                down.data.copy_(start.tensors[f"{name}.A"])
-                up.data.copy_(start.tensors[f"{name}.B"] / scale)  # stored as `scale * B`
+        self.patches = nn.ModuleList()  # by set, and there by the layer behind the gap
+        for kept in start.kept_sets:
+            modules = start.modules(kept, model)
+            self.patches.append(nn.ModuleDict({str(gap): modules[gap] for gap in modules}))
+        for place, (down, up), scale in self._lora():
+            if place in start.lora:  # `start` is an adapter that is trained further
+                down.data.copy_(start.lora[place].down)
+                up.data.copy_(start.lora[place].up / scale)  # stored as `scale * up`
 
-    def _lora(self) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
-        """Yield the name of every adapted module in a `SkipAdapter`, its matrices A [rank, in] and
-        B [out, rank], and the scale of `B A`.
-        """
-        for path, name in self.lora_paths.items():
+    def _lora(self) -> Iterator[tuple[Place, Lora, float]]:
+        """Yield the place of every adapted module, its matrices, and the scale of their product."""
+        for path, place in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
-            down, up = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-            yield name, down, up, module.scaling[ADAPTER]
+            lora = Lora(module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight)
+            yield place, lora, module.scaling[ADAPTER]
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions: the gap
@@ -124,13 +123,12 @@ class AdapterLoss(TwoPassLoss):
         """Return the trained tensors as an adapter with the given `record`. Folded patches are not
         trained, so they are those of the start.
         """
-        tensors = {
-            name: tensor for name, tensor in self.start.tensors.items() if name.startswith("fold.")
-        }
-        tensors |= {f"patch.{name}": tensor for name, tensor in self.patches.state_dict().items()}
-        for name, down, up, scale in self._lora():
-            tensors |= {f"{name}.A": down, f"{name}.B": scale * up}
-        return replace(self.start, tensors=tensors, record=record)
+        patches = {}
+        for kept, modules in zip(self.start.kept_sets, self.patches, strict=True):
+            trained = {int(gap): module.patch for gap, module in cast(Any, modules).items()}
+            patches[kept] = {**self.start.patches[kept], **trained}
+        lora = {place: Lora(down, scale * up) for place, (down, up), scale in self._lora()}
+        return replace(self.start, patches=patches, lora=lora, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
         """Return the frozen model for all layers, else a view with the patches of this set and the

@@ -1,43 +1,43 @@
 """The schedules that a training trains, and checks that need no weights. Imports no torch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ulskip_cli.core.config_schema import TrainingConfig
-from ulskip_cli.core.correction import RECORD
+from ulskip_cli.core.config_schema import Config, Shared, TrainingConfig
+from ulskip_cli.core.correction import RECORD, Correction
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.schedule import Stage, checked_stages
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.core.task import check_references
+from ulskip_cli.core.task import AUTO, check_references
+from ulskip_cli.strategies.plan import make_plan, schedule_request
+from ulskip_cli.strategies.static import Full
+
+
+def run_at(config: TrainingConfig, ratio: float) -> Config:
+    """Return the run whose layers a training trains for a ratio, which may be invalid."""
+    values = {key: getattr(config, key) for key in Shared.model_fields}
+    values |= {"correction": Correction(name="none"), "engine": engine_named(AUTO)}
+    if ratio == 1:
+        values["strategy"] = Full(name="full")
+    return Config.model_construct(**values, ratio=ratio, batch_size=1)
 
 
 def schedules(
     config: TrainingConfig, num_layers: int, lengths: Sequence[int] = ScheduleRequest.lengths
 ) -> dict[float, tuple[Stage, ...]]:
-    """Return the stages to train for each ratio, or raise UsageError. Positional strategies, whose
-    layers change with the position, choose them by `lengths`, the tokens of each response.
+    """Return the stages to train for each ratio. Positional strategies, whose layers change with
+    the position, choose them by `lengths`, the tokens of each response. Early exit trains all
+    layers, with a loss at each exit.
     """
-    strategy = config.strategy
-    full_depth = (Stage(0, tuple(range(num_layers))),)
-    if strategy.exits_early:  # it trains all layers, with a loss at each exit
-        trained_exits(config, num_layers)  # checks the exits
-        return dict.fromkeys(config.train.ratios, full_depth)
-    # Positional strategies are calibrated by `lengths`.
-    if not strategy.is_calibrated and not strategy.is_positional:
-        name = strategy.name
-        raise UsageError(
-            f"training with strategy={name} requires calibrated options; run `ulskip run"
-            f" strategy={name}`, and set strategy.KEY=VALUE for each of calibration.options in its"
-            " row"
-        )
-
-    def stages(ratio: float) -> tuple[Stage, ...]:
-        num_kept, limit = strategy.num_kept(num_layers, ratio), config.answer_tokens
-        request = ScheduleRequest(num_layers, num_kept, limit, tuple(lengths))
-        return checked_stages(num_layers, strategy.stages(request))
-
-    return {ratio: full_depth if ratio == 1 else stages(ratio) for ratio in config.train.ratios}
+    stages_by_ratio = dict[float, tuple[Stage, ...]]()
+    for ratio in config.train.ratios:
+        run = run_at(config, ratio)
+        request = replace(schedule_request(run, num_layers), lengths=tuple(lengths))
+        stages_by_ratio[ratio] = checked_stages(num_layers, run.strategy.stages(request))
+    return stages_by_ratio
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
@@ -51,11 +51,21 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
 
 def check_trainable(config: TrainingConfig) -> None:
     """Raise UsageError for a configuration with which training would fail."""
+    metadata, strategy = ModelFolder(config.model).metadata, config.strategy
+    command = "train train.method=adapter" if config.train.method == "adapter" else "train"
+    for ratio in config.train.ratios:
+        make_plan(run_at(config, ratio), metadata, command)
+    # The layers of the others do not depend on a calibration, or on one of `lengths` alone.
+    if not (strategy.is_calibrated or strategy.is_positional or strategy.exits_early):
+        raise UsageError(
+            f"training with strategy={strategy.name} requires calibrated options; run `ulskip run"
+            f" strategy={strategy.name}`, and set strategy.KEY=VALUE for each of"
+            " calibration.options in its row"
+        )
     trainer_arguments(config)
     start = config.train.start
     if start is not None and not (user_path(start, "train.start") / RECORD).is_file():
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
-    schedules(config, ModelFolder(config.model).metadata.num_layers)
     examples, responses = config.task.examples(), config.train.responses
     if responses != "own" or config.train.held_out:
         check_references(examples, f"train.responses={responses}")

@@ -29,7 +29,7 @@ from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.engines.loop import peak_bytes
-from ulskip_cli.engines.own_responses import OWN_RESPONSES, generate_own_responses, greedy_context
+from ulskip_cli.engines.own_responses import OWN_RESPONSES, generate_own_responses, greedy_request
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes, is_out_of_memory
 from ulskip_cli.inference.checkpoint import TRAINING, training_record
@@ -108,7 +108,6 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     files = ModelFolder(config.model)
     config = _within_context(config, files.metadata.context)
     tokenizer = loading.load_tokenizer(config.model, progress)
-    assert tokenizer is not None  # random weights are refused
     texts = load_training_texts(config, tokenizer)
     # Before weights are loaded: a finished training returns at once, other folders are refused.
     identity = _identity(config, texts, files)
@@ -274,9 +273,9 @@ def _with_own_answers(
     """
     train = config.train
     file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
-    context = greedy_context(pad_token_id, config.own_length, config.seed)
+    request = greedy_request(model, pad_token_id, config.own_length, config.seed)
     prompts = [reference.prompt_ids for reference in references]
-    answers = generate_own_responses(model, prompts, train.own, context, file, progress)
+    answers = generate_own_responses(model, prompts, train.own, request, file, progress)
     set_seed(config.seed)  # sampled answers change the random state, stored ones do not
     examples = list[EncodedExample]()
     for reference, answers_to_prompt in zip(references, answers, strict=True):

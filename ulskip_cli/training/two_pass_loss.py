@@ -200,10 +200,10 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
 
 def with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
-) -> tuple[PreTrainedModel, dict[str, str]]:
+) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
     """Return a copy of a model that shares its weights, with LoRA on all linear layers of `layers`,
-    of which only the LoRA is trained. Also return the names of the adapted modules in a
-    `SkipAdapter` by their paths in the copy; none if the rank is 0.
+    of which only the LoRA is trained. Also return the layers of the adapted modules
+    and their paths there, by their paths in the copy; none if the rank is 0.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -213,7 +213,7 @@ def with_lora(
     )
     prefix, stack = shallow_view.layer_stack(copied)
     paths = {
-        f"{prefix}.{layer}.{name}": f"lora.{layer}.{name}"
+        f"{prefix}.{layer}.{name}": (layer, name)
         for layer in layers
         for name, module in stack[layer].named_modules()
         if type(module) in shallow_view.LINEARS

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
+from reference import NUM_LAYERS, batch, build_model, generate, is_near_tie, random_ids
 from torch.nn import functional
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import Prompts, Views
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.strategies.plan import make_plan
 
 from ulskip_engine_vllm import Vllm
@@ -35,17 +35,13 @@ def stand_in(monkeypatch, tmp_path):
 
 def decoder_for(model, overrides, engine):
     plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    return Decoder(model, plan, engine=engine_named(engine))
+    return Decoder(Views.of(model, plan), engine_named(engine))
 
 
 def worker_of(decoder):
     """Return the process of the open session."""
     (session,) = decoder._sessions.values()
     return session._worker._process
-
-
-def context(length=LENGTH):
-    return DecodeContext(DecodingConfig(), 0, length)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +52,10 @@ def test_tokens_equal_those_of_torch(stand_in, name, overrides):
     model.generation_config.eos_token_id = 7
     ours, torchs = decoder_for(model, overrides, "vllm"), decoder_for(model, overrides, "torch")
     near_ties = 0
-    for forced in (None, LENGTH):
+    for forced in (False, True):
         ids, mask = batch(padded=True)
         answers = [
-            decoder.generate(ids, mask, context(), forced_length=forced)
-            for decoder in (ours, torchs)
+            generate(decoder, ids, mask, LENGTH, forced=forced) for decoder in (ours, torchs)
         ]
         assert (
             answers[0].engine == "vllm"
@@ -72,11 +67,11 @@ def test_tokens_equal_those_of_torch(stand_in, name, overrides):
         ):
             if one != other:
                 assert is_near_tie(
-                    torchs.view,
+                    torchs.views.stages[0].view,
                     ids[row][mask[row].bool()],
                     one,
                     other,
-                    range(len(torchs.stages[0].kept)),
+                    range(len(torchs.views.stages[0].places)),
                 )
                 near_ties += 1
     assert near_ties <= 1
@@ -84,9 +79,10 @@ def test_tokens_equal_those_of_torch(stand_in, name, overrides):
 
 def test_losses_are_those_of_the_layers_that_decode(stand_in):
     model = build_model("llama")
-    ours, view = decoder_for(model, KEPT, "vllm"), decoder_for(model, KEPT, "torch").view
+    ours = decoder_for(model, KEPT, "vllm")
+    view = ours.views.stages[0].view
     (ids, mask), responses = batch(padded=True), random_ids(5, 4, seed=1)
-    found = ours.losses(ids, mask, responses)
+    found = ours.losses(Prompts(ids, mask), responses)
     for row in range(5):
         prompt = ids[row][mask[row].bool()]
         logits = view(torch.cat([prompt, responses[row]])[None]).logits[0, len(prompt) - 1 : -1]
@@ -102,7 +98,7 @@ def test_a_larger_batch_starts_a_worker_with_more_room_and_ends_the_old_one(stan
     workers, seconds = [], []
     for count, length in ((1, 5), (1, 3), (2, 9), (1, 5)):
         ids = random_ids(count, length)
-        seconds.append(decoder.generate(ids, torch.ones_like(ids), context()).compile_seconds)
+        seconds.append(generate(decoder, ids, torch.ones_like(ids), LENGTH).compile_seconds)
         workers.append(worker_of(decoder))
     assert [spent > 0 for spent in seconds] == [True, False, True, False]
     assert workers[0] is workers[1] is not workers[2] is workers[3]
@@ -128,23 +124,23 @@ def test_a_worker_that_fails_is_one_line(stand_in, monkeypatch, tmp_path):
     ):
         monkeypatch.setenv("ULSKIP_VLLM_PYTHON", python)
         with pytest.raises(RunError, match=reason) as caught:
-            decoder.generate(*batch(padded=False), context())
+            generate(decoder, *batch(padded=False), LENGTH)
         assert "\n" not in str(caught.value)
 
 
 def test_a_worker_that_ends_while_it_answers_is_an_error(stand_in):
     decoder = decoder_for(build_model("llama"), KEPT, "vllm")
-    decoder.generate(*batch(padded=False), context())
+    generate(decoder, *batch(padded=False), LENGTH)
     worker_of(decoder).kill()
     with pytest.raises(RunError, match="engine=vllm failed"):
-        decoder.generate(*batch(padded=False), context())
+        generate(decoder, *batch(padded=False), LENGTH)
 
 
 def test_layers_that_no_config_describes_are_refused(stand_in):
     # Scales the attention by the index of the layer.
     decoder = decoder_for(build_model("gpt2"), KEPT, "vllm")
     with pytest.raises(UsageError, match="engine=torch"):
-        decoder.generate(*batch(padded=False), context())
+        generate(decoder, *batch(padded=False), LENGTH)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@ own.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.engines import FLOATS, PLAIN, Engine
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import EngineSession
 
 PYTHON = "ULSKIP_VLLM_PYTHON"  # environment variable with the Python that has vLLM
 
@@ -15,13 +18,18 @@ class Vllm(Engine):
     """vLLM, in which prompts and all decode steps run through the same layers."""
 
     supports: ClassVar[frozenset[Need]] = PLAIN - {
-        Need.DRAFTS,
+        Need.LOOK_UPS,
         Need.SAMPLING,
         Need.STAGES,
         Need.FULL_PROMPT,
     }
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {**FLOATS, "bf16": (16, 16)}
-    session = "ulskip_engine_vllm.session:VllmSession"
     modules = ("vllm",)
     install = f"make vllm, and set {PYTHON}=.venv-vllm/bin/python"
     variable = PYTHON
+
+    def session(self) -> "type[EngineSession]":
+        """Return the class of the sessions."""
+        from ulskip_engine_vllm.session import VllmSession
+
+        return VllmSession

@@ -19,14 +19,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.engines.base import (
     BatchOutput,
-    BatchRequest,
     Clock,
     EngineSession,
+    Prompts,
     Room,
     Views,
+    Watch,
     cached_export,
     exportable_tensors,
 )
@@ -68,27 +70,27 @@ class VllmSession(EngineSession):
         """Return True if the worker has memory for a batch."""
         return self._room.holds(Room(room.batch_size, room.num_tokens + 1))
 
-    def generate(self, request: BatchRequest) -> BatchOutput:
+    def generate(self, prompts: Prompts, request: Request, watch: Watch) -> BatchOutput:
         """Generate for one batch."""
-        start = now(request.input_ids.device)
+        start = now(prompts.input_ids.device)
         job = {
             "kind": "generate",
-            "prompts": unpadded(request.input_ids, request.attention_mask),
+            "prompts": unpadded(prompts.input_ids, prompts.attention_mask),
             "length": request.length,
-            "stop_token_ids": list(request.eos_token_ids),
+            "stop_token_ids": list(request.ends.eos_token_ids),
             "forced": request.forced,
         }
-        answer = self._worker.answer(job, request.on_step)
-        kv_bytes = int(request.attention_mask.sum()) * self._kv_bytes
+        answer = self._worker.answer(job, watch.on_step)
+        kv_bytes = prompts.num_tokens * self._kv_bytes
         clock = Clock(start, answer["first_at"], answer["first_at"], answer["end"])
-        return BatchOutput.of(request, answer["tokens"], clock, (kv_bytes, kv_bytes))
+        return BatchOutput.of(prompts, request, answer["tokens"], clock, (kv_bytes, kv_bytes))
 
-    def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
+    def losses(self, prompts: Prompts, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
         after the prompts.
         """
-        prompts = unpadded(request.input_ids, request.attention_mask)
-        job = {"kind": "losses", "prompts": prompts, "responses": response_ids.tolist()}
+        rows = unpadded(prompts.input_ids, prompts.attention_mask)
+        job = {"kind": "losses", "prompts": rows, "responses": response_ids.tolist()}
         return torch.tensor(self._worker.answer(job)["losses"])
 
     def describe(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.point import resolve
+from ulskip_cli.experiments.runner import Models
 from ulskip_cli.export.run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
@@ -31,7 +31,7 @@ MODELS = {"tiny": ["ratio=2"], "smollm2-135m": ["ratio=1.25"]}
 def prompts_of(name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if name == "tiny":
         point = resolve(compose(["task=wmt"]))
-        workload, _ = Session().encode(point)
+        workload, _ = Models().encode(point)
         return [tokenizer.decode(ids) for ids in workload.prompts[:NUM_PROMPTS]]
     articles = [
         json.loads(line)["article"]

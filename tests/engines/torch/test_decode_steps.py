@@ -5,8 +5,7 @@ import torch
 from reference import NATIVE_ARCHITECTURES, NUM_LAYERS, batch, build_model, random_adapter
 
 from ulskip_cli.engines.torch.decode_steps import EagerSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeModel
-from ulskip_cli.engines.torch.session import NATIVE, choose_backend
+from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -20,15 +19,22 @@ CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0
 def native(request):
     """A model that the kernels have a step for."""
     model = build_model(request.param)
-    assert choose_backend(model).name == NATIVE
+    assert isinstance(recognize(model), Native)
     return model
+
+
+def native_view(model, view):
+    """Return what runs the steps of a view in the kernels; the model may have been cast."""
+    native = recognize(model)
+    assert isinstance(native, Native)
+    return NativeModel(view, native)
 
 
 def both(model, view, length=20):
     """Return eager and native steps of a view after the same prompts, some of them padded."""
     ids, mask = batch(padded=True)
     made = []
-    for steps, step_model in ((EagerSteps, view), (NativeSteps, NativeModel(view))):
+    for steps, step_model in ((EagerSteps, view), (NativeSteps, native_view(model, view))):
         cache = encode_prompt(model, ids, mask).cache
         kv_cache.prune_cache(cache, KEPT)
         made.append(steps(step_model, cache, mask, length))
@@ -65,7 +71,7 @@ def test_stages_removed_tokens_and_ended_sequences(native):
     eager, fast = both(native, shallow_view(native, KEPT))
     alive = torch.tensor([3, 1])
     got = []
-    for steps, model in ((eager, later), (fast, NativeModel(later))):
+    for steps, model in ((eager, later), (fast, native_view(native, later))):
         steps.logits(tokens(4))
         steps.remove(3)
         steps.switch(model, LATER)
@@ -82,7 +88,7 @@ def test_steps_beside_others_read_and_write_the_same_cache(native):
     got = []
     for steps in both(native, shallow_view(native, KEPT)):
         is_native = isinstance(steps, NativeSteps)
-        beside = steps.beside(NativeModel(later) if is_native else later, LATER)
+        beside = steps.beside(native_view(native, later) if is_native else later, LATER)
         drafted = beside.logits(tokens(2))
         steps.remove(2)
         got.append([drafted, steps.logits(tokens(3))])

@@ -8,7 +8,7 @@ from reference import NATIVE_ARCHITECTURES, build_model, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.engines.torch.decode_steps import NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeModel
+from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
@@ -23,7 +23,9 @@ def steps_after(model, ids, mask, rows=slice(None), first=0):
     cache = encode_prompt(model, ids, mask).cache
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
-    return NativeSteps(NativeModel(model), cache, mask[rows, first:], 64)
+    native = recognize(model)
+    assert isinstance(native, Native)
+    return NativeSteps(NativeModel(model, native), cache, mask[rows, first:], 64)
 
 
 def one_by_one(steps, tokens):

@@ -4,16 +4,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ARCHITECTURES, GREEDY, NATIVE_ARCHITECTURES, batch, build_model, decoder_for
+from reference import (
+    ARCHITECTURES,
+    NATIVE_ARCHITECTURES,
+    batch,
+    build_model,
+    decoder_for,
+    generate,
+    random_adapter,
+)
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelFolder
-from ulskip_cli.engines.decoder import DecodeContext
 from ulskip_cli.engines.sampling import InvalidLogitsError
-from ulskip_cli.engines.torch import kernels
-from ulskip_cli.engines.torch.native_model import NativeModel, unrecognized_reason
+from ulskip_cli.engines.torch import kernels, native_model
+from ulskip_cli.engines.torch.native_model import (
+    UNLIMITED,
+    Native,
+    NativeModel,
+    Panels,
+    recognize,
+)
+from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
@@ -22,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_recognized_architectures(dtype):
     models = {name: build_model(name).to(dtype) for name in ARCHITECTURES}
-    recognized = [name for name, model in models.items() if not unrecognized_reason(model)]
+    recognized = [name for name, model in models.items() if isinstance(recognize(model), Native)]
     assert sorted(recognized) == NATIVE_ARCHITECTURES
 
 
@@ -33,7 +47,7 @@ def test_a_plan_counts_the_bytes_of_all_copies(dtype):
     model = LlamaForCausalLM.from_pretrained(files.file.parent, dtype=getattr(torch, dtype))
     held = {
         tensor.data_ptr(): tensor.nbytes
-        for tensor in NativeModel(model)._tensors
+        for tensor in NativeModel(model, recognize(model))._tensors
         if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
     }
     planned = config.engine.copied_bytes(files.metadata, "cpu", frozenset())
@@ -81,14 +95,30 @@ def another_part(model):
 )
 def test_a_model_that_computes_something_else_is_not_recognized(llama, change):
     change(llama)
-    assert unrecognized_reason(llama)
+    assert isinstance(recognize(llama), Panels)
 
 
 def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why():
     decoder = decoder_for(build_model("bloom"), "ratio=2")
-    output = decoder.generate(*batch(False), DecodeContext(GREEDY, 0, 4))
+    output = generate(decoder, *batch(False), 4)
     assert output.linear_backend != "native"
-    assert "Bloom" in decoder.linear_backend(GREEDY).reason
+    assert "Bloom" in decoder.views.backend.reason
+
+
+@pytest.mark.parametrize(("kind", "own"), [(None, 0), ("full", 6), ("lora", 21)])
+def test_views_share_the_copies_of_weights_that_they_have_in_common(llama, spy, kind, own):
+    kept, native = (0, 2, 4), recognize(llama)
+    compare = spy(native_model, "_compared")
+
+    def held(view):
+        return {tensor.data_ptr() for tensor in NativeModel(view, recognize(llama))._tensors}
+
+    view = shallow_view(llama, kept)
+    if kind:  # three patches with bias, or the seven linear layers of each layer
+        view = random_adapter(llama, kept, kind)[0].view(llama, kept)
+    whole, plain, corrected = held(llama), held(shallow_view(llama, kept)), held(view)
+    assert plain < whole and len(corrected - whole) == own
+    assert recognize(llama) is native and not compare.called
 
 
 # ---- The head ----
@@ -101,7 +131,9 @@ def model_with_head(rows):
     heads = {"intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval().to(rows.dtype)
     model.lm_head.weight = nn.Parameter(rows, requires_grad=False)
-    return NativeModel(model)
+    norms = [layer.input_layernorm for layer in model.model.layers]
+    native = Native(dict.fromkeys(norms, UNLIMITED), kernels.Copies(kernels.pack))
+    return NativeModel(model, native)  # not compared, because the numbers may overflow
 
 
 def chosen_and_logits(native, states, banned=()):
@@ -118,7 +150,6 @@ def chosen_and_logits(native, states, banned=()):
     return chosen[0], logits[0], int(left)
 
 
-CONTEXT = DecodeContext(GREEDY, 0, 12)
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, 3.0, -7.0, 127.0, 1 / 127])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
@@ -153,10 +184,10 @@ def test_a_screen_of_a_large_head_leaves_few_rows():
 
 
 def test_a_head_that_was_written_is_screened_anew(llama):
-    decoder_for(llama, "strategy=full").generate(*batch(False), CONTEXT)
+    generate(decoder_for(llama, "strategy=full"), *batch(False), 12)
     with torch.no_grad():
         llama.lm_head.weight[:] = torch.randn_like(llama.lm_head.weight)
-    output = decoder_for(llama, "strategy=full").generate(*batch(False), CONTEXT)
+    output = generate(decoder_for(llama, "strategy=full"), *batch(False), 12)
     ids, _ = batch(False)
     wanted = llama.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert output.token_ids == wanted[:, ids.shape[1] :].tolist()
@@ -166,7 +197,7 @@ def test_a_screen_that_leaves_many_rows_is_given_up(llama):
     with torch.no_grad():
         llama.lm_head.weight[:] = llama.lm_head.weight[0]  # all logits are equal
     decoder = decoder_for(llama, "strategy=full")
-    first, _, last = (decoder.generate(*batch(False), CONTEXT) for _ in range(3))
+    first, _, last = (generate(decoder, *batch(False), 12) for _ in range(3))
     assert {token for row in last.token_ids for token in row} == {0}
     assert first.head_rows == llama.config.vocab_size
     assert last.head_rows is None
@@ -178,14 +209,16 @@ def test_states_that_are_not_finite_are_noticed(llama, wrong):
         llama.model.layers[2].mlp.down_proj.weight[0, 0] = wrong
     decoder = decoder_for(llama, "strategy=full", "prompt_layers=all")
     with pytest.raises(InvalidLogitsError, match="finite"):
-        decoder.generate(*batch(False), CONTEXT)
+        generate(decoder, *batch(False), 12)
 
 
 @pytest.mark.parametrize("name", sorted({*NATIVE_ARCHITECTURES} - {"mistral", "qwen2"}))
 def test_prompts_that_the_kernels_read_are_those_of_a_forward_pass(name):
     model, (ids, mask) = build_model(name), batch(True)
-    assert unrecognized_reason(model) is None
-    prompt, expected = NativeModel(model).encode(ids, mask), encode_prompt(model, ids, mask)
+    prompt, expected = (
+        NativeModel(model, recognize(model)).encode(ids, mask),
+        encode_prompt(model, ids, mask),
+    )
     torch.testing.assert_close(prompt.first_logits, expected.first_logits, rtol=1e-4, atol=1e-4)
     seen = mask[:, None, :, None].bool()
     for layer, other in zip(prompt.cache.layers, expected.cache.layers, strict=True):

@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import GREEDY, build_model, decoder_for, random_ids
+from reference import GREEDY, build_model, decoder_for, generate, random_ids
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.engines.decoder import DecodeContext
-from ulskip_cli.engines.torch import session
+from ulskip_cli.engines.torch import native_model
 from ulskip_cli.engines.torch.kernels import HugePages, PackedLinear, packed
-from ulskip_cli.engines.torch.session import choose_backend
+from ulskip_cli.engines.torch.native_model import Plain, recognize
 from ulskip_cli.inference import shallow_view
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
@@ -21,15 +20,16 @@ DRAFTED = GREEDY.replace(draft_tokens=2)
 EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 
-def packing_of(model):
-    """The model over packed weights, also where the kernels have a step for it."""
-    return model if choose_backend(model).name == "torch" else packed(model)
+def packing_of(model, view=None):
+    """The model or a view over packed weights, also where the kernels have a step for it."""
+    backend, view = recognize(model), view or model
+    return view if isinstance(backend, Plain) else packed(view, backend.weights)
 
 
 def set_free_memory(monkeypatch, count):
     """Set the free memory to `count` bytes."""
     memory = SimpleNamespace(available=count)
-    monkeypatch.setattr(session.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(native_model.psutil, "virtual_memory", lambda: memory)
 
 
 @pytest.mark.usefixtures("needs_kernels")
@@ -38,7 +38,7 @@ def set_free_memory(monkeypatch, count):
 def test_packed_layers_compute_the_plain_product(name, dtype):
     model = build_model(name).to(dtype)
     view, ids = shallow_view.shallow_view(model, (0, 2, 5)), random_ids(3, 7)
-    fast = packing_of(view)
+    fast = packing_of(model, view)
     with torch.inference_mode():
         expected, got = (one(ids, use_cache=False).logits.float() for one in (view, fast))
     torch.testing.assert_close(got, expected, **CLOSE[dtype])
@@ -50,7 +50,11 @@ def test_packed_layers_compute_the_plain_product(name, dtype):
 @pytest.mark.usefixtures("needs_kernels")
 def test_views_of_one_model_share_the_copies(llama):
     deep, shallow = (
-        {id(module.packed) for module in packing_of(view).modules() if type(module) is PackedLinear}
+        {
+            id(module.packed)
+            for module in packing_of(llama, view).modules()
+            if type(module) is PackedLinear
+        }
         for view in (shallow_view.shallow_view(llama, kept) for kept in ((0, 2, 3, 5), (0, 5)))
     )
     assert shallow < deep
@@ -66,8 +70,8 @@ def test_changed_weights_are_packed_again(llama):
 
 def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
     set_free_memory(monkeypatch, 0)
-    assert choose_backend(llama).name == "torch"
-    assert choose_backend(llama).reason
+    assert isinstance(recognize(llama), Plain)
+    assert recognize(llama).reason
     assert packing_of(llama) is llama
     monkeypatch.undo()
     assert packing_of(llama.to(torch.float16)) is llama
@@ -81,7 +85,7 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     full = decoder_for(llama, "strategy=full")
     ids = random_ids(2, 5)
     mask = torch.ones_like(ids)
-    expected = full.generate(ids, mask, DecodeContext(GREEDY, 0, 4)).linear_backend
+    expected = generate(full, ids, mask, 4).linear_backend
     assert (expected == "torch") == (before == 0)
     set_free_memory(monkeypatch, after)
     half = decoder_for(llama, "ratio=2")
@@ -90,8 +94,8 @@ def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(
     decoders = [(one, GREEDY) for one in (full, half, staged, exiting)]
     for decoder, decoding in [*decoders, (half, DRAFTED)]:
         size = 1 if decoding is DRAFTED else len(ids)
-        output = decoder.generate(ids[:size], mask[:size], DecodeContext(decoding, 0, 4))
-        assert output.linear_backend == decoder.linear_backend(decoding).name == expected
+        output = generate(decoder, ids[:size], mask[:size], 4, decoding)
+        assert output.linear_backend == decoder.views.backend.name == expected
 
 
 SIZES, DTYPES = st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16])

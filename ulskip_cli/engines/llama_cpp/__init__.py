@@ -1,20 +1,28 @@
 """The engine `llama_cpp`: views as GGUF files, decoded by llama.cpp on the CPU."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import EngineSession
+
 
 class LlamaCpp(Engine):
     """llama.cpp, which decodes GGUF files."""
 
     formats: ClassVar = {**FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
-    session = "ulskip_cli.engines.llama_cpp.session:LlamaCppSession"
     modules = ("llama_cpp",)
     install = "pip install '.[llama-cpp]' in the folder of ulskip"
+
+    def session(self) -> "type[EngineSession]":
+        """Return the class of the sessions."""
+        from ulskip_cli.engines.llama_cpp.session import LlamaCppSession
+
+        return LlamaCppSession
 
     @classmethod
     def check_model(cls, config: Table) -> None:

@@ -17,9 +17,18 @@ from numpy import ndarray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchRequest, Room, Views, cached_export, exportable_tensors
+from ulskip_cli.engines.base import (
+    UNWATCHED,
+    Prompts,
+    Room,
+    Views,
+    Watch,
+    cached_export,
+    exportable_tensors,
+)
 from ulskip_cli.engines.llama_cpp import LlamaCpp
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.batching import unpadded
@@ -184,11 +193,11 @@ class LlamaCppSession(SteppingSession):
                 f"engine={ENGINE} does not support weights in {views.model.dtype}; use"
                 " model.dtype=bfloat16"
             )
-        self.weights, self.stages = weights, views.stages
+        self.views, self.weights = views, weights
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
-        self.contexts = [self._load(stage.view) for stage in self.stages]
+        self.contexts = [self._load(stage.view) for stage in views.stages]
         self.view = self.contexts[0]  # of the current stage
-        encodes = views.prompt_model is self.stages[0].view
+        encodes = views.prompt_model is views.stages[0].view
         # encodes the prompts
         self.full = self.view if encodes else self._load(views.prompt_model)
 
@@ -199,17 +208,17 @@ class LlamaCppSession(SteppingSession):
         """Return True if the contexts are large enough."""
         return self._room.holds(room)
 
-    def encode(self, request: BatchRequest) -> Tensor:
+    def encode(self, prompts: Prompts, request: Request, watch: Watch = UNWATCHED) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts. If the full model
         encodes them, the first view gets the keys and values of its layers.
         """
-        prompts = unpadded(request.input_ids, request.attention_mask)
-        self._sequences = list(range(len(prompts)))
+        rows = unpadded(prompts.input_ids, prompts.attention_mask)
+        self._sequences = list(range(len(rows)))
         self.full.clear()
-        logits = self.full.append(dict(enumerate(prompts)))
+        logits = self.full.append(dict(enumerate(rows)))
         self.view = self.contexts[0]
         if self.full is not self.view:
-            self._move(self.full, self.stages[0].kept)
+            self._move(self.full, self.views.stages[0].places)
         full, kept = (
             sum(map(context.state_bytes, self._sequences)) for context in (self.full, self.view)
         )
@@ -222,8 +231,8 @@ class LlamaCppSession(SteppingSession):
         """
         self.view = self.contexts[stage]
         # The context of the stage before has only the layers of its view.
-        before = self.stages[stage - 1].kept
-        self._move(self.contexts[stage - 1], [before.index(i) for i in self.stages[stage].kept])
+        before, after = (self.views.stages[number].places for number in (stage - 1, stage))
+        self._move(self.contexts[stage - 1], list(map(before.index, after)))
 
     def _move(self, source: LlamaContext, layers: Sequence[int]) -> None:
         """Copy the keys and values of `layers` from another context to the current view, for all

@@ -1,5 +1,5 @@
-"""The engines on torch: our own loop with preallocated KV caches and, on CPUs, steps in our
-kernels; early exit and drafts in this loop.
+"""The engine `torch`, our own loop with preallocated KV caches and, on CPUs, steps in our kernels;
+and `auto`, which chooses between it and transformers.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core.capabilities import ALL, TOGETHER, Need, texts
+from ulskip_cli.core.capabilities import ALL, DRAFTS, Need, remedies, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.environment import runs_on_cpu
 from ulskip_cli.core.errors import UsageError
@@ -18,11 +18,14 @@ from ulskip_cli.engines.transformers import Transformers
 
 if TYPE_CHECKING:
     from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.engines.base import EngineSession
 
 # Models whose decode steps are one call of the kernels, if their modules agree.
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 # What reads all logits instead of the most likely token.
 WHOLE_HEAD = {Need.SAMPLING, Need.EARLY_EXIT}
+# What no other engine on torch supports.
+METHODS = {Need.EARLY_EXIT, *DRAFTS}
 
 
 def compiler() -> list[str]:
@@ -34,13 +37,16 @@ def compiler() -> list[str]:
 
 
 class Torch(Engine):
-    """Our own decode loop on torch. Requests that need early exit or drafts are decoded by the
-    engines of these methods.
-    """
+    """Our own decode loop on torch, with early exit and drafts."""
 
     supports = ALL - {Need.BEAMS}
     is_runtime = False
-    session = "ulskip_cli.engines.torch.session:TorchSession"
+
+    def session(self) -> "type[EngineSession]":
+        """Return the class of the sessions."""
+        from ulskip_cli.engines.torch.session import TorchSession
+
+        return TorchSession
 
     def sizes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> WeightSizes | None:
         """Return the bytes that a decode step reads: those of the model or, on a CPU, of the copies
@@ -74,29 +80,13 @@ class Torch(Engine):
         return metadata.weights.scaled(0.5, 0.5) if is_narrow else metadata.weights
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
-        """Return the engine of the loop that decodes requests with these needs."""
-        engine, remedy = Torch(name="torch"), "engine=auto, which selects another engine"
-        if Need.EARLY_EXIT in needs:
-            engine, remedy = EarlyExit(name="early_exit"), Need.EARLY_EXIT.remedy
-        elif Need.DRAFTS in needs:
-            engine, remedy = Speculative(name="speculative"), Need.DRAFTS.remedy
+        """Return this engine; raise UsageError if it does not support the model."""
         if problem := _problem(model, needs):
-            raise UsageError(f"{engine.name} decoding does not support {problem}; use {remedy}")
-        return engine, None
-
-
-class EarlyExit(Torch):
-    """Decode steps that end at the layer whose prediction is confident enough."""
-
-    supports = Torch.supports & TOGETHER[Need.EARLY_EXIT]
-    session = "ulskip_cli.engines.early_exit:EarlyExitSession"
-
-
-class Speculative(Torch):
-    """Drafts that the full model checks in the loop."""
-
-    supports = Torch.supports & TOGETHER[Need.DRAFTS]
-    session = "ulskip_cli.engines.torch.session:SpeculativeSession"
+            methods = needs & METHODS
+            refused = f"{texts(methods)} with {problem}" if methods else problem
+            remedy = remedies(methods) or "engine=auto, which selects another engine"
+            raise UsageError(f"engine=torch does not support {refused}; use {remedy}")
+        return self, None
 
 
 class Auto(Torch):
@@ -106,12 +96,10 @@ class Auto(Torch):
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of our loop, or transformers and the reason."""
-        missing = texts(needs - Torch.supports)
-        reason = missing or _problem(model, needs)
-        # Only torch has these two methods, so its engines refuse the request.
-        if reason and not needs & {Need.EARLY_EXIT, Need.DRAFTS}:
+        reason = texts(needs - Torch.supports) or _problem(model, needs)
+        if reason and not needs & METHODS:
             return Transformers(name="transformers"), reason
-        return super().engine_for(needs, model)
+        return Torch(name="torch").engine_for(needs, model)
 
 
 def _problem(model: object, needs: Set[Need]) -> str | None:
@@ -121,6 +109,6 @@ def _problem(model: object, needs: Set[Need]) -> str | None:
     from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
     from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
-    if Need.DRAFTS in needs and depends_on_length(model):
+    if needs & DRAFTS and depends_on_length(model):
         return LENGTH_DEPENDENT  # a check of several tokens rotates them otherwise than steps
     return unsupported_by_loop(model)

@@ -1,9 +1,16 @@
 """Decode steps of a batch, in the kernels or by forward passes of a view, with a KV cache in
-preallocated buffers.
+preallocated buffers; and steps with early exit, which run layers until the prediction of the next
+token is confident enough.
+
+A token that exits early has no keys and values in the layers above. When a later token reaches such
+a layer, the layer also processes the stored hidden states of the earlier tokens. All keys therefore
+equal those of the full model, and one forward pass over given tokens has the logits of all steps
+(`exit_logits` in `scoring.py`).
 """
 
 import copy
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from operator import sub
 from typing import Any, Self
@@ -12,11 +19,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.engines.sampling import most_likely
+from ulskip_cli.core.files import Table
+from ulskip_cli.core.schedule import ExitRule
+from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.sampling import confidence_of, most_likely
 from ulskip_cli.engines.torch import kernels
-from ulskip_cli.engines.torch.native_model import NativeModel
+from ulskip_cli.engines.torch.native_model import NativeModel, one_layer
 from ulskip_cli.engines.torch.static_cache import Cursor, FixedLayer, PositionsAndMasks
 from ulskip_cli.inference import kv_cache
+from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 
 
 class DecodeSteps(ABC):
@@ -42,12 +54,9 @@ class DecodeSteps(ABC):
         """
         return most_likely(self.logits(tokens), banned)
 
-    @property
-    def head_rows(self) -> float | None:
-        """The mean number of rows of the head that screens left to compute exactly; None without
-        screens.
-        """
-        return None
+    def details(self) -> Table:
+        """Return further fields of the batch's `BatchOutput`."""
+        return {}
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
@@ -57,18 +66,18 @@ class DecodeSteps(ABC):
         """Keep only the sequences at the indices `alive` [sequences]."""
         self.cache.reorder_cache(alive)
 
-    def switch(self, model: Any, kept: Sequence[int]) -> None:
-        """Continue with another model, whose layers have the places `kept` in the prompt's."""
-        kv_cache.prune_cache(self.cache, kept)
+    def switch(self, model: Any, places: Sequence[int]) -> None:
+        """Continue with another model, whose layers have these places in the prompt's cache."""
+        kv_cache.prune_cache(self.cache, places)
         self.model = model
 
-    def beside(self, model: Any, kept: Sequence[int]) -> Self:
-        """Return steps of another model that read and write the keys and values of this batch in
-        the layers `kept`; both have one cursor.
+    def beside(self, model: Any, places: Sequence[int]) -> Self:
+        """Return steps of another model that read and write the keys and values of this batch at
+        these places of the cache; both have one cursor.
         """
         steps = copy.copy(self)
         steps.cache = copy.copy(self.cache)
-        steps.switch(model, kept)
+        steps.switch(model, places)
         return steps
 
 
@@ -97,9 +106,43 @@ class EagerSteps(DecodeSteps):
         self.positions.drop_finished(alive)
 
 
+class LayerwiseSteps(EagerSteps):
+    """Steps whose parts run one by one, in the model's own modules."""
+
+    inputs: LayerInputs  # of the tokens entered last
+
+    def __init__(
+        self,
+        layerwise: LayerwiseModel,
+        model: PreTrainedModel,
+        cache: DynamicCache,
+        mask: Tensor,
+        length: int,
+    ) -> None:
+        """Take over a prompt's cache; `layerwise` is the `model`, split into its layers."""
+        super().__init__(model, cache, mask, length)
+        self.layerwise = layerwise
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
+        the filled positions, in front of the first layer.
+        """
+        options = self.positions.options(self.cursor.length, tokens.shape[1])
+        self.inputs = self.layerwise.enter(tokens, self.cache, **options)
+        return self.inputs.hidden
+
+    def layer(self, index: int, states: Tensor) -> Tensor:
+        """Run a layer on states [batch, count, hidden_size] of the tokens entered last."""
+        return self.layerwise.layer(index, states, self.inputs)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] of states."""
+        return self.layerwise.logits(states)
+
+
 class NativeSteps(DecodeSteps):
-    """Steps that are one call of the kernels. The logits of a token have the same bits whatever
-    other tokens and sequences are in the step.
+    """Steps that are one call of the kernels, or whose parts run one by one. The logits of a token
+    have the same bits whatever other tokens and sequences are in the step.
     """
 
     model: NativeModel
@@ -125,13 +168,32 @@ class NativeSteps(DecodeSteps):
         self.cursor.length += tokens.shape[1]
         return chosen
 
-    @property
-    def head_rows(self) -> float | None:
-        """The mean number of rows of the head that screens left to compute exactly; None if all
-        are computed.
+    def details(self) -> Table:
+        """Return the mean number of rows of the head that screens left to compute exactly; None if
+        all are computed.
         """
         choices, rows = map(sub, self.model.screens, self._screens_before)  # of this batch
-        return rows / choices if choices else None
+        return {"head_rows": rows / choices if choices else None}
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
+        the filled positions, in front of the first layer.
+        """
+        states = self.model.empty_states(*tokens.shape)
+        self.model.run(None, self.batch(tokens), tokens.contiguous(), states)
+        return states
+
+    def layer(self, index: int, states: Tensor) -> Tensor:
+        """Run a layer on states [batch, count, hidden_size], which it overwrites."""
+        self.model.run(one_layer(self.layers, index), self.batch(states), states=states)
+        return states
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return the logits [batch, count, vocab_size] of states [batch, count, hidden_size]."""
+        states = states.contiguous()
+        logits = torch.empty(*states.shape[:2], self.model.vocab_size)
+        self.model.run(None, self.batch(states), states=states, logits=logits)
+        return logits
 
     def batch(self, tokens: Tensor) -> kernels.Batch:
         """Return the place of `tokens` [batch, count, ...] behind the filled positions."""
@@ -145,7 +207,95 @@ class NativeSteps(DecodeSteps):
         self.padding = self.padding[alive]
         self.layers = self.model.bind(self.cache)
 
-    def switch(self, model: NativeModel, kept: Sequence[int]) -> None:
-        """Continue with another model, whose layers have the places `kept` in the prompt's."""
-        super().switch(model, kept)
+    def switch(self, model: NativeModel, places: Sequence[int]) -> None:
+        """Continue with another model, whose layers have these places in the prompt's cache."""
+        super().switch(model, places)
         self.layers, self._screens_before = model.bind(self.cache), model.screens
+
+
+class ExitSteps(DecodeSteps):
+    """Decode steps; the exit rule chooses the depth at which a step ends."""
+
+    def __init__(
+        self,
+        parts: LayerwiseSteps | NativeSteps,
+        rule: ExitRule,
+        ids: Tensor,
+        ends: Sequence[int],
+    ) -> None:
+        """Take over the steps of the full model after prompts `ids` [batch, prompt_len], whose keys
+        and values are in the cache of every layer; they run the first part of the model, its layers
+        and its head one by one. The tokens `ends` end a sequence.
+        """
+        self.parts, self.cursor, self.rule = parts, parts.cursor, rule
+        self.ids = ids  # [batch, len], of all tokens so far
+        self.prompt_len = ids.shape[1]
+        self.ends = ids.new_tensor(list(ends))
+        self.done = torch.zeros_like(self.ids[:, 0], dtype=torch.bool)  # [batch], after EOS
+        self._checks = frozenset(self.rule.checks)
+        # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there.
+        # These tokens directly precede the next token that reaches this depth, because they have no
+        # keys in the layers above.
+        self._pending: list[list[Tensor]] = [[] for _ in range(self.rule.num_layers)]
+        self._check_seconds = 0.0
+        self._counts = Counter[int]()
+
+    def details(self) -> Table:
+        """Return the exit depths so far."""
+        return {"exits": ExitStats(+self._counts, self._check_seconds)}
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Run layers until a check is confident enough; return the logits [batch, 1, vocab_size]
+        after `tokens` [batch, 1]. At a depth at which earlier tokens exited, these join the new
+        ones, so that deeper layers have keys of all tokens.
+        """
+        self.ids = torch.cat([self.ids, tokens], dim=1)
+        self.done = self.done | torch.isin(tokens[:, 0], self.ends)
+        length = self.ids.shape[1]
+        threshold = self.rule.threshold_at(length - 1 - self.prompt_len)
+        states = self._enter(length - 1)
+        for index in range(self.rule.num_layers):
+            if self._pending[index]:
+                states = torch.cat([*self._pending[index], states], dim=1)
+                self._pending[index] = []
+                self._enter(length - states.shape[1])  # places the joined tokens, too
+            states = self.parts.layer(index, states)
+            if index + 1 in self._checks:
+                logits = self._confident_logits(states[:, -1:], threshold)
+                if logits is not None:
+                    self._pending[index + 1].append(states)
+                    return self._finish(index + 1, length, logits)
+        return self._finish(self.rule.num_layers, length, self.parts.head(states[:, -1:]))
+
+    def drop_finished(self, alive: Tensor) -> None:
+        """Keep only the sequences `alive`."""
+        self.parts.drop_finished(alive)
+        self.ids, self.done = self.ids[alive], self.done[alive]
+        self._pending = [[states[alive] for states in behind] for behind in self._pending]
+
+    def _enter(self, start: int) -> Tensor:
+        """Set the cursor to `start`, so that layers write keys from there on; return the inputs of
+        the first layer for the tokens from `start` on.
+        """
+        self.cursor.length = start
+        return self.parts.enter(self.ids[:, start:])
+
+    def _confident_logits(self, states: Tensor, threshold: float) -> Tensor | None:
+        """Return the logits [batch, 1, vocab_size] after states [batch, 1, hidden_size] if the
+        lowest confidence of unfinished sequences reaches the threshold, else None. The time counts
+        as that of checks.
+        """
+        began = now(states.device)
+        logits = self.parts.head(states)
+        confidence = confidence_of(logits)[:, 0]
+        exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
+        self._check_seconds += now(states.device) - began
+        return logits if exits else None
+
+    def _finish(self, depth: int, length: int, logits: Tensor) -> Tensor:
+        """Set the cursor behind the step's token, count the depth of unfinished sequences, and
+        return the logits.
+        """
+        self.cursor.length = length
+        self._counts[depth] += len(self.done) - int(self.done.sum())
+        return logits

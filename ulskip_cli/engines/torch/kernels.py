@@ -20,7 +20,7 @@ from ctypes import (
 )
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,6 +40,7 @@ PANEL = 32  # outputs that are stored together
 CHUNK_BYTES = 32 * 2**20
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 _ALIGNMENT = 64  # bytes; the kernels read whole vectors
+CopyT = TypeVar("CopyT")
 DTYPES = (torch.float32, torch.bfloat16)
 _FLOAT32, _BFLOAT16, _EXACT_PAIRS = range(3)  # kinds of packed weights
 
@@ -243,14 +244,13 @@ def multiply(layer: Linear, hidden: Tensor) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`."""
+    """An `nn.Linear` or `Conv1D` with a packed copy of its weight."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, packed: PackedWeight) -> None:
         super().__init__()
         self.weight, self.bias = source.weight, source.bias  # for modules that read them
-        self.packed = packed_weight(source)
-        self.out_features = self.packed.outputs
-        self._linear = self.packed.linear(source.bias)
+        self.packed, self.out_features = packed, packed.outputs
+        self._linear = packed.linear(source.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
@@ -298,23 +298,32 @@ def _allocate(size: int) -> Tensor:
 
 
 HUGE_PAGES = HugePages()
-# The packed copy of each layer and the version of its weight; all views of a model share them.
-_weights: WeakKeyDictionary[nn.Module, tuple[int, PackedWeight]] = WeakKeyDictionary()
 
 
-def packed(view: PreTrainedModel) -> PreTrainedModel:
+class Copies(Generic[CopyT]):
+    """Copies of the weights of linear layers in another form, which all views of a model share:
+    each is made once, and again if the weight was written since. They live as long as the layers.
+    """
+
+    def __init__(self, make: Callable[[Tensor], CopyT]) -> None:
+        """Make copies by a function of the weight [out_features, in_features]."""
+        self._make = make
+        # with the version of the weight
+        self._made: WeakKeyDictionary[nn.Module, tuple[int, CopyT]] = WeakKeyDictionary()
+
+    def of(self, linear: Any) -> CopyT:
+        """Return the copy for a linear layer."""
+        version = 0 if linear.weight.is_inference() else linear.weight._version
+        if linear not in self._made or self._made[linear][0] != version:
+            self._made[linear] = version, self._make(linear_weight(linear))
+        return self._made[linear][1]
+
+
+def packed(view: PreTrainedModel, weights: Copies[PackedWeight]) -> PreTrainedModel:
     """Return a copy of a view in which each linear layer is a `PackedLinear`."""
     linears = filter(is_linear, view.modules())
-    return shallow_view.substituted(view, {module: PackedLinear(module) for module in linears})
-
-
-def packed_weight(module: nn.Module) -> PackedWeight:
-    """Return the weight of a linear layer in panels; the copy is made once."""
-    version = weight_version(module)
-    known = _weights.get(module)
-    if known is None or known[0] != version:
-        known = _weights[module] = (version, pack(linear_weight(module)))
-    return known[1]
+    layers = {linear: PackedLinear(linear, weights.of(linear)) for linear in linears}
+    return shallow_view.substituted(view, layers)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -326,8 +335,3 @@ def linear_weight(module: Any) -> Tensor:
     """Return the weight [out_features, in_features] of a linear layer."""
     weight: Tensor = module.weight
     return weight.t() if type(module) is Conv1D else weight
-
-
-def weight_version(module: Any) -> int:
-    """Return a number that changes when the weight of a module is written."""
-    return 0 if module.weight.is_inference() else module.weight._version

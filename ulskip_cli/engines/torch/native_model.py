@@ -1,14 +1,18 @@
 """Models whose decode steps are one call of the CPU kernels: Llama, and what is built like it.
 
-A model is recognized by its modules, not by its name: RMS norms, attention with rotary positions,
-and a gated MLP with SiLU, with optional biases, norms of queries and keys, and sliding windows. Its
+`recognize` returns what the kernels need to run a model and its views, or why they cannot. A model
+is recognized by its modules, not by its name: RMS norms, attention with rotary positions, and a
+gated MLP with SiLU, with optional biases, norms of queries and keys, and sliding windows. Its
 layers, norm and head are then compared with their own forward passes.
 """
 
+from collections.abc import Mapping, Sequence
 from ctypes import Array, byref, sizeof
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
@@ -17,10 +21,10 @@ from transformers.activations import ACT2CLS
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.kernels import (
     HUGE_PAGES,
+    Copies,
+    PackedWeight,
     is_linear,
     linear_weight,
-    packed_weight,
-    weight_version,
 )
 from ulskip_cli.engines.torch.static_cache import (
     Cursor,
@@ -43,6 +47,7 @@ _COMPARED_PROMPT, _COMPARED_TOKENS = 6, 2
 # The largest difference of a layer from its own forward pass: shares of what it changes, and of its
 # output, which is rounded.
 _TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 2**-7)}
+MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 # Head rows that may be left to compute exactly, as a share of all; then the whole head costs less.
 _MOST_LEFT = 0.02
 _COUNTED = 64  # positions before the share counts
@@ -52,20 +57,107 @@ class UnrecognizedError(Exception):
     """The message is the property of a model for which the kernels have no step."""
 
 
-class NativeModel:
-    """A model or view whose layers, norm and head run in the kernels."""
+@dataclass(frozen=True, eq=False)
+class Native:
+    """What the kernels need to run a recognized model and its views in one call a step. All views
+    share the copies of weights.
+    """
 
-    def __init__(self, view: PreTrainedModel) -> None:
-        """Pack the weights, of which all views share one copy; raise UnrecognizedError if a module
-        is of another kind.
+    name: ClassVar = "native"
+    reason: ClassVar[None] = None
+    # By the first norm of a layer, which views share: the number of latest positions that the layer
+    # attends to, UNLIMITED for all.
+    windows: Mapping[nn.Module, int]
+    weights: Copies[PackedWeight]
+    # 8-bit copies of the head, with which the kernels see which tokens cannot be the most likely
+    screens: Copies[list[Tensor]] = field(default_factory=lambda: Copies(screen_tensors))
+
+    def step_model(self, view: PreTrainedModel) -> "NativeModel":
+        """Return what runs the steps of a view."""
+        return NativeModel(view, self)
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """The packed weights of a model, whose linear layers run in the kernels one by one."""
+
+    name: ClassVar = "panels"
+    reason: str  # why it is not `Native`
+    weights: Copies[PackedWeight]
+
+    def step_model(self, view: PreTrainedModel) -> PreTrainedModel:
+        """Return what runs the steps of a view."""
+        return kernels.packed(view, self.weights)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model without kernels, or in another library, which then has the `name`."""
+
+    reason: str | None = None  # why a CPU has nothing faster
+    name: str = "torch"
+
+    def step_model(self, view: PreTrainedModel) -> PreTrainedModel:
+        """Return what runs the steps of a view."""
+        return view
+
+
+Backend = Native | Panels | Plain
+# What `recognize` returned, with the dtypes and devices of the weights at that time.
+_recognized: WeakKeyDictionary[nn.Module, tuple[object, Backend]] = WeakKeyDictionary()
+
+
+def recognize(model: PreTrainedModel) -> Backend:
+    """Return what the kernels need to run the decode steps of a model and all of its views, or why
+    they cannot.
+
+    Equal calls return one object: the full model and its schedules run alike, also when the free
+    memory changes, and share the copies of weights. A model that was moved or cast is recognized
+    anew.
+    """
+    weights = [linear_weight(module) for module in model.modules() if is_linear(module)]
+    kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
+    known = _recognized.get(model)
+    if known is None or known[0] != kinds:
+        known = _recognized[model] = kinds, _recognize(model, weights)
+    return known[1]
+
+
+def _recognize(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
+    """Return the fastest backend for a model whose linear layers have these weights."""
+    dtypes = {weight.dtype for weight in weights}
+    if any(weight.device.type != "cpu" for weight in weights):
+        return Plain()
+    if len(dtypes) != 1 or not dtypes <= set(kernels.DTYPES):
+        return Plain("the weights are neither all float32 nor all bfloat16")
+    needed = sum(weight.nbytes for weight in weights)
+    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+        return Plain(
+            f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory"
+        )
+    # The kernels read two adjacent bfloat16 values at once.
+    if torch.bfloat16 in dtypes and any(weight.shape[1] % 2 for weight in weights):
+        return Plain("a bfloat16 layer has an odd number of inputs")
+    if failure := kernels.load_kernels():
+        return Plain(failure)
+    copies = Copies(kernels.pack)
+    try:
+        return _compared(model, copies)
+    except UnrecognizedError as error:
+        return Panels(str(error), copies)
+
+
+class NativeModel:
+    """A recognized model, or a view of one, whose layers, norm and head run in the kernels."""
+
+    def __init__(self, view: PreTrainedModel, native: Native) -> None:
+        """Pack the weights that no other view has packed; raise UnrecognizedError if a module is of
+        another kind.
         """
         path, stack = shallow_view.layer_stack(view)
         base = view.get_submodule(path.rpartition(".")[0])
         head, embedding = view.get_output_embeddings(), view.get_input_embeddings()
-        _require(_names(base) == {"embed_tokens", "layers", "norm", "rotary_emb"}, base)
-        _require(_names(view) == {"model", "lm_head"}, view)
-        _require(type(embedding) is nn.Embedding and is_linear(head) and head.bias is None, view)
-        self.dtype = view.dtype
+        self.dtype, self._native = view.dtype, native
         self._rotary = base.rotary_emb
         self._tensors = list[Tensor]()  # those that structures point to
         self._layers = [self._layer(layer) for layer in stack]
@@ -81,7 +173,7 @@ class NativeModel:
         # Counts: the rows of the head that screens left, and the choices that screens made.
         self._left, self._screened = torch.zeros(1, dtype=torch.long), 0
         if kernels.library().ulskip_screens():
-            self._screen(head)
+            self._screen(head, native.screens.of(head))
 
     @property
     def screens(self) -> tuple[int, int]:
@@ -199,7 +291,7 @@ class NativeModel:
     def _linear(self, linear: Any) -> kernels.Linear:
         """Return the structure of a linear layer with its packed weight; refuse other modules."""
         _require(is_linear(linear), linear)
-        weight = packed_weight(linear)
+        weight = self._native.weights.of(linear)
         self._tensors.append(weight.panels)
         if linear.bias is not None:
             self._at(linear.bias.detach())
@@ -213,17 +305,8 @@ class NativeModel:
         return self._linear(patch.linear)
 
     def _layer(self, layer: Any) -> kernels.Layer:
-        """Return the structure of a decoder layer without a KV cache, which `bind` adds; refuse a
-        layer whose modules are not exactly those that the kernels compute.
-        """
-        _require(_names(layer) - {*_PATCHES} == _LAYER, layer)
+        """Return the structure of a decoder layer without a KV cache, which `bind` adds."""
         attention, mlp = layer.self_attn, layer.mlp
-        _require(_names(attention) - {*_HEAD_NORMS} == _ATTENTION, attention)
-        _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
-        _require(type(mlp.act_fn) in (nn.SiLU, ACT2CLS["silu"]), mlp.act_fn)
-        # They have no weights of their own, such as a scale, which the kernels would ignore.
-        for module in (layer, attention, mlp):
-            _require(not [*module.parameters(recurse=False)], module)
         width = attention.head_dim
         hidden = mlp.up_proj.weight.shape[1]
         norms = [
@@ -242,7 +325,7 @@ class NativeModel:
             *(self._patch(getattr(layer, name, None)) for name in _PATCHES),
             cos=1 if rotates else None,  # `bind` replaces the 1 by an address
             head_dim=width,
-            window=_windows.get(layer.input_layernorm, UNLIMITED),
+            window=self._native.windows[layer.input_layernorm],
             scale=attention.scaling,
         )
 
@@ -258,18 +341,11 @@ class NativeModel:
         widths = {layer.head_dim for layer in self._layers if layer.cos is not None}
         _require(widths <= {self._positions.shape[2]}, self._rotary)
 
-    def _screen(self, head: nn.Module) -> None:
-        """Point to the copy of the head in 8 bits, from which screens (`kernels.cpp`) see which
-        tokens cannot be the most likely; all views of a model share it.
-        """
-        weight = linear_weight(head)
-        version = weight_version(head)
-        known = _screens.get(head)
-        if known is None or known[0] != version:
-            known = _screens[head] = (version, screen_tensors(weight))
-        bits, *floats = known[1]
-        self._tensors += [bits, *floats]
-        self._model.rows = self._at(weight.detach())
+    def _screen(self, head: nn.Module, screen: Sequence[Tensor]) -> None:
+        """Let choices use the copy of the head in 8 bits."""
+        bits, *floats = screen
+        self._tensors += screen
+        self._model.rows = self._at(linear_weight(head).detach())
         self._model.screen, self._model.quads = bits.data_ptr(), bits.shape[1]
         for name, values in zip(("scale", "error", "size"), floats, strict=True):
             setattr(self._model, name, values.data_ptr())
@@ -303,23 +379,6 @@ def screen_tensors(weight: Tensor) -> list[Tensor]:
     return [packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size))]
 
 
-def unrecognized_reason(model: PreTrainedModel) -> str | None:
-    """Return the reason why the kernels have no step for a model and its views, or None: compare
-    its layers, norm and head with their own forward passes.
-    """
-    try:
-        _compare(model)
-    except UnrecognizedError as error:
-        return str(error)
-    return None
-
-
-# By the first norm of a layer, which views share: the window that `_compare` measured.
-_windows: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-# By head, with the version of its weight.
-_screens: WeakKeyDictionary[nn.Module, tuple[int, list[Tensor]]] = WeakKeyDictionary()
-
-
 def _require(is_known: object, part: object) -> None:
     """Raise UnrecognizedError, which names the type of `part`, unless the kernels know it."""
     if not is_known:
@@ -331,21 +390,42 @@ def _names(module: object) -> set[str]:
     return set(module._modules) if isinstance(module, nn.Module) else set()
 
 
+def _check_modules(model: PreTrainedModel) -> None:
+    """Raise UnrecognizedError unless the modules of a model are those that the kernels compute."""
+    path, stack = shallow_view.layer_stack(model)
+    base = model.get_submodule(path.rpartition(".")[0])
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    _require(_names(base) == {"embed_tokens", "layers", "norm", "rotary_emb"}, base)
+    _require(_names(model) == {"model", "lm_head"}, model)
+    _require(type(embedding) is nn.Embedding and is_linear(head) and head.bias is None, model)
+    for layer in stack:
+        _require(_names(layer) == _LAYER, layer)
+        attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+        _require(_names(attention) - {*_HEAD_NORMS} == _ATTENTION, attention)
+        _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
+        activation = mlp.get_submodule("act_fn")
+        _require(type(activation) in (nn.SiLU, ACT2CLS["silu"]), activation)
+        # They have no weights of their own, such as a scale, which the kernels would ignore.
+        for module in (layer, attention, mlp):
+            _require(not [*module.parameters(recurse=False)], module)
+
+
 @torch.inference_mode()
-def _compare(model: PreTrainedModel) -> None:
-    """Raise UnrecognizedError unless each layer of a model, its embedding, and its norm and head
-    give the same in the kernels as in their own forward passes: for two tokens after a short prompt
-    of two sequences, one of them padded. Store the layers' windows in `_windows`.
+def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
+    """Return what the kernels need to run a model. Raise UnrecognizedError unless each layer of the
+    model, its embedding, and its norm and head give the same in the kernels as in their own forward
+    passes: for two tokens after a short prompt of two sequences, one of them padded.
     """
-    NativeModel(model)  # refuses other modules before anything runs
+    _check_modules(model)
     if problem := unsupported_by_loop(model):
         raise UnrecognizedError(problem)
     if shallow_view.depends_on_length(model):
         raise UnrecognizedError(shallow_view.LENGTH_DEPENDENT)
     layerwise = LayerwiseModel(model)
-    for layer, window in zip(layerwise.layers, _measured_windows(model, layerwise), strict=True):
-        _windows[layer.input_layernorm] = window  # type: ignore[index]
-    native, count = NativeModel(model), _COMPARED_TOKENS  # again, now with windows
+    norms = [layer.get_submodule("input_layernorm") for layer in layerwise.layers]
+    windows = zip(norms, _measured_windows(model, layerwise), strict=True)
+    recognized = Native(dict(windows), copies)
+    native, count = NativeModel(model, recognized), _COMPARED_TOKENS
     ids = torch.arange(1, _COMPARED_PROMPT + count + 1).repeat(2, 1) % native.vocab_size
     mask = torch.ones_like(ids[:, :_COMPARED_PROMPT])
     mask[0, :2] = 0  # padding
@@ -373,6 +453,7 @@ def _compare(model: PreTrainedModel) -> None:
     logits = torch.empty(wanted.shape)
     native.run(None, batch, states=before.clone(), logits=logits)
     _check_close("norm and head", logits, wanted, wanted.float())
+    return recognized
 
 
 def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> None:

@@ -1,12 +1,22 @@
 """The engine `transformers`: its `generate` in two phases."""
 
-from ulskip_cli.core.capabilities import ALL, Need
+from typing import TYPE_CHECKING
+
+from ulskip_cli.core.capabilities import ALL, DRAFTS, Need
 from ulskip_cli.core.engines import Engine
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import EngineSession
 
 
 class Transformers(Engine):
     """The `generate` method of transformers."""
 
-    supports = ALL - {Need.DRAFTS, Need.LAYER_DRAFTS, Need.EARLY_EXIT}
+    supports = ALL - DRAFTS - {Need.EARLY_EXIT}
     is_runtime = False
-    session = "ulskip_cli.engines.transformers.session:TransformersSession"
+
+    def session(self) -> "type[EngineSession]":
+        """Return the class of the sessions."""
+        from ulskip_cli.engines.transformers.session import TransformersSession
+
+        return TransformersSession

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
+from ulskip_cli.core.answer import Request
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, EngineSession
+from ulskip_cli.engines.base import BatchOutput, Clock, EngineSession, Prompts, Watch
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
 
@@ -15,32 +16,33 @@ from ulskip_cli.inference import kv_cache, shallow_view
 class TransformersSession(EngineSession):
     """Decoding with transformers' `generate`."""
 
-    def generate(self, request: BatchRequest) -> BatchOutput:
+    def generate(self, prompts: Prompts, request: Request, watch: Watch) -> BatchOutput:
         """Generate for one batch."""
-        input_ids, device = request.input_ids, request.input_ids.device
+        input_ids, device = prompts.input_ids, prompts.input_ids.device
+        views = self.views
         kv_bytes, prefilled_at = (0, 0), 0.0
 
         def on_prefill(cache: DynamicCache) -> None:
             nonlocal kv_bytes, prefilled_at
             prefilled_at = now(device)
-            kept = request.stages[0].kept
-            kv_bytes = kv_cache.kv_bytes(cache), kv_cache.kv_bytes(cache, kept)
+            decoded = kv_cache.kv_bytes(cache, views.stages[0].places)
+            kv_bytes = kv_cache.kv_bytes(cache), decoded
 
-        model = shallow_view.two_phase(self.views.prompt_model, request.stages, on_prefill)
-        observer = StepObserver(device, input_ids.shape, request.on_step)
+        model = shallow_view.two_phase(views.prompt_model, views.stages, on_prefill)
+        observer = StepObserver(device, input_ids.shape, watch.on_step)
         start = now(device)
         sequences = model.generate(
             input_ids=input_ids,
-            attention_mask=request.attention_mask,
+            attention_mask=prompts.attention_mask,
             generation_config=generation_config(request),
             stopping_criteria=[observer],
         )
         clock = Clock(start, prefilled_at, observer.first_at, now(device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
-        return BatchOutput.of(request, rows, clock, kv_bytes)
+        return BatchOutput.of(prompts, request, rows, clock, kv_bytes)
 
 
-def generation_config(request: BatchRequest) -> GenerationConfig:
+def generation_config(request: Request) -> GenerationConfig:
     """Return the options of `generate` for a request, which override the checkpoint's own
     defaults.
     """
@@ -53,8 +55,8 @@ def generation_config(request: BatchRequest) -> GenerationConfig:
         do_sample=decoding.do_sample,
         num_beams=decoding.num_beams,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        pad_token_id=request.pad_token_id,
-        eos_token_id=list(request.eos_token_ids) or None,
+        pad_token_id=request.ends.pad_token_id,
+        eos_token_id=list(request.ends.eos_token_ids) or None,
         max_new_tokens=request.length,
         min_new_tokens=request.length if request.forced else None,
         use_cache=True,

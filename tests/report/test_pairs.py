@@ -2,7 +2,7 @@ from report_rows import configured, not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.experiments.statistics import FAILS, HOLDS, TIE, verdict
 from ulskip_cli.report import tables
-from ulskip_cli.report.reference import ComparedPair, compare
+from ulskip_cli.report.pairs import ComparedPair, compare
 
 
 def against(new, old):
@@ -22,7 +22,7 @@ def test_points_are_matched_by_what_they_are():
 def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
     other = [configured(row, model={"name": "n"}, seed=2) for row in small_sweep()]
     found = against(other, small_sweep())
-    assert [key.name for key in found.differs] == ["model", "seed"]
+    assert found.differs == ["model", "seed"]
     assert len(found.pairs) == len(other)
     assert "model, seed" in found.section("Against x").note
 

@@ -5,11 +5,11 @@ import pytest
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.experiments import preflight
+from ulskip_cli.experiments import point as points_module
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.grid import points
 from ulskip_cli.experiments.jobs import make_jobs
-from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.settings import settings
 from ulskip_cli.tasks.wmt import Wmt
@@ -28,11 +28,11 @@ def test_a_point_has_all_that_follows_from_its_configuration():
     config = compose(["ratio=2", "limit=3"])
     point = resolve(config)
     assert (point.config, len(point.data.examples), point.held_out) == (config, 3, None)
-    kept = point.files.metadata.num_layers, point.plan.num_kept
+    kept = point.folder.metadata.num_layers, point.plan.num_kept
     assert (*kept, point.data.task.data) == (12, 6, "sample")
     assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
-    assert point.baseline.plan.keeps_all and point.baseline.run_id != point.run_id
-    assert point.identity.baseline_id == point.baseline.run_id
+    assert point.baseline.plan.keeps_all and point.baseline.id != point.id
+    assert point.settings.baseline_id == point.baseline.id
     for without in (["strategy=full"], ["ratio=1"], ["baseline=false"]):
         assert resolve(compose(without)).baseline is None
 
@@ -77,7 +77,7 @@ def test_missing_examples_are_refused(files):
 
 def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, copied_model, tmp_path):
     def run_id(*overrides):
-        return resolve(compose([*files, "limit=5", *overrides])).run_id
+        return resolve(compose([*files, "limit=5", *overrides])).id
 
     plain, calibrated = run_id("strategy=unified"), run_id()
     assert plain == run_id("strategy=unified", "name=other")
@@ -96,10 +96,10 @@ def test_the_jobs_of_a_sweep_have_the_identifiers_of_single_runs():
     grid = points(["ratio=2,3", "strategy=unified,top_skip", "limit=4"])
     jobs = {job.id: job for job in make_jobs(grid)}
     single = [resolve(config) for config in grid]
-    assert {point.run_id for point in single} | {single[0].baseline.run_id} == jobs.keys()
+    assert {point.id for point in single} | {single[0].baseline.id} == jobs.keys()
     for point in single:
-        assert jobs[point.run_id].config == point.config
-        assert jobs[point.run_id].baseline == point.baseline.run_id
+        assert jobs[point.id].config == point.config
+        assert jobs[point.id].baseline == point.baseline.id
 
 
 def test_data_and_model_files_are_read_once_for_many_points(spy):
@@ -124,7 +124,7 @@ def test_data_and_model_files_are_read_once_for_many_points(spy):
 def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(overrides):
     (job,) = [job for job in make_jobs(points([*overrides, "batch_size=1"])) if job.requested]
     failed = job.failure_record(RunError("x"))
-    finished = Record.joined(job.point.identity, describe_schedule(job.point.plan))
+    finished = Record.joined(job.point.settings, describe_schedule(job.point.plan))
     asked = settings(failed)
     assert asked == {key: value for key, value in settings(finished).items() if key in asked}
     assert (failed.identity, failed.config) == (finished.identity, finished.config)
@@ -140,15 +140,16 @@ def test_the_type_that_auto_stands_for_is_part_of_the_identity(copied_model):
         return resolve(compose([f"model.path={copied_model}", "limit=3", "ratio=2", *overrides]))
 
     auto = resolved()
-    assert auto.config.model.dtype == auto.baseline.config.model.dtype == "bfloat16"
-    assert auto.run_id == resolved("model.dtype=bfloat16").run_id
-    assert auto.run_id != resolved("model.dtype=float32").run_id
+    stored = [point.settings.config.model.dtype for point in (auto, auto.baseline)]
+    assert stored == ["bfloat16"] * 2 and auto.config.model.dtype == "auto"
+    assert auto.id == resolved("model.dtype=bfloat16").id
+    assert auto.id != resolved("model.dtype=float32").id
 
 
 def test_rows_of_calibrations_and_fits_in_an_earlier_format_do_not_count(monkeypatch):
     words = (["strategy=search"], ["correction=patch"], ["strategy=unified"])
     configs = [compose(["limit=3", *overrides]) for overrides in words]
-    before = [resolve(config).run_id for config in configs]
-    monkeypatch.setattr(preflight, "CALIBRATION", 0)
-    changed = [resolve(config).run_id != old for config, old in zip(configs, before, strict=True)]
+    before = [resolve(config).id for config in configs]
+    monkeypatch.setattr(points_module, "CALIBRATION", 0)
+    changed = [resolve(config).id != old for config, old in zip(configs, before, strict=True)]
     assert changed == [True, True, False]

@@ -1,7 +1,7 @@
-"""Derive everything that a run needs from its configuration, without torch, as a `ResolvedPoint`.
+"""`Point`: one point of an experiment with everything that follows from its configuration.
 
-Invalid requests are refused here: ratios, strategies, metrics, task files, model files, generation
-options.
+It is made without torch. Invalid requests are refused here: ratios, strategies, metrics, task
+files, model files, generation options.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
@@ -18,7 +18,7 @@ from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import Point
+    from ulskip_cli.experiments.record import Settings
 
 # Raised when a calibration or a fit would come out differently, so that stored ones and their rows
 # do not count.
@@ -34,69 +34,62 @@ class TaskExamples:
 
 
 @dataclass(frozen=True)
-class ResolvedPoint:
-    """One point of an experiment with everything derived from its configuration."""
+class Point:
+    """One point of an experiment with everything that follows from its configuration."""
 
-    config: Config
+    config: Config  # as asked; it never changes
+    folder: ModelFolder  # a run fails if its fingerprint changed meanwhile
+    plan: Plan  # before calibration
     data: TaskExamples | None  # to evaluate; None for a benchmark, which times random prompts
     held_out: TaskExamples | None  # for calibration; None if nothing is calibrated
-    files: ModelFolder  # a run fails if their fingerprint changed meanwhile
-    plan: Plan  # before calibration and timing
-    identity: "Point"  # the settings as its row stores them, with the id
-    baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
+    settings: "Settings"  # what its row stores also if the run fails, with the id
+    baseline: "Point | None" = None  # None for a full model and for baseline=false
 
     @property
-    def run_id(self) -> str:
+    def id(self) -> str:
         """A hash of the configuration, the layers, the data, the weights and users' code."""
-        return self.identity.id
+        return self.settings.id
 
 
 @dataclass
 class Resolver:
-    """Resolves configurations; data and model files are read once and reused for later points."""
+    """Makes points; data and model files are read once and reused for later points."""
 
     # by the hash of task, offset and limit; an error is raised again for each point with these data
     _data: dict[str, TaskExamples | UsageError] = field(default_factory=dict)
-    _files: dict[str, ModelFolder] = field(default_factory=dict)
+    _folders: dict[str, ModelFolder] = field(default_factory=dict)
 
     def resolve(
         self, config: Config, command: str = "run", data: TaskExamples | None = None
-    ) -> ResolvedPoint:
-        """Check a run, or a benchmark, which reads no task, and derive its point; raise a
-        UsageError (or NotApplicable) that names the unsupported key. `data` replaces the examples
-        of the task.
+    ) -> Point:
+        """Check a configuration of `run`, `generate` or `bench`, which reads no task, and make its
+        point; raise a UsageError (or NotApplicable) that names the unsupported key. `data` replaces
+        the examples of the task.
         """
-        from ulskip_cli.experiments.record import Point  # takes 40 ms, which a plan does not need
-
-        files, plan = self.schedule(config, command)
-        files.check_installed()
-        asked, config = config, config.replace(model=files.model)
-        held_out = baseline = None
+        folder, plan = self.schedule(config, command)
+        folder.check_installed()
         if command == "bench":
-            _check_benchmark(config, plan.timed_tokens, files.metadata.context)
-        else:
-            data = data or self.data(config)
-            if not config.answers:
-                check_references(data.examples, "answers=false")
-            if config.needs_held_out and config.model.source != "random":
-                held_out = find_held_out(config, data.examples)
-            _check_calibration(config, plan)
-            if config.baseline and (not plan.is_full_model or config.crosses_engines):
-                baseline = self.resolve(baseline_config(asked))
-        texts = [part and part.examples for part in (data, held_out)]
-        run_id = point_key(config, command, files, plan, texts, CALIBRATION if held_out else None)
-        known = {"baseline_id": baseline and baseline.run_id, "dataset": data and data.task.data}
-        identity = Point.of(config, run_id, "run" if data else "bench", **known)
-        return ResolvedPoint(config, data, held_out, files, plan, identity, baseline)
+            _check_benchmark(config, plan.timed_tokens, folder.metadata.context)
+            return self._point(config, command, folder, plan)
+        data = data or self.data(config)
+        if not config.answers:
+            check_references(data.examples, "answers=false")
+        held_out = baseline = None
+        if config.needs_held_out:
+            held_out = find_held_out(config, data.examples)
+        has_baseline = command == "run" and config.baseline
+        if has_baseline and (not plan.is_full_model or config.crosses_engines):
+            baseline = self.resolve(baseline_config(config))
+        return self._point(config, command, folder, plan, data, held_out, baseline)
 
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
         """Return the model's files and the plan of a command, without reading the task's data."""
-        files = self._files.setdefault(key(config.model), ModelFolder(config.model))
-        config.engine.check_model(files.config)
-        plan = make_plan(config, files.metadata, command)
+        folder = self._folders.setdefault(key(config.model), ModelFolder(config.model))
+        config.engine.check_model(folder.config)
+        plan = make_plan(config, folder.metadata, command)
         if config.strategy.is_calibrated:  # its layers are known
             config.correction.folder_for(config.model, plan.skipping_sets)
-        return files, plan
+        return folder, plan
 
     def data(self, config: Config) -> TaskExamples:
         """Return the task and the examples of a run; raise UsageError if they cannot be read or
@@ -104,16 +97,8 @@ class Resolver:
         """
         name = key(config.task, config.offset, config.limit)
         if name not in self._data:
-            scoring = config.task.scoring()
             try:
-                metrics.make_metrics(scoring)  # a missing package is reported before a missing file
-                examples = evaluated_examples(config)
-                references = [example.reference for example in examples if example.reference]
-                metrics.make_metrics(scoring, references)
-                template = config.task.template_for(has_chat=True)
-                template.prompt(examples[0])
-                template.response(examples[0])
-                self._data[name] = TaskExamples(config.task, examples)
+                self._data[name] = _scored_examples(config)
             except UsageError as error:  # of all points with these data
                 self._data[name] = error
         data = self._data[name]
@@ -121,13 +106,48 @@ class Resolver:
             raise data
         return data
 
+    def _point(
+        self,
+        config: Config,
+        command: str,
+        folder: ModelFolder,
+        plan: Plan,
+        data: TaskExamples | None = None,
+        held_out: TaskExamples | None = None,
+        baseline: Point | None = None,
+    ) -> Point:
+        """Return a point with the settings that its row stores."""
+        from ulskip_cli.experiments.record import (
+            Settings,  # takes 40 ms, which a plan does not need
+        )
 
-def resolve(config: Config) -> ResolvedPoint:
+        recorded, version = recorded_config(config, folder), CALIBRATION if held_out else None
+        texts = [part and part.examples for part in (data, held_out)]
+        settings = Settings.of(
+            recorded,
+            point_key(recorded, command, folder, plan, texts, version),
+            "bench" if command == "bench" else "run",
+            baseline_id=baseline and baseline.id,
+            dataset=data and data.task.data,
+        )
+        return Point(config, folder, plan, data, held_out, settings, baseline)
+
+
+def resolve(config: Config) -> Point:
     """Resolve a single run; see `Resolver.resolve`."""
     return Resolver().resolve(config)
 
 
-def point_key(config: Config, command: str, files: ModelFolder, plan: Plan, *others: object) -> str:
+def recorded_config(config: Config, folder: ModelFolder) -> Config:
+    """Return a configuration as its row stores it: with the type of the checkpoint in place of
+    dtype=auto.
+    """
+    return config.replace(model=folder.model)
+
+
+def point_key(
+    config: Config, command: str, folder: ModelFolder, plan: Plan, *others: object
+) -> str:
     """Return a hash of everything that decides the results of a point.
 
     The layers of a plan stand for the code of their strategy, unless a calibration decides them.
@@ -137,7 +157,7 @@ def point_key(config: Config, command: str, files: ModelFolder, plan: Plan, *oth
         choices.pop("strategy", None)
     return key(
         config.identity(command),
-        files.fingerprint,
+        folder.fingerprint,
         config.correction.fingerprint(),
         plan.stages,
         plan.exits,
@@ -146,12 +166,11 @@ def point_key(config: Config, command: str, files: ModelFolder, plan: Plan, *oth
     )
 
 
-def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:
+def resolve_prompts(config: Config, prompt: str | None = None) -> Point:
     """Resolve the answers to a prompt, or to the prompts of a task, by the full model and by the
     kept layers; no row stores them.
     """
-    # `PromptComparer` decodes with the full model itself, so no baseline has to run before.
-    config = config.replace(baseline=False, batch_size=1)
+    config = config.replace(batch_size=1)  # one prompt is answered after the other
     if prompt is None:
         # Not by `Resolver.data`, which checks the metrics: these answers are not scored.
         data = TaskExamples(config.task, evaluated_examples(config))
@@ -170,6 +189,21 @@ def resolve_prompts(config: Config, prompt: str | None = None) -> ResolvedPoint:
         )
     data = TaskExamples(config.task, [Example("prompt", prompt, "")])
     return Resolver().resolve(config, "generate", data)
+
+
+def _scored_examples(config: Config) -> TaskExamples:
+    """Return the task and the examples of a run; raise UsageError if a metric cannot score them or
+    a template does not fit.
+    """
+    scoring = config.task.scoring()
+    metrics.make_metrics(scoring)  # a missing package is reported before a missing file
+    examples = evaluated_examples(config)
+    references = [example.reference for example in examples if example.reference]
+    metrics.make_metrics(scoring, references)
+    template = config.task.template_for(has_chat=True)
+    template.prompt(examples[0])
+    template.response(examples[0])
+    return TaskExamples(config.task, examples)
 
 
 def evaluated_examples(config: Config) -> list[Example]:
@@ -217,22 +251,6 @@ def _calibrated(config: Config) -> str:
     """Return the choice that held-out examples calibrate, e.g. `correction=patch`."""
     key = "correction" if config.correction.is_fitted else "strategy"
     return f"{key}={getattr(config, key).name}"
-
-
-def _check_calibration(config: Config, plan: Plan) -> None:
-    """Refuse calibrations of random weights."""
-    if config.correction.is_fitted and config.model.source == "random":
-        raise NotApplicable(
-            f"correction={config.correction.name} requires examples as text, which model=random"
-            " does not have; use `ulskip bench`, which times patches as zeros"
-        )
-    strategy = config.strategy
-    if config.model.source == "random" and plan.exits and not strategy.is_calibrated:
-        keys = " and ".join(f"strategy.{key}" for key in strategy.calibrated)
-        raise UsageError(
-            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no"
-            f" tokenizer; set {keys}"
-        )
 
 
 def _check_benchmark(config: Config, timed_tokens: int, context: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Rows beside a reference: the points of two results folders. Winners and the comparison
+"""Pairs of rows that are compared: the points of two results folders. Winners and the comparison
 with the paper use the same pairs.
 """
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ulskip_cli.experiments.intervals import CONFIDENCE, Interval, normal
-from ulskip_cli.experiments.record import Column, Record
-from ulskip_cli.experiments.settings import Key, all_settings
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.settings import all_settings, key_title, section_of
 from ulskip_cli.experiments.statistics import (
     FAILS,
     TIE,
@@ -19,7 +19,8 @@ from ulskip_cli.experiments.statistics import (
     speed_ratio,
     verdict,
 )
-from ulskip_cli.report.rows import done
+from ulskip_cli.report.columns import Column
+from ulskip_cli.report.rows import done, is_own_baseline
 from ulskip_cli.report.tables import TableSection, sentences
 
 NOTE = (
@@ -32,10 +33,10 @@ NOTE = (
 
 @dataclass(frozen=True)
 class ComparedPair:
-    """A row beside a reference."""
+    """A row, and an older one that it is compared with."""
 
     new: Record
-    old: Record  # the reference
+    old: Record
 
     @property
     def metric(self) -> str:
@@ -44,21 +45,21 @@ class ComparedPair:
 
     @cached_property
     def quality(self) -> Interval | None:
-        """The score of the row minus that of the reference; positive is better."""
+        """The score of the new row minus that of the old one; positive is better."""
         if any(record.value(self.metric) is None for record in (self.new, self.old)):
             return None
         return difference(self.new, self.old, self.metric)
 
     @cached_property
     def speedup(self) -> Interval | None:
-        """The speedup of the row divided by that of the reference; None for a full model that was
+        """The speedup of the new row divided by the old one's; None for a full model that was
         timed against itself.
         """
         return self.speedup_within(CONFIDENCE)
 
     def speedup_within(self, confidence: float) -> Interval | None:
         """Return `speedup` with the interval of another confidence."""
-        return None if self.new.is_own_baseline else speed_ratio(self.new, self.old, confidence)
+        return None if is_own_baseline(self.new) else speed_ratio(self.new, self.old, confidence)
 
     def quality_within(self, confidence: float) -> Interval | None:
         """Return `quality` with the interval of another confidence, as of a normal distribution."""
@@ -86,15 +87,13 @@ class ComparedPair:
         }
 
     @property
-    def absent(self) -> str:
-        """The text of a cell without a value."""
-        return self.new.absent
+    def status(self) -> str:
+        """The status of the new row, which explains cells without a value."""
+        return self.new.status
 
 
 def beside(column: Column, old: str = "old", new: str = "new") -> list[Column]:
-    """Return the columns of a value of the reference, which may be optional, and of the row beside
-    it.
-    """
+    """Return the columns of a value of the old row, which may be optional, and of the new one."""
     head, value_of = column.title, column.value
     return [
         column._replace(title=f"{old}\n{head}", show=lambda pair: value_of(pair.old)),
@@ -110,7 +109,7 @@ POINT = [
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FolderComparison:
     """The points that two results folders both contain, in the order of the new one, and the
     numbers of the other points.
     """
@@ -118,7 +117,7 @@ class Comparison:
     pairs: list[ComparedPair]
     only_old: int
     only_new: int
-    differs: list[Key]  # settings in which the sides share no value
+    differs: list[str]  # settings in which the sides share no value
     gate: float
 
     def losses(self) -> list[str]:
@@ -166,7 +165,7 @@ class Comparison:
         ]
         notes = [NOTE]
         if self.differs:
-            titles = dict.fromkeys(key.title for key in self.differs)
+            titles = dict.fromkeys(map(key_title, self.differs))
             notes.append(f"The sides differ in {', '.join(titles)}")
         counts = {"old": self.only_old, "new": self.only_new}
         notes += [f"Points only on the {side} side: {n}" for side, n in counts.items() if n]
@@ -174,7 +173,7 @@ class Comparison:
 
     def _keeps(self, pair: ComparedPair) -> str | None:
         """Return the verdict on the claim that the row reaches the quality gate."""
-        kept = None if pair.new.is_own_baseline else pair.new.kept
+        kept = None if is_own_baseline(pair.new) else pair.new.quality_share
         return kept and reaches(kept, self.gate)
 
 
@@ -183,25 +182,25 @@ def _starred(interval: Interval | None, same: float, form: str) -> str | None:
     return f"{interval.value:{form}}{'*' * (verdict(interval, same) != TIE)}" if interval else None
 
 
-def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Comparison:
+def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> FolderComparison:
     """Match the finished points of new and old records.
 
     Two points match if they agree in every setting, except settings of which the two sides share no
     value (for example two seeds), and those of timing that one side lacks, because it timed
-    nothing. Target and batch size always agree.
+    nothing. Task, target and batch size always agree.
     """
     new, old = done(new), done(old)
     rows = all_settings([*new, *old])
     sides = rows[: len(new)], rows[len(new) :]
     differs = []
-    for key in sorted({key for row in rows for key in row if key.name != "folder"}):
+    for key in sorted({key for row in rows for key in row if key != "folder"}):
         mine, theirs = ({repr(row[key]) for row in side if key in row} for side in sides)
-        if mine.isdisjoint(theirs) and ((mine and theirs) or key.part == "speed"):
+        if mine.isdisjoint(theirs) and ((mine and theirs) or section_of(key) == "speed"):
             differs.append(key)
-    ignored = {Key("folder"), *differs} - {Key("ratio"), Key("batch_size")}
+    ignored = {"folder", *differs} - {"task", "ratio", "batch_size"}
     points = [frozenset((key, repr(row[key])) for key in row.keys() - ignored) for row in rows]
     now = dict(zip(points[: len(new)], new, strict=True))
     before = dict(zip(points[len(new) :], old, strict=True))
     pairs = [ComparedPair(now[point], before[point]) for point in now if point in before]
     unmatched = len(before) - len(pairs), len(now) - len(pairs)
-    return Comparison(pairs, *unmatched, differs, gate)
+    return FolderComparison(pairs, *unmatched, differs, gate)

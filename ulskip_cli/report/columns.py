@@ -1,0 +1,168 @@
+"""The columns of all tables of rows, in one order, and the values that they show.
+
+A measured value of `experiments/record.py` is shown where a line of `COLUMNS` names it: by every
+table of all values, and if it is `first` also by the tables of `ulskip run` and `ulskip report`.
+"""
+
+from collections.abc import Callable, Collection
+from operator import attrgetter
+from statistics import median
+from typing import NamedTuple
+
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Record
+from ulskip_cli.experiments.statistics import TIE, tested_changes
+from ulskip_cli.tasks.metrics import AGREEMENT, DECODE_LOSS, METRIC_OF, ROW_KEYS
+
+MISSING = "–"
+ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result, by status
+BENCHMARK = "benchmark"  # in place of a metric, which a benchmark does not have
+
+
+class Column(NamedTuple):
+    """A column of a table with one line for each object, e.g. for each record."""
+
+    title: str  # may hold a line break
+    show: Callable[..., object] | str  # returns the value of a line, or names its attribute
+    form: str = ""  # format of its numbers
+    optional: bool = False  # left out on a narrow terminal, the rightmost column first
+    first: bool = False  # among the few columns for a first reader
+    metric: str = ""  # the metric that it shows; it is `first` where that is the primary one
+
+    @property
+    def head(self) -> str:
+        """The title on one line."""
+        return self.title.replace("-\n", "").replace("\n", " ")
+
+    def value(self, line: object) -> object:
+        """Return the value that the column shows of a line."""
+        show = attrgetter(self.show) if isinstance(self.show, str) else self.show
+        return show(line)
+
+
+def layers(record: Record) -> str | None:
+    """Return kept and all layers, e.g. 6/12; `8/12 for 4` tells that the ratio asks for 4. A mean
+    depth, e.g. 4.5/12, is shown without the request.
+    """
+    if record.kept_layers is None:
+        return None
+    wanted = f"{record.target_kept_layers or 0:g}"
+    is_told = "." in record.depth or wanted in ("0", record.depth)
+    return f"{record.depth}/{record.num_layers}{'' if is_told else f' for {wanted}'}"
+
+
+def timed_layers(record: Record) -> str | None:
+    """Return the mean number of layers in the timed pairs and all layers, e.g. 4.0/6, if the
+    evaluated answers ran another number.
+    """
+    if record.measured_speedup is None or not record.has_two_depths:
+        return None
+    return f"{record.mean_kept_layers:.1f}/{record.num_layers}"
+
+
+def interval(record: Record) -> str | None:
+    """Return the ends of the measured speedup's interval; None with too few pairs."""
+    return record.speedup.ends() if record.speedup else None
+
+
+def num_pairs(record: Record) -> int | None:
+    """Return the number of timed pairs."""
+    return len(record.pairs.strategy.decode_seconds) if record.pairs else None
+
+
+def kv_share(record: Record) -> float | None:
+    """Return the share of the prompt's KV cache that is kept."""
+    total, kept = record.prompt_kv_bytes, record.kept_kv_bytes
+    return kept / total if total and kept is not None else None
+
+
+def read_rate(record: Record) -> float | None:
+    """Return the bytes/s at which the machine read memory during the timed pairs: the median."""
+    units = record.pairs.units if record.pairs else ()
+    rates = [unit.bytes_per_second for unit in units if unit.bytes_per_second]
+    return median(rates) if rates else None
+
+
+def bandwidth_share(record: Record) -> float | None:
+    """Return the rate at which a step reads weights, keys and values, as a share of `read_rate`;
+    None if one is not known, or above 1, which shows that the limit was not measured.
+    """
+    seconds, rate = record.time_per_output_token_seconds, read_rate(record)
+    if not (record.step_bytes and seconds and rate):
+        return None
+    share = record.step_bytes / seconds / rate
+    return share if share <= 1 else None
+
+
+def quality_share(record: Record) -> float | None:
+    """Return the kept share of the full model's primary score."""
+    return record.quality_share.value if record.quality_share else None
+
+
+def quality_interval(record: Record) -> str | None:
+    """Return the ends of this share's interval."""
+    return record.quality_share.ends(".0%") if record.quality_share else None
+
+
+def decode_rate(record: Record) -> float | None:
+    """Return the decoded tokens per second in the timed pairs; None if no speed was measured."""
+    return record.pairs.strategy.tokens_per_second if record.pairs else None
+
+
+def full_rate(record: Record) -> float | None:
+    """Return the decoded tokens per second of the full model in the same timed pairs."""
+    full = record.pairs.full if record.pairs else None
+    return full.tokens_per_second if full else None
+
+
+def is_significant(record: Record, metric: str) -> bool:
+    """Return True if a score differs significantly from the full model's."""
+    return tested_changes(record).get(metric, TIE) != TIE
+
+
+def _metric_column(metric: str) -> Column:
+    """Return the column of a metric; a star marks a significant difference from the full model."""
+    row_key = ROW_KEYS[metric]
+
+    def show(record: Record) -> str | None:
+        if (score := record.value(metric)) is None:
+            return None
+        return f"{score:{row_key.number_format}}{'*' if is_significant(record, metric) else ''}"
+
+    title, is_optional = row_key.short_title or row_key.title, row_key.optional
+    return Column(title, show, optional=is_optional, metric=metric)
+
+
+STRATEGY = Column("strategy", "label", first=True)
+DECODE_RATE = Column("decode\ntok/s", decode_rate, ".0f", first=True)
+COLUMNS = (
+    STRATEGY,
+    Column("target", "target_speedup", ".4g"),
+    Column("full in", "full_engine", first=True),
+    Column("layers", layers, first=True),
+    Column("timed\nlayers", timed_layers, first=True),
+    Column("layer\nratio", "layer_ratio", ".2f"),
+    Column("pre-\ndicted", "predicted_speedup", ".2f", first=True),
+    Column("mea-\nsured", "measured_speedup", ".2f", first=True),
+    Column("inter-\nval", interval, optional=True, first=True),
+    Column("pairs", num_pairs, "d", optional=True),
+    Column("other\nCPUs", "other_cpus", ".1f", optional=True),
+    Column("KV\nkept", kv_share, ".0%", optional=True),
+    Column("of band-\nwidth", bandwidth_share, ".0%", optional=True, metric=BENCHMARK),
+    *map(_metric_column, METRIC_OF),
+    Column("of\nfull", quality_share, ".0%", first=True),
+    Column("of full,\n95%", quality_interval, optional=True, first=True),
+    Column("decode\nloss", "decode_loss", ".2f", metric=DECODE_LOSS.key),
+    Column("agree-\nment", "agreement", ".1%", optional=True, metric=AGREEMENT.key),
+    Column("of new\ntokens", "new_agreement", ".1%", optional=True),
+    Column("KL", "kl_divergence", ".2f", optional=True),
+    Column("full\ntok/s", full_rate, ".0f", optional=True, first=True),
+    DECODE_RATE,
+    Column("accept-\nance", "acceptance_rate", ".2f"),
+    Column("tokens\na check", "mean_accepted_length", ".2f", optional=True),
+)
+
+
+def first_columns(metrics: Collection[str]) -> list[Column]:
+    """Return the columns for a first reader of records with these primary metrics."""
+    shown = metrics or {BENCHMARK}
+    return [column for column in COLUMNS if column.first or column.metric in shown]
