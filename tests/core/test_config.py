@@ -77,7 +77,10 @@ BROKEN = {
     "itself as defaults": (b"defaults: [mine]\n" + HEAD, "FILE"),
     "number as defaults": (b"defaults: [5]\n" + HEAD, "FILE .* type in defaults : int"),
     "mapping as defaults": (b"defaults: {hf: 1}\n" + HEAD, "FILE .*must be a list"),
-    "no base": (b"defaults: [fulll]\n" + HEAD, "FILE .*Could not load 'strategy/fulll'"),
+    "no base": (
+        b"defaults: [fulll]\n" + HEAD,
+        "strategy in the defaults of FILE 'fulll'; did .*'full'",
+    ),
     "no group": (
         b"defaults: [{override /modl: hf}]\n" + HEAD,
         "FILE .*'modl@strategy.modl'.*write",

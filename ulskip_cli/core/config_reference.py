@@ -25,6 +25,11 @@ from ulskip_cli.core.errors import unknown
 from ulskip_cli.core.options import Options, choices_of, describe_type, options_in, use_of
 
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
+TITLES = {
+    "config": "Keys of all commands but tune and train",
+    "tune": "Further keys of tune",
+    "train": "Further keys of train",
+}  # of the keys outside groups, by primary configuration
 MAX_DEFAULT = 40  # characters of a default value
 Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 
@@ -115,42 +120,37 @@ def describe(name: str) -> Panels:
     or a section of keys; without a name, of all. Raise UsageError for an unknown name.
     """
     group, _, choice = name.partition("=")
-    if not name:
-        return _describe_all()
     if group in ALL_GROUPS and choice:
         meanings = _meanings(group_keys(group, choice))
         return [(name, {name: description(group, choice)}), (f"Keys of {name}", meanings)]
-    known = dict[str, ConfigKey]()  # of a key of several commands, that of run
-    for keys in (*map(top_level_keys, PRIMARY), *map(_keys_of_choices, ALL_GROUPS)):
-        for key in keys:
-            known.setdefault(key.name, key)
+    sections = list(_sections())
+    if not name:
+        title = "Config groups and their choices; `ulskip config GROUP` describes them"
+        choices = {f"{group}=": ", ".join(group_choices(group)) for group in ALL_GROUPS}
+        return [(title, choices), *((title, _meanings(keys)) for title, keys in sections)]
+    known = [key for _, keys in sections for key in keys]
     panels = []
     if name in ALL_GROUPS:
-        choices = describe_choices(name).items()
-        panels.append((f"Choices of {name}", {f"{name}={key}": text for key, text in choices}))
-    if shown := [key for key in known.values() if f"{key.name}.".startswith(f"{name}.")]:
+        choices = {f"{name}={key}": text for key, text in describe_choices(name).items()}
+        panels.append((f"Choices of {name}", choices))
+    if shown := [key for key in known if f"{key.name}.".startswith(f"{name}.")]:
         panels.append((f"Keys of {name}", _meanings(shown)))
     if not panels:
-        names = [*ALL_GROUPS, *known]
+        names = [*ALL_GROUPS, *(key.name for key in known)]
         raise unknown("config group or key", name, names, "`ulskip config` lists all")
     return panels
 
 
-def _describe_all() -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the groups with their choices, and all keys: those outside groups, and of groups."""
-    yield (
-        "Config groups and their choices; `ulskip config GROUP` describes them",
-        {f"{group}=": ", ".join(group_choices(group)) for group in ALL_GROUPS},
-    )
-    titles = {"config": "Keys of all commands but tune and train", "tune": "Further keys of tune"}
+def _sections() -> Iterator[tuple[str, list[ConfigKey]]]:
+    """Yield all keys under titles: those outside groups, each once, and those of groups."""
     shown = set[str]()
-    for primary in PRIMARY:
+    for primary, title in TITLES.items():
         keys = [key for key in top_level_keys(primary) if key.name not in shown]
-        yield titles.get(primary, f"Further keys of {primary}"), _meanings(keys)
+        yield title, keys
         shown |= {key.name for key in keys}
     for group in ALL_GROUPS:
         if inside := _keys_of_choices(group):
-            yield f"Keys {group}.* of all choices", _meanings(inside)
+            yield f"Keys {group}.* of all choices", inside
 
 
 def _keys_of_choices(group: str) -> list[ConfigKey]:

@@ -72,7 +72,7 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     near = near or difflib.get_close_matches(word.lower(), known_in_it, 1)
     hint = " or ".join(f"'{section}{name}'" for name in near[:3])
     hint = f" did you mean {hint}?" if hint else ""
-    listed = f" known: {', '.join(names)}" if len(names) <= MAX_LISTED or not advice else ""
+    listed = f" known: {', '.join(names)}" if 0 < len(names) <= MAX_LISTED or not advice else ""
     return UsageError(
         f"unknown {kind} '{got}';{hint}{listed}"
         + (f"{';' if listed else ''} {advice}" if advice else "")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
 # keys that say where results go or how a sweep runs; with these alone it has the default grid
-_NOT_OF_POINTS = ("name", "results_dir", "launcher")
+_NOT_OF_POINTS = ("name", "results_dir", "launcher", "hydra")
 
 
 def points(
@@ -135,6 +135,11 @@ def _values(override: "Override") -> list[str]:
     key = override.key_or_group
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
+    if override.is_delete() or override.package is not None:
+        raise UsageError(
+            f"expected values of a key or group, got '{override.input_line}'; run the command once"
+            " for each"
+        )
     value = override.value()
     if isinstance(value, Glob):
         names = list(group_choices(key)) if key in GROUPS else []
