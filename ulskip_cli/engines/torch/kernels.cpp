@@ -402,7 +402,7 @@ inline Floats four_bits(Floats weights) {
   return whole < -8 ? all(-8) : whole > 7 ? all(7) : whole;
 }
 
-// The scale of a group with the least squared error, of 13 around the one that makes the largest weight -8. It is 0 if all
+// The scale of a group with the least squared error, of 13 from 0.8 to 1.1 of the one that makes the largest weight -8. It is 0 if all
 // weights are (nearly) 0, and NaN if one is not finite.
 float scale_of(const Floats* parts) {
   const float most = largest(parts);
@@ -410,8 +410,8 @@ float scale_of(const Floats* parts) {
   for (int v = 0; v < kParts; v++) is_positive |= any(parts[v] == most);
   const float peak = is_positive ? most : -most;
   float scale = 0 * peak, least = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < 13; i++) {
-    const float tried = rounded<BFloat16>(all(peak / -8 * (0.8f + 0.025f * i)))[0];
+  for (int i = 32; i <= 44; i++) {
+    const float tried = rounded<BFloat16>(all(peak / -8 * (i / 40.f)))[0];
     Floats errors = {};
     for (int v = 0; v < kParts; v++) {
       const Floats exact = parts[v] * (1 / tried), error = exact - four_bits(exact);
