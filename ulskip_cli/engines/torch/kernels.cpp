@@ -36,7 +36,6 @@ typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 typedef float Floats4 __attribute__((vector_size(16)));
 
 struct BFloat16 {
@@ -324,14 +323,10 @@ inline void load_group(const Number* from, int64_t count, Floats* parts) {
 
 // The largest magnitude of a group; NaN if there is one, because its bits are larger than those of all other numbers.
 inline float largest(const Floats* parts) {
-  Ints most = {};
-  for (int v = 0; v < kParts; v++) {
-    const Ints bits = (Ints)parts[v] & 0x7fffffff;
-    most = bits > most ? bits : most;
-  }
-  int32_t found = 0;
-  for (int i = 0; i < kLanes; i++) found = std::max(found, most[i]);
-  return std::bit_cast<float>(found);
+  int32_t bits[kGroup], most = 0;
+  std::memcpy(bits, parts, sizeof bits);
+  for (const int32_t number : bits) most = std::max(most, number & 0x7fffffff);
+  return std::bit_cast<float>(most);
 }
 
 struct Group {  // of inputs: step * values
@@ -351,12 +346,11 @@ std::vector<Group> in_groups(const X* x, int64_t rows, int64_t stride, int64_t g
       Floats parts[kParts];
       load_group(x + r * stride + g * kGroup, stride - g * kGroup, parts);
       group.step = std::max(largest(parts), kTiny) / 127;
-      for (int v = 0; v < kParts; v++) {
-        const Bits whole = (Bits)fused(parts[v], all(1 / group.step), all(kRound)) - (Bits)all(kRound);
-        const Bytes values = __builtin_convertvector((Ints)whole, Bytes);
-        std::memcpy(group.values + v * kLanes, &values, sizeof values);
-      }
-      for (const int8_t value : group.values) group.offset -= 8 * value;
+      for (Floats& part : parts) part = fused(part, all(1 / group.step), all(kRound));  // the last bits are the value
+      int32_t bits[kGroup], sum = 0;
+      std::memcpy(bits, parts, sizeof bits);
+      for (int i = 0; i < kGroup; i++) sum += group.values[i] = int8_t(bits[i]);
+      group.offset = -8 * sum;
     }
   return result;
 }
@@ -390,6 +384,7 @@ void add_groups(const Group* x, const uint32_t* weights, int64_t groups, float* 
   std::memcpy(sums, partial, sizeof partial);
 }
 
+// The sums [rows, kPanel] of any number of rows of groups with a panel.
 void multiply_groups(const Group* x, int64_t rows, const uint32_t* weights, int64_t groups, float* sums) {
   static constexpr decltype(&add_groups<1>) kByRows[] = {add_groups<1>, add_groups<2>, add_groups<3>, add_groups<4>};
   for (int64_t m = 0; m < rows; m += kScreened)
@@ -402,8 +397,8 @@ inline Floats four_bits(Floats weights) {
   return whole < -8 ? all(-8) : whole > 7 ? all(7) : whole;
 }
 
-// The scale of a group with the least squared error, of 13 from 0.8 to 1.1 of the one that makes the largest weight -8. It is 0 if all
-// weights are (nearly) 0, and NaN if one is not finite.
+// The scale of a group with the least squared error, of 13 from 0.8 to 1.1 of the one that makes the largest weight -8. It is 0
+// if all weights are (nearly) 0, and NaN if one is not finite.
 float scale_of(const Floats* parts) {
   const float most = largest(parts);
   bool is_positive = false;
@@ -438,10 +433,10 @@ void pack(const Number* weights, uint32_t* packed, int64_t outputs, int64_t inpu
         const float scale = scale_of(parts);
         const uint16_t upper = std::bit_cast<uint32_t>(scale) >> 16;
         std::memcpy(reinterpret_cast<uint16_t*>(unit + kWords * kPanel) + o, &upper, sizeof upper);
-        for (int i = 0; i < kGroup; i++) {
-          const Floats whole = four_bits(parts[i / kLanes] * (1 / scale)) + (kRound + 8);  // the last bits are the value
-          unit[i % 16 / 4 * kPanel + o] |= (((Bits)whole)[i % kLanes] & 15u) << (i % 4 * 8 + i / 16 * 4);
-        }
+        for (Floats& part : parts) part = four_bits(part * (1 / scale)) + (kRound + 8);  // the last bits are the value
+        uint32_t bits[kGroup];
+        std::memcpy(bits, parts, sizeof bits);
+        for (int i = 0; i < kGroup; i++) unit[i % 16 / 4 * kPanel + o] |= (bits[i] & 15u) << (i % 4 * 8 + i / 16 * 4);
       }
     }
 }
