@@ -30,7 +30,7 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
     assert code == 0
     for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
         assert part in out
-    assert "[6/6] full over auto engine transformers batch 2: " in err
+    assert "[6/6] full engine transformers batch size 2: " in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
     expected = "runs.jsonl configs table.csv table.md"
     assert files - {".locks"} == {*expected.split()}

@@ -146,7 +146,7 @@ class SteppingSession(EngineSession, ABC):
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions, which drafts require."""
-        raise NotImplementedError("leave Need.DRAFTS out of `supports`, or define `remove`")
+        raise NotImplementedError("leave Need.LOOK_UPS out of `supports`, or define `remove`")
 
     def drafter(self, request: Request) -> Drafter:
         """Return what drafts for a request: here look-ups in its text. Engines that support

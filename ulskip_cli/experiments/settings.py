@@ -134,7 +134,7 @@ def point_labels(points: Sequence[Settings]) -> list[str]:
     """
     records = [Record.joined(point) for point in points]
     rows = [
-        {"label": record.label, **row}
+        {"label": record.label, "engine": AUTO, **row}  # `settings` leaves out an engine of auto
         for record, row in zip(records, all_settings(records), strict=True)
     ]
     keys = differences(rows, told=("label", "ratio"))

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -121,11 +122,11 @@ inline float sum_of(const Floats& vector) {  // added in halves
   return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
+constexpr float kRound = 12582912.f;  // adding and subtracting 1.5 * 2^23 rounds to a whole number
 constexpr float kLeast = -87.f;  // weights below e^kLeast are 0
 
 // e^x for x <= 0, with a relative error below 3e-7.
 inline Floats exp_of(Floats x) {
-  constexpr float kRound = 12582912.f;  // adding and subtracting 1.5 * 2^23 rounds to a whole number
   const Floats from = x < kLeast ? all(kLeast) : x;
   const Floats n = fused(from, all(1.44269504f), all(kRound)) - kRound;
   const Floats f = fused(n, all(-1.42860677e-6f), fused(n, all(-0.693145752f), from));  // ln 2 in two parts
@@ -186,9 +187,14 @@ inline Range share(int64_t count, int thread, int threads) { return {count * thr
 // ---- Products ----
 //
 // y = x W^T + b for few rows of x. Most of the time is spent reading W, stored in panels of 32 outputs: [panels, units, 32].
-// A unit is one float32, or two adjacent bfloat16 values of one output's row.
+// A unit is one float32, or two adjacent bfloat16 values of one output's row. Weights in 4 bits are described below.
 
-enum Kind : int32_t { kFloat = 0, kBFloat16 = 1, kExactPairs = 2 };  // kExactPairs: float32 weights that bfloat16 represents
+enum Kind : int32_t {
+  kFloat = 0,
+  kBFloat16 = 1,
+  kExactPairs = 2,  // float32 weights that bfloat16 represents
+  kFourBits = 3
+};
 
 constexpr int kChunk = 64;  // units that stay in the cache between two blocks of rows
 constexpr int kAhead = 1024;  // units between a read and its prefetch
@@ -232,17 +238,18 @@ struct DotWeights {  // bfloat16 weights and inputs
 using DotWeights = PairWeights;
 #endif
 
-// Four adjacent 8-bit values of an output's row, 128 added to each; inputs have 7 bits and a sign, in two parts.
-inline void add_quads(Ints& sum, const uint32_t* weights, const int8_t* x) {
+// Adds the products of four adjacent unsigned values of each output's row and four inputs. Without VNNI, two products must not
+// exceed 16 bits.
+inline void add_quads(Ints& sum, Bits weights, const int8_t* x) {
   uint32_t quad;
   std::memcpy(&quad, x, 4);
 #if defined(__AVX512VNNI__)
-  sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, load<__m512i>(weights), _mm512_set1_epi32(quad));
+  sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(quad));
 #elif defined(__AVX512BW__)
-  const __m512i pairs = _mm512_maddubs_epi16(load<__m512i>(weights), _mm512_set1_epi32(quad));
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)weights, _mm512_set1_epi32(quad));
   sum += (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-  const __m256i pairs = _mm256_maddubs_epi16(load<__m256i>(weights), _mm256_set1_epi32(quad));
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)weights, _mm256_set1_epi32(quad));
   sum += (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #endif
 }
@@ -282,7 +289,8 @@ void multiply_rows(const typename W::X* x, int64_t rows, int64_t stride, const u
 
 constexpr int kScreened = kBlock / 2;  // rows, whose inputs have two parts
 
-// The sums of both parts of M rows of inputs with a panel of 8-bit values. x: [M rows `stride` apart, 2, 4 quads].
+// The sums of both parts, of 7 bits and a sign, of M rows of inputs with a panel of 8-bit values. x: [M rows `stride` apart, 2,
+// 4 quads].
 template <int M>
 void add_panel(const int8_t* x, int64_t stride, const uint32_t* weights, int64_t quads, Ints (*sums)[2][kVectors]) {
   Ints partial[M][2][kVectors] = {};
@@ -291,13 +299,152 @@ void add_panel(const int8_t* x, int64_t stride, const uint32_t* weights, int64_t
       const uint32_t* read = weights + k * kPanel + v * kLanes;
       __builtin_prefetch(read + kAhead);
       for (int m = 0; m < M; m++)
-        for (int part = 0; part < 2; part++) add_quads(partial[m][part][v], read, x + m * stride + 4 * (part * quads + k));
+        for (int part = 0; part < 2; part++) add_quads(partial[m][part][v], load<Bits>(read), x + m * stride + 4 * (part * quads + k));
     }
   std::memcpy(sums, partial, sizeof partial);
 }
 
+// ---- Products with weights in 4 bits ----
+//
+// A unit of such a panel is a group of 32 inputs: four vectors of kPanel words, then the scale of each output in bfloat16. Byte
+// j of word u is weight 4 u + j of the group in the low half and weight 16 + 4 u + j in the high half: scale * (half - 8).
+// Inputs are rounded to 8 bits for each group, so that the sums of a group are exact, and a row has the same bits in any batch.
+
+constexpr int kGroup = 32, kParts = kGroup / kLanes, kWords = kGroup / 8, kUnit = (kWords * 2 + 1) * kPanel / 2;
+
+// The numbers of a group of which `count` are left; the others are 0.
+template <class Number>
+inline void load_group(const Number* from, int64_t count, Floats* parts) {
+  for (int v = 0; v < kParts; v++) {
+    const int64_t left = count - v * kLanes;
+    parts[v] = left > 0 ? load_part(from + v * kLanes, left) : Floats{};
+  }
+}
+
+// The largest magnitude of a group; NaN if there is one, because its bits are larger than those of all other numbers.
+inline float largest(const Floats* parts) {
+  int32_t bits[kGroup], most = 0;
+  std::memcpy(bits, parts, sizeof bits);
+  for (const int32_t number : bits) most = std::max(most, number & 0x7fffffff);
+  return std::bit_cast<float>(most);
+}
+
+struct Group {  // of inputs: step * values
+  int8_t values[kGroup];
+  float step;      // not finite if a number of the group is not
+  int32_t offset;  // what the 8 that is added to each weight takes from a sum
+};
+
+// The groups [rows, groups] of inputs, whose rows are `stride` apart and have at most `stride` numbers.
+template <class X>
+std::vector<Group> in_groups(const X* x, int64_t rows, int64_t stride, int64_t groups) {
+  constexpr float kTiny = 1e-30f;  // smaller inputs are 0, because 1 / step has to be finite
+  std::vector<Group> result(rows * groups);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t g = 0; g < groups; g++) {
+      Group& group = result[r * groups + g];
+      Floats parts[kParts];
+      load_group(x + r * stride + g * kGroup, stride - g * kGroup, parts);
+      group.step = std::max(largest(parts), kTiny) / 127;
+      for (Floats& part : parts) part = fused(part, all(1 / group.step), all(kRound));  // the last bits are the value
+      int32_t bits[kGroup], sum = 0;
+      std::memcpy(bits, parts, sizeof bits);
+      for (int i = 0; i < kGroup; i++) sum += group.values[i] = int8_t(bits[i]);
+      group.offset = -8 * sum;
+    }
+  return result;
+}
+
+// The sums of M rows of groups with a panel.
+template <int M>
+void add_groups(const Group* x, const uint32_t* weights, int64_t groups, float* sums) {
+  Floats partial[M][kVectors] = {};
+  for (int64_t g = 0; g < groups; g++, weights += kUnit) {
+    Ints totals[M][kVectors];
+    for (int m = 0; m < M; m++)
+      for (Ints& total : totals[m]) total = Ints{} + x[m * groups + g].offset;
+    for (int u = 0; u < kWords; u++)
+      for (int v = 0; v < kVectors; v++) {
+        const uint32_t* read = weights + u * kPanel + v * kLanes;
+        __builtin_prefetch(read + kAhead);
+        const Bits both = load<Bits>(read);
+        for (int m = 0; m < M; m++) {
+          const int8_t* values = x[m * groups + g].values + 4 * u;
+          add_quads(totals[m][v], both & 0x0f0f0f0fu, values);
+          add_quads(totals[m][v], both >> 4 & 0x0f0f0f0fu, values + kGroup / 2);
+        }
+      }
+    const BFloat16* scales = reinterpret_cast<const BFloat16*>(weights + kWords * kPanel);
+    for (int v = 0; v < kVectors; v++) {
+      const Floats scale = load_floats(scales + v * kLanes);
+      for (int m = 0; m < M; m++)
+        partial[m][v] = fused(__builtin_convertvector(totals[m][v], Floats), scale * x[m * groups + g].step, partial[m][v]);
+    }
+  }
+  std::memcpy(sums, partial, sizeof partial);
+}
+
+// The sums [rows, kPanel] of any number of rows of groups with a panel.
+void multiply_groups(const Group* x, int64_t rows, const uint32_t* weights, int64_t groups, float* sums) {
+  static constexpr decltype(&add_groups<1>) kByRows[] = {add_groups<1>, add_groups<2>, add_groups<3>, add_groups<4>};
+  for (int64_t m = 0; m < rows; m += kScreened)
+    kByRows[std::min<int64_t>(kScreened, rows - m) - 1](x + m * groups, weights, groups, sums + m * kPanel);
+}
+
+// Weights divided by their scale and rounded to values from -8 to 7.
+inline Floats four_bits(Floats weights) {
+  const Floats whole = weights + kRound - kRound;
+  return whole < -8 ? all(-8) : whole > 7 ? all(7) : whole;
+}
+
+// The scale of a group with the least squared error, of 13 from 0.8 to 1.1 of the one that makes the largest weight -8. It is 0
+// if all weights are (nearly) 0, and NaN if one is not finite.
+float scale_of(const Floats* parts) {
+  const float most = largest(parts);
+  bool is_positive = false;
+  for (int v = 0; v < kParts; v++) is_positive |= any(parts[v] == most);
+  const float peak = is_positive ? most : -most;
+  float scale = 0 * peak, least = std::numeric_limits<float>::infinity();
+  for (int i = 32; i <= 44; i++) {
+    const float tried = rounded<BFloat16>(all(peak / -8 * (i / 40.f)))[0];
+    Floats errors = {};
+    for (int v = 0; v < kParts; v++) {
+      const Floats exact = parts[v] * (1 / tried), error = exact - four_bits(exact);
+      errors = fused(error, error, errors);
+    }
+    const float share = tried / peak, error = sum_of(errors) * share * share;  // in units of the peak, which may be huge
+    if (error < least) least = error, scale = tried;
+  }
+  return scale;
+}
+
+// Packs weights [outputs, inputs] into panels in 4 bits.
+template <class Number>
+void pack(const Number* weights, uint32_t* packed, int64_t outputs, int64_t inputs, int threads) {
+  const int64_t groups = (inputs + kGroup - 1) / kGroup, panels = (outputs + kPanel - 1) / kPanel;
+  std::fill(packed, packed + panels * groups * kUnit, 0);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t p = 0; p < panels; p++)
+    for (int64_t g = 0; g < groups; g++) {
+      uint32_t* unit = packed + (p * groups + g) * kUnit;
+      for (int64_t o = 0; o < std::min<int64_t>(kPanel, outputs - p * kPanel); o++) {
+        Floats parts[kParts];
+        load_group(weights + (p * kPanel + o) * inputs + g * kGroup, inputs - g * kGroup, parts);
+        const float scale = scale_of(parts);
+        const uint16_t upper = std::bit_cast<uint32_t>(scale) >> 16;
+        std::memcpy(reinterpret_cast<uint16_t*>(unit + kWords * kPanel) + o, &upper, sizeof upper);
+        for (Floats& part : parts) part = four_bits(part * (1 / scale)) + (kRound + 8);  // the last bits are the value
+        uint32_t bits[kGroup];
+        std::memcpy(bits, parts, sizeof bits);
+        for (int i = 0; i < kGroup; i++) unit[i % 16 / 4 * kPanel + o] |= (bits[i] & 15u) << (i % 4 * 8 + i / 16 * 4);
+      }
+    }
+}
+
+// ---- Linear layers ----
+
 struct Linear {
-  const uint32_t* weights;  // [panels, units, kPanel], or null
+  const uint32_t* weights;  // [panels, units, kPanel], in 4 bits [panels, units, kUnit], or null
   const void* bias;         // [outputs] in the model's type, or null
   int64_t outputs, units;
   int32_t kind;
@@ -312,9 +459,12 @@ void multiply(const Linear& linear, const InputOf<Number>* x, int64_t rows, int6
   room.resize(std::max<int64_t>(2, rows) * kPanel);
   float* sums = room.data();
   const Number* bias = static_cast<const Number*>(linear.bias);
+  const bool in_four_bits = linear.kind == kFourBits;
+  std::vector<Group> groups;
+  if (in_four_bits) groups = in_groups(x, rows, stride, linear.units);
   for (int64_t p = panels.begin, count; p < panels.end; p += count) {
-    const uint32_t* weights = linear.weights + p * linear.units * kPanel;
-    count = rows == 1 && p + 2 <= panels.end ? 2 : 1;
+    const uint32_t* weights = linear.weights + p * linear.units * (in_four_bits ? kUnit : kPanel);
+    count = rows == 1 && p + 2 <= panels.end && !in_four_bits ? 2 : 1;
     const auto run = [&](auto kind) {
       using W = decltype(kind);
       if constexpr (std::is_same_v<typename W::X, InputOf<Number>>) {
@@ -326,7 +476,9 @@ void multiply(const Linear& linear, const InputOf<Number>* x, int64_t rows, int6
         }
       }
     };
-    if constexpr (std::is_same_v<Number, float>) {
+    if (in_four_bits) {
+      multiply_groups(groups.data(), rows, weights, linear.units, sums);
+    } else if constexpr (std::is_same_v<Number, float>) {
       if (linear.kind == kFloat) run(FloatWeights{}); else run(PairWeights{});
     } else {
       run(DotWeights{});
@@ -891,7 +1043,7 @@ void product(const Linear& linear, const Number* x, Number* out, int64_t rows, i
 
 extern "C" {
 
-// True if products with 8-bit values are implemented for this processor.
+// True if products with values of 4 and 8 bits are implemented for this processor.
 bool ulskip_screens() {
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
   return true;
@@ -906,6 +1058,14 @@ void ulskip_step(const Model* model, const Layer* layers, int64_t num_layers, co
     Step<float>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<float*>(states), logits, choice);
   else
     Step<BFloat16>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<BFloat16*>(states), logits, choice);
+}
+
+// Packs weights [outputs, inputs] in 4 bits: [panels, groups, kUnit].
+void ulskip_pack(const void* weights, uint32_t* packed, int64_t outputs, int64_t inputs, bool is_float, int32_t threads) {
+  if (is_float)
+    pack(static_cast<const float*>(weights), packed, outputs, inputs, threads);
+  else
+    pack(static_cast<const BFloat16*>(weights), packed, outputs, inputs, threads);
 }
 
 // x: [rows, inputs]; out: [rows, outputs]

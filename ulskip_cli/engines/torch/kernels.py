@@ -42,7 +42,9 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 _ALIGNMENT = 64  # bytes; the kernels read whole vectors
 CopyT = TypeVar("CopyT")
 DTYPES = (torch.float32, torch.bfloat16)
-_FLOAT32, _BFLOAT16, _EXACT_PAIRS = range(3)  # kinds of packed weights
+GROUP = 32  # inputs whose 4-bit weights have one scale
+_GROUP_BYTES = PANEL * (GROUP // 2 + 2)  # of a panel: two weights a byte, and scales in bfloat16
+_FLOAT32, _BFLOAT16, _EXACT_PAIRS, _FOUR_BITS = range(4)  # kinds of packed weights
 
 _failures: dict[str, str] = {}  # reason by compile command, for builds that failed in this process
 _loaded: list[CDLL] = []
@@ -126,6 +128,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [*[c_void_p] * 2, c_int64, *[c_void_p] * 5, c_bool, c_int32],
     ),
     "ulskip_linear": (None, [*[c_void_p] * 3, c_int64, c_int64, c_bool, c_int32]),
+    "ulskip_pack": (None, [*[c_void_p] * 2, c_int64, c_int64, c_bool, c_int32]),
     "ulskip_screens": (c_bool, []),
 }
 
@@ -188,8 +191,8 @@ def library() -> Any:
 class PackedWeight:
     """The weight of a linear layer in panels."""
 
-    panels: Tensor  # [panels, units, 32, unit_size]
-    kind: int  # how the kernels read a unit: `_FLOAT32`, `_BFLOAT16` or `_EXACT_PAIRS`
+    panels: Tensor  # [panels, units, 32, unit_size], in 4 bits [panels, groups, bytes]
+    kind: int  # how the kernels read a unit: `_FLOAT32`, `_BFLOAT16`, `_EXACT_PAIRS`, `_FOUR_BITS`
     outputs: int  # without those that fill the last panel
 
     def linear(self, bias: Tensor | None) -> Linear:
@@ -214,6 +217,30 @@ def pack(weight: Tensor) -> PackedWeight:
             weight, kind = halves, _EXACT_PAIRS
     packed = HUGE_PAGES.copy(panels(weight, 4 // weight.element_size()))
     return PackedWeight(packed, kind, len(weight))
+
+
+def pack_in_four_bits(weight: Tensor) -> PackedWeight:
+    """Pack a weight [out_features, in_features], float32 or bfloat16, into panels with 4 bits a
+    weight and a scale for each group of 32 inputs of a row, 0.56 bytes a weight.
+
+    A group's scale is the one of 13 with the least squared error; it is NaN if a weight is not
+    finite. Products round their inputs to 8 bits in the same groups. Raise NotImplementedError on
+    a processor for which `library().ulskip_screens()` is false.
+    """
+    if not library().ulskip_screens():
+        raise NotImplementedError("products with 4-bit weights need a processor with AVX2")
+    rows = weight.detach().contiguous()
+    outputs, inputs = rows.shape
+    packed = torch.empty(-(-outputs // PANEL), -(-inputs // GROUP), _GROUP_BYTES, dtype=torch.uint8)
+    library().ulskip_pack(
+        rows.data_ptr(),
+        packed.data_ptr(),
+        outputs,
+        inputs,
+        rows.dtype == torch.float32,
+        torch.get_num_threads(),
+    )
+    return PackedWeight(HUGE_PAGES.copy(packed), _FOUR_BITS, outputs)
 
 
 def panels(rows: Tensor, unit: int) -> Tensor:
