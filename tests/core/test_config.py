@@ -1,5 +1,6 @@
 import re
 
+import hydra
 import pytest
 import yaml
 from hypothesis import given
@@ -29,6 +30,53 @@ def test_every_shipped_config_composes(path, monkeypatch):
     for has_chat in (True, False):
         assert "{source}" in chosen.task.template_for(has_chat).prompt_format
     metrics.make_metrics(chosen.task.scoring())
+
+
+ALONE = [  # command lines of README and docs
+    ("config", ["task=wmt", "++ratio=2.0"]),
+    ("config", ["engine=llama_cpp_q8_0", "++ratio=1.5", "++baseline_engine=torch"]),
+    ("config", ["model=smollm2-135m", "task=cnn_dm", "strategy=one_block", "correction=patch"]),
+    ("config", ["decoding=prompt_lookup", "++batch_size=1"]),
+    ("config", ["decoding=self_speculative", "++ratio=3", "++batch_size=1"]),
+    ("config", ["task=jsonl", "++task.file=mine.jsonl", "model=tiny"]),
+    ("config", ["experiment=engines"]),
+    ("config", ["experiment=paper", "++task.dataset=sample"]),
+    ("train", ["train=adapter", "task=cnn_dm", "model=smollm2-135m", "++train.ratios=[1.5]"]),
+    ("tune", ["task=cnn_dm", "++task.file=articles.jsonl", "++quality=0.95"]),
+]
+
+
+@pytest.mark.parametrize(("primary", "words"), ALONE, ids=str)
+def test_hydra_alone_composes_the_same_choices_and_values(primary, words):
+    with hydra.initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        alone = hydra.compose(primary, words)
+    command = "sweep" if primary == "config" else primary
+    composed = {
+        "sweep": lambda words: config.compose(words, "sweep"),
+        "tune": config.compose_tuning,
+        "train": config.compose_training,
+    }[command](words).plain()
+    groups = {*config.PRIMARY[primary][1]} & alone.keys()
+    for group in groups:
+        values = {key: value for key, value in alone[group].items() if key in composed[group]}
+        assert values["name"] == composed[group]["name"]
+        assert values == {key: composed[group][key] for key in values}
+
+
+GRAMMAR = "++prompt_layers=kept ~model.dtype +model.chat_options={seen:'${prompt_layers}'}"
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "train", "tune", "plan", "bench"])
+def test_commands_know_the_grammar_of_hydra(ulskip, tmp_path, command):
+    (tmp_path / "model").mkdir()
+    for name, text in {"base": "", "mine": "defaults: [tiny, base, _self_]\n"}.items():
+        (tmp_path / "model" / f"{name}.yaml").write_text(f"{text}name: {name}\ndtype: float16\n")
+    words = [f"hydra.searchpath=[{tmp_path}]", "model=mine", *GRAMMAR.split()]
+    code, out, err = ulskip(command, *words, "--print-config")
+    assert code == 0, err
+    model = yaml.safe_load(out)["model"]
+    assert (model["name"], model["path"], model["dtype"]) == ("mine", "tiny", "auto")
+    assert model["chat_options"] == {"seen": "kept"}
 
 
 def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
@@ -125,6 +173,15 @@ def test_the_length_of_an_answer_is_the_tasks_unless_one_is_set():
         for words in ([], ["task=cnn_dm"], paper, ["task=humaneval", "max_new_tokens=9"])
     ]
     assert lengths == [64, 128, 256, 9]
+
+
+def test_an_experiment_without_the_package_of_its_keys_is_told_to_add_it(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text("ratio: 3\n")
+    config.use_config_dir(tmp_path)
+    with pytest.raises(UsageError, match=f"`# @package _global_` as the first line of {file}"):
+        config.compose(["experiment=mine"])
 
 
 def test_an_experiment_is_merged_over_groups_and_below_overrides(tmp_path):

@@ -224,6 +224,9 @@ class ModelFolder:
         """The description of the model, as a config.json has it."""
         if self.gguf:
             return read_gguf_header(self.gguf).config
+        generation = self.file.with_name("generation_config.json")
+        if generation.is_file():  # checked here, so that it is refused before weights are loaded
+            load_json(generation, "the JSON config of generation")
         return load_json(self.file, "the JSON config of a model")
 
     @cached_property

@@ -24,7 +24,6 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder, ModelMetadata
-from ulskip_cli.core.options import load_json
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
@@ -124,8 +123,6 @@ def pick_device(name: str) -> torch.device:
 
 def _pretrained(config: ModelConfig, folder: Path, device: torch.device) -> PreTrainedModel:
     """Load a checkpoint and check its tensors; raise UsageError if one of its files is invalid."""
-    if (generation := folder / "generation_config.json").is_file():
-        load_json(generation, "the JSON config of generation")
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     model, loading_info = _from_pretrained(
         config,
