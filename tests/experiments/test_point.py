@@ -107,7 +107,7 @@ def test_data_and_model_files_are_read_once_for_many_points(spy):
     reads = [examples, *(spy(model_metadata, name) for name in others)]
     grid = points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
     assert len(make_jobs(grid)) == 2 * 3 * 2 + 2
-    assert [read.call_count for read in reads] == [1, 1, 1]
+    assert [read.call_count for read in reads] == [1, 2, 1]  # config and generation config
     make_jobs(points(["ratio=2,3", "limit=4,5"]))
     assert examples.call_count == 1 + 2  # once for each limit
 
