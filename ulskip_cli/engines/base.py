@@ -64,13 +64,13 @@ class Views:
 
     @property
     def full_stage(self) -> StageView:
-        """The stage of a plan that keeps all layers."""
+        """The stage of a schedule that keeps all layers."""
         places = tuple(range(shallow_view.num_layers(self.model)))
         return StageView(0, self.model, places)
 
     @functools.cached_property
     def backend(self) -> Backend:
-        """What runs the decode steps of these views on torch."""
+        """The backend that runs the decode steps of these views on torch."""
         return recognize(self.model)
 
     @functools.cached_property

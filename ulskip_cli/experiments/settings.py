@@ -30,7 +30,7 @@ def settings(record: Record) -> dict[str, object]:
     values |= _used(record, record.config)
     values.pop("speed.enabled", None)  # a row without speed may join one with it
     engine = values.pop("engine.name", AUTO)
-    # Drafts and early exit have their own engines, which follow from other settings.
+    # In rows of earlier versions, drafts and early exit have their own engines.
     if record.engine and not (record.draft_tokens or record.config.strategy.exits_early):
         engine = record.engine
     values["engine"] = engine

@@ -59,8 +59,8 @@ class UnrecognizedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Native:
-    """What the kernels need to run a recognized model and its views in one call a step. All views
-    share the copies of weights.
+    """The windows and copies of weights with which the kernels run a recognized model and its views
+    in one call a step. All views share the copies.
     """
 
     name: ClassVar = "native"

@@ -37,18 +37,18 @@ class TorchSession(SteppingSession):
 
     @functools.cached_property
     def step_model(self) -> Callable[[PreTrainedModel], NativeModel | PreTrainedModel]:
-        """Returns what runs the steps of a view, which is made once in a session."""
+        """A function that returns what runs the steps of a view, which is made once in a session."""
         return functools.cache(self.views.backend.step_model)
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
-        """What runs the layers of the full model one by one, without a native step."""
+        """The full model, split into its layers, which run one by one without a native step."""
         return LayerwiseModel(self.step_model(self.views.model))
 
     @property
     def prompt_kernels(self) -> NativeModel | None:
-        """What reads short prompts in the kernels; None if a forward pass reads all prompts. A
-        cache of sliding windows has only the end of a prompt, which a forward pass cuts.
+        """The model that reads short prompts in the kernels; None if a forward pass reads all
+        prompts. A cache of sliding windows has only the end of a prompt, which a forward pass cuts.
         """
         if not isinstance(self.views.backend, Native):
             return None
