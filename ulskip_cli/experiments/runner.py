@@ -66,8 +66,8 @@ NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is tim
 
 @dataclass
 class Models:
-    """The tokenizers, the weights and the full model's decoder, which all points of a process share.
-    Each is loaded once; only the last model stays in memory.
+    """The tokenizers, weights and full model's decoder that all points of a process share. Each is
+    loaded once; only the last model stays in memory.
     """
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)

@@ -37,7 +37,7 @@ class TorchSession(SteppingSession):
 
     @functools.cached_property
     def step_model(self) -> Callable[[PreTrainedModel], NativeModel | PreTrainedModel]:
-        """A function that returns what runs the steps of a view, which is made once in a session."""
+        """A function that returns the model of a view's steps, which is made once in a session."""
         return functools.cache(self.views.backend.step_model)
 
     @functools.cached_property
