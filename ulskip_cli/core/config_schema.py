@@ -350,7 +350,9 @@ class Config(Shared):
         full model, whose correction is not used, always has the correction none.
         """
         values = self.changed(accepts)
-        return values | {"correction": {"name": "none"}} if self.strategy.keeps_all else values
+        if self.strategy.keeps_all and accepts("strategy"):
+            values["correction"] = {"name": "none"}
+        return values
 
 
 class TuneConfig(Config):
