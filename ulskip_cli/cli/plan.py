@@ -106,8 +106,6 @@ def _kept(plan: "Plan", model: str) -> list[str]:
     use = "in each decode step"
     if plan.later_stages:
         use = f"in the first decode steps, {len(plan.stages[-1].kept_layers)} in the last"
-    if plan.drafts and not plan.keeps_all:
-        use = "draft, and all layers check"
     return [
         f"{model}, {plan.strategy}: {plan.summary} {use}",
         "",

@@ -22,10 +22,7 @@ class Need(Enum):
     )
     SAMPLING = "sampling", "decoding.do_sample=false"
     LOOK_UPS = "drafts by look-up", "decoding.draft_tokens=0"
-    LAYER_DRAFTS = (
-        "drafts of layers",
-        "decoding.draft_tokens=0, or with all layers decoding.draft=ngram",
-    )
+    COPY_DRAFTS = "drafts in 4 bits", "decoding.draft=ngram"
     BATCHES = "batches", "batch_size=1"
     EARLY_EXIT = "early exit", "strategy=unified"
     SINGLE_EXITS = "strategy.batch=na", "strategy.batch=min"
@@ -56,15 +53,14 @@ class Need(Enum):
 
 
 ALL = frozenset(Need)
-DRAFTS = frozenset({Need.LOOK_UPS, Need.LAYER_DRAFTS})
-# A check of drafts takes the most likely tokens, which sampling changes, and gains nothing in
-# batches. All layers check, so look-ups skip none, and kept layers draft only if some are skipped.
-_DRAFTED = ALL - {Need.BEAMS, Need.SAMPLING, Need.BATCHES}
+DRAFTS = frozenset({Need.LOOK_UPS, Need.COPY_DRAFTS})
+# A check of drafts takes the most likely tokens, which sampling changes, gains nothing in batches,
+# and has the same layers for all its tokens.
+_DRAFTED = ALL - {Need.BEAMS, Need.SAMPLING, Need.BATCHES, Need.EARLY_EXIT, Need.STAGES}
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
-    Need.LOOK_UPS: _DRAFTED - {Need.SKIPPED_LAYERS},
-    Need.LAYER_DRAFTS: _DRAFTED - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.ALL_LAYERS},
+    **dict.fromkeys(DRAFTS, _DRAFTED),
     Need.EARLY_EXIT: ALL
     - {Need.BEAMS, Need.KEPT_PROMPT, Need.FITTED_PATCHES, Need.PATCHES, Need.ADAPTER},
     Need.SINGLE_EXITS: ALL - {Need.BATCHES},

@@ -40,10 +40,11 @@ class DecodingConfig(Options):
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", ge=0)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
     draft_tokens: int = option(0, "most tokens that are drafted per check; 0: none", ge=0)
-    draft: Literal["layers", "ngram"] = option(
-        "layers",
-        "drafter; layers: the kept layers; ngram: what followed the longest match of the last"
-        " tokens earlier in the text, at most as many tokens as match",
+    draft: Literal["4bit", "ngram"] = option(
+        "4bit",
+        "drafter; ngram: what followed the longest match of the last tokens earlier in the text, at"
+        " most as many tokens as match; 4bit: the same after a long match, else the layers"
+        " themselves with weights in 4 bits, as many tokens as pay",
         used_if=lambda config: config.decoding.draft_tokens,
     )
 
@@ -57,19 +58,14 @@ class DecodingConfig(Options):
             )
         return self
 
-    @property
-    def drafts_with_layers(self) -> bool:
-        """True if a view of the model drafts."""
-        return bool(self.draft_tokens) and self.draft == "layers"
-
     def needs(self) -> frozenset[Need]:
         """Return what the decoding needs of an engine."""
         return needed(
             {
                 Need.BEAMS: self.num_beams > 1 or self.no_repeat_ngram_size,
                 Need.SAMPLING: self.do_sample,
-                Need.LOOK_UPS: self.draft_tokens and not self.drafts_with_layers,
-                Need.LAYER_DRAFTS: self.drafts_with_layers,
+                Need.LOOK_UPS: self.draft_tokens and self.draft == "ngram",
+                Need.COPY_DRAFTS: self.draft_tokens and self.draft == "4bit",
             }
         )
 
@@ -80,7 +76,7 @@ class DecodingConfig(Options):
         if not self.draft_tokens:
             return self
         # Drafts exclude beams and sampling, so what remains is the preset greedy.
-        return self.replace(name="greedy", draft_tokens=0, draft="layers")
+        return self.replace(name="greedy", draft_tokens=0, draft="4bit")
 
 
 def _is_timed(config: "Config") -> bool:

@@ -32,7 +32,7 @@ GROUP = "ulskip.engines"
 # `remove`; without it, it does not support LOOK_UPS.
 PLAIN = ALL - {
     Need.BEAMS,
-    Need.LAYER_DRAFTS,
+    Need.COPY_DRAFTS,
     Need.EARLY_EXIT,
     Need.PATCHES,
 }

@@ -62,12 +62,6 @@ class Views:
         stages = shallow_view.stage_views(schedule.stages, prompt_layers, view)
         return cls(model, view(prompt_layers), stages, schedule.exits)
 
-    @property
-    def full_stage(self) -> StageView:
-        """The stage of a schedule that keeps all layers."""
-        places = tuple(range(shallow_view.num_layers(self.model)))
-        return StageView(0, self.model, places)
-
     @functools.cached_property
     def backend(self) -> Backend:
         """The backend that runs the decode steps of these views on torch."""
@@ -132,7 +126,7 @@ class Room:
 class DraftStats:
     """Counts of speculative decoding; the counts of several batches can be added."""
 
-    checks: int = 0  # passes of the full model
+    checks: int = 0  # passes of the model, also without drafts
     gained: int = 0  # tokens that checks added to answers: accepted drafts, and one of the model
     drafted: int = 0  # tokens
     accepted: int = 0  # drafted tokens that are in answers

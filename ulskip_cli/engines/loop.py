@@ -1,8 +1,8 @@
 """The decode loop of all engines that decode step by step: the choice of tokens, EOS and progress;
 speculative decoding; and the measurement of time and peak memory.
 
-In speculative decoding a drafter guesses tokens, and the full model, in any engine whose session
-defines `remove`, checks them in one pass. Greedy answers stay the same.
+In speculative decoding a drafter guesses tokens, and the model of the steps, in any engine whose
+session defines `remove`, checks them in one pass. Greedy answers stay the same.
 """
 
 import contextlib
@@ -150,7 +150,7 @@ class SteppingSession(EngineSession, ABC):
 
     def drafter(self, request: Request) -> Drafter:
         """Return what drafts for a request: here look-ups in its text. Engines that support
-        LAYER_DRAFTS, drafts by the kept layers, define this method.
+        COPY_DRAFTS define this method.
         """
         return look_up
 
@@ -302,7 +302,7 @@ class Drafting:
         return answer[-1] in self.stops or self.request.is_stopped(answer)
 
     def _check(self, ids: Tensor, room: int) -> Tensor:
-        """Draft tokens after `ids` [1, len], and let the full model read them in one pass; return
+        """Draft tokens after `ids` [1, len], and let the model read them in one pass; return
         the next tokens, [count], at most `room`, up to EOS, and count them in `stats`.
 
         The model's choices behind accepted drafts are those of plain steps. So the first choice

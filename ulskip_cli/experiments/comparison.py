@@ -52,7 +52,7 @@ class PromptComparer:
         """A warning if the layers are neither trained for nor corrected; otherwise empty."""
         plan, run = self.run.plan, self.run
         is_trained = is_trained_for(run.loaded.notes["trained_for"], plan)
-        if plan.keeps_all or plan.drafts or run.adapter or is_trained:
+        if plan.keeps_all or run.adapter or is_trained:
             return ""
         return (
             "warning: as far as known, the weights were not trained for skipping, and nothing"

@@ -79,10 +79,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.correction = CorrectionUsed(name="adapter", **entry) if entry else None
         model = self.loaded.model
         self.decoder = self.scorer = Decoder(Views.of(model, plan, adapter), config.engine)
-        if config.decoding.drafts_with_layers:  # the full model decides the answers
-            self.scoring_plan = plan.full
-            self.scorer = Decoder(Views.of(model, self.scoring_plan))
-        elif not (is_explicit or plan.keeps_all or plan.exits):
+        if not (is_explicit or plan.keeps_all or plan.exits):
             self.scoring_plan = replace(plan, prompt_layers="kept")
             views = Views.of(model, self.scoring_plan, adapter)
             self.scorer = Decoder(views, config.engine)

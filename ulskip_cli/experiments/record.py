@@ -623,12 +623,13 @@ class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleU
 
     @property
     def label(self) -> str:
-        """The strategy with its correction, e.g. `unified + full patch`, or what drafts."""
+        """The strategy with its correction and its drafts, e.g. `unified + full patch`."""
         correction = f" + {self.correction.label}" if self.correction else ""
         label = f"{self.strategy}{self._skipped}{correction}"
         if not self.draft_tokens:
             return label
-        return f"{'n-gram' if self.config.decoding.draft == 'ngram' else label} drafts"
+        drafts = "n-gram drafts" if self.config.decoding.draft == "ngram" else "4-bit drafts"
+        return drafts if self.strategy == "full" else f"{label} with {drafts}"
 
     @property
     def _skipped(self) -> str:

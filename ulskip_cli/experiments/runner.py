@@ -253,8 +253,6 @@ def _evaluate(
     if texts.references:
         truncated = sum(example.truncated_response for example in workload.encoded)
         quality = quality.replace(num_truncated_references=truncated)
-    if config.decoding.drafts_with_layers:  # they do not decide the answers
-        decoder = Decoder(Views.of(run.loaded.model, run.plan.full), config.engine)
     values = measure_by_teacher_forcing(texts, decoder, full, config.strategy.name, progress)
     return answers, quality.replace(**values)
 
@@ -271,12 +269,12 @@ def _has_loss(run: PreparedRun) -> bool:
 
 
 def _compares_tokens(run: PreparedRun, decoder: Decoder) -> bool:
-    """Return True if the agreement with the baseline's answers is measured: not with drafts, whose
-    answers are the full model's, not of two engines, and not in a library, which has no logits.
+    """Return True if the agreement with the baseline's answers is measured: not with drafts for all
+    layers, which have the same answers, not of two engines, and not in a library, which has no
+    logits.
     """
-    config = run.point.config
-    has_drafts = bool(config.decoding.draft_tokens)
-    return not (has_drafts or config.crosses_engines or decoder.is_runtime)
+    has_same_answers = run.plan.drafts and run.plan.keeps_all
+    return not (has_same_answers or run.point.config.crosses_engines or decoder.is_runtime)
 
 
 def make_pair(run: PreparedRun, full: Decoder, decoder: Decoder, batch_size: int) -> Pair:

@@ -261,9 +261,8 @@ def _subject(record: Record) -> str:
         return f"{record.model} in {record.decoded_by} runs all {record.num_layers} layers"
     if record.keeps_all:
         return f"the full model runs {record.num_layers} layers"
-    if record.draft_tokens:
-        skips = len(record.kept_layers or ()) != record.num_layers
-        return f"the full model checks {record.label}" + f" of {record.summary}" * skips
+    if record.draft_tokens and record.strategy == "full":
+        return f"the full model checks {record.label}"
     engine = f" in {record.decoded_by}" * (record.config.engine.name not in ("auto", "torch"))
     return f"{record.label} keeps {record.summary}{engine}"
 

@@ -119,7 +119,7 @@ class Plan(Schedule):
     # new tokens per sequence in timed pairs, the first of them by prefill; positional strategies
     # need a mean depth of R over the others
     timed_tokens: int = 32
-    drafts: bool = False  # all layers check what the kept layers or n-grams draft
+    drafts: bool = False  # the layers of a step check drafts
     needs: tuple[Need, ...] = ()  # in the order of their declaration, so that hashes are stable
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
@@ -163,11 +163,9 @@ class Plan(Schedule):
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
-        """The part of `kv_bytes_per_token` that remains after the prompt: all if all layers verify
-        drafts.
-        """
+        """The part of `kv_bytes_per_token` that remains after the prompt."""
         size = self.sizes.kv_per_layer
-        return size and size * (self.num_layers if self.drafts else self.num_kept)
+        return size and size * self.num_kept
 
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""

@@ -13,7 +13,7 @@ from ulskip_cli.core.capabilities import ALL, DRAFTS, Need, remedies, texts
 from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.environment import runs_on_cpu
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.core.weight_sizes import DTYPE_BYTES, WeightSizes
 from ulskip_cli.engines.transformers import Transformers
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Models whose decode steps are one call of the kernels, if their modules agree.
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+FOUR_BITS = 18 / 32  # bytes of a weight in 4 bits, with the scale of its group
 # What reads all logits instead of the most likely token.
 WHOLE_HEAD = {Need.SAMPLING, Need.EARLY_EXIT}
 # What no other engine on torch supports.
@@ -61,12 +62,16 @@ class Torch(Engine):
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
         """Return the bytes of the copies in the kernels' layout; a head in 8 bits is made beside
-        the packed head.
+        the packed head, and all weights in 4 bits for drafts.
         """
         packed, read = self._packed(metadata, device), self.sizes(metadata, device, needs)
         if not packed or not read:
             return 0
-        return packed.total + (read.head if read.head != packed.head else 0)
+        screen = read.head if read.head != packed.head else 0
+        draft = 0
+        if Need.COPY_DRAFTS in needs and metadata.weights and metadata.dtype:
+            draft = round(metadata.weights.total / DTYPE_BYTES[metadata.dtype] * FOUR_BITS)
+        return packed.total + screen + draft
 
     @staticmethod
     def _packed(metadata: "ModelMetadata", device: str) -> WeightSizes | None:
@@ -106,9 +111,11 @@ def _problem(model: object, needs: Set[Need]) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
     if model is None:
         return None
+    from ulskip_cli.engines.torch.drafts import missing_for_copies
     from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
     from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
     if needs & DRAFTS and depends_on_length(model):
         return LENGTH_DEPENDENT  # a check of several tokens rotates them otherwise than steps
-    return unsupported_by_loop(model)
+    problem = unsupported_by_loop(model)
+    return problem or (missing_for_copies(model) if Need.COPY_DRAFTS in needs else None)

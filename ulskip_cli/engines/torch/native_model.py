@@ -71,10 +71,19 @@ class Native:
     weights: Copies[PackedWeight]
     # 8-bit copies of the head, with which the kernels see which tokens cannot be the most likely
     screens: Copies[list[Tensor]] = field(default_factory=lambda: Copies(screen_tensors))
+    # copies in 4 bits, which draft
+    small_weights: Copies[PackedWeight] = field(
+        default_factory=lambda: Copies(kernels.pack_in_four_bits)
+    )
 
     def step_model(self, view: PreTrainedModel) -> "NativeModel":
         """Return what runs the steps of a view."""
-        return NativeModel(view, self)
+        screens = self.screens if kernels.library().ulskip_screens() else None
+        return NativeModel(view, self.windows, self.weights, screens)
+
+    def draft_model(self, view: PreTrainedModel) -> "NativeModel":
+        """Return what runs the steps of a view with all weights in 4 bits."""
+        return NativeModel(view, self.windows, self.small_weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,14 +159,21 @@ def _recognize(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
 class NativeModel:
     """A recognized model, or a view of one, whose layers, norm and head run in the kernels."""
 
-    def __init__(self, view: PreTrainedModel, native: Native) -> None:
+    def __init__(
+        self,
+        view: PreTrainedModel,
+        windows: Mapping[nn.Module, int],
+        weights: Copies[PackedWeight],
+        screens: Copies[list[Tensor]] | None = None,
+    ) -> None:
         """Pack the weights that no other view has packed; raise UnrecognizedError if a module is of
-        another kind.
+        another kind. The parameters are those of `Native`; without `screens`, choices compute the
+        whole head.
         """
         path, stack = shallow_view.layer_stack(view)
         base = view.get_submodule(path.rpartition(".")[0])
         head, embedding = view.get_output_embeddings(), view.get_input_embeddings()
-        self.dtype, self._native = view.dtype, native
+        self.dtype, self._windows, self._weights = view.dtype, windows, weights
         self._rotary = base.rotary_emb
         self._tensors = list[Tensor]()  # those that structures point to
         self._layers = [self._layer(layer) for layer in stack]
@@ -172,8 +188,8 @@ class NativeModel:
         self._positions = torch.empty(0)  # cosines and sines, [2, capacity, head_dim]; see `_reach`
         # Counts: the rows of the head that screens left, and the choices that screens made.
         self._left, self._screened = torch.zeros(1, dtype=torch.long), 0
-        if kernels.library().ulskip_screens():
-            self._screen(head, native.screens.of(head))
+        if screens:
+            self._screen(head, screens.of(head))
 
     @property
     def screens(self) -> tuple[int, int]:
@@ -291,7 +307,7 @@ class NativeModel:
     def _linear(self, linear: Any) -> kernels.Linear:
         """Return the structure of a linear layer with its packed weight; refuse other modules."""
         _require(is_linear(linear), linear)
-        weight = self._native.weights.of(linear)
+        weight = self._weights.of(linear)
         self._tensors.append(weight.panels)
         if linear.bias is not None:
             self._at(linear.bias.detach())
@@ -325,7 +341,7 @@ class NativeModel:
             *(self._patch(getattr(layer, name, None)) for name in _PATCHES),
             cos=1 if rotates else None,  # `bind` replaces the 1 by an address
             head_dim=width,
-            window=self._native.windows[layer.input_layernorm],
+            window=self._windows[layer.input_layernorm],
             scale=attention.scaling,
         )
 
@@ -425,7 +441,7 @@ def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
     norms = [layer.get_submodule("input_layernorm") for layer in layerwise.layers]
     windows = zip(norms, _measured_windows(model, layerwise), strict=True)
     recognized = Native(dict(windows), copies)
-    native, count = NativeModel(model, recognized), _COMPARED_TOKENS
+    native, count = recognized.step_model(model), _COMPARED_TOKENS
     ids = torch.arange(1, _COMPARED_PROMPT + count + 1).repeat(2, 1) % native.vocab_size
     mask = torch.ones_like(ids[:, :_COMPARED_PROMPT])
     mask[0, :2] = 0  # padding

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.answer import Request
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import UNWATCHED, Prompts, Watch
 from ulskip_cli.engines.loop import Drafter, SteppingSession
@@ -18,6 +19,7 @@ from ulskip_cli.engines.torch.decode_steps import (
     LayerwiseSteps,
     NativeSteps,
 )
+from ulskip_cli.engines.torch.drafts import CopyDrafter, DraftLength, measure_draft_length
 from ulskip_cli.engines.torch.native_model import Native, NativeModel
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -29,8 +31,8 @@ PROMPT_TOKENS = {torch.float32: 1024, torch.bfloat16: 128}
 
 class TorchSession(SteppingSession):
     """Decoding with the views of a plan: a torch model encodes the prompts of a batch, and the
-    decode steps extend the KV cache of its prompts. The views of the stages run plain steps, all
-    layers check drafts, and with early exit each step ends at a depth of its own.
+    decode steps extend the KV cache of its prompts. The views of the stages run the steps, and
+    with early exit each step ends at a depth of its own.
     """
 
     steps: DecodeSteps  # of the batch
@@ -55,13 +57,26 @@ class TorchSession(SteppingSession):
         model = self.step_model(self.views.prompt_model)
         return model if isinstance(model, NativeModel) and not model.slides else None
 
+    @functools.cached_property
+    def draft_model(self) -> NativeModel:
+        """The copy of the first stage's view in 4 bits."""
+        assert isinstance(self.views.backend, Native)  # else `engine_for` refuses these drafts
+        return self.views.backend.draft_model(self.views.stages[0].view)
+
+    @functools.cached_property
+    def draft_length(self) -> DraftLength:
+        """How many tokens the copy drafts, which its speed and all batches so far decide."""
+        model = self.step_model(self.views.stages[0].view)
+        assert isinstance(model, NativeModel)
+        return measure_draft_length(model, self.draft_model)
+
     def prepare(self, request: Request) -> None:
         """Make what runs the batch, which packs the weights."""
-        views = {stage.view for stage in self.views.stages}
-        if request.decoding.draft_tokens:
-            views.add(self.views.model)
-        are_native = [isinstance(self.step_model(view), NativeModel) for view in views]
+        models = [self.step_model(stage.view) for stage in self.views.stages]
+        are_native = [isinstance(model, NativeModel) for model in models]
         _ = self.prompt_kernels
+        if _drafts_by_copy(request):
+            _ = self.draft_length
         if self.views.exits and not all(are_native):
             _ = self.layerwise
 
@@ -75,8 +90,7 @@ class TorchSession(SteppingSession):
         else:
             prompt = encode_prompt(self.views.prompt_model, ids, mask)
             watch.on_prompt(prompt)
-        checks_drafts = request.decoding.draft_tokens > 0
-        stage = self.views.full_stage if checks_drafts else self.views.stages[0]
+        stage = self.views.stages[0]
         cache = kv_cache.fork_cache(prompt.cache, stage.places)
         self.kv_bytes = kv_cache.kv_bytes(prompt.cache), kv_cache.kv_bytes(cache)
         self.steps = self._steps(stage.view, prompts, request, cache)
@@ -111,26 +125,12 @@ class TorchSession(SteppingSession):
         self.steps.remove(count)
 
     def drafter(self, request: Request) -> Drafter:
-        """Return what drafts for a request: the kept layers, on the cache of the full model, which
-        has their keys and values; or look-ups.
-        """
-        if request.decoding.draft != "layers":
+        """Return what drafts for a request: look-ups, or also the copy in 4 bits."""
+        if not _drafts_by_copy(request):
             return super().drafter(request)
-        stage = self.views.stages[0]
-        steps = self.steps.beside(self.step_model(stage.view), stage.places)
-
-        def draft(ids: Tensor, most: int) -> Tensor:
-            """Draft `most` tokens greedily with the kept layers; the check overwrites the keys and
-            values that drafting adds.
-            """
-            tokens, banned = [ids[:, -1:]], ids[0, :0]  # no token is banned
-            for _ in range(most):
-                # -1, where no logit is finite, is no token that a model can read
-                tokens.append(steps.choose(tokens[-1], banned).clamp(min=0))
-            steps.remove(most)  # the check adds these positions again
-            return torch.cat(tokens[1:], dim=1)[0]
-
-        return draft
+        places = range(len(self.steps.cache.layers))
+        steps = self.steps.beside(self.draft_model, places)
+        return CopyDrafter(steps, self.draft_length)
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
@@ -150,3 +150,8 @@ class TorchSession(SteppingSession):
     def finish(self) -> None:
         """Free the KV cache of the batch."""
         vars(self).pop("steps", None)
+
+
+def _drafts_by_copy(request: Request) -> bool:
+    """Return True if a copy of the model in 4 bits drafts."""
+    return Need.COPY_DRAFTS in request.decoding.needs()

@@ -1,0 +1,125 @@
+"""Drafts by a copy of the model in 4 bits, which reads a third of the bytes of a step and mostly
+chooses the same tokens; and how many of them pay.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ulskip_cli.engines.loop import look_up
+from ulskip_cli.engines.torch import kernels
+from ulskip_cli.engines.torch.decode_steps import DecodeSteps, NativeSteps
+from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
+
+MOST_DRAFTS = 7  # the kernels read at most 8 tokens at once
+LONG_MATCH = 4  # tokens; their continuation is more often right than the copy
+_TIMED = 1, 4, 8  # tokens of the checks that are timed
+_TIMES = 3  # of which the least counts
+_FADE = 0.98  # of earlier counts at each check
+# The acceptance that is assumed first, and again while nothing is drafted, weighs as many drafts.
+_ASSUMED, _WEIGHT = 0.75, 2.0
+
+
+class DraftLength:
+    """How many tokens to draft: the number with the most expected tokens a second, which is 0 while
+    drafts do not pay. The share of accepted drafts is counted; earlier ones fade.
+    """
+
+    def __init__(self, draft: float, checks: Sequence[float]) -> None:
+        """Take the seconds of a draft, and of checks of 1, 2, ... tokens; a step is the first."""
+        self._draft, self._checks = draft, checks
+        self._tried = self._accepted = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The expected share of drafts that are right if those before them are."""
+        return (self._accepted + _ASSUMED * _WEIGHT) / (self._tried + _WEIGHT)
+
+    def best(self, most: int) -> int:
+        """Return the best number of drafts, at most `most`."""
+        counts = range(min(most, len(self._checks) - 1) + 1)
+        return max(counts, key=self._rate)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Count the drafts of a check; those behind the first wrong one say nothing."""
+        self._tried = _FADE * self._tried + min(accepted + 1, drafted)
+        self._accepted = _FADE * self._accepted + accepted
+
+    def _rate(self, count: int) -> float:
+        """Return the expected tokens a second with `count` drafts for each check: the sum of the
+        powers of the acceptance (arXiv:2211.17192, equation 1) over the seconds.
+        """
+        tokens = sum(self.acceptance**power for power in range(count + 1))
+        return tokens / (count * self._draft + self._checks[count])
+
+
+def missing_for_copies(model: PreTrainedModel) -> str | None:
+    """Return why no copy of a model can draft, or None."""
+    backend = recognize(model)
+    if not isinstance(backend, Native):
+        return f"steps outside the native kernels ({backend.reason or 'not on a CPU'})"
+    return None if kernels.library().ulskip_screens() else "a processor without AVX2"
+
+
+def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
+    """Time drafts of `copy` and checks of `model` behind a short prompt."""
+    ids = torch.arange(1, max(_TIMED) + 1)[None] % model.vocab_size
+    mask = torch.ones_like(ids)
+    cache, banned = model.encode(ids, mask).cache, ids[0, :0]
+    steps = NativeSteps(model, cache, mask, max(_TIMED) + 1)
+    drafts = steps.beside(copy, range(len(cache.layers)))
+
+    def least_seconds(reader: DecodeSteps, count: int) -> float:
+        """Time the choices behind `count` tokens; return the least seconds of several times."""
+        seconds = list[float]()
+        for _ in range(_TIMES):
+            began = time.perf_counter()
+            reader.choose(ids[:, :count], banned)
+            seconds.append(time.perf_counter() - began)
+            reader.remove(count)
+        return min(seconds)
+
+    checks = [least_seconds(steps, count) for count in _TIMED]
+    draft = least_seconds(drafts, 1)
+    return DraftLength(draft, numpy.interp(range(1, MOST_DRAFTS + 2), _TIMED, checks).tolist())
+
+
+class CopyDrafter:
+    """Drafts what followed a long match in the text of one sequence, or else, greedily, what
+    `steps` of a copy of the model choose, which share the KV cache of the model's steps.
+    """
+
+    def __init__(self, steps: DecodeSteps, length: DraftLength) -> None:
+        self._steps, self._length = steps, length
+        self._drafts = torch.empty(0, dtype=torch.long)  # of the copy, for the last check
+        self._start = 0  # their place in the text
+
+    def __call__(self, ids: Tensor, most: int) -> Tensor:
+        """Return at most `most` drafts [count] behind the text `ids` [1, len]."""
+        self._count_accepted(ids[0])
+        drafts = look_up(ids, most)
+        if len(drafts) >= LONG_MATCH:
+            self._drafts = drafts[:0]
+            return drafts
+        self._drafts = self._by_copy(ids[:, -1:], self._length.best(most))
+        self._start = ids.shape[1]
+        return self._drafts
+
+    def _by_copy(self, token: Tensor, count: int) -> Tensor:
+        """Draft `count` tokens behind `token` [1, 1]. The check overwrites the keys and values."""
+        tokens, banned = [token], token[0, :0]  # no token is banned
+        for _ in range(count):
+            # -1, where no logit is finite, is no token that a model can read
+            tokens.append(self._steps.choose(tokens[-1], banned).clamp(min=0))
+        self._steps.remove(count)  # the check adds these positions again
+        return torch.cat(tokens[1:], dim=1)[0] if count else token[0, :0]
+
+    def _count_accepted(self, text: Tensor) -> None:
+        """Compare the drafts of the last check with the text that it made."""
+        made = text[self._start : self._start + len(self._drafts)]
+        accepted = [*(made == self._drafts[: len(made)]).tolist(), False].index(False)
+        self._length.count(len(self._drafts), accepted)
