@@ -18,7 +18,7 @@ from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
 MOST_DRAFTS = 7  # the kernels read at most 8 tokens at once
 LONG_MATCH = 4  # tokens; their continuation is more often right than the copy
 _TIMED = 1, 4, 8  # tokens of the checks that are timed
-_TIMES = 3  # of which the least counts
+_ROUNDS, _SECONDS = 3, 0.2  # at least; the least time of each counts
 _FADE = 0.98  # of earlier counts at each check
 # The acceptance that is assumed first, and again while nothing is drafted, weighs as many drafts.
 _ASSUMED, _WEIGHT = 0.75, 2.0
@@ -73,18 +73,18 @@ def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
     steps = NativeSteps(model, cache, mask, max(_TIMED) + 1)
     drafts = steps.beside(copy, range(len(cache.layers)))
 
-    def least_seconds(reader: DecodeSteps, count: int) -> float:
-        """Time the choices behind `count` tokens; return the least seconds of several times."""
-        seconds = list[float]()
-        for _ in range(_TIMES):
-            began = time.perf_counter()
-            reader.choose(ids[:, :count], banned)
-            seconds.append(time.perf_counter() - began)
-            reader.remove(count)
-        return min(seconds)
+    def seconds(reader: DecodeSteps, count: int) -> float:
+        """Return the seconds of the choices behind `count` tokens."""
+        began = time.perf_counter()
+        reader.choose(ids[:, :count], banned)
+        reader.remove(count)
+        return time.perf_counter() - began
 
-    checks = [least_seconds(steps, count) for count in _TIMED]
-    draft = least_seconds(drafts, 1)
+    # in turns, so that a pause of the machine does not change one of them alone
+    times, began = list[list[float]](), time.perf_counter()
+    while len(times) < _ROUNDS or time.perf_counter() - began < _SECONDS:
+        times.append([seconds(drafts, 1), *(seconds(steps, count) for count in _TIMED)])
+    draft, *checks = map(min, zip(*times, strict=True))
     return DraftLength(draft, numpy.interp(range(1, MOST_DRAFTS + 2), _TIMED, checks).tolist())
 
 
