@@ -59,6 +59,11 @@ def timed_layers(record: Record) -> str | None:
     return f"{record.mean_kept_layers:.1f}/{record.num_layers}"
 
 
+def speedup(record: Record) -> float | None:
+    """Return the measured speedup."""
+    return record.speedup.value if record.speedup else None
+
+
 def interval(record: Record) -> str | None:
     """Return the ends of the measured speedup's interval; None with too few pairs."""
     return record.speedup.ends() if record.speedup else None
@@ -142,7 +147,7 @@ COLUMNS = (
     Column("timed\nlayers", timed_layers, first=True),
     Column("layer\nratio", "layer_ratio", ".2f"),
     Column("pre-\ndicted", "predicted_speedup", ".2f", first=True),
-    Column("mea-\nsured", "measured_speedup", ".2f", first=True),
+    Column("mea-\nsured", speedup, ".2f", first=True),
     Column("inter-\nval", interval, optional=True, first=True),
     Column("pairs", num_pairs, "d", optional=True),
     Column("other\nCPUs", "other_cpus", ".1f", optional=True),
