@@ -4,10 +4,12 @@ fewer and fewer layers, with the speed and the quality that the stored rows have
 
 from pathlib import Path
 
+import bands
+
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.columns import Column, interval, layers
+from ulskip_cli.report.columns import Column, layers
 from ulskip_cli.report.rows import displayed
 from ulskip_cli.report.tables import TableSection, markdown, provenance
 
@@ -34,7 +36,7 @@ def opening(folder: ResultsFolder) -> str:
     def times(record: Record) -> str:
         if record.keeps_all:
             return "1"
-        return f"{record.measured_speedup:.2f} ({interval(record)})"
+        return bands.shown(record)
 
     def with_prompt(record: Record) -> str | None:
         return f"{record.end_to_end_speedup:.2f}" if not record.keeps_all else "1"

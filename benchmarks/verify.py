@@ -1,5 +1,7 @@
 """Run the rows again from which README and docs/ have their figures, and say which figures hold on
-this machine.
+this machine: those inside their bands (bands.py; a score, if its difference is not sure), those
+that lead to the same conclusion, and those that differ. The speedups are appended to the bands'
+measurements.
 
 python benchmarks/verify.py [--only README] [--page FILE]
 
@@ -11,9 +13,12 @@ cores, which should be idle otherwise.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from bands import FILE, Band, append, bands, host, read
 
 from ulskip_cli.cli.progress_bars import SweepDisplay
 from ulskip_cli.core.command_line import overrides_of
@@ -26,7 +31,7 @@ from ulskip_cli.experiments.ledger import Ledger
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import key_title
-from ulskip_cli.experiments.statistics import FAILS, GATE, HOLDS, TIE, shares, verdict
+from ulskip_cli.experiments.statistics import GATE, TIE, reaches, shares, verdict
 from ulskip_cli.experiments.sweep import run_jobs
 from ulskip_cli.report import pairs, rows
 from ulskip_cli.report.columns import MISSING, Column
@@ -34,8 +39,9 @@ from ulskip_cli.report.tables import TableSection, markdown, provenance
 
 RESULTS = Path("results")
 NAME = "verify"
+INSIDE, SAME, DIFFERS = "inside the band", "same conclusion", "differs"
 NOT_COMPARABLE = "not comparable"
-ENOUGH = 0.9  # share of the comparable figures that must hold
+ENOUGH = 0.9  # share of the comparable figures that must be inside their bands; no other may differ
 
 
 class Source(NamedTuple):
@@ -51,6 +57,7 @@ class Figure(NamedTuple):
 
     name: str
     stored: str
+    band: str
     here: str
     verdict: str
     reason: str = ""
@@ -116,9 +123,15 @@ def jobs_of(stored: Record) -> tuple[list[Job], Job]:
     return jobs, [job for job in jobs if job.config.strategy.name == stored.strategy][-1]
 
 
-def figures(page: str, stored: Record, here: Record | None, reason: str = "") -> Iterator[Figure]:
+def figures(
+    page: str,
+    stored: Record,
+    here: Record | None,
+    known: Mapping[str, Band],
+    reason: str = "",
+) -> Iterator[Figure]:
     """Compare the figures of a stored row: its speedup, and the share of the full model's score if
-    it has one. `reason` says why there is no row of this machine.
+    it has one. `known` are the bands, and `reason` says why there is no row of this machine.
     """
     pair = None  # the comparison of both rows
     if here:
@@ -128,28 +141,46 @@ def figures(page: str, stored: Record, here: Record | None, reason: str = "") ->
         pair = None if compared.differs or not compared.pairs else compared.pairs[0]
 
     def figure(
-        what: str, shown: Sequence[str], change: Interval | None, bound: float, words: Sequence[str]
+        what: str,
+        show: Callable[[Record | None], str],
+        change: Interval | None,
+        is_inside: bool,
+        conclude: Callable[[Record], str],
+        band: str = MISSING,
     ) -> Figure:
-        """Judge a change, which is `bound` if nothing changed; a figure holds unless the whole
-        interval is on one side of it. `shown` are the stored and the measured figure.
+        """Judge a figure: `change` is its difference or ratio, and `conclude` tells what a row
+        leads to. A changed figure without an interval is not judged.
         """
-        if pair is None or change is None:
-            judged = NOT_COMPARABLE, reason
-        elif change.low is None and change.value != bound:
-            judged = NOT_COMPARABLE, "too few timed units or examples for an interval"
-        else:
-            better, worse = words
-            word = {HOLDS: better, FAILS: worse, TIE: ""}[verdict(change, bound)]
-            judged = FAILS if word else HOLDS, word
-        return Figure(f"{page}: {what}", *shown, *judged)
+        told = f"{page}: {what}", show(stored), band, show(here)
+        if here is None or pair is None or change is None:
+            return Figure(*told, NOT_COMPARABLE, reason)
+        if change.low is None and change.value not in (0.0, 1.0):  # of a score, of a ratio
+            few = "too few timed units or examples for an interval"
+            return Figure(*told, NOT_COMPARABLE, few)
+        is_same = conclude(here) == conclude(stored)
+        return Figure(*told, INSIDE if is_inside else SAME if is_same else DIFFERS)
 
-    both = stored, here
     if stored.speedup:
-        ratio = pair and pair.speedup
-        yield figure("speedup", list(map(speed, both)), ratio, 1.0, ("faster", "slower"))
+        change, band = pair and pair.speedup, known.get(stored.id)
+        is_inside = verdict(change, 1.0) == TIE
+        if band and here and here.speedup:
+            is_inside = verdict(band.interval, here.speedup.value) == TIE
+        text = band.text() if band else MISSING
+        yield figure("speedup", speed, change, is_inside, conclusion, text)
     for share in shares([stored]):
-        difference, what = pair and pair.quality, f"{share.title} kept"
-        yield figure(what, list(map(quality, both)), difference, 0.0, ("better", "worse"))
+        change = pair and pair.quality
+        is_inside = verdict(change) == TIE
+        yield figure(f"{share.title} kept", quality, change, is_inside, keeps)
+
+
+def conclusion(record: Record) -> str:
+    """Judge the claim that a row is faster than the full model."""
+    return verdict(record.speedup, 1.0)
+
+
+def keeps(record: Record) -> str:
+    """Judge the claim that a row keeps GATE of the full model's score."""
+    return reaches(record.quality_share, GATE) if record.quality_share else MISSING
 
 
 def speed(record: Record | None) -> str:
@@ -165,10 +196,12 @@ def quality(record: Record | None) -> str:
     return kept.text(".1%") if kept else MISSING
 
 
-def verify(sources: Sequence[Source], page: Path | None = None) -> int:
+def verify(sources: Sequence[Source], page: Path | None = None, file: Path = FILE) -> int:
     """Measure the rows of all sources, print the table, write it to `page`, and return the exit
-    code: 1 if fewer than ENOUGH of the comparable figures hold.
+    code: 1 if a figure differs, or fewer than ENOUGH of the comparable ones are inside their bands.
+    The bands are those of other machines; the speedups of this one are appended to `file`.
     """
+    known = bands(line for line in read(file) if line.host != host())
     judged, measured = list[Figure](), list[Record]()
     stored_rows = list(map(stored_row, sources))
     for number, (source, stored) in enumerate(zip(sources, stored_rows, strict=True), start=1):
@@ -176,20 +209,22 @@ def verify(sources: Sequence[Source], page: Path | None = None) -> int:
         try:
             measured.append(measured_here(stored))
         except (UsageError, RunError) as error:
-            judged += figures(source.page, stored, None, str(error))
+            judged += figures(source.page, stored, None, known, str(error))
         else:
-            judged += figures(source.page, stored, measured[-1])
+            judged += figures(source.page, stored, measured[-1], known)
+            append(measured[-1], file)
     # attributes of `Figure` by the titles of their columns
-    titles = {"figure": "name", "stored": "stored", "this machine": "here", "verdict": "judged"}
-    columns = [Column(title, name) for title, name in titles.items()]
+    titles = {"figure": "name", "stored": "stored", "band": "band", "this machine": "here"}
+    columns = [Column(title, name) for title, name in (titles | {"verdict": "judged"}).items()]
     table = TableSection.of("", judged, columns, words=len(columns))
     print(markdown(table))
     for warning in rows.warnings(measured):
         print(f"warning: {warning}")
-    comparable = [figure for figure in judged if figure.verdict != NOT_COMPARABLE]
-    holding = sum(figure.verdict == HOLDS for figure in comparable)
-    rest = len(judged) - len(comparable)
-    count = f"{holding} of {len(comparable)} figures hold" + f", {rest} not comparable" * (rest > 0)
+    counts = Counter(figure.verdict for figure in judged)
+    num_comparable = len(judged) - counts[NOT_COMPARABLE]
+    grades = [f"{counts[grade]} {grade}" for grade in (SAME, DIFFERS, NOT_COMPARABLE)]
+    shown = [text for text in grades if not text.startswith("0")]
+    count = ", ".join([f"{counts[INSIDE]} of {num_comparable} figures {INSIDE}", *shown])
     if others := machines(stored_rows) - machines(measured):
         here, there = ("; ".join(sorted(names)) for names in (machines(measured), others))
         count += f"; measured on {here}, some stored figures on {there}"
@@ -197,9 +232,9 @@ def verify(sources: Sequence[Source], page: Path | None = None) -> int:
     if page:
         parts = "# Which figures hold?", f"{count}.", markdown(table), provenance(measured)
         write_atomic(page, "\n\n".join(parts) + "\n")
-    if comparable and holding >= ENOUGH * len(comparable):
+    if num_comparable and not counts[DIFFERS] and counts[INSIDE] >= ENOUGH * num_comparable:
         return 0
-    print(f"exit code 1, because fewer than {ENOUGH:.0%} of the comparable figures hold")
+    print(f"exit code 1, because a figure differs, or fewer than {ENOUGH:.0%} are {INSIDE}")
     return 1
 
 

@@ -21,7 +21,7 @@ from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
-from ulskip_cli.core.task import AUTO, check_references
+from ulskip_cli.core.task import AUTO, Example, check_references
 from ulskip_cli.experiments.jobs import Job, make_jobs
 from ulskip_cli.experiments.ledger import Ledger, SweepObserver
 from ulskip_cli.experiments.point import Resolver, evaluated_examples
@@ -34,8 +34,10 @@ from ulskip_cli.strategies.plan import make_plan
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all layers
-# For the estimate of the time: bytes of weights that are read in a second, letters of a token.
-BYTES_PER_SECOND, LETTERS = 5e9, 4
+# For the estimate of the time: bytes of weights that are read in a second, letters of a token,
+# tokens of a prompt that are read in the time of a decode step, how often a point reads its prompts
+# for answers and losses, and its least number of timed pairs.
+BYTES_PER_SECOND, LETTERS, READ_AT_ONCE, READS, PAIRS = 5e9, 4, 20, 5, 4
 
 # Returns the display of some jobs.
 Observe = Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
@@ -124,11 +126,12 @@ class Tuning:
         scored = min(count, self.config.finalists)
         # The prediction for a speedup is about right; a quality is found by bisection.
         rounds = 1 if self.config.speedup else math.ceil(math.log2(self.num_layers - MIN_KEPT))
-        # 3: the full model on both sets of examples, and the best on the last ones
-        runs = scored * rounds + beside + 3
-        tokens = sum(len(example.reference) for example in (*choosing, *last)) / LETTERS
-        # Each run measures its speed and decodes answers, about as long as the references.
-        seconds = runs * (self.choice.speed.seconds + tokens * self.step_seconds)
+        num_points = scored * rounds + beside
+        # The full model runs on both sets of examples, and the best on the last ones. Candidates
+        # whose loss alone is measured are calibrated, which is about as much work.
+        seconds = (num_points + 1) * self._timing_seconds(choosing)
+        seconds += (num_points + 1 + 2 * count) * self._work_seconds(choosing)
+        seconds += 2 * self._work_seconds(last)
         ways = [
             f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss, the"
             f" best {scored} by their answers" * bool(count),
@@ -138,6 +141,21 @@ class Tuning:
             f"tries {', and '.join(filter(None, ways))} on {len(choosing)} examples; then the best"
             f" of all on {len(last)} others: {duration(seconds)}"
         )
+
+    def _work_seconds(self, examples: Sequence[Example]) -> float:
+        """Estimate the time in which a point reads its prompts, and decodes answers that are about
+        as long as the references.
+        """
+        reading = sum(len(example.source) for example in examples) * READS / READ_AT_ONCE
+        decoding = sum(len(example.reference) for example in examples) / self.choice.batch_size
+        return (reading + decoding) / LETTERS * self.step_seconds
+
+    def _timing_seconds(self, examples: Sequence[Example]) -> float:
+        """Estimate the time of the timed pairs of a point, which read the prompts of a batch."""
+        letters = sum(len(example.source) for example in examples) / len(examples)
+        reading = self.choice.batch_size * letters / LETTERS / READ_AT_ONCE
+        pair = 2 * (reading + self.choice.speed.new_tokens) * self.step_seconds
+        return max(self.choice.speed.seconds, PAIRS * pair)
 
     def run(self, observe: Observe) -> "TuneResult":
         """Run the points that have no row yet, and return the best one; raise RunError if no point

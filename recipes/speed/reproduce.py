@@ -14,6 +14,10 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import bands
+
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
@@ -144,7 +148,7 @@ class Answers:
         smaller, _ = (row for row in rows if row.engine_weights == "q4_0")
         return [
             f"{name} as {full.dtype}",
-            f"{full.measured_speedup:.1f}x ({full.speedup.ends('.1f')})",
+            bands.shown(full, ".1f").replace(" ", "x ", 1),
             f"{full.end_to_end_speedup:.1f}x",
             f"{full_of_8.end_to_end_speedup:.1f}x",
             self.same(full, self.transformers(full, 1)),

@@ -41,3 +41,17 @@ def test_every_command_prints_its_configuration(ulskip, command):
     prompt = ["a"] * (command == "generate")
     code, out, _ = ulskip(command, *prompt, "--print-config", "prompt_layers=kept")
     assert (code, yaml.safe_load(out)["prompt_layers"]) == (0, "kept")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["speed.enabled=false", "speed.seconds=60"], "speed.seconds has no effect, because speed"),
+        (["decoding.draft=ngram"], "decoding.draft has no effect, because decoding.draft_tokens=0"),
+        (["strategy=full", "ratio=3"], "ratio has no effect"),
+        (["strategy=full,unified", "ratio=3", "correction=patch", "seed=2"], ""),
+    ],
+)
+def test_a_key_without_an_effect_on_any_point_is_named(ulskip, words, told):
+    code, _, err = ulskip("sweep", "--dry-run", "task=wmt", *words)
+    assert code == 0 and err.count("has no effect") == bool(told) and told in err

@@ -15,7 +15,6 @@ from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.experiments.sweep import run_jobs
 from ulskip_cli.report.columns import bandwidth_share, layers, read_rate
-from ulskip_cli.report.rows import is_own_baseline
 from ulskip_cli.report.tables import random_prompts
 
 QUICK = ["speed.seconds=0", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
@@ -134,7 +133,7 @@ def test_the_full_model_of_a_further_engine_is_compared_with_that_of_the_first(p
     half = first, second, third
     assert [(row.engine, row.full_engine) for row in half] == [(name, None) for name in engines]
     assert (full.label, full.engine, full.full_engine) == ("full", "transformers", "torch")
-    assert layers(full) == "6/6" and not is_own_baseline(full) and full.predicted_speedup is None
+    assert layers(full) == "6/6" and not full.is_own_baseline and full.predicted_speedup is None
     assert [side.engine for side in (full.pairs.strategy, full.pairs.full)] == engines[1::-1]
     assert "in transformers runs all 6 layers: " in sentence(full)
 

@@ -2,6 +2,7 @@ import pytest
 from report_rows import bench_row, configured, sweep_row
 
 from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.grid import points
 from ulskip_cli.experiments.jobs import make_jobs
 from ulskip_cli.experiments.record import DETECTED, FAILED, Outcome, Record, Settings
 from ulskip_cli.experiments.settings import all_settings, differences, settings
@@ -101,3 +102,9 @@ def test_a_key_of_a_later_version_and_an_option_of_a_choice_are_none_in_rows_tha
 def test_points_are_labelled_by_what_tells_them_apart(points, labels):
     configs = [compose(["ratio=2", "baseline=false", *words.split()]) for words in points]
     assert [job.label for job in make_jobs(configs)] == labels
+
+
+def test_a_point_that_cannot_run_does_not_change_the_labels_of_others():
+    jobs = make_jobs(points(["experiment=reproduce"]))
+    assert any(job.refused for job in jobs)
+    assert not any("dataset" in job.label for job in jobs)

@@ -1,4 +1,5 @@
 import math
+import os
 import subprocess
 import sys
 
@@ -136,3 +137,12 @@ def test_a_report_loads_no_torch_and_other_commands_no_pandas(folder):
 def test_a_gate_above_1_is_refused(report, folder):
     code, _, err = report(folder, "--gate", "2")
     assert (code, "--gate" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_without_a_folder_the_newest_results_are_reported(report, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("own", "shipped")):
+        folder = write_folder(tmp_path / "results" / name, small_sweep())
+        os.utime(folder / "runs.jsonl", (10 - age, 10 - age))
+    code, out, _ = report("--no-plots")
+    assert code == 0 and "written to results/own/report/" in out

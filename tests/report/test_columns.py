@@ -19,7 +19,7 @@ def test_what_a_row_shows_follows_from_its_measurements():
 
 
 def test_one_line_of_the_list_shows_a_value_in_every_table(tmp_path, monkeypatch):
-    shown = *columns.COLUMNS, Column("length\nratio", "length_ratio", ".3f", first=True)
+    shown = *columns.COLUMNS, Column("length\nratio", "length_ratio", ".3f")
     for module in ("columns", "tables"):
         monkeypatch.setattr(f"ulskip_cli.report.{module}.COLUMNS", shown)
     record = sweep_row(length_ratio=0.875)

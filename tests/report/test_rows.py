@@ -1,12 +1,19 @@
 from pathlib import Path
 
 import pytest
-from report_rows import configured, not_applicable, small_sweep, sweep_row, write_folder
+from report_rows import (
+    configured,
+    not_applicable,
+    small_sweep,
+    sweep_row,
+    timed_pairs,
+    write_folder,
+)
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import FAILED, Outcome, Provenance, Record, Settings
-from ulskip_cli.report.rows import done, find_folders, grouped, read_records, reasons
+from ulskip_cli.report.rows import done, find_folders, grouped, read_records, reasons, warnings
 
 SHARED = "m · wmt · de-en · greedy"
 
@@ -117,3 +124,13 @@ def test_benchmarks_of_two_tasks_are_one_group():
     (group,) = grouped(records)
     assert group.records == records and len({record.identity for record in records}) == 1
     assert len(grouped([Record.joined(Settings.of(config, "x")) for config in configs])) == 3
+
+
+@pytest.mark.parametrize(("target", "told"), [(1.3, True), (3.0, False)])
+def test_a_machine_on_which_the_full_model_is_faster_than_itself_is_told(target, told):
+    pairs = timed_pairs([1.0, 1.3, 1.7], [1.0, 1.1, 1.0], decoded_tokens=31)
+    full = sweep_row("full", pairs=pairs)
+    asked = sweep_row(target=2.0, config={"ratio": target}, layer_ratio=target)
+    found = [text for text in warnings([full, asked]) if "restless" in text]
+    assert full.speedup == (1.0, None, None) and len(found) == told
+    assert not told or f"to tell a speedup of {target}x" in found[0]

@@ -9,9 +9,14 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read_objects, read_text
 
 
-def test_a_number_is_read_as_its_text():
+def test_an_answer_that_is_a_number_is_read_as_its_text():
     (example,) = examples_from_rows([{"q": "a", "a": 5}], "q", "a", "x.jsonl")
     assert example.reference == "5"
+
+
+def test_a_prompt_that_is_a_number_is_refused():
+    with pytest.raises(UsageError, match="row 1: expected a text under q, got 3"):
+        examples_from_rows([{"q": 3, "a": "b"}], "q", "a", "x.jsonl")
 
 
 def test_plain_and_gzipped_text_are_equal(tmp_path):

@@ -14,6 +14,7 @@ from ulskip_cli.cli.shared import (
     make_console,
     print_rows,
     print_yaml,
+    tell_unused,
 )
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable, printable_lines
@@ -52,6 +53,7 @@ def generate(
 
     prompt, overrides = _split(overrides)
     chosen = config.compose_prompts(overrides)
+    tell_unused(overrides, [chosen])
     if print_config:
         print_yaml(chosen)
         return

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ulskip_cli.cli.shared import ConfigDir, Json, Overrides, PrintConfig, print_json, print_yaml
+from ulskip_cli.cli.shared import (
+    ConfigDir,
+    Json,
+    Overrides,
+    PrintConfig,
+    print_json,
+    print_yaml,
+    tell_unused,
+)
 
 if TYPE_CHECKING:
     from ulskip_cli.core.schedule import ExitRule
@@ -29,6 +37,7 @@ def plan(
     from ulskip_cli.experiments.point import Resolver
 
     chosen = config.compose(overrides, "plan")
+    tell_unused(overrides, [chosen])
     if print_config:
         print_yaml(chosen)
         return

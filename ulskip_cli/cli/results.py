@@ -17,7 +17,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             **PATH,
-            help="Results folders, or folders of them. Default: results/.",
+            help="Results folders, or folders of them. Default: the newest in results/.",
             show_default=False,
         ),
     ] = None,
@@ -46,9 +46,12 @@ def report(
     if check and compare in (None, "paper"):
         raise UsageError("--check requires --compare FOLDER, the results to compare with")
     from ulskip_cli.report import build
-    from ulskip_cli.report.rows import RESULTS_DIR, find_folders
+    from ulskip_cli.report.rows import FILE, RESULTS_DIR, find_folders
 
-    made = build.Report(find_folders(folders or [RESULTS_DIR]), compare, gate)
+    found = find_folders(folders or [RESULTS_DIR])
+    if not folders:  # so that one's own results are not mixed with those of a checkout
+        found = [max(found, key=lambda folder: (folder / FILE).stat().st_mtime)]
+    made = build.Report(found, compare, gate)
     written = build.write(made, plots)
     if html:
         from ulskip_cli.report.html_page import write_page

@@ -26,6 +26,7 @@ from ulskip_cli.cli.shared import (
     make_console,
     print_json,
     print_yaml,
+    tell_unused,
 )
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import printable
@@ -50,6 +51,7 @@ def run(
     from ulskip_cli.experiments.ledger import Ledger
 
     chosen = compose(overrides, "run")
+    tell_unused(overrides, [chosen])
     if print_config:
         print_yaml(chosen)
     else:
@@ -74,6 +76,7 @@ def bench(
     from ulskip_cli.experiments.ledger import Ledger
 
     grid = points(overrides, "bench")
+    tell_unused(overrides, grid)
     if print_config:
         print_yaml(*grid)
     else:
@@ -107,6 +110,7 @@ def sweep(
     from ulskip_cli.experiments.sweep import run_jobs
 
     grid = points(overrides)
+    tell_unused(overrides, grid)
     if print_config:
         print_yaml(*grid)
         return

@@ -73,6 +73,15 @@ PrintConfig = Annotated[
 ]
 
 
+def tell_unused(overrides: Sequence[str], configs: Sequence["Shared"]) -> None:
+    """Print a line for each key on the command line that has no effect on any configuration."""
+    for word in overrides:
+        key = word.lstrip("+").partition("=")[0]
+        reasons = [config.why_unused(key) for config in configs]
+        if all(reasons):
+            print(f"ulskip: {key} has no effect, because {reasons[0]}", file=sys.stderr)
+
+
 def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
     """Return a console for standard output: texts are shown as they are, and long lines are not
     wrapped.

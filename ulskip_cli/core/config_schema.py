@@ -15,7 +15,7 @@ from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelConfig as ModelConfig
-from ulskip_cli.core.options import Options, Use, option, options_in, use_of
+from ulskip_cli.core.options import Condition, Options, Use, option, options_in, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
@@ -45,7 +45,9 @@ class DecodingConfig(Options):
         "drafter; ngram: what followed the longest match of the last tokens earlier in the text, at"
         " most as many tokens as match; 4bit: the same after a long match, else the layers"
         " themselves with weights in 4 bits, as many tokens as pay",
-        used_if=lambda config: config.decoding.draft_tokens,
+        used_if=Condition(
+            lambda config: config.decoding.draft_tokens, "decoding.draft_tokens=0 makes no drafts"
+        ),
     )
 
     @model_validator(mode="after")
@@ -79,12 +81,8 @@ class DecodingConfig(Options):
         return self.replace(name="greedy", draft_tokens=0, draft="4bit")
 
 
-def _is_timed(config: "Config") -> bool:
-    return config.speed.enabled
-
-
-def _may_skip(config: "Shared") -> bool:
-    return not config.strategy.keeps_all
+_TIMING = Condition(lambda config: config.speed.enabled, "speed.enabled=false measures no speed")
+_SKIPPING = Condition(lambda config: not config.strategy.keeps_all, "all layers are kept")
 
 
 class SpeedConfig(Options):
@@ -99,7 +97,7 @@ class SpeedConfig(Options):
         ge=0,
         identity=False,
         used_by=_TIMED,
-        used_if=_is_timed,
+        used_if=_TIMING,
     )
     precision: float = option(
         0.05,
@@ -107,10 +105,10 @@ class SpeedConfig(Options):
         gt=0,
         identity=False,
         used_by=_TIMED,
-        used_if=_is_timed,
+        used_if=_TIMING,
     )
-    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_is_timed)
-    prompt_tokens: int = option(64, "length of random prompts", ge=1, le=2**18, used_if=_is_timed)
+    new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_TIMING)
+    prompt_tokens: int = option(64, "length of random prompts", ge=1, le=2**18, used_if=_TIMING)
 
 
 class CalibrationConfig(Options):
@@ -164,7 +162,7 @@ class Shared(Options):
         "all",
         "layers that encode the prompt",
         used_by=_MODEL,
-        used_if=_may_skip,
+        used_if=_SKIPPING,
     )
     offset: int = option(
         0, "number of examples that are left out at the start", ge=0, used_by=f"{_ANSWERS} train"
@@ -189,9 +187,12 @@ class Shared(Options):
         """Return True if a command reads a key, and its value has an effect in this
         configuration.
         """
-        return command in self.readers(key) and all(
-            use.condition is None or use.condition(self) for use in self._uses(key)
-        )
+        return command in self.readers(key) and not self.why_unused(key)
+
+    def why_unused(self, key: str) -> str:
+        """Return why the value of a key has no effect in this configuration, or an empty text."""
+        conditions = filter(None, (use.condition for use in self._uses(key)))
+        return next((rule.otherwise for rule in conditions if not rule.holds(self)), "")
 
     def changes_results(self, key: str, command: str) -> bool:
         """Return True if a command uses a key, and its value changes the results."""
@@ -238,7 +239,7 @@ class Config(Shared):
         ...,
         "the correction after skipped layers",
         used_by=_SCHEDULE,
-        used_if=_may_skip,
+        used_if=_SKIPPING,
     )
     decoding: DecodingConfig = option(
         DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
@@ -249,7 +250,7 @@ class Config(Shared):
         CalibrationConfig(),
         "the calibration",
         used_by=f"{_ANSWERS} tune",
-        used_if=lambda config: config.needs_held_out,
+        used_if=Condition(lambda config: config.needs_held_out, "nothing is calibrated"),
     )
     name: str = option(
         "default",
@@ -268,7 +269,9 @@ class Config(Shared):
         "all layers divided by the kept ones",
         ge=1,
         used_by=_SCHEDULE,
-        used_if=lambda config: config.strategy.follows_ratio,
+        used_if=Condition(
+            lambda config: config.strategy.follows_ratio, "the strategy does not follow it"
+        ),
     )
     batch_size: int = option(
         8,
@@ -285,7 +288,9 @@ class Config(Shared):
         None,
         "engine in which the full model runs as baseline, e.g. auto; null: the same engine",
         used_by=f"{_POINT} bench",
-        used_if=lambda config: config.crosses_engines,
+        used_if=Condition(
+            lambda config: config.crosses_engines, "the full model is in that engine anyway"
+        ),
     )
     sweep: Table = option(
         {}, "keys and values of a sweep's grid", identity=False, used_by="sweep bench"

@@ -12,7 +12,18 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -36,12 +47,19 @@ SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 LENGTHS = {"min_length": "with a length >="}
 
 
+class Condition(NamedTuple):
+    """When the value of an option has an effect."""
+
+    holds: Callable[..., bool]  # of the whole configuration
+    otherwise: str  # why it has no effect if that is false
+
+
 @dataclass(frozen=True)
 class Use:
     """The use of an option: the commands that read it, and what it depends on."""
 
     commands: frozenset[str] = frozenset()  # empty: the commands of its section
-    condition: Callable[..., bool] | None = None  # on the whole configuration; None: always used
+    condition: Condition | None = None  # None: always used
     changes_results: bool = True
 
     def __call__(self, schema: Table) -> None:
@@ -52,7 +70,7 @@ def option(
     default: Any,
     text: str,
     used_by: str = "",
-    used_if: Callable[..., bool] | None = None,
+    used_if: Condition | None = None,
     identity: bool = True,
     **bounds: Any,
 ) -> Any:
@@ -60,8 +78,8 @@ def option(
     lt, min_length).
 
     `used_by` names the commands that read the option; by default, those of its section. `used_if`
-    tells from the whole configuration if its value has an effect. `identity=False` marks an option
-    that changes no result, so that results do not depend on it.
+    tells when its value has an effect. `identity=False` marks an option that changes no result, so
+    that results do not depend on it.
     """
     use = Use(frozenset(used_by.split()), used_if, identity)
     return Field(default, description=text, json_schema_extra=use, **bounds)

@@ -617,6 +617,13 @@ class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleU
         return self.strategy == "full" and not self.draft_tokens
 
     @property
+    def is_own_baseline(self) -> bool:
+        """True if the full model was timed against itself, which shows noise alone."""
+        has_all = self.num_layers and len(self.kept_layers or ()) == self.num_layers
+        others = self.draft_tokens, self.later_stages, self.exit_depths
+        return bool(has_all) and not (self.config.crosses_engines or any(others))
+
+    @property
     def summary(self) -> str:
         """The kept layers as text, e.g. `6 of 12 layers`."""
         return f"{self.depth} of {self.num_layers} layers"
@@ -655,9 +662,13 @@ class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleU
         return self._ratio("end_to_end_speedup")
 
     def _ratio(self, key: str) -> Interval | None:
-        """Return the speedup of a key, without an interval if fewer than `UNITS` units count."""
+        """Return the speedup of a key, without an interval if fewer than `UNITS` units count. Of a
+        full model that was timed against itself it is 1.
+        """
         if self.value(key) is None:
             return None
+        if self.is_own_baseline:
+            return Interval(1.0)
         has_few = self.pairs is not None and self.pairs.num_units < UNITS
         ends = (None if has_few else self.value(f"{key}_{end}") for end in ("low", "high"))
         return Interval(self.value(key), *ends)

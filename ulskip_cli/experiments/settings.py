@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.options import Options, field_of
 from ulskip_cli.core.schedule import listed
-from ulskip_cli.experiments.record import DETECTED, Record, Settings
+from ulskip_cli.experiments.record import DETECTED, NOT_APPLICABLE, Outcome, Record, Settings
 
 NAMES = ("model", "task", "pair", "decoding")  # properties that name several settings at once
 AUTO = "auto"  # the engine of a configuration that leaves the choice to the run
@@ -132,7 +132,8 @@ def point_labels(points: Sequence[Settings]) -> list[str]:
     """Name points by strategy, ratio and the settings that tell them apart, e.g. `unified ratio 2
     batch size 8`.
     """
-    records = [Record.joined(point) for point in points]
+    # With this status, what a run would detect is unknown, also of points that are resolved.
+    records = [Record.joined(point, Outcome(status=NOT_APPLICABLE)) for point in points]
     rows = [
         {"label": record.label, "engine": AUTO, **row}  # `settings` leaves out an engine of auto
         for record, row in zip(records, all_settings(records), strict=True)

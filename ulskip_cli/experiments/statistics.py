@@ -245,8 +245,7 @@ def sentence(record: Record) -> str:
     """
     if not record.is_done:
         return f"{record.label} has no result: {record.reason}."
-    is_baseline = record.keeps_all and not record.config.crosses_engines
-    speed = [] if is_baseline else _speed_text(record)
+    speed = [] if record.is_own_baseline else _speed_text(record)
     quality = [*score_text(record), *_agreement_text(record)]
     if speed and quality and record.has_two_depths:
         timed = f"{record.label} ran {record.mean_kept_layers:.1f} layers when it was timed"

@@ -1,7 +1,7 @@
 """The columns of all tables of rows, in one order, and the values that they show.
 
 A measured value of `experiments/record.py` is shown where a line of `COLUMNS` names it: by every
-table of all values, and if it is `first` also by the tables of `ulskip run` and `ulskip report`.
+table of all values, and unless it is a `detail` also by those of `ulskip run` and `ulskip report`.
 """
 
 from collections.abc import Callable, Collection
@@ -25,8 +25,8 @@ class Column(NamedTuple):
     show: Callable[..., object] | str  # returns the value of a line, or names its attribute
     form: str = ""  # format of its numbers
     optional: bool = False  # left out on a narrow terminal, the rightmost column first
-    first: bool = False  # among the few columns for a first reader
-    metric: str = ""  # the metric that it shows; it is `first` where that is the primary one
+    detail: bool = False  # only in tables of all values
+    metric: str = ""  # the metric that it shows; a detail unless that is the primary one
 
     @property
     def head(self) -> str:
@@ -57,6 +57,11 @@ def timed_layers(record: Record) -> str | None:
     if record.measured_speedup is None or not record.has_two_depths:
         return None
     return f"{record.mean_kept_layers:.1f}/{record.num_layers}"
+
+
+def speedup(record: Record) -> float | None:
+    """Return the measured speedup."""
+    return record.speedup.value if record.speedup else None
 
 
 def interval(record: Record) -> str | None:
@@ -132,37 +137,41 @@ def _metric_column(metric: str) -> Column:
     return Column(title, show, optional=is_optional, metric=metric)
 
 
-STRATEGY = Column("strategy", "label", first=True)
-DECODE_RATE = Column("decode\ntok/s", decode_rate, ".0f", first=True)
+STRATEGY = Column("strategy", "label")
+DECODE_RATE = Column("decode\ntok/s", decode_rate, ".0f")
 COLUMNS = (
     STRATEGY,
-    Column("target", "target_speedup", ".4g"),
-    Column("full in", "full_engine", first=True),
-    Column("layers", layers, first=True),
-    Column("timed\nlayers", timed_layers, first=True),
-    Column("layer\nratio", "layer_ratio", ".2f"),
-    Column("pre-\ndicted", "predicted_speedup", ".2f", first=True),
-    Column("mea-\nsured", "measured_speedup", ".2f", first=True),
-    Column("inter-\nval", interval, optional=True, first=True),
-    Column("pairs", num_pairs, "d", optional=True),
-    Column("other\nCPUs", "other_cpus", ".1f", optional=True),
-    Column("KV\nkept", kv_share, ".0%", optional=True),
+    Column("target", "target_speedup", ".4g", detail=True),
+    Column("full in", "full_engine"),
+    Column("layers", layers),
+    Column("timed\nlayers", timed_layers),
+    Column("layer\nratio", "layer_ratio", ".2f", detail=True),
+    Column("pre-\ndicted", "predicted_speedup", ".2f"),
+    Column("mea-\nsured", speedup, ".2f"),
+    Column("inter-\nval", interval, optional=True),
+    Column("pairs", num_pairs, "d", optional=True, detail=True),
+    Column("other\nCPUs", "other_cpus", ".1f", optional=True, detail=True),
+    Column("KV\nkept", kv_share, ".0%", optional=True, detail=True),
     Column("of band-\nwidth", bandwidth_share, ".0%", optional=True, metric=BENCHMARK),
     *map(_metric_column, METRIC_OF),
-    Column("of\nfull", quality_share, ".0%", first=True),
-    Column("of full,\n95%", quality_interval, optional=True, first=True),
+    Column("of\nfull", quality_share, ".0%"),
+    Column("of full,\n95%", quality_interval, optional=True),
     Column("decode\nloss", "decode_loss", ".2f", metric=DECODE_LOSS.key),
     Column("agree-\nment", "agreement", ".1%", optional=True, metric=AGREEMENT.key),
-    Column("of new\ntokens", "new_agreement", ".1%", optional=True),
-    Column("KL", "kl_divergence", ".2f", optional=True),
-    Column("full\ntok/s", full_rate, ".0f", optional=True, first=True),
+    Column("of new\ntokens", "new_agreement", ".1%", optional=True, detail=True),
+    Column("KL", "kl_divergence", ".2f", optional=True, detail=True),
+    Column("full\ntok/s", full_rate, ".0f", optional=True),
     DECODE_RATE,
-    Column("accept-\nance", "acceptance_rate", ".2f"),
-    Column("tokens\na check", "mean_accepted_length", ".2f", optional=True),
+    Column("accept-\nance", "acceptance_rate", ".2f", detail=True),
+    Column("tokens\na check", "mean_accepted_length", ".2f", optional=True, detail=True),
 )
 
 
 def first_columns(metrics: Collection[str]) -> list[Column]:
     """Return the columns for a first reader of records with these primary metrics."""
     shown = metrics or {BENCHMARK}
-    return [column for column in COLUMNS if column.first or column.metric in shown]
+    return [
+        column
+        for column in COLUMNS
+        if (column.metric in shown if column.metric else not column.detail)
+    ]

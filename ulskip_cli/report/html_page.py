@@ -17,7 +17,7 @@ from ulskip_cli.experiments.statistics import read_answers, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.build import PAGE, Report
 from ulskip_cli.report.plots import CAPTION, strategy_colour
-from ulskip_cli.report.rows import Group, collected, is_own_baseline
+from ulskip_cli.report.rows import Group, collected
 from ulskip_cli.report.tables import EMPTY
 
 MAX_EXAMPLES = 200  # per data set
@@ -67,7 +67,6 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
         table=table,
         facets=facets,
         rows=[(record, labels[id(record)], judged.get(id(record))) for record in records],
-        is_own_baseline=is_own_baseline,
         last_stage=last_stage,
         readable={run.row for data_set in answers.sets for run in data_set.runs},
         metric=" or ".join(titles) if len(titles) < 2 else "primary metric",

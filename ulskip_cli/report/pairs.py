@@ -19,8 +19,8 @@ from ulskip_cli.experiments.statistics import (
     speed_ratio,
     verdict,
 )
-from ulskip_cli.report.columns import Column
-from ulskip_cli.report.rows import done, is_own_baseline
+from ulskip_cli.report.columns import Column, speedup
+from ulskip_cli.report.rows import done
 from ulskip_cli.report.tables import TableSection, sentences
 
 NOTE = (
@@ -59,7 +59,7 @@ class ComparedPair:
 
     def speedup_within(self, confidence: float) -> Interval | None:
         """Return `speedup` with the interval of another confidence."""
-        return None if is_own_baseline(self.new) else speed_ratio(self.new, self.old, confidence)
+        return None if self.new.is_own_baseline else speed_ratio(self.new, self.old, confidence)
 
     def quality_within(self, confidence: float) -> Interval | None:
         """Return `quality` with the interval of another confidence, as of a normal distribution."""
@@ -152,7 +152,7 @@ class FolderComparison:
             Column(
                 "minus old,\n95%", lambda pair: pair.quality and pair.quality.ends("+.2f"), "", True
             ),
-            *beside(Column("speedup", "measured_speedup", ".2f", optional=True)),
+            *beside(Column("speedup", speedup, ".2f", optional=True)),
             Column("over\nold", lambda pair: _starred(pair.speedup, 1.0, ".2f")),
             Column(
                 "over old,\n95%", lambda pair: pair.speedup and pair.speedup.ends(), optional=True
@@ -173,7 +173,7 @@ class FolderComparison:
 
     def _keeps(self, pair: ComparedPair) -> str | None:
         """Return the verdict on the claim that the row reaches the quality gate."""
-        kept = None if is_own_baseline(pair.new) else pair.new.quality_share
+        kept = None if pair.new.is_own_baseline else pair.new.quality_share
         return kept and reaches(kept, self.gate)
 
 

@@ -181,14 +181,19 @@ def reasons(records: Iterable[Record]) -> list[str]:
     ]
 
 
-def warnings(records: Iterable[Record]) -> list[str]:
-    """List the warnings of runs, and those about wide intervals; those that differ only in the
-    strategy and in numbers are merged and counted.
+def warnings(records: Sequence[Record]) -> list[str]:
+    """List the warnings of runs, and those about wide intervals and noise; those that differ only
+    in the strategy and in numbers are merged and counted.
     """
+    by_id = {record.id: record for record in records}
     told = [  # (strategy, text)
         (record.strategy, text.removeprefix(f"{record.strategy}: "))
         for record in records
-        for text in (*record.warnings, *_wide_interval(record))
+        for text in (
+            *record.warnings,
+            *_wide_interval(record),
+            *_noise(record, by_id.get(record.baseline_id or "")),
+        )
     ]
     alike = collected(told, lambda pair: re.sub(r"\d+(\.\d+)?", "", pair[1].replace(pair[0], "")))
     return [
@@ -199,7 +204,7 @@ def warnings(records: Iterable[Record]) -> list[str]:
 
 def _wide_interval(record: Record) -> Iterator[str]:
     pairs, speedup = record.pairs, record.speedup
-    if pairs and not (pairs.is_precise or is_own_baseline(record)) and speedup and speedup.high:
+    if pairs and not pairs.is_precise and speedup and speedup.high:
         yield (
             f"the interval of the speedup, {speedup.ends('.2f')}, reaches more than"
             f" {pairs.precision:.0%} to a side; run it longer, with a larger speed.seconds and"
@@ -207,11 +212,17 @@ def _wide_interval(record: Record) -> Iterator[str]:
         )
 
 
-def is_own_baseline(record: Record) -> bool:
-    """Return True if the full model was timed against itself, so that the speedup is noise."""
-    has_all = record.num_layers and len(record.kept_layers or ()) == record.num_layers
-    others = record.draft_tokens, record.later_stages, record.exit_depths
-    return bool(has_all) and not (record.config.crosses_engines or any(others))
+def _noise(record: Record, full: Record | None) -> Iterator[str]:
+    """Warn if `full`, which was timed against itself, seemed as fast as the record was to be."""
+    asked = record.target_speedup or record.layer_ratio or 1.0
+    if full and full.is_own_baseline and full.pairs and full.pairs.full:
+        _, low, high = full.pairs.speedup()
+        most = max(high or 1.0, 1 / (low or 1.0))
+        if 1 < asked <= most:
+            yield (
+                f"the full model seemed up to {most:.2f}x as fast as itself, so this machine is too"
+                f" restless to tell a speedup of {asked:g}x; end other processes, and use --force"
+            )
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:

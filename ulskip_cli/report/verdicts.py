@@ -56,7 +56,8 @@ def winners(group: Group, gate: float) -> list[Winner]:
     judged = [
         share
         for share in shares(group.records, gate)
-        if not share.record.keeps_all and not share.record.has_two_depths
+        if not (share.record.keeps_all or share.record.is_own_baseline)
+        and not share.record.has_two_depths
     ]
     timed = [share for share in judged if share.record.speedup]
     asked = [share for share in judged if share.record.target_speedup]

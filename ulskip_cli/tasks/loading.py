@@ -25,8 +25,9 @@ def examples_from_rows(
     for i, row in enumerate(rows):
         for key in keys:
             text = row.get(key)
-            # Numbers are texts, too, but true and false are not.
-            if not (isinstance(text, str) and text.strip()) and type(text) not in (int, float):
+            # An answer can be a number, but a prompt that is one is a mistake.
+            types = (str,) if key == source_key else (str, int, float)
+            if type(text) not in types or not str(text).strip():
                 got = (
                     f"only the keys {', '.join(row)[:200]}; set task.prompt_key or"
                     " task.reference_key to another key"
