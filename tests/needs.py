@@ -14,8 +14,8 @@ ALONE = ["strategy.batch=na", "batch_size=1"]
 RECIPES = {
     Need.BEAMS: ["decoding.num_beams=2"],
     Need.SAMPLING: ["decoding.do_sample=true"],
-    Need.LOOK_UPS: [*LOOK_UP, "strategy=full", "batch_size=1"],
-    Need.LAYER_DRAFTS: ["decoding.draft_tokens=2", "batch_size=1"],
+    Need.LOOK_UPS: [*LOOK_UP, "batch_size=1"],
+    Need.COPY_DRAFTS: ["decoding.draft_tokens=2", "batch_size=1"],
     Need.BATCHES: ["batch_size=2"],
     Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
     Need.SINGLE_EXITS: ["strategy=early_exit", "strategy.threshold=0.5", *ALONE],

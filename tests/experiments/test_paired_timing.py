@@ -135,12 +135,12 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
 
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
-    full, half = full_and_half(llama)
+    full, other = (decoder_for(llama, "strategy=full") for _ in range(2))
     plain = pairs_of(full, full, forced(6), 1).full[0]
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
     answer = answer_request(compose(["decoding=self_speculative"]), None, llama)
-    drafting = paired_timing.timed_request(answer, 6, half.views)
-    pairs = pairs_of(full, half, drafting, 2, prompts=ALONE)
+    drafting = paired_timing.timed_request(answer, 6, other.views)
+    pairs = pairs_of(full, other, drafting, 2, prompts=ALONE)
     assert [side[0].drafts is None for side in (pairs.full, pairs.strategy)] == [True, False]
     answers = [[output.token_ids for output in side] for side in (pairs.full, pairs.strategy)]
     assert answers[0] == answers[1]

@@ -27,7 +27,7 @@ POINTS = [
     *["run correction=patch", "run correction=patch correction.kind=folded limit=9"],
     *["run decoding=beam task.pair=en-de", "run decoding=sample decoding.temperature=0.7 seed=3"],
     *["run decoding=prompt_lookup strategy=full batch_size=1", "run task=cnn_dm model=tiny"],
-    *["run decoding=self_speculative batch_size=1 ratio=1.5", "run answers=false engine=auto"],
+    *["run answers=false engine=auto"],
     *["run baseline_engine=torch engine=transformers strategy=full", "bench speed.new_tokens=9"],
     *[
         "bench model=random model.path=llama-12x128 batch_size=1,2",

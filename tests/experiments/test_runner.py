@@ -55,8 +55,6 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, drafts):
     full, drafted = run_rows(config(drafts, "ratio=2", "batch_size=1"))
     assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "torch")
-    if drafts == "decoding=self_speculative":
-        assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
     assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
     assert drafted["measured_speedup"] > 0 and drafted["predicted_speedup"] is None

@@ -131,10 +131,10 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
 
 
 def test_a_point_that_does_not_apply_is_in_rows_and_tables(sweep, tmp_path):
-    code, out, _ = sweep("strategy=full,unified", "decoding=self_speculative", "batch_size=1")
+    code, out, _ = sweep("strategy=full,skip_decode", "decoding=self_speculative", "batch_size=1")
     assert code == 0 and "N/A" in out
     rows = {row["status"]: row for row in stored_rows(tmp_path / "x")}
-    assert "decoding.draft_tokens" in rows["n/a"]["reason"]
+    assert "drafts" in rows["n/a"]["reason"]
     assert "N/A" in (tmp_path / "x" / "table.md").read_text()
 
 

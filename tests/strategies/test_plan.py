@@ -28,17 +28,15 @@ def test_an_adapter_with_patches_is_refused_by_an_engine_that_has_none(monkeypat
         make_plan(compose(adapter), METADATA)
 
 
-def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
-    drafted = ["decoding=self_speculative", "ratio=2", "batch_size=1"]
-    assert make_plan(compose(drafted), METADATA).kept_kv_bytes_per_token == 1200
-
-
-def test_look_up_drafts_skip_no_layers():
-    looked_up = ["decoding=prompt_lookup", "batch_size=1"]
-    plan = make_plan(compose([*looked_up, "ratio=2"]), METADATA)  # the preset chooses the strategy
-    assert plan.predicted_speedup is None
-    assert plan.kept_kv_bytes_per_token == 1200
-    assert plan.keeps_all and not plan.is_full_model
+@pytest.mark.parametrize("decoding", ["prompt_lookup", "self_speculative"])
+def test_drafts_change_no_layers(decoding):
+    drafted = [f"decoding={decoding}", "batch_size=1", "ratio=2"]
+    full = make_plan(compose(drafted), METADATA)  # the preset chooses the strategy
+    assert full.keeps_all and not full.is_full_model
+    half = make_plan(compose([*drafted, "strategy=unified"]), METADATA)
+    assert (half.num_kept, half.predicted_speedup) == (6, None)
+    plain = make_plan(compose(["ratio=2"]), METADATA)
+    assert half.kept_kv_bytes_per_token == plain.kept_kv_bytes_per_token
 
 
 def test_unknown_stays_unknown():

@@ -25,7 +25,7 @@ def steps_after(model, ids, mask, rows=slice(None), first=0):
         layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
     native = recognize(model)
     assert isinstance(native, Native)
-    return NativeSteps(NativeModel(model, native), cache, mask[rows, first:], 64)
+    return NativeSteps(native.step_model(model), cache, mask[rows, first:], 64)
 
 
 def one_by_one(steps, tokens):
