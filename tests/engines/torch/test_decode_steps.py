@@ -5,7 +5,7 @@ import torch
 from reference import NATIVE_ARCHITECTURES, NUM_LAYERS, batch, build_model, random_adapter
 
 from ulskip_cli.engines.torch.decode_steps import EagerSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
+from ulskip_cli.engines.torch.native_model import Native, recognize
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -27,7 +27,7 @@ def native_view(model, view):
     """Return what runs the steps of a view in the kernels; the model may have been cast."""
     native = recognize(model)
     assert isinstance(native, Native)
-    return NativeModel(view, native)
+    return native.step_model(view)
 
 
 def both(model, view, length=20):

@@ -8,7 +8,7 @@ from reference import NATIVE_ARCHITECTURES, build_model, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.engines.torch.decode_steps import NativeSteps
-from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
+from ulskip_cli.engines.torch.native_model import Native, recognize
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")

@@ -23,7 +23,6 @@ from ulskip_cli.engines.torch import kernels, native_model
 from ulskip_cli.engines.torch.native_model import (
     UNLIMITED,
     Native,
-    NativeModel,
     Panels,
     recognize,
 )
@@ -47,7 +46,7 @@ def test_a_plan_counts_the_bytes_of_all_copies(dtype):
     model = LlamaForCausalLM.from_pretrained(files.file.parent, dtype=getattr(torch, dtype))
     held = {
         tensor.data_ptr(): tensor.nbytes
-        for tensor in NativeModel(model, recognize(model))._tensors
+        for tensor in recognize(model).step_model(model)._tensors
         if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
     }
     planned = config.engine.copied_bytes(files.metadata, "cpu", frozenset())
@@ -111,7 +110,7 @@ def test_views_share_the_copies_of_weights_that_they_have_in_common(llama, spy, 
     compare = spy(native_model, "_compared")
 
     def held(view):
-        return {tensor.data_ptr() for tensor in NativeModel(view, recognize(llama))._tensors}
+        return {tensor.data_ptr() for tensor in recognize(llama).step_model(view)._tensors}
 
     view = shallow_view(llama, kept)
     if kind:  # three patches with bias, or the seven linear layers of each layer
@@ -133,7 +132,7 @@ def model_with_head(rows):
     model.lm_head.weight = nn.Parameter(rows, requires_grad=False)
     norms = [layer.input_layernorm for layer in model.model.layers]
     native = Native(dict.fromkeys(norms, UNLIMITED), kernels.Copies(kernels.pack))
-    return NativeModel(model, native)  # not compared, because the numbers may overflow
+    return native.step_model(model)  # not compared, because the numbers may overflow
 
 
 def chosen_and_logits(native, states, banned=()):
@@ -216,7 +215,7 @@ def test_states_that_are_not_finite_are_noticed(llama, wrong):
 def test_prompts_that_the_kernels_read_are_those_of_a_forward_pass(name):
     model, (ids, mask) = build_model(name), batch(True)
     prompt, expected = (
-        NativeModel(model, recognize(model)).encode(ids, mask),
+        recognize(model).step_model(model).encode(ids, mask),
         encode_prompt(model, ids, mask),
     )
     torch.testing.assert_close(prompt.first_logits, expected.first_logits, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from ulskip_cli.engines.torch.native_model import Plain, recognize
 from ulskip_cli.inference import shallow_view
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
-DRAFTED = GREEDY.replace(draft_tokens=2)
+DRAFTED = GREEDY.replace(draft_tokens=2, draft="ngram")
 EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 

@@ -128,8 +128,7 @@ class TorchSession(SteppingSession):
         """Return what drafts for a request: look-ups, or also the copy in 4 bits."""
         if not _drafts_by_copy(request):
             return super().drafter(request)
-        places = range(len(self.steps.cache.layers))
-        steps = self.steps.beside(self.draft_model, places)
+        steps = self.steps.beside(self.draft_model, self.views.stages[0].places)
         return CopyDrafter(steps, self.draft_length)
 
     def keep(self, alive: Tensor) -> None:
