@@ -5,7 +5,6 @@ after them.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -139,30 +138,35 @@ class LayerwiseModel:
 
 
 @torch.inference_mode()
-def block_influence(
+def state_similarity(
     model: PreTrainedModel,
     texts: Sequence[Sequence[int]],
     batch_size: int,
     on_batch: Callable[[int], None] = lambda done: None,
-) -> list[float]:
-    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}
-    (ShortGPT, Men et al. 2024, arXiv:2403.03853). `texts` are token ids; `on_batch` gets the number
-    of texts that are done.
+) -> list[list[float]]:
+    """Return the mean over all tokens of cos(h_i, h_j), [num_layers + 1, num_layers + 1]; h_0 is
+    the input of the first layer, and h_l the output of layer l - 1. `texts` are token ids;
+    `on_batch` gets the number of texts that are done.
     """
     layerwise = LayerwiseModel(model)
-    sums = torch.zeros(len(layerwise.layers), dtype=torch.float64)
+    sums = torch.zeros([len(layerwise.layers) + 1] * 2, dtype=torch.float64)
     count = 0  # tokens
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), batch_size):
         ids, mask = padded(order[start : start + batch_size], 0, left=True, device=model.device)
         options = shallow_view.placing(model, mask, ids.shape[1])
         inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
-        for layer, (before, after) in enumerate(pairwise(layerwise.states(inputs))):
-            similar = functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            sums[layer] += float(similar[mask.bool()].cpu().double().sum())
+        tokens = mask.bool()
+        units = [
+            functional.normalize(state[tokens].float(), dim=-1).flatten()
+            for state in layerwise.states(inputs)
+        ]
+        by_depth = torch.stack(units)  # [num_layers + 1, tokens * hidden_size]
+        sums += (by_depth @ by_depth.T).cpu().double()
         count += int(mask.sum())
         on_batch(min(start + batch_size, len(order)))
-    return [1 - float(total) / count for total in sums]
+    similar: list[list[float]] = (sums / count).tolist()
+    return similar
 
 
 class _EnteredError(Exception):
