@@ -25,7 +25,7 @@ from ulskip_cli.experiments.evaluate import encode_examples
 from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Environment
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.layerwise import block_influence
+from ulskip_cli.inference.layerwise import state_similarity
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.report.tables import markdown_table
@@ -100,7 +100,9 @@ class Measurement:
         """Measure full depth, the blocks, and every kind and strategy."""
         if "influence" not in self.found:
             texts = [example.prompt_ids + example.response_ids for example in self.train[:32]]
-            self.store("influence", block_influence(self.model, texts, 8))
+            similar = state_similarity(self.model, texts, 8)
+            influence = [1 - similar[layer][layer + 1] for layer in range(LAYERS)]
+            self.store("influence", influence)
         influence = self.found["influence"]
         ranked = sorted(range(LAYERS), key=lambda layer: (-influence[layer], layer))
         self.measure("full", tuple(range(LAYERS)))

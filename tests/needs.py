@@ -24,6 +24,7 @@ RECIPES = {
     Need.ALL_LAYERS: ["strategy=full"],
     Need.FULL_PROMPT: ["prompt_layers=all"],
     Need.KEPT_PROMPT: ["prompt_layers=kept"],
+    Need.FIRST_PROMPT: ["prompt_layers=first:5"],
     Need.FITTED_PATCHES: ["correction=patch", "correction.kind=folded"],
     Need.PATCHES: ["correction=patch"],
     Need.ADAPTER: ["correction=adapter", "correction.path={adapter}"],

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core import config
 from ulskip_cli.core.answer import Answer, Comparison, Ends, Request
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import MAX_LAYERS
+from ulskip_cli.core.schedule import first_layers
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
 from ulskip_cli.core.task import Example, Template
 
@@ -131,7 +132,7 @@ def generate(
             chat template, they are put into the template.
         kept: the layers of a decode step; None keeps those of `skip_adapter`, or all without one.
         ratio: a target speedup, in place of `kept`: the layers of `kept_layers(num_layers, ratio)`.
-        prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
+        prompt_layers: `all`; `kept` to encode prompts with the kept layers too; or `first:K`.
         batch_size: the number of prompts in a batch; it is halved if a batch does not fit into
             memory.
         skip_adapter: the folder of a skip adapter of this model, or a loaded
@@ -164,7 +165,7 @@ def generate(
     for name, count in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
         if _whole(count, name) < 1:
             raise UsageError(f"expected {name} >= 1, got {count}")
-    require_choice("prompt_layers", prompt_layers, ("all", "kept"))
+    first_layers(prompt_layers)  # raises UsageError
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
     # A given tokenizer gets the prompts as they are; a model that is loaded here can be a chat.

@@ -112,6 +112,9 @@ REFUSED = {  # what a line of words says, by command
         "experiment=reproduce,paper": "once for each value",
         "experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
         "strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
+        "prompt_layers=first:13": "at most 12 layers",
+        "prompt_layers=first:0": "known: all, kept, first:K",
+        "prompt_layers=first:3 engine=llama_cpp": "prompt_layers=all",
     },
     "train": {
         "train.ratio=2": "unknown key 'train.ratio'; did you mean 'train.ratios'?",
@@ -130,6 +133,7 @@ REFUSED = {  # what a line of words says, by command
         "strategy=early_exit strategy.min_exit=12": "lower strategy.min_exit",
         "strategy=early_exit train.distill_weight=1": "train.distill_weight",
         "strategy=early_exit prompt_layers=kept": "prompt_layers=all",
+        "prompt_layers=first:3": "prompt_layers=all",
         "train=lora correction.rank=4": "correction.rank",
         "train.method=full train.gap_weight=2": "train.gap_weight",
         "train.method=full train.lora.rank=8": "train.lora",

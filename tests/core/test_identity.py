@@ -12,6 +12,7 @@ UNUSED = [
     (["strategy=custom", "strategy.layers=[0,5]"], "ratio=3"),
     (["strategy=full"], "ratio=3"),
     (["strategy=full"], "prompt_layers=kept"),
+    (["strategy=full", "prompt_layers=first:3"], "correction=patch"),
     (["strategy=full"], "correction=patch"),
     ([], "calibration.examples=9"),
     (["strategy=skip_decode", "strategy.horizon=7"], "calibration.examples=9"),
@@ -21,6 +22,7 @@ UNUSED = [
 ]
 USED = [
     *[([], "ratio=3"), ([], "seed=2"), ([], "limit=5"), ([], "offset=1")],
+    (["strategy=full"], "prompt_layers=first:3"),
     *[([], "batch_size=4"), ([], "prompt_layers=kept"), ([], "baseline=false")],
     *[([], "task.pair=en-de"), ([], "task.subset=x"), ([], "decoding=beam")],
     *[([], "max_new_tokens=9"), ([], "engine=torch"), ([], "baseline_engine=torch")],

@@ -43,7 +43,7 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     assert not plan.warnings and row["examples"] == 6
     file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
     assert json.loads(file.read_text()) == row
-    monkeypatch.setattr(HeldOutEvaluator, "block_influence", lambda self: pytest.fail("again"))
+    monkeypatch.setattr(HeldOutEvaluator, "state_similarity", lambda self: pytest.fail("again"))
     other = config.replace(ratio=3.0, batch_size=2)
     again, _ = calibrate_strategy(other, loaded, work, ProgressCallback())
     assert again == make_plan(other.replace(strategy=found), loaded.metadata)

@@ -1,9 +1,21 @@
-from hypothesis import given
+from itertools import pairwise
+
+import numpy
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import SpectralClustering
 
 from ulskip_cli.core.schedule import even
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.strategies.search import BlockInfluence, OneBlock, Search, without_block
+from ulskip_cli.strategies.search import (
+    BlockInfluence,
+    LoRP,
+    OneBlock,
+    Search,
+    clusters,
+    skipping_order,
+    without_block,
+)
 
 
 class Landscape:
@@ -19,8 +31,9 @@ class Landscape:
     def tell(self, done, total):
         assert done <= total
 
-    def block_influence(self):
-        return [0.9, 0.8, 0.7, 0.1, 0.2, 0.3, 0.4, 0.5]
+    def state_similarity(self):
+        influence = [0.9, 0.8, 0.7, 0.1, 0.2, 0.3, 0.4, 0.5]
+        return [[1 - influence[row]] * 9 for row in range(8)] + [[1.0] * 9]
 
 
 class OneMinimum(Landscape):
@@ -92,3 +105,69 @@ def test_with_patches_the_search_starts_from_influence_and_skipped_blocks_too():
     assert found.options == {"layers": [0, 1, 6, 7]}
     starts = [(0, 1, 2, 7), *(without_block(8, 4, first) for first in (1, 2, 3)), even(8, 4)]
     assert landscape.asked[: len(set(starts))] == list(dict.fromkeys(starts))
+
+
+class States:
+    """Held-out states whose similarity is known."""
+
+    def __init__(self, states):
+        units = states / numpy.linalg.norm(states, axis=1, keepdims=True)
+        self.similar = units @ units.T
+
+    def state_similarity(self):
+        return self.similar.tolist()
+
+
+def phases(data, sizes):
+    """Return the input of a stack, and outputs of its layers near one direction a phase."""
+    random = numpy.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    means = numpy.eye(len(sizes) + 1, 32)[numpy.repeat(range(len(sizes) + 1), [1, *sizes])]
+    return means + 0.03 * random.standard_normal(means.shape)
+
+
+@given(st.lists(st.integers(3, 8), min_size=2, max_size=4), st.data())
+@settings(max_examples=20, deadline=None)
+def test_lorp_finds_clusters_that_are_known(sizes, data):
+    similar = States(phases(data, sizes)).similar[1:, 1:].tolist()
+    ends = numpy.cumsum(sizes).tolist()
+    wanted = [[*range(end - size, end)] for end, size in zip(ends, sizes, strict=True)]
+    assert clusters(similar, len(sizes)) == wanted
+
+
+@given(st.integers(3, 10), st.data())
+@settings(max_examples=20, deadline=None)
+def test_lorp_skips_a_layer_of_each_cluster_and_the_ends_last(size, data):
+    found = LoRP().calibrate(ScheduleRequest(2 * size, 2), States(phases(data, [size, size])))
+    # (size - 1) / (2 size - 1) of the pairs are alike, fewer than half
+    assert found.notes["locality"] > 1
+    assert found.notes["clusters"] == [[*range(size)], [*range(size, 2 * size)]]
+    kept = [
+        set(LoRP(**found.options).kept_layers(ScheduleRequest(2 * size, count)))
+        for count in range(2, 2 * size + 1)
+    ]
+    assert kept[0] == {0, 2 * size - 1}
+    assert all(few < more for few, more in pairwise(kept))
+    first, second = sorted(kept[-1] - kept[-3])
+    assert first < size <= second
+
+
+@given(st.integers(6, 32), st.integers(2, 4), st.data())
+@settings(max_examples=20, deadline=None)
+def test_lorp_clusters_like_scikit_learn(num_layers, count, data):
+    random = numpy.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    walk = random.standard_normal((num_layers, 8)).cumsum(0) + 2 * random.standard_normal(8)
+    similar = States(walk).similar
+    found = clusters(similar.tolist(), count)
+    reference = SpectralClustering(count, affinity="precomputed", random_state=0, n_init=50)
+    labels = reference.fit_predict((similar + 1) / 2).tolist()
+    wanted = [[i for i in range(num_layers) if labels[i] == k] for k in dict.fromkeys(labels)]
+    assert found == wanted
+
+
+def test_lorp_skips_next_in_the_cluster_with_the_most_redundancy_left():
+    similar = numpy.full((7, 7), 0.125)
+    similar[:4, :4], similar[4:, 4:] = 0.875, 0.5
+    similar[1, 2] = similar[2, 1] = 0.9375  # layers 1 and 2 are the most redundant
+    numpy.fill_diagonal(similar, 1)
+    # one of each; then the first cluster, while a pair with layer 0 is left; the ends come last
+    assert skipping_order(similar.tolist(), [[0, 1, 2, 3], [4, 5, 6]]) == (1, 4, 2, 3, 5, 6, 0)

@@ -79,6 +79,7 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         speedup = f"{plan.predicted_speedup:.2f}x in decode over all layers in this engine, by the"
         speedup += " bytes of a step"
     reads_kept = plan.prompt_layers == "kept"
+    reads = {"all": "all", "kept": "the kept"}.get(plan.prompt_layers, plan.prompt_layers)
     prompt_kv, decode_kv = plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     cache = UNKNOWN
     if prompt_kv is not None:
@@ -90,7 +91,7 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
         "predicted_speedup": speedup,
         "weights": weights,
         "KV bytes per token": cache,
-        "prompt_layers": f"{'the kept' if reads_kept else 'all'} layers encode the prompt",
+        "prompt_layers": f"{reads} layers encode the prompt",
     }
     may_read_patches = plan.patch_bytes != 0  # None: unknown
     if correction or may_read_patches:

@@ -34,6 +34,7 @@ class Need(Enum):
     )
     FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
     KEPT_PROMPT = "prompt_layers=kept", "prompt_layers=all"
+    FIRST_PROMPT = "prompt_layers=first:K", "prompt_layers=all"
     FITTED_PATCHES = (
         "correction=patch",
         "correction=none, or the patches of a run in calibrations/ by correction=adapter",
@@ -68,7 +69,7 @@ TOGETHER: Mapping[Need, frozenset[Need]] = {
 
 _RUN = ALL - {Need.NO_TOKENIZER}
 _SAME_LAYERS = _RUN - {Need.EARLY_EXIT, Need.STAGES}  # in every step
-_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.OTHER_ENGINE}
+_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.OTHER_ENGINE, Need.FIRST_PROMPT}
 _CHECKPOINT = _FIXED_LAYERS & _SAME_LAYERS - {Need.FITTED_PATCHES, Need.PATCHES}
 
 COMMANDS: Mapping[str, frozenset[Need]] = {
@@ -76,9 +77,10 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
     "bench": ALL - {Need.EARLY_EXIT},
     "generate": _RUN - {Need.OTHER_BASELINE},
     "plan": ALL,
-    "tune": _SAME_LAYERS - DRAFTS,  # it tries look-ups itself
-    "train": _RUN,
-    "train train.method=adapter": _RUN - {Need.EARLY_EXIT, Need.KEPT_PROMPT, Need.ALL_LAYERS},
+    "tune": _SAME_LAYERS - DRAFTS - {Need.FIRST_PROMPT},  # it tries look-ups itself
+    "train": _RUN - {Need.FIRST_PROMPT},
+    "train train.method=adapter": _RUN
+    - {Need.EARLY_EXIT, Need.KEPT_PROMPT, Need.FIRST_PROMPT, Need.ALL_LAYERS},
     # Its tasks set sampling.
     "lm-eval": _RUN & _FIXED_LAYERS - {Need.FITTED_PATCHES, Need.SAMPLING},
     "export --format hf": _CHECKPOINT,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from ulskip_cli.core import fingerprint
+from ulskip_cli.core import fingerprint, schedule
 from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import KINDS, NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
@@ -158,11 +158,18 @@ class Shared(Options):
         used_by=f"{_ANSWERS} tune plan train",
     )
     strategy: Strategy = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
-    prompt_layers: Literal["all", "kept"] = option(
+    prompt_layers: str = option(
         "all",
-        "layers that encode the prompt",
+        "layers that encode the prompt: all; kept; or first:K, and the others only fill their cache"
+        " from the state behind layer K",
         used_by=_MODEL,
-        used_if=_SKIPPING,
+        used_if=Condition(
+            lambda config: (
+                not config.strategy.keeps_all
+                or schedule.first_layers(config.prompt_layers) is not None
+            ),
+            "all layers are kept",
+        ),
     )
     offset: int = option(
         0, "number of examples that are left out at the start", ge=0, used_by=f"{_ANSWERS} train"
@@ -177,6 +184,12 @@ class Shared(Options):
         le=2**32 - 1,  # of numpy
         used_by=f"{_TIMED} generate lm-eval train",
     )
+
+    @field_validator("prompt_layers")
+    @classmethod
+    def _check_prompt_layers(cls, name: str) -> str:
+        schedule.first_layers(name)
+        return name
 
     @property
     def answer_tokens(self) -> int:

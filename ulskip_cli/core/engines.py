@@ -34,6 +34,7 @@ PLAIN = ALL - {
     Need.BEAMS,
     Need.COPY_DRAFTS,
     Need.EARLY_EXIT,
+    Need.FIRST_PROMPT,
     Need.PATCHES,
 }
 # `formats` of unquantized weights

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import NotApplicable, UsageError, unknown
 
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
@@ -98,6 +98,20 @@ def reference(num_layers: int, num_kept: int) -> Layers:
     """
     step = num_layers // (num_kept - 1)
     return (0, *range(step, num_layers - 1, step)[: num_kept - 2], num_layers - 1)
+
+
+def first_layers(prompt_layers: str) -> int | None:
+    """Return K of `first:K`, and None for `all` and `kept`; raise UsageError for other texts.
+
+    >>> first_layers("first:15"), first_layers("all")
+    (15, None)
+    """
+    name, _, count = prompt_layers.partition(":")
+    if name == "first" and count.isdecimal() and int(count):
+        return int(count)
+    if prompt_layers not in ("all", "kept"):
+        raise unknown("prompt_layers", prompt_layers, ["all", "kept", "first:K"])
+    return None
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> Layers:

@@ -30,9 +30,9 @@ class HeldOutMeasurements(Protocol):
     def output_lengths(self) -> list[int]:
         """Return the number of tokens of the full model's answer to each example."""
 
-    def block_influence(self) -> list[float]:
-        """Return for each layer one minus the mean cosine of the hidden states before and after
-        it.
+    def state_similarity(self) -> list[list[float]]:
+        """Return the mean cosine of the hidden states at each pair of the depths 0 to N; layer l
+        is between the depths l and l + 1.
         """
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:

@@ -34,7 +34,7 @@ from ulskip_cli.experiments.point import CALIBRATION
 from ulskip_cli.experiments.record import CorrectionUsed
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.layerwise import block_influence
+from ulskip_cli.inference.layerwise import state_similarity
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
@@ -98,11 +98,11 @@ class HeldOutEvaluator:
         )
         return [output for _, output in generated]
 
-    def block_influence(self) -> list[float]:
-        """Return the block influence of every layer, measured on prompts and references."""
+    def state_similarity(self) -> list[list[float]]:
+        """Return the mean cosines of the full model's states on prompts and references."""
         texts = [example.prompt_ids + example.response_ids for example in self.workload.encoded]
-        report = self.progress.phase("calibrate: influence", len(texts))
-        return block_influence(self.loaded.model, texts, LOSS_BATCH, report)
+        report = self.progress.phase("calibrate: similarity", len(texts))
+        return state_similarity(self.loaded.model, texts, LOSS_BATCH, report)
 
     @property
     def corrects(self) -> bool:

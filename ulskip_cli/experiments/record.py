@@ -29,7 +29,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.options import misfit
-from ulskip_cli.core.schedule import layer_ranges
+from ulskip_cli.core.schedule import first_layers, layer_ranges
 from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
@@ -364,7 +364,7 @@ class Settings(Section):
 
     @property
     def prompt_layers(self) -> str:
-        """The layers that encode the prompt, `all` or `kept`."""
+        """The layers that encode the prompt, `all`, `kept` or `first:K`."""
         return self.config.prompt_layers
 
     @property
@@ -613,8 +613,12 @@ class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleU
 
     @property
     def keeps_all(self) -> bool:
-        """True for the full model without drafts."""
-        return self.strategy == "full" and not self.draft_tokens
+        """True for the full model without drafts, which reads prompts with all layers."""
+        return self.strategy == "full" and not self.draft_tokens and not self._reads_first
+
+    @property
+    def _reads_first(self) -> bool:
+        return first_layers(self.prompt_layers) is not None
 
     @property
     def is_own_baseline(self) -> bool:
@@ -632,7 +636,8 @@ class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleU
     def label(self) -> str:
         """The strategy with its correction and its drafts, e.g. `unified + full patch`."""
         correction = f" + {self.correction.label}" if self.correction else ""
-        label = f"{self.strategy}{self._skipped}{correction}"
+        reads = f" + prompt_layers={self.prompt_layers}" * self._reads_first
+        label = f"{self.strategy}{self._skipped}{correction}{reads}"
         if not self.draft_tokens:
             return label
         drafts = "n-gram drafts" if self.config.decoding.draft == "ngram" else "4-bit drafts"

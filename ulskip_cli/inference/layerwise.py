@@ -2,17 +2,21 @@
 after them.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
@@ -103,6 +107,16 @@ class LayerwiseModel:
         after: Tensor = output[0] if self._in_tuples else output
         return after
 
+    def fill(self, inputs: LayerInputs, count: int) -> None:
+        """Run the first `count` layers. The others only add keys and values of the state behind
+        these layers to the cache: each is left when it has done so.
+        """
+        *_, hidden = islice(self.states(inputs), count + 1)
+        for layer, (args, options) in zip(self.layers[count:], inputs.calls[count:], strict=True):
+            given = {name: _left_at_update(value) for name, value in options.items()}
+            with suppress(_FilledError), float32_products(self._shell, hidden.shape[1]):
+                _without_queries(layer)(hidden, *map(_left_at_update, args), **given)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply final norm and output head: [batch, count, hidden_size] to [batch, count,
         vocab_size]. If the model does more, such as scaling, its own forward does that.
@@ -138,31 +152,121 @@ class LayerwiseModel:
         return (hidden,) if self._in_tuples else hidden
 
 
+def reading_first(model: PreTrainedModel, prompt_layers: str) -> PreTrainedModel:
+    """Return a model that reads prompts as `first:K` says, and `model` itself for other texts.
+
+    All tokens of a prompt but the last pass the first K layers, and the others get their keys and
+    values from the state behind layer K - 1. The last token, from which the first token of the
+    answer follows, passes all layers as in POP (arXiv:2602.03295). So all decode steps find a full
+    cache, and `first:N` of N layers is `all`.
+    """
+    count = schedule.first_layers(prompt_layers)
+    if count is None or count >= shallow_view.num_layers(model):
+        return model
+    source_class: Any = type(model)
+    layerwise = LayerwiseModel(model)
+    fill = functools.partial(layerwise.fill, count=count)
+
+    class FirstLayers(source_class):  # type: ignore[misc]
+        # generate() reads this signature to decide which arguments it passes
+        @functools.wraps(source_class.forward)
+        def forward(
+            self,
+            input_ids: Tensor,
+            cache: DynamicCache,
+            attention_mask: Tensor | None = None,
+            **options: object,
+        ) -> CausalLMOutputWithPast:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            ids, last = input_ids[:, :-1], input_ids[:, -1:]
+            if length := ids.shape[1]:
+                fill(
+                    layerwise.enter(ids, cache, **shallow_view.placing(model, mask[:, :-1], length))
+                )
+            logits = shallow_view.forward_with_cache(model, last, mask, cache)
+            return CausalLMOutputWithPast(logits=logits, cache=cache)
+
+    shell = shallow_view.copied(model, {})
+    shell.__class__ = FirstLayers
+    return shell
+
+
 @torch.inference_mode()
-def block_influence(
+def state_similarity(
     model: PreTrainedModel,
     texts: Sequence[Sequence[int]],
     batch_size: int,
     on_batch: Callable[[int], None] = lambda done: None,
-) -> list[float]:
-    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}
-    (ShortGPT, Men et al. 2024, arXiv:2403.03853). `texts` are token ids; `on_batch` gets the number
-    of texts that are done.
+) -> list[list[float]]:
+    """Return the mean over all tokens of cos(h_i, h_j), [num_layers + 1, num_layers + 1]; h_0 is
+    the input of the first layer, and h_l the output of layer l - 1. `texts` are token ids;
+    `on_batch` gets the number of texts that are done.
     """
     layerwise = LayerwiseModel(model)
-    sums = torch.zeros(len(layerwise.layers), dtype=torch.float64)
+    sums = torch.zeros([len(layerwise.layers) + 1] * 2, dtype=torch.float64)
     count = 0  # tokens
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), batch_size):
         ids, mask = padded(order[start : start + batch_size], 0, left=True, device=model.device)
         options = shallow_view.placing(model, mask, ids.shape[1])
         inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
-        for layer, (before, after) in enumerate(pairwise(layerwise.states(inputs))):
-            similar = functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            sums[layer] += float(similar[mask.bool()].cpu().double().sum())
+        tokens = mask.bool()
+        units = [
+            functional.normalize(state[tokens].float(), dim=-1).flatten()
+            for state in layerwise.states(inputs)
+        ]
+        by_depth = torch.stack(units)  # [num_layers + 1, tokens * hidden_size]
+        sums += (by_depth @ by_depth.T).cpu().double()
         count += int(mask.sum())
         on_batch(min(start + batch_size, len(order)))
-    return [1 - float(total) / count for total in sums]
+    similar: list[list[float]] = (sums / count).tolist()
+    return similar
+
+
+class _FilledError(Exception):
+    """A layer has added keys and values to the cache."""
+
+
+class _LeftAtUpdate(DynamicCache):  # type: ignore[misc]
+    """A cache that ends the layer which updates it."""
+
+    def update(self, *args: Any, **options: Any) -> Any:
+        super().update(*args, **options)
+        raise _FilledError
+
+
+def _left_at_update(value: object) -> object:
+    """Return an argument of a layer; in place of a cache, one with the same entries that ends the
+    layer.
+    """
+    if not isinstance(value, DynamicCache):
+        return value
+    cache = copy.copy(value)
+    cache.__class__ = _LeftAtUpdate
+    return cache
+
+
+class _NoQueries(nn.Module):
+    """A module in place of a projection whose output is not read: zeros of its shape."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.new_zeros(1).expand(*hidden.shape[:-1], self.size)
+
+
+def _without_queries(layer: nn.Module) -> nn.Module:
+    """Return a layer without its projection of queries, if it has one of its own."""
+    return shallow_view.substituted(
+        layer,
+        {
+            module: _NoQueries(module.out_features)
+            for name, module in layer.named_modules()
+            if name.endswith("q_proj") and isinstance(module, nn.Linear)
+        },
+    )
 
 
 class _EnteredError(Exception):

@@ -20,7 +20,7 @@ from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
+from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel, reading_first
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -59,11 +59,12 @@ class PatchFitter:
         prompt_layers: str = "all",
         batch_size: int = 16,
     ) -> None:
-        """Encode the prompts, the longest first, with all layers, or later with the responses if
-        `prompt_layers` is "kept". Examples whose response has fewer than two tokens are left out:
+        """Encode the prompts, the longest first, or if `prompt_layers` is "kept" later with the
+        responses. Examples whose response has fewer than two tokens are left out:
         the prompt predicts the first, so no decode step would run.
         """
         self.model, self.prompt_layers = model, prompt_layers
+        self.prompt_model = reading_first(model, prompt_layers)
         self.device = model.device
         self.full = LayerwiseModel(model)
         self.num_layers = len(self.full.layers)
@@ -99,10 +100,11 @@ class PatchFitter:
         responses = [example.response_ids[:-1] for example in examples]
         prompt_ids, prompt_mask = padded(prompts, pad_token_id, left=True, device=self.device)
         ids, mask = padded(responses, pad_token_id, left=False, device=self.device)
-        if self.prompt_layers == "all":
-            prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
+        if self.prompt_layers != "kept":
+            prompt = encode_prompt(self.prompt_model, prompt_ids, prompt_mask)
             return _Batch(ids, mask.bool(), prompt)
-        empty = EncodedPrompt(torch.empty(0), kv_cache.new_cache(self.model), prompt_mask[:, :0])
+        cache = kv_cache.new_cache(self.prompt_model)
+        empty = EncodedPrompt(torch.empty(0), cache, prompt_mask[:, :0])
         whole = torch.cat([prompt_mask, mask], 1)
         return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 

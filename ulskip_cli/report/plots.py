@@ -34,6 +34,7 @@ COLOURS = {
     "early_exit": "#d55e00",
     "skip_decode": "#cc79a7",
     "block_influence": "#7b61c9",
+    "lorp": "#56b4e9",
     "one_block": "#b0466f",
     "search": "#3d9ca8",
     "custom": "#8c6d46",

@@ -11,6 +11,7 @@ from ulskip_cli.core import capabilities, schedule
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import Adapter
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
@@ -44,7 +45,7 @@ class Schedule:
 
     num_layers: int
     stages: tuple[Stage, ...]  # of decoding, each with fewer layers
-    prompt_layers: str = "all"  # all or kept
+    prompt_layers: str = "all"  # all, kept or first:K
     exits: ExitRule | None = None  # None without early exit
 
     @staticmethod
@@ -127,7 +128,7 @@ class Plan(Schedule):
     @property
     def is_full_model(self) -> bool:
         """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
-        return self.keeps_all and not self.drafts
+        return self.keeps_all and not self.drafts and self.prompt_layers == "all"
 
     @property
     def layer_ratio(self) -> float:
@@ -188,8 +189,7 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
         strategy=strategy.name,
         num_layers=num_layers,
         stages=stages,
-        # If the first stage keeps all layers, `kept` would mean the same as `all`.
-        prompt_layers="all" if len(stages[0].kept_layers) == num_layers else config.prompt_layers,
+        prompt_layers=_prompt_layers(config, num_layers, stages[0]),
         target_speedup=(
             config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
         ),
@@ -209,6 +209,19 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
         sizes=step_sizes(config, metadata, needs),
         warnings=tuple(_warnings(config, plan)),
     )
+
+
+def _prompt_layers(config: Config, num_layers: int, stage: Stage) -> str:
+    """Return the layers that read prompts before the first stage, `all` however they were named;
+    raise UsageError if the model has fewer.
+    """
+    count, asked = schedule.first_layers(config.prompt_layers), config.prompt_layers
+    if count and count > num_layers:
+        raise UsageError(
+            f"expected at most {num_layers} layers, all of the model, got prompt_layers={asked}"
+        )
+    reads_all = count == num_layers if count else len(stage.kept_layers) == num_layers
+    return "all" if reads_all else asked
 
 
 def _warnings(config: Config, plan: Plan) -> Iterator[str]:
@@ -253,6 +266,7 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
             Need.ALL_LAYERS: plan.keeps_all,
             Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
             Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
+            Need.FIRST_PROMPT: schedule.first_layers(plan.prompt_layers),
             Need.FITTED_PATCHES: config.correction.is_fitted,
             Need.PATCHES: plan.skipping_sets and kind.takes_time,
             Need.ADAPTER: isinstance(config.correction, Adapter),

@@ -4,6 +4,7 @@ by a search.
 
 import math
 import random
+import sys
 from collections.abc import Sequence
 
 from ulskip_cli.core import schedule
@@ -19,15 +20,16 @@ from ulskip_cli.core.strategy import (
 )
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
+CLUSTER_STARTS, CLUSTER_ROUNDS = 50, 20  # of k-means
 
 
 class BlockInfluence(Strategy):
     """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out
-    text.
+    text (ShortGPT, Men et al. 2024, arXiv:2403.03853).
     """
 
     scores: tuple[float, ...] | None = option(
-        None, "block influence of layers 0 to N-1; null: the run measures it"
+        None, "scores of layers 0 to N-1, of which the highest stay; null: the run measures them"
     )
     calibrated = ("scores",)
     calibrated_for = ()  # the scores rank the layers for every ratio
@@ -50,9 +52,99 @@ class BlockInfluence(Strategy):
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Measure the scores in one pass over prompts and references."""
+        return CalibrationResult({"scores": self.influence(held_out)})
+
+    @staticmethod
+    def influence(held_out: HeldOutMeasurements) -> list[float]:
+        """Return the influence of every layer."""
+        similar = held_out.state_similarity()
+        return [round(1 - row[layer + 1], 6) for layer, row in enumerate(similar[:-1])]
+
+
+class LoRP(BlockInfluence):
+    """Skip layers whose outputs are most similar to those of their cluster of layers (LoRP,
+    arXiv:2605.27786). A layer's score is its place in the order of skipping, which is the same for
+    every R.
+
+    S_ij is the mean cosine of the outputs of layers i and j over tokens. Spectral clustering of
+    (S + 1) / 2 gives 2 clusters if the locality `-log2(mean_{i<j} S_ij)` is at least 1, 3 from 0.7,
+    else 4. The redundancy of a layer is its mean S to the others of its cluster. Each cluster skips
+    its most redundant layer; then always that cluster skips one whose remaining layers have the
+    highest mean S. The first and the last layer are skipped last.
+    """
+
+    def calibrate(
+        self, request: ScheduleRequest, held_out: HeldOutMeasurements
+    ) -> CalibrationResult:
+        """Measure S in one pass over prompts and references, and order the layers."""
+        similar = [row[1:] for row in held_out.state_similarity()[1:]]
+        layers = range(request.num_layers)
+        locality = -math.log2(max(mean_of_pairs(similar, layers), sys.float_info.min))
+        groups = clusters(similar, 2 if locality >= 1 else 3 if locality >= 0.7 else 4)
+        order = skipping_order(similar, groups)
         return CalibrationResult(
-            {"scores": [round(score, 6) for score in held_out.block_influence()]}
+            {"scores": [order.index(layer) for layer in layers]},
+            {"locality": locality, "clusters": groups},
         )
+
+
+def skipping_order(similar: Sequence[Sequence[float]], groups: Sequence[Sequence[int]]) -> Layers:
+    """Return all layers in the order in which LoRP skips them, from their similarity and
+    clusters.
+    """
+    ends = (len(similar) - 1, 0)
+    candidates = list[list[int]]()  # of each cluster, the most redundant first
+    for group in groups:
+        redundancy = {i: sum(similar[i][j] for j in group if i != j) for i in sorted(group)}
+        ranked = sorted(redundancy, key=redundancy.__getitem__, reverse=True)
+        candidates.append([layer for layer in ranked if layer not in ends])
+    order = [layers.pop(0) for layers in candidates if layers]
+    while any(candidates):
+        left = [[layer for layer in group if layer not in order] for group in groups]
+        means = [
+            mean_of_pairs(similar, group) if layers else -math.inf
+            for group, layers in zip(left, candidates, strict=True)
+        ]
+        order.append(candidates[means.index(max(means))].pop(0))
+    return (*order, *ends)
+
+
+def mean_of_pairs(similar: Sequence[Sequence[float]], group: Sequence[int]) -> float:
+    """Return the mean similarity of two layers of a group, -1 if it has only one."""
+    pairs = [similar[i][j] for i in group for j in group if i < j]
+    return sum(pairs) / len(pairs) if pairs else -1.0
+
+
+def clusters(similar: Sequence[Sequence[float]], count: int) -> list[list[int]]:
+    """Return up to `count` clusters of layers by normalized spectral clustering with the affinity
+    (S + 1) / 2 (von Luxburg 2007, arXiv:0711.0189), in the order of their first layers: k-means of
+    the eigenvectors, the best of several starts.
+    """
+    import numpy  # not needed by plans
+
+    affinity = (numpy.array(similar) + 1) / 2
+    numpy.fill_diagonal(affinity, 0)
+    root = numpy.sqrt(affinity.sum(0))
+    vectors = numpy.linalg.eigh(affinity / root / root[:, None])[1][:, -count:] / root[:, None]
+    best, least = numpy.zeros(len(root), int), math.inf
+    rng = numpy.random.default_rng(0)
+    for _ in range(CLUSTER_STARTS):
+        centers = rng.choice(vectors, min(count, len(vectors)), replace=False)
+        for _ in range(CLUSTER_ROUNDS):
+            distances = ((vectors[:, None] - centers) ** 2).sum(2)  # [layers, clusters]
+            nearest = distances.argmin(1)
+            centers = numpy.array(
+                [
+                    vectors[nearest == i].mean(0) if (nearest == i).any() else center
+                    for i, center in enumerate(centers)
+                ]
+            )
+        if (loss := distances.min(1).sum()) < least:
+            best, least = nearest, loss
+    labels = best.tolist()
+    return [
+        [i for i in range(len(labels)) if labels[i] == label] for label in dict.fromkeys(labels)
+    ]
 
 
 class OneBlock(Strategy):
@@ -185,7 +277,7 @@ class Search(Strategy):
         starts = [schedule.even(num_layers, num_kept)]
         # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
         if held_out.corrects:
-            influence = BlockInfluence(scores=tuple(held_out.block_influence()))
+            influence = BlockInfluence(scores=tuple(BlockInfluence.influence(held_out)))
             blocks = [
                 without_block(num_layers, num_kept, first)
                 for first in spread(range(1, num_kept), BLOCKS)

@@ -52,9 +52,11 @@ class TorchSession(SteppingSession):
         """The model that reads short prompts in the kernels; None if a forward pass reads all
         prompts. A cache of sliding windows has only the end of a prompt, which a forward pass cuts.
         """
-        if not isinstance(self.views.backend, Native):
+        view = self.views.prompt_model
+        is_view = view in (self.views.model, self.views.stages[0].view)
+        if not is_view or not isinstance(self.views.backend, Native):
             return None
-        model = self.step_model(self.views.prompt_model)
+        model = self.step_model(view)
         return model if isinstance(model, NativeModel) and not model.slides else None
 
     @functools.cached_property
