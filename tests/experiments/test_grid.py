@@ -37,6 +37,17 @@ def test_a_key_of_one_strategy_is_for_that_strategy():
     assert [strategy.spacing for strategy in strategies[1:]] == ["even", "reference"]
 
 
+@pytest.mark.parametrize("decoding", ["greedy,sample", "sample,greedy"])
+def test_a_key_of_sampling_is_for_the_decodings_that_sample(decoding):
+    swept = points([f"decoding={decoding}", "decoding.temperature=0.5,0.9"])
+    found = {config.decoding.name: [] for config in swept}
+    for config in swept:
+        found[config.decoding.name].append(config.decoding.temperature)
+    assert found == {"greedy": [1.0], "sample": [0.5, 0.9]}
+    with pytest.raises(UsageError, match="requires sampling"):
+        points(["decoding=greedy,beam", "decoding.temperature=0.5"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [([], "reproduce"), (["name=x"], "x"), (["launcher=local", "launcher.workers=2"], "reproduce")],

@@ -12,7 +12,7 @@ from ulskip_cli.core import fingerprint, schedule
 from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import KINDS, NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import UnknownKey, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Condition, Options, Use, option, options_in, use_of
@@ -54,9 +54,9 @@ class DecodingConfig(Options):
     def _check(self) -> Self:
         unread = self.changed().keys() & {"temperature", "top_p", "top_k"}
         if unread and not self.do_sample:
-            raise UsageError(
-                f"decoding.{min(unread)} requires sampling; add decoding.do_sample=true or use"
-                " decoding=sample"
+            key = f"decoding.{min(unread)}"
+            raise UnknownKey(
+                f"{key} requires sampling; add decoding.do_sample=true or use decoding=sample", key
             )
         return self
 
