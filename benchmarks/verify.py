@@ -26,8 +26,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
-from ulskip_cli.experiments.jobs import Job, make_jobs
-from ulskip_cli.experiments.ledger import Ledger
+from ulskip_cli.experiments.ledger import Job, Ledger, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import key_title

@@ -214,8 +214,7 @@ def run_rows(config, session=None):
     """Run a point and its baseline, unless they have rows; return the rows, in which the value of
     a missing key is None.
     """
-    from ulskip_cli.experiments.jobs import make_jobs
-    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.ledger import Ledger, make_jobs
     from ulskip_cli.experiments.sweep import run_jobs
 
     ledger = Ledger(make_jobs([config]))

@@ -327,8 +327,7 @@ def evaluate(*overrides: str, session: "Models | None" = None) -> "list[Record]"
         UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
-    from ulskip_cli.experiments.jobs import make_jobs
-    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.ledger import Ledger, make_jobs
     from ulskip_cli.experiments.sweep import run_jobs
     from ulskip_cli.report import tables
 

@@ -22,8 +22,7 @@ from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, Example, check_references
-from ulskip_cli.experiments.jobs import Job, make_jobs
-from ulskip_cli.experiments.ledger import Ledger, SweepObserver
+from ulskip_cli.experiments.ledger import Job, Ledger, SweepObserver, make_jobs
 from ulskip_cli.experiments.point import Resolver, evaluated_examples
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder

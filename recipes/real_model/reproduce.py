@@ -22,8 +22,7 @@ from ulskip_cli.cli.progress_bars import SweepDisplay
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import RECORD
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.jobs import make_jobs
-from ulskip_cli.experiments.ledger import Ledger
+from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run_jobs

@@ -9,8 +9,7 @@ from ulskip_cli.core.config import compose, compose_unvalidated
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import Stage, step_counts
 from ulskip_cli.experiments import paired_timing, runner
-from ulskip_cli.experiments.jobs import make_jobs
-from ulskip_cli.experiments.ledger import Ledger
+from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.paired_timing import bandwidth_meter
 from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.experiments.sweep import run_jobs

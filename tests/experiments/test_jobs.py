@@ -2,7 +2,7 @@ import pytest
 
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import failure_reason, make_jobs
+from ulskip_cli.experiments.ledger import failure_reason, make_jobs
 
 
 def jobs_of(*overrides):

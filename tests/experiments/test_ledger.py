@@ -5,8 +5,7 @@ import pytest
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import make_jobs
-from ulskip_cli.experiments.ledger import Ledger
+from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.record import Provenance, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 

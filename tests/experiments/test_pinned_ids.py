@@ -11,7 +11,7 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.ledger import make_jobs
 from ulskip_cli.experiments.record import read
 
 PINNED = Path(__file__).parent / "pinned_ids.json"

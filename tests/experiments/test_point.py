@@ -8,7 +8,7 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.experiments import point as points_module
 from ulskip_cli.experiments.describe import describe_schedule
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.ledger import make_jobs
 from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.settings import settings

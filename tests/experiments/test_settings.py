@@ -3,7 +3,7 @@ from report_rows import bench_row, configured, sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import make_jobs
+from ulskip_cli.experiments.ledger import make_jobs
 from ulskip_cli.experiments.record import DETECTED, FAILED, Outcome, Record, Settings
 from ulskip_cli.experiments.settings import all_settings, differences, settings
 

@@ -12,8 +12,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.grid import points
-from ulskip_cli.experiments.jobs import make_jobs
-from ulskip_cli.experiments.ledger import Ledger
+from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run_jobs

@@ -21,8 +21,7 @@ from rich.progress import (
 from ulskip_cli.core import interruption
 from ulskip_cli.core.files import printable
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress, duration
-from ulskip_cli.experiments.jobs import Job
-from ulskip_cli.experiments.ledger import SweepObserver
+from ulskip_cli.experiments.ledger import Job, SweepObserver
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 

@@ -47,8 +47,7 @@ def run(
     model. Stored rows are shown, and not measured again unless `--force` is given.
     """
     from ulskip_cli.core.config import compose
-    from ulskip_cli.experiments.jobs import make_jobs
-    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.ledger import Ledger, make_jobs
 
     chosen = compose(overrides, "run")
     tell_unused(overrides, [chosen])
@@ -72,8 +71,7 @@ def bench(
     After an interruption or a failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.grid import points
-    from ulskip_cli.experiments.jobs import make_jobs
-    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.ledger import Ledger, make_jobs
 
     grid = points(overrides, "bench")
     tell_unused(overrides, grid)
@@ -104,9 +102,8 @@ def sweep(
     failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.grid import points
-    from ulskip_cli.experiments.jobs import make_jobs
     from ulskip_cli.experiments.launchers import END_WITH_STDIN
-    from ulskip_cli.experiments.ledger import Ledger
+    from ulskip_cli.experiments.ledger import Ledger, make_jobs
     from ulskip_cli.experiments.sweep import run_jobs
 
     grid = points(overrides)

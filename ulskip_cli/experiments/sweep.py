@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.core.files import timestamp, write_atomic
-from ulskip_cli.experiments.jobs import Job
 from ulskip_cli.experiments.launchers import POOLS
-from ulskip_cli.experiments.ledger import Ledger, SweepObserver
+from ulskip_cli.experiments.ledger import Job, Ledger, SweepObserver
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 
