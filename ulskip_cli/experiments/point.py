@@ -121,7 +121,9 @@ class Resolver:
             Settings,  # takes 40 ms, which a plan does not need
         )
 
-        recorded, version = recorded_config(config, folder), CALIBRATION if held_out else None
+        # A row has the type of the checkpoint in place of dtype=auto.
+        recorded = config.replace(model=folder.model)
+        version = CALIBRATION if held_out else None
         texts = [part and part.examples for part in (data, held_out)]
         settings = Settings.of(
             recorded,
@@ -136,13 +138,6 @@ class Resolver:
 def resolve(config: Config) -> Point:
     """Resolve a single run; see `Resolver.resolve`."""
     return Resolver().resolve(config)
-
-
-def recorded_config(config: Config, folder: ModelFolder) -> Config:
-    """Return a configuration as its row stores it: with the type of the checkpoint in place of
-    dtype=auto.
-    """
-    return config.replace(model=folder.model)
 
 
 def point_key(

@@ -51,7 +51,7 @@ from ulskip_cli.experiments.paired_timing import (
     time_pairs,
     timed_request,
 )
-from ulskip_cli.experiments.point import Point, recorded_config
+from ulskip_cli.experiments.point import Point
 from ulskip_cli.experiments.record import CorrectionUsed, Outcome, Quality, Record, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
@@ -71,7 +71,7 @@ class Models:
     """
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
-    _tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    _tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = field(default_factory=dict)
     _model: tuple[ModelConfig, LoadedModel] | None = None
     _full: tuple[Engine, Decoder] | None = None
 
@@ -89,10 +89,10 @@ class Models:
 
     def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase:
         """Return the tokenizer of a model."""
-        name = key(config)
-        if name not in self._tokenizers:
-            self._tokenizers[name] = load_tokenizer(config, self.progress)
-        return self._tokenizers[name]
+        place = config.source, config.path
+        if place not in self._tokenizers:
+            self._tokenizers[place] = load_tokenizer(config, self.progress)
+        return self._tokenizers[place]
 
     def load(self, point: Point) -> LoadedModel:
         """Return the loaded model of a point; raise RunError if its files changed since the point
@@ -165,7 +165,7 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
     origin = {
         **environment.origin(str(run.loaded.model.device)),
         "linear_backend": decoder.backend(decoder.engine(config.decoding)[0]).name,
-        "answered_by": key(run.plan, run.correction, run.workload and run.workload.prompts),
+        "answered_by": key(run.calibration, run.correction, run.workload and run.workload.prompts),
     }
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.id), origin, run.started_at)
     try:
@@ -184,7 +184,7 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
     )
     outcome = Outcome(wall_seconds=checkpoints.elapsed_seconds)
     record = _make_record(run, decoder, timed, answers, settings, quality, outcome)
-    folder.save(recorded_config(config, point.folder), record)
+    folder.save(config.replace(model=point.folder.model), record)
     checkpoints.remove()
     return record
 
