@@ -136,7 +136,8 @@ STRATEGIES |= {
     "search": ["strategy.budget=6"],
     "skip_decode": ["strategy.horizon=3"],
 }
-NOT_OF_RUNS = {Need.OTHER_ENGINE, Need.NO_TOKENIZER}
+# A copy that drafts needs the kernels, which a device does not have.
+NOT_OF_RUNS = {Need.OTHER_ENGINE, Need.NO_TOKENIZER, Need.COPY_DRAFTS}
 RUNS = {need.name: words for need, words in RECIPES.items() if need not in NOT_OF_RUNS}
 RUNS |= {name: [f"strategy={name}", *words, "baseline=true"] for name, words in STRATEGIES.items()}
 RUNS["ADAPTER"] = [*RUNS["ADAPTER"], *LAYERS]

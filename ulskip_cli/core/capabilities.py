@@ -61,7 +61,8 @@ _DRAFTED = ALL - {Need.BEAMS, Need.SAMPLING, Need.BATCHES, Need.EARLY_EXIT, Need
 
 # For a need that excludes others: the needs that can be combined with it.
 TOGETHER: Mapping[Need, frozenset[Need]] = {
-    **dict.fromkeys(DRAFTS, _DRAFTED),
+    Need.LOOK_UPS: _DRAFTED,
+    Need.COPY_DRAFTS: _DRAFTED,
     Need.EARLY_EXIT: ALL
     - {Need.BEAMS, Need.KEPT_PROMPT, Need.FITTED_PATCHES, Need.PATCHES, Need.ADAPTER},
     Need.SINGLE_EXITS: ALL - {Need.BATCHES},
