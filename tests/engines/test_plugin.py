@@ -103,11 +103,10 @@ def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, t
 
 
 @pytest.mark.usefixtures("acme")
-def test_an_engine_that_defines_check_has_look_ups(ulskip, tmp_path, monkeypatch):
-    # longer matches are rare in few tokens
-    monkeypatch.setattr("ulskip_cli.engines.loop.SHORTEST_MATCH", 1)
+def test_an_engine_that_defines_check_has_look_ups(ulskip, tmp_path):
     lookup = ["decoding=prompt_lookup", "decoding.draft_tokens=3", "batch_size=1"]
-    code, _, err = ulskip("run", "engine=acme", *lookup, *SMALL, f"results_dir={tmp_path}")
+    longer = [*SMALL, "max_new_tokens=48"]  # so that it repeats itself
+    code, _, err = ulskip("run", "engine=acme", *lookup, *longer, f"results_dir={tmp_path}")
     assert code == 0, err
     full, drafted = sorted(stored_rows(tmp_path / "default"), key=lambda row: row["draft_tokens"])
     assert (full["engine"], drafted["engine"]) == ("acme", "acme")

@@ -143,7 +143,7 @@ class Comparison:
         full, kept = self.full, self.kept
         if full.token_ids == kept.token_ids:
             return None
-        return _num_equal(full.token_ids, kept.token_ids), _num_equal(full.text, kept.text)
+        return num_equal(full.token_ids, kept.token_ids), num_equal(full.text, kept.text)
 
     def summary(self) -> str:
         """Return the speeds and the first difference in one line. It names lengths instead of
@@ -182,6 +182,6 @@ def _speed_text(answer: Answer) -> str:
     return f"{rate:.1f} tok/s" if rate < 10 else f"{rate:,.0f} tok/s"
 
 
-def _num_equal(first: Sequence[object], second: Sequence[object]) -> int:
+def num_equal(first: Sequence[object], second: Sequence[object]) -> int:
     """Return the length of the common beginning."""
     return sum(takewhile(bool, map(eq, first, second)))

@@ -10,15 +10,15 @@ import resource
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulskip_cli.core.answer import Request
+from ulskip_cli.core.answer import Request, num_equal
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import (
@@ -71,26 +71,36 @@ def peak_bytes(device: torch.device) -> int:
 Drafter = Callable[[Tensor, int], Tensor]
 
 
-def look_up(ids: Tensor, most: int) -> Tensor:
-    """Draft what followed the longest match: the most tokens at the end of `ids` [1, len] that
-    occur in it earlier; nothing without a match.
+class LookUp:
+    """Drafts what followed the longest match: the most tokens at the end of a text that occur in it
+    earlier; nothing without a match.
 
     A match of m tokens allows m drafts, as in the suffix decoding of ArcticInference (MAX_SPEC,
     arXiv:2411.04975): the longer the match, the likelier its continuation.
     """
-    text, length = ids[0].cpu().numpy(), 0
-    places = numpy.arange(len(text) - 1)  # indices at which matches of `length` tokens end
-    while length < most:
-        # Compare one token more, to the left; before the first token of the text is none.
-        longer = places[places >= length]
-        longer = longer[text[longer - length] == text[-1 - length]]
-        if not len(longer):
-            break
-        places, length = longer, length + 1
-    if length < SHORTEST_MATCH:
-        return ids[0, :0]
-    start = int(places[0]) + 1  # behind the earliest match
-    return ids[0, start : start + length]
+
+    def __init__(self) -> None:
+        self._text = list[int]()
+        # the places in the text at which each two tokens that follow each other end
+        self._ends = defaultdict[tuple[int, ...], list[int]](list)
+
+    def __call__(self, ids: Tensor, most: int) -> Tensor:
+        """Return the drafts [count], at most `most`, after `ids` [1, len], which continue the ids
+        of the call before.
+        """
+        text = self._text
+        for token in ids[0, len(text) :].tolist():
+            text.append(token)
+            self._ends[tuple(text[-SHORTEST_MATCH:])].append(len(text) - 1)
+        longest, behind, last = 0, 0, len(text) - 1
+        can_match = most >= SHORTEST_MATCH
+        for end in self._ends[tuple(text[-SHORTEST_MATCH:])][:-1] if can_match else ():
+            length = SHORTEST_MATCH
+            while length < min(most, end + 1) and text[end - length] == text[last - length]:
+                length += 1
+            if length > longest:  # the earliest of the longest
+                longest, behind = length, end + 1
+        return ids[0, behind : behind + longest]
 
 
 class _DecodedRows:
@@ -152,7 +162,7 @@ class SteppingSession(EngineSession, ABC):
         """Return what drafts for a request: here look-ups in its text. Engines that support
         COPY_DRAFTS define this method.
         """
-        return look_up
+        return LookUp()
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
@@ -276,48 +286,57 @@ class SteppingSession(EngineSession, ABC):
 
 
 class Drafting:
-    """Greedy decoding of one sequence with drafts, which a session checks; `stats` counts them."""
+    """Greedy decoding of one sequence with drafts, which a session checks; it counts them."""
 
     def __init__(
         self, session: SteppingSession, prompt_len: int, request: Request, sampler: TokenSampler
     ) -> None:
         self.session, self.drafter = session, session.drafter(request)
         self.limit, self.prompt_len = request.decoding.draft_tokens, prompt_len
-        self.request, self.stops = request, request.stop_token_ids
+        self.request, self.stops = request, set(request.stop_token_ids)
         self.banned = sampler.suppressed
-        self.stats = DraftStats()
+        self._counts = Counter[str]()  # by field of `DraftStats`
+
+    @property
+    def stats(self) -> DraftStats:
+        """The counts of all checks so far."""
+        return DraftStats(**self._counts)
 
     def decode(self, ids: Tensor) -> Iterator[int]:
         """Fill `ids` [1, prompt_len + length] from the second new token on, until EOS; yield the
         number of new tokens after every check.
         """
         end, total = self.prompt_len + 1, ids.shape[1]
-        while end < total and not self._ends(ids[0, self.prompt_len : end].tolist()):
+        while end < total and not self._ends(ids[0, self.prompt_len : end]):
             tokens = self._check(ids[:, :end], total - end)
             ids[0, end : end + len(tokens)] = tokens
             end += len(tokens)
             yield end - self.prompt_len
 
-    def _ends(self, answer: list[int]) -> bool:
-        return answer[-1] in self.stops or self.request.is_stopped(answer)
+    def _ends(self, answer: Tensor) -> bool:
+        """Return True if the last token of an answer [count], or a stop string, ends it."""
+        return int(answer[-1]) in self.stops or (
+            bool(self.request.stops) and self.request.is_stopped(answer.tolist())
+        )
 
     def _check(self, ids: Tensor, room: int) -> Tensor:
-        """Draft tokens after `ids` [1, len], and let the model read them in one pass; return
-        the next tokens, [count], at most `room`, up to EOS, and count them in `stats`.
+        """Draft tokens after `ids` [1, len], and let the model read them in one pass; return the
+        next tokens, [count], at most `room`, up to EOS, and count them.
 
         The model's choices behind accepted drafts are those of plain steps. So the first choice
         that differs from its draft counts, too, and only those after it are wrong.
         """
         most = min(self.limit, room - 1)  # a check gives one token more
         drafts = self.drafter(ids, most) if most else ids[0, :0]
-        chosen = self.session.choose(torch.cat([ids[0, -1:], drafts])[None], self.banned)[0]
-        # the number of drafts in front of the first wrong one
-        accepted = [*(chosen[:-1] == drafts).tolist(), False].index(False)
+        tokens = torch.cat([ids[:, -1:], drafts[None]], dim=1) if len(drafts) else ids[:, -1:]
+        chosen = self.session.choose(tokens, self.banned)[0]
+        accepted = num_equal(chosen.tolist(), drafts.tolist())
         if rejected := len(drafts) - accepted:
             self.session.remove(rejected)
-        tokens = checked(chosen[: accepted + 1])
-        ends = [end for end, token in enumerate(tokens.tolist(), 1) if token in self.stops]
-        tokens = tokens[: ends[0]] if ends else tokens
-        gained = len(tokens)  # less than accepted drafts behind EOS
-        self.stats += DraftStats(1, gained, len(drafts), min(accepted, gained))
-        return tokens
+        chosen = checked(chosen[: accepted + 1])
+        ends = (end for end, token in enumerate(chosen.tolist(), 1) if token in self.stops)
+        gained = next(ends, accepted + 1)  # fewer behind EOS
+        self._counts.update(
+            checks=1, gained=gained, drafted=len(drafts), accepted=min(accepted, gained)
+        )
+        return chosen[:gained]

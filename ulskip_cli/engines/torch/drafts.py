@@ -2,15 +2,17 @@
 chooses the same tokens; and how many of them pay.
 """
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.engines.loop import look_up
+from ulskip_cli.core.answer import num_equal
+from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, NativeSteps
 from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
@@ -41,20 +43,18 @@ class DraftLength:
 
     def best(self, most: int) -> int:
         """Return the best number of drafts, at most `most`."""
-        counts = range(min(most, len(self._checks) - 1) + 1)
-        return max(counts, key=self._rate)
+        share = self.acceptance
+        tokens, likely, rates = 0.0, 1.0, list[float]()
+        for count, seconds in enumerate(self._checks[: most + 1]):
+            tokens += likely  # expected: arXiv:2211.17192, equation 1
+            likely *= share
+            rates.append(tokens / (count * self._draft + seconds))
+        return rates.index(max(rates))
 
     def count(self, drafted: int, accepted: int) -> None:
         """Count the drafts of a check; those behind the first wrong one say nothing."""
         self._tried = _FADE * self._tried + min(accepted + 1, drafted)
         self._accepted = _FADE * self._accepted + accepted
-
-    def _rate(self, count: int) -> float:
-        """Return the expected tokens a second with `count` drafts for each check: the sum of the
-        powers of the acceptance (arXiv:2211.17192, equation 1) over the seconds.
-        """
-        tokens = sum(self.acceptance**power for power in range(count + 1))
-        return tokens / (count * self._draft + self._checks[count])
 
 
 def missing_for_copies(model: PreTrainedModel) -> str | None:
@@ -89,19 +89,20 @@ def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
 
 
 class CopyDrafter:
-    """Drafts what followed a long match in the text of one sequence, or else, greedily, what
-    `steps` of a copy of the model choose, which share the KV cache of the model's steps.
+    """Drafts what followed a long match in the text of one sequence, or else, greedily, what steps
+    of a copy of the model choose, which share the KV cache of the model's steps.
     """
 
-    def __init__(self, steps: DecodeSteps, length: DraftLength) -> None:
-        self._steps, self._length = steps, length
+    def __init__(self, make_steps: Callable[[], DecodeSteps], length: DraftLength) -> None:
+        """Draft by the steps that `make_steps` returns, which are made for the first draft."""
+        self._make_steps, self._length, self._look_up = make_steps, length, LookUp()
         self._drafts = torch.empty(0, dtype=torch.long)  # of the copy, for the last check
         self._start = 0  # their place in the text
 
     def __call__(self, ids: Tensor, most: int) -> Tensor:
         """Return at most `most` drafts [count] behind the text `ids` [1, len]."""
         self._count_accepted(ids[0])
-        drafts = look_up(ids, most)
+        drafts = self._look_up(ids, most)
         if len(drafts) >= LONG_MATCH:
             self._drafts = drafts[:0]
             return drafts
@@ -109,17 +110,25 @@ class CopyDrafter:
         self._start = ids.shape[1]
         return self._drafts
 
+    @functools.cached_property
+    def _steps(self) -> DecodeSteps:
+        return self._make_steps()
+
     def _by_copy(self, token: Tensor, count: int) -> Tensor:
         """Draft `count` tokens behind `token` [1, 1]. The check overwrites the keys and values."""
+        if not count:
+            return token[0, :0]
         tokens, banned = [token], token[0, :0]  # no token is banned
         for _ in range(count):
             # -1, where no logit is finite, is no token that a model can read
             tokens.append(self._steps.choose(tokens[-1], banned).clamp(min=0))
         self._steps.remove(count)  # the check adds these positions again
-        return torch.cat(tokens[1:], dim=1)[0] if count else token[0, :0]
+        return torch.cat(tokens[1:], dim=1)[0]
 
     def _count_accepted(self, text: Tensor) -> None:
         """Compare the drafts of the last check with the text that it made."""
-        made = text[self._start : self._start + len(self._drafts)]
-        accepted = [*(made == self._drafts[: len(made)]).tolist(), False].index(False)
+        accepted = 0
+        if len(self._drafts):
+            made = text[self._start : self._start + len(self._drafts)].tolist()
+            accepted = num_equal(made, self._drafts.tolist())
         self._length.count(len(self._drafts), accepted)

@@ -130,8 +130,8 @@ class TorchSession(SteppingSession):
         """Return what drafts for a request: look-ups, or also the copy in 4 bits."""
         if not _drafts_by_copy(request):
             return super().drafter(request)
-        steps = self.steps.beside(self.draft_model, self.views.stages[0].places)
-        return CopyDrafter(steps, self.draft_length)
+        places = self.views.stages[0].places
+        return CopyDrafter(lambda: self.steps.beside(self.draft_model, places), self.draft_length)
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
