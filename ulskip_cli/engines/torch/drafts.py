@@ -18,12 +18,12 @@ from ulskip_cli.engines.torch.decode_steps import DecodeSteps, NativeSteps
 from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
 
 MOST_DRAFTS = 7  # the kernels read at most 8 tokens at once
-LONG_MATCH = 4  # tokens; their continuation is more often right than the copy
+LONG_MATCH = 3  # tokens; their continuation is more often right than the copy
 _TIMED = 1, 4, 8  # tokens of the checks that are timed
 _ROUNDS, _SECONDS = 3, 0.2  # at least; the least time of each counts
 _FADE = 0.98  # of earlier counts at each check
 # The acceptance that is assumed first, and again while nothing is drafted, weighs as many drafts.
-_ASSUMED, _WEIGHT = 0.75, 2.0
+_ASSUMED, _WEIGHT = 0.85, 2.0
 
 
 class DraftLength:
