@@ -35,7 +35,7 @@ GRIDS = (
     ["strategy=full", OTHERS, BATCHES, SHORT],
     ["strategy=full", "engine=torch", "batch_size=1", LONG],
     ["strategy=full", "engine=torch", "batch_size=8", SHORT],
-    ["strategy=full", "engine=torch", "decoding=prompt_lookup", "batch_size=1", SHORT],
+    ["engine=torch", "decoding=prompt_lookup,self_speculative", "batch_size=1", SHORT],
     ["strategy=unified", "engine=torch", "ratio=1.3333,2", BATCHES, SHORT],
 )
 COMMON = ("name=speed", "results_dir=results", "answers=true", "baseline_engine=transformers")
@@ -47,7 +47,8 @@ HEADLINE = ("model", "ulskip", "with the prompt", "batch 8", "same answers", "ll
 HEADLINE += ("llama.cpp, 4 bits",)
 NOTE = (
     "Greedy decoding. Batch: prompts that are answered at once. torch is the engine of ulskip, and"
-    " ngram its look-ups, which copy drafts from earlier text. Times as fast: decode seconds of"
+    " ngram its look-ups, which copy drafts from earlier text; 4bit also drafts with weights in 4"
+    " bits. Times as fast: decode seconds of"
     " all layers in transformers over those of the row, in timed pairs, with the 95% interval; with"
     " the prompt: the same with the seconds of reading it."
     " Same answers: those whose tokens are the ones of all layers in transformers; in bfloat16,"

@@ -163,7 +163,7 @@ COLUMNS = (
     Column("full\ntok/s", full_rate, ".0f", optional=True),
     DECODE_RATE,
     Column("accept-\nance", "acceptance_rate", ".2f", detail=True),
-    Column("tokens\na check", "mean_accepted_length", ".2f", optional=True, detail=True),
+    Column("tokens\na check", "mean_accepted_length", ".2f", optional=True),
 )
 
 
