@@ -73,19 +73,37 @@ def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
     steps = NativeSteps(model, cache, mask, max(_TIMED) + 1)
     drafts = steps.beside(copy, range(len(cache.layers)))
 
-    def seconds(reader: DecodeSteps, count: int) -> float:
-        """Return the seconds of the choices behind `count` tokens."""
+    def draft_seconds() -> float:
+        """Return the seconds of one draft."""
         began = time.perf_counter()
-        reader.choose(ids[:, :count], banned)
-        reader.remove(count)
+        draft_tokens(drafts, ids[:, :1], 1)
+        return time.perf_counter() - began
+
+    def check_seconds(count: int) -> float:
+        """Return the seconds of a check of `count` tokens."""
+        began = time.perf_counter()
+        steps.choose(torch.cat([ids[:, :1], ids[:, 1:count]], dim=1), banned).tolist()
+        steps.remove(count)
         return time.perf_counter() - began
 
     # in turns, so that a pause of the machine does not change one of them alone
     times, began = list[list[float]](), time.perf_counter()
     while len(times) < _ROUNDS or time.perf_counter() - began < _SECONDS:
-        times.append([seconds(drafts, 1), *(seconds(steps, count) for count in _TIMED)])
+        times.append([draft_seconds(), *map(check_seconds, _TIMED)])
     draft, *checks = map(min, zip(*times, strict=True))
     return DraftLength(draft, numpy.interp(range(1, MOST_DRAFTS + 2), _TIMED, checks).tolist())
+
+
+def draft_tokens(steps: DecodeSteps, token: Tensor, count: int) -> Tensor:
+    """Return the `count` most likely tokens, [count], behind `token` [1, 1], one after the other. A
+    check overwrites the keys and values that they add.
+    """
+    tokens, banned = [token], token[0, :0]  # no token is banned
+    for _ in range(count):
+        # -1, where no logit is finite, is no token that a model can read
+        tokens.append(steps.choose(tokens[-1], banned).clamp(min=0))
+    steps.remove(count)  # the check adds these positions again
+    return torch.cat(tokens[1:], dim=1)[0]
 
 
 class CopyDrafter:
@@ -106,24 +124,13 @@ class CopyDrafter:
         if len(drafts) >= LONG_MATCH:
             self._drafts = drafts[:0]
             return drafts
-        self._drafts = self._by_copy(ids[:, -1:], self._length.best(most))
-        self._start = ids.shape[1]
+        count, self._start = self._length.best(most), ids.shape[1]
+        self._drafts = draft_tokens(self._steps, ids[:, -1:], count) if count else drafts[:0]
         return self._drafts
 
     @functools.cached_property
     def _steps(self) -> DecodeSteps:
         return self._make_steps()
-
-    def _by_copy(self, token: Tensor, count: int) -> Tensor:
-        """Draft `count` tokens behind `token` [1, 1]. The check overwrites the keys and values."""
-        if not count:
-            return token[0, :0]
-        tokens, banned = [token], token[0, :0]  # no token is banned
-        for _ in range(count):
-            # -1, where no logit is finite, is no token that a model can read
-            tokens.append(self._steps.choose(tokens[-1], banned).clamp(min=0))
-        self._steps.remove(count)  # the check adds these positions again
-        return torch.cat(tokens[1:], dim=1)[0]
 
     def _count_accepted(self, text: Tensor) -> None:
         """Compare the drafts of the last check with the text that it made."""
