@@ -136,7 +136,8 @@ class Answers:
 
     def headline(self) -> str:
         """Return the table that README begins with: a line for each model, the largest first."""
-        models = collected(self.rows, lambda row: row.model).values()
+        rows = sorted(self.rows, key=lambda row: row.batch_size)
+        models = collected(rows, lambda row: row.model).values()
         lines = list(map(self.headline_cells, NAMES, models))
         return markdown_table(HEADLINE, lines[::-1], 1) + "\n"
 
