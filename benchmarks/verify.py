@@ -78,7 +78,13 @@ SOURCES = [
     Source(
         "results/speed/README.md, all layers in torch",
         "speed",
-        {"model": "tiny", "strategy": "full", "batch_size": 1, "engine": "torch"},
+        {
+            "model": "tiny",
+            "strategy": "full",
+            "batch_size": 1,
+            "engine": "torch",
+            "decoding": "greedy",
+        },
     ),
 ]
 
