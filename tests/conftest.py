@@ -125,7 +125,7 @@ def train(model_folder):
     """Return a function that trains the saved model and returns the record."""
     from ulskip_cli.core.config import compose_training
     from ulskip_cli.core.progress import ProgressCallback
-    from ulskip_cli.training.run import run_training
+    from ulskip_cli.training.training_run import run_training
 
     def call(output, *overrides, progress=None):
         model = [f"model.path={model_folder}", "model.dtype=float32", f"output={output}"]

@@ -24,7 +24,7 @@ from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Models
-from ulskip_cli.export.run import ExportRequest, run_export
+from ulskip_cli.export.export_run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load, pick_device
 from ulskip_cli.training import trainer
 

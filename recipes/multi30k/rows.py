@@ -18,7 +18,7 @@ from sacrebleu.metrics.bleu import BLEU
 from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.experiments.record import Record as Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.tasks.loading import read_lines
+from ulskip_cli.tasks.example_files import read_lines
 from ulskip_cli.tasks.metrics import Answers
 from ulskip_cli.tasks.metrics.translation import compare_systems
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from ulskip_cli.cli import generate as command
+from ulskip_cli.cli import generate_command as command
 from ulskip_cli.core.config import compose_prompts
 from ulskip_cli.experiments.comparison import GrowingText
 

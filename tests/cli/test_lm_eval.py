@@ -2,7 +2,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
-from ulskip_cli.cli import run as command_module
+from ulskip_cli.cli import run_commands as command_module
 
 BAD = [
     (["ratoi=2", "--", "--tasks", "x"], "ratio"),

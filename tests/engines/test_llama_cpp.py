@@ -222,7 +222,7 @@ def serialized(layers, cells, transposed, streams=2, row=8):
 def test_kept_layers_of_a_state_are_the_state_of_a_model_of_these_layers(
     num_layers, cells, transposed, streams, data
 ):
-    from ulskip_cli.engines.llama_cpp.session import with_layers
+    from ulskip_cli.engines.llama_cpp.llama_session import with_layers
 
     kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1)))
     state = serialized(range(num_layers), cells, transposed, streams)

@@ -18,7 +18,7 @@ from transformers import MinNewTokensLengthLogitsProcessor
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
-from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.engines.torch.torch_session import TorchSession
 
 LENGTH, CPU = 14, torch.device("cpu")
 SAMPLED = GREEDY.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50)

@@ -10,7 +10,7 @@ from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines import decoder as decoder_module
 from ulskip_cli.engines.base import Prompts, Room
-from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.engines.torch.torch_session import TorchSession
 
 
 class Roomy(Engine):

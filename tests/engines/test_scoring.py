@@ -15,7 +15,7 @@ from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines import scoring
 from ulskip_cli.engines.sampling import confidence_of
 from ulskip_cli.engines.scoring import ForcedTexts, exit_logits
-from ulskip_cli.engines.torch import session
+from ulskip_cli.engines.torch import torch_session
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -78,7 +78,7 @@ def test_a_schedule_uses_the_prompts_of_the_one_before(spy, llama):
 def test_prompts_of_generated_answers_are_not_encoded_again(
     monkeypatch, spy, llama, options, size, encoded
 ):
-    monkeypatch.setattr(session, "PROMPT_TOKENS", {torch.float32: 0})  # a forward pass reads all
+    monkeypatch.setattr(torch_session, "PROMPT_TOKENS", {torch.float32: 0})  # one pass reads all
     examples = [EncodedExample([5 + i] * (4 - i), [8, 9]) for i in range(3)]
     decoder, texts = decoder_for(llama, "ratio=2", *options), forced(examples, size)
     alone = forced(examples, size).scores(decoder)

@@ -23,7 +23,7 @@ from ulskip_cli.engines.base import DraftStats, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch.drafts import MOST_DRAFTS, DraftLength
-from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.engines.torch.torch_session import TorchSession
 from ulskip_cli.strategies.plan import Schedule
 
 LENGTH = 12

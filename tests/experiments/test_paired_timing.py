@@ -14,7 +14,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines import loop
 from ulskip_cli.engines.base import BatchOutput, Prompts, Watch, take_turns
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.engines.torch.torch_session import TorchSession
 from ulskip_cli.experiments import paired_timing
 from ulskip_cli.experiments.evaluate import answer_request
 from ulskip_cli.experiments.intervals import ENOUGH, UNITS

@@ -14,7 +14,7 @@ from tiny_configs import build_config
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export import checkpoint
-from ulskip_cli.export.run import ExportRequest, run_export
+from ulskip_cli.export.export_run import ExportRequest, run_export
 from ulskip_cli.inference.shallow_view import shallow_view
 
 KEPT = (0, 3, 5)

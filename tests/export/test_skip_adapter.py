@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ulskip_cli.core.correction import KINDS, PATCHES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.export import checkpoint
-from ulskip_cli.export.run import summary
+from ulskip_cli.export.export_run import summary
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.skip_adapter import Lora, SkipAdapter, zero_adapter

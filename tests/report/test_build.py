@@ -43,7 +43,7 @@ def test_tables_plots_and_a_page_are_written_and_shown(report, folder):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_table_is_wider_than_the_terminal(report, folder, monkeypatch, width):
-    monkeypatch.setattr("ulskip_cli.cli.results.WIDTH_IN_FILE", width)
+    monkeypatch.setattr("ulskip_cli.cli.result_commands.WIDTH_IN_FILE", width)
     _, out, _ = report(folder, "--compare", "paper", "--no-plots")
     lines = [line for line in out.splitlines() if not line.startswith("written to")]
     assert max(map(len, lines)) <= width and "…" not in out

@@ -11,7 +11,13 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli import generate, models, plan, results, run
+from ulskip_cli.cli import (
+    generate_command,
+    model_commands,
+    plan_command,
+    result_commands,
+    run_commands,
+)
 from ulskip_cli.core import interruption
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import RunError, UsageError, one_line, reason
@@ -27,19 +33,19 @@ app = typer.Typer(
     ),
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-    generate.generate,
-    run.run,
-    run.sweep,
-    run.bench,
-    run.tune,
-    models.train,
-    plan.plan,
-    models.export,
-    run.lm_eval,
-    results.score,
-    results.report,
-    plan.config,
-    plan.env,
+    generate_command.generate,
+    run_commands.run,
+    run_commands.sweep,
+    run_commands.bench,
+    run_commands.tune,
+    model_commands.train,
+    plan_command.plan,
+    model_commands.export,
+    run_commands.lm_eval,
+    result_commands.score,
+    result_commands.report,
+    plan_command.config,
+    plan_command.env,
 )
 for command in COMMANDS:
     app.command()(command)

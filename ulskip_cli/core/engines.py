@@ -69,7 +69,7 @@ class Engine(Choice):
         return require_choice("engine.weights", value, cls.formats)
 
     def session(self) -> type[Any]:
-        """Return the class of the engine's sessions, an `EngineSession` of `engines/base.py`. The
+        """Return the class of the engine's sessions, an `Session` of `engines/base.py`. The
         method imports it, because configurations contain engines and are made without torch.
         """
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """The interface of engines: the views that an engine opens, the session that it returns, and the
 prompts and the output of a batch.
 
-`Engine.open(views, room)` returns an `EngineSession`. If its library decodes step by step, the
+`Engine.open(views, room)` returns an `Session`. If its library decodes step by step, the
 session is a `SteppingSession` (`loop.py`) with `encode` and `check`. If the library generates whole
 answers, the session has `generate` and `losses`.
 """
@@ -272,7 +272,7 @@ def take_turns(generations: Sequence[Generation]) -> list[BatchOutput]:
     return [outputs[generation] for generation in generations]
 
 
-class EngineSession:
+class Session:
     """An opened engine: the views of one plan, ready to generate. A session holds at most one batch
     at a time.
     """

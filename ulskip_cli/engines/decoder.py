@@ -17,10 +17,10 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.engines.base import (
     UNWATCHED,
     BatchOutput,
-    EngineSession,
     Generation,
     Prompts,
     Room,
+    Session,
     Views,
     Watch,
     take_turns,
@@ -41,7 +41,7 @@ class Decoder:
         self.views, self.device = views, views.model.device
         self.asked = engine or engine_named("auto")
         # opened engines, by name and format of the weights
-        self._sessions: dict[tuple[str, str | None], EngineSession] = {}
+        self._sessions: dict[tuple[str, str | None], Session] = {}
 
     def engine(self, decoding: DecodingConfig) -> tuple[Engine, str | None]:
         """Return the engine for `decoding`, and the reason if it is not our loop on torch; raise
@@ -156,7 +156,7 @@ class Decoder:
         session, _ = self._session(self.asked, Room(len(response_ids), length))
         return session.losses(prompts, response_ids)
 
-    def _session(self, engine: Engine, room: Room) -> tuple[EngineSession, float]:
+    def _session(self, engine: Engine, room: Room) -> tuple[Session, float]:
         """Return the open session of an engine, or a new one if it has no room for a batch, and
         the seconds in which a library loaded its copy of the weights: 0 on torch, or if the session
         was open.

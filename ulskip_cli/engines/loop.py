@@ -26,9 +26,9 @@ from ulskip_cli.engines.base import (
     BatchOutput,
     Clock,
     DraftStats,
-    EngineSession,
     Generation,
     Prompts,
+    Session,
     Watch,
 )
 from ulskip_cli.engines.sampling import TokenSampler, checked, most_likely
@@ -126,7 +126,7 @@ class _DecodedRows:
             self._batch[self._rows] = self.ids
 
 
-class SteppingSession(EngineSession, ABC):
+class SteppingSession(Session, ABC):
     """A session that gives logits; the loop chooses the tokens."""
 
     # of the last prompts: in the layers that encoded them, and in those that decode

@@ -185,7 +185,7 @@ def _in_order(lines: Sequence[Table], order: Sequence[int]) -> Iterator[Finished
 
 
 @dataclass(frozen=True)
-class GeneratedAnswers:
+class TaskAnswers:
     """The generated answers of a point, with decoder outputs and peak memory."""
 
     strategy: str
@@ -202,7 +202,7 @@ def generate_answers(
     progress: ProgressCallback,
     checkpoints: BatchCheckpoints,
     texts: ForcedTexts | None = None,
-) -> GeneratedAnswers:
+) -> TaskAnswers:
     """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints`
     are not decoded again; `texts` that are scored afterwards hold the encoded prompts of the
     others, which the peak of memory leaves out.
@@ -245,7 +245,7 @@ def generate_answers(
                 "token_ids": answer.token_ids,
                 "flags": degenerate_flags(answer),
             }
-    return GeneratedAnswers(
+    return TaskAnswers(
         name,
         [generations[position] for position in range(len(generations))],
         [batch.output for batch in finished],
@@ -286,7 +286,7 @@ def length_ratio(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def score_answers(
-    answers: GeneratedAnswers,
+    answers: TaskAnswers,
     workload: Workload,
     baseline_hypotheses: list[str] | None,
     progress: ProgressCallback,

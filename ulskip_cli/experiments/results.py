@@ -21,7 +21,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import Table, append_line, check_writable, lock, user_path, write_atomic
 from ulskip_cli.experiments.record import Record, read
-from ulskip_cli.tasks.loading import read_objects
+from ulskip_cli.tasks.example_files import read_objects
 
 MAX_REFUSED = 5  # refused lines of a folder that are named
 ANSWER_KEYS = ("hypothesis", "reference", "source")

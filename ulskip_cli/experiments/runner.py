@@ -35,7 +35,7 @@ from ulskip_cli.experiments.describe import (
 )
 from ulskip_cli.experiments.evaluate import (
     BatchCheckpoints,
-    GeneratedAnswers,
+    TaskAnswers,
     Workload,
     answer_request,
     encode_examples,
@@ -226,7 +226,7 @@ def _evaluate(
     baseline: Record | None,
     checkpoints: BatchCheckpoints,
     progress: ProgressCallback,
-) -> tuple[GeneratedAnswers | None, Quality]:
+) -> tuple[TaskAnswers | None, Quality]:
     """Generate and score answers, and measure the decode loss of the references and the agreement
     with the baseline's answers. With answers=false, measure the loss alone; random prompts have
     neither.
@@ -307,7 +307,7 @@ def _make_record(
     run: PreparedRun,
     decoder: Decoder,
     timed: TimedPairs | None,
-    answers: GeneratedAnswers | None,
+    answers: TaskAnswers | None,
     *sections: Section,
 ) -> Record:
     """Make the record of a measured point, with its warnings. `sections` are the settings, the

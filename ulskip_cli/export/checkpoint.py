@@ -35,10 +35,9 @@ from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.export import run
-from ulskip_cli.export.run import ResolvedExport
+from ulskip_cli.export import export_run
+from ulskip_cli.export.export_run import ResolvedExport
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.checkpoint import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import (
     LoadedModel,
     first_difference,
@@ -46,6 +45,7 @@ from ulskip_cli.inference.loading import (
     load_tokenizer,
     meta_model,
 )
+from ulskip_cli.inference.model_files import COMPANIONS, folder_of
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.report.tables import escape_markdown
 from ulskip_cli.strategies.plan import Plan, is_trained_for
@@ -111,7 +111,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
         _write_model(source, loaded.model, config, folders["prefill"])
         page = serving_page(plan, adapter_entry is not None)
         (folder / SERVING).write_text(page, "utf-8")
-    (folder / run.SCHEDULE).write_text(run.schedule_text(point), "utf-8")
+    (folder / export_run.SCHEDULE).write_text(export_run.schedule_text(point), "utf-8")
     parameters = list(exported.view.parameters())  # lists tied parameters once
     record = {
         "made_by": point.made_by,
@@ -133,7 +133,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
     model_card(point, record, adapter_entry, has_chat).save(folder / CARD)
-    return {**run.write_record(folder, record), "next": point.next}
+    return {**export_run.write_record(folder, record), "next": point.next}
 
 
 def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:

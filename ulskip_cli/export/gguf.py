@@ -18,10 +18,10 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.checkpoint import DELETED, load_kept, logits_of, reason_not_to_compare
-from ulskip_cli.export.run import ResolvedExport
-from ulskip_cli.inference.checkpoint import counting_tensors
+from ulskip_cli.export.export_run import ResolvedExport
 from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, architecture, write_model
 from ulskip_cli.inference.loading import load_tokenizer
+from ulskip_cli.inference.model_files import counting_tensors
 
 # As a share of the largest logit; the file stores constants such as epsilon in float32.
 _LOGIT_TOLERANCE = 1e-3

@@ -15,7 +15,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Scoring, Task
-from ulskip_cli.tasks.loading import (
+from ulskip_cli.tasks.example_files import (
     examples_from_rows,
     is_dataset,
     load_dataset_rows,

@@ -9,7 +9,12 @@ from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Scoring, Task
-from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_lines
+from ulskip_cli.tasks.example_files import (
+    examples_from_rows,
+    is_dataset,
+    load_dataset_rows,
+    read_lines,
+)
 from ulskip_cli.tasks.metrics import metrics_option
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"

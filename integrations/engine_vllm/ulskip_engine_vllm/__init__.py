@@ -9,7 +9,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.engines import FLOATS, PLAIN, Engine
 
 if TYPE_CHECKING:
-    from ulskip_cli.engines.base import EngineSession
+    from ulskip_cli.engines.base import Session
 
 PYTHON = "ULSKIP_VLLM_PYTHON"  # environment variable with the Python that has vLLM
 
@@ -28,7 +28,7 @@ class Vllm(Engine):
     install = f"make vllm, and set {PYTHON}=.venv-vllm/bin/python"
     variable = PYTHON
 
-    def session(self) -> "type[EngineSession]":
+    def session(self) -> "type[Session]":
         """Return the class of the sessions."""
         from ulskip_engine_vllm.session import VllmSession
 

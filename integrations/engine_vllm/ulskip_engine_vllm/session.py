@@ -24,9 +24,9 @@ from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.engines.base import (
     BatchOutput,
     Clock,
-    EngineSession,
     Prompts,
     Room,
+    Session,
     Views,
     Watch,
     cached_export,
@@ -48,7 +48,7 @@ CAPACITY_STEP = (
 END_SECONDS = 20.0  # that a worker has to end by itself
 
 
-class VllmSession(EngineSession):
+class VllmSession(Session):
     """Greedy decoding with vLLM. The layers that decode also encode the prompts."""
 
     def __init__(self, views: Views, room: Room, weights: str | None) -> None:

@@ -16,7 +16,7 @@ from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.runner import Models
-from ulskip_cli.export.run import ExportRequest, run_export
+from ulskip_cli.export.export_run import ExportRequest, run_export
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.inference.shallow_view import shallow_view

@@ -8,7 +8,7 @@ from ulskip_cli.core.files import Table
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 
 if TYPE_CHECKING:
-    from ulskip_cli.engines.base import EngineSession
+    from ulskip_cli.engines.base import Session
 
 
 class LlamaCpp(Engine):
@@ -18,9 +18,9 @@ class LlamaCpp(Engine):
     modules = ("llama_cpp",)
     install = "pip install '.[llama-cpp]' in the folder of ulskip"
 
-    def session(self) -> "type[EngineSession]":
+    def session(self) -> "type[Session]":
         """Return the class of the sessions."""
-        from ulskip_cli.engines.llama_cpp.session import LlamaCppSession
+        from ulskip_cli.engines.llama_cpp.llama_session import LlamaCppSession
 
         return LlamaCppSession
 

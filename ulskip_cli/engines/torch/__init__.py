@@ -18,7 +18,7 @@ from ulskip_cli.engines.transformers import Transformers
 
 if TYPE_CHECKING:
     from ulskip_cli.core.model_metadata import ModelMetadata
-    from ulskip_cli.engines.base import EngineSession
+    from ulskip_cli.engines.base import Session
 
 # Models whose decode steps are one call of the kernels, if their modules agree.
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
@@ -43,9 +43,9 @@ class Torch(Engine):
     supports = ALL - {Need.BEAMS}
     is_runtime = False
 
-    def session(self) -> "type[EngineSession]":
+    def session(self) -> "type[Session]":
         """Return the class of the sessions."""
-        from ulskip_cli.engines.torch.session import TorchSession
+        from ulskip_cli.engines.torch.torch_session import TorchSession
 
         return TorchSession
 

@@ -6,7 +6,7 @@ from ulskip_cli.core.capabilities import ALL, DRAFTS, Need
 from ulskip_cli.core.engines import Engine
 
 if TYPE_CHECKING:
-    from ulskip_cli.engines.base import EngineSession
+    from ulskip_cli.engines.base import Session
 
 
 class Transformers(Engine):
@@ -15,8 +15,8 @@ class Transformers(Engine):
     supports = ALL - DRAFTS - {Need.EARLY_EXIT}
     is_runtime = False
 
-    def session(self) -> "type[EngineSession]":
+    def session(self) -> "type[Session]":
         """Return the class of the sessions."""
-        from ulskip_cli.engines.transformers.session import TransformersSession
+        from ulskip_cli.engines.transformers.transformers_session import TransformersSession
 
         return TransformersSession

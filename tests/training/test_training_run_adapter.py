@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import KINDS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.training import run, trainer
+from ulskip_cli.training import trainer, training_run
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4"]
@@ -82,9 +82,9 @@ def killed_before_identity(path, content):
 @pytest.mark.parametrize(
     ("target", "name", "stop"),
     [
-        (run, "build_adapter_loss", Mock(side_effect=KeyboardInterrupt)),
-        (run, "write_atomic", killed_before_identity),
-        (run, "last_checkpoint", Mock(side_effect=KeyboardInterrupt)),
+        (training_run, "build_adapter_loss", Mock(side_effect=KeyboardInterrupt)),
+        (training_run, "write_atomic", killed_before_identity),
+        (training_run, "last_checkpoint", Mock(side_effect=KeyboardInterrupt)),
         (trainer.SkipTrainer, "compute_loss", interrupted_in_step_4),
     ],
     ids=["answers stored", "no identity", "no checkpoint", "a checkpoint"],
@@ -151,7 +151,7 @@ def test_a_training_that_was_killed_while_it_saved_its_result_runs_no_further_st
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_save", kill)
+        patched.setattr(training_run, "_save", kill)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "twice", *changes)
     twice = trained(tmp_path / "twice", *changes)

@@ -10,8 +10,8 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.export.run import ExportRequest, run_export
-from ulskip_cli.inference import checkpoint
+from ulskip_cli.export.export_run import ExportRequest, run_export
+from ulskip_cli.inference import model_files
 from ulskip_cli.inference.loading import load, load_tokenizer
 
 pytest.importorskip("gguf")
@@ -54,11 +54,11 @@ def test_a_gguf_file_is_loaded_like_the_model_that_it_contains(model_folder, fil
 
 
 def test_the_copy_is_made_once_for_each_type(file, cache, monkeypatch):
-    first = checkpoint.converted_gguf(file, "float32", ProgressCallback())
-    half = checkpoint.converted_gguf(file, "bfloat16", ProgressCallback())
+    first = model_files.converted_gguf(file, "float32", ProgressCallback())
+    half = model_files.converted_gguf(file, "bfloat16", ProgressCallback())
     assert load(hf(half, dtype="bfloat16")).model.dtype == torch.bfloat16
-    monkeypatch.setattr(checkpoint, "_convert", None)
-    assert checkpoint.converted_gguf(file, "float32", ProgressCallback()) == first != half
+    monkeypatch.setattr(model_files, "_convert", None)
+    assert model_files.converted_gguf(file, "float32", ProgressCallback()) == first != half
 
 
 def test_an_interrupted_conversion_leaves_nothing(file, cache, monkeypatch):
@@ -69,13 +69,13 @@ def test_an_interrupted_conversion_leaves_nothing(file, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.converted_gguf(file, "float32", ProgressCallback())
+            model_files.converted_gguf(file, "float32", ProgressCallback())
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
-    assert checkpoint.converted_gguf(file, "float32", ProgressCallback()).is_dir()
+    assert model_files.converted_gguf(file, "float32", ProgressCallback()).is_dir()
 
 
 def test_names_of_ends_in_the_vocabulary_end_answers(file, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_ENDS", ("<pad>", "<|im_end|>"))
+    monkeypatch.setattr(model_files, "_ENDS", ("<pad>", "<|im_end|>"))
     loaded = load(hf(file, dtype="float32"))
     vocabulary = load_tokenizer(hf(file)).get_vocab()
     ends = sorted([vocabulary["<pad>"], vocabulary["<eos>"]])

@@ -11,7 +11,13 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.export.checkpoint import source_license
-from ulskip_cli.export.run import ExportRequest, resolve_export, schedule_text, staged, write_record
+from ulskip_cli.export.export_run import (
+    ExportRequest,
+    resolve_export,
+    schedule_text,
+    staged,
+    write_record,
+)
 
 
 def test_only_a_schedule_describes_stages(tmp_path):

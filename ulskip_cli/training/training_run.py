@@ -32,7 +32,7 @@ from ulskip_cli.engines.loop import peak_bytes
 from ulskip_cli.engines.own_responses import OWN_RESPONSES, generate_own_responses, greedy_request
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes, is_out_of_memory
-from ulskip_cli.inference.checkpoint import TRAINING, training_record
+from ulskip_cli.inference.model_files import TRAINING, training_record
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
 from ulskip_cli.tasks.encoding import EncodedExample, TextPair, pad_token_id

@@ -8,7 +8,7 @@ from reference import hf
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelConfig
-from ulskip_cli.inference.checkpoint import folder_of, training_notes
+from ulskip_cli.inference.model_files import folder_of, training_notes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

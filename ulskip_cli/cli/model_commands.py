@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.plan import gigabytes
+from ulskip_cli.cli.plan_command import gigabytes
 from ulskip_cli.cli.shared import (
     PATH,
     ConfigDir,
@@ -46,7 +46,7 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     with ProgressBars(chosen.model.label) if first else nullcontext(ProgressCallback()) as progress:
-        from ulskip_cli.training.run import run_training
+        from ulskip_cli.training.training_run import run_training
 
         record = run_training(chosen, progress).plain()
     if not first:
@@ -60,7 +60,7 @@ def train(
 
 def training_lines(record: Table, output: Path) -> list[str]:
     """Return the lines that summarize a training: steps, losses and warnings. `record` has the keys
-    of `TrainingRecord` in `training/run.py`.
+    of `TrainingRecord` in `training/training_run.py`.
     """
     since = " since the run resumed" if record["resumed"] else ""
     lines = [
@@ -116,9 +116,9 @@ def export(
     prompt_layers=kept --to DIR.
     """
     from ulskip_cli.core.config import compose
-    from ulskip_cli.export import run
+    from ulskip_cli.export import export_run
 
-    require_choice("--format", as_format, run.FORMATS)
+    require_choice("--format", as_format, export_run.FORMATS)
     chosen = compose(overrides, f"export --format {as_format}")
     if print_config:
         print_yaml(chosen)
@@ -129,11 +129,11 @@ def export(
         )
     from ulskip_cli.cli.progress_bars import ProgressBars
 
-    request = run.ExportRequest(to, as_format, check)
+    request = export_run.ExportRequest(to, as_format, check)
     # A schedule loads no model.
     with ProgressBars(chosen.model.label if as_format != "schedule" else "") as bars:
-        record = run.run_export(chosen, request, bars)
+        record = export_run.run_export(chosen, request, bars)
     if as_json:
         print_json(record)
     else:
-        print("\n".join(run.summary(record)))
+        print("\n".join(export_run.summary(record)))

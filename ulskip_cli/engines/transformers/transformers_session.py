@@ -8,12 +8,12 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.files import Table
-from ulskip_cli.engines.base import BatchOutput, Clock, EngineSession, Prompts, Watch
+from ulskip_cli.engines.base import BatchOutput, Clock, Prompts, Session, Watch
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
 
 
-class TransformersSession(EngineSession):
+class TransformersSession(Session):
     """Decoding with transformers' `generate`."""
 
     def generate(self, prompts: Prompts, request: Request, watch: Watch) -> BatchOutput:

@@ -6,7 +6,12 @@ from unittest.mock import Mock
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read_objects, read_text
+from ulskip_cli.tasks.example_files import (
+    examples_from_rows,
+    load_dataset_rows,
+    read_objects,
+    read_text,
+)
 
 
 def test_an_answer_that_is_a_number_is_read_as_its_text():

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.inference.checkpoint import training_notes
-from ulskip_cli.training.run import last_checkpoint
+from ulskip_cli.inference.model_files import training_notes
+from ulskip_cli.training.training_run import last_checkpoint
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 
