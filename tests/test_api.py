@@ -123,7 +123,7 @@ def test_the_first_difference_is_a_token_and_a_character():
     def difference(*texts):
         full, kept = (api.Answer(text, list(map(ord, text)), False) for text in texts)
         layers = "3 of 6 layers", (0, 3, 5)
-        return api.Comparison("", "tiny", "unified", *layers, full, kept)
+        return api.AnswerPair("", "tiny", "unified", *layers, full, kept)
 
     assert difference("abc", "abd").first_difference == (2, 2)
     assert difference("abc", "ab").first_difference == (2, 2)

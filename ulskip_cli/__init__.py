@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ulskip_cli.api import (
         Answer,
-        Comparison,
+        AnswerPair,
         compare,
         evaluate,
         generate,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
-    "Comparison",
+    "AnswerPair",
     "__version__",
     "compare",
     "evaluate",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 from ulskip_cli.core import config
-from ulskip_cli.core.answer import Answer, Comparison, Ends, Request
+from ulskip_cli.core.answer import Answer, AnswerPair, Ends, Request
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import MAX_LAYERS
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
-    "Comparison",
+    "AnswerPair",
     "compare",
     "evaluate",
     "generate",
@@ -278,7 +278,7 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> Comparison:
+def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> AnswerPair:
     """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
     measure the speed of both after a warm-up.
 

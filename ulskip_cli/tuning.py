@@ -73,15 +73,15 @@ class Tuning:
             )
         choice, final = divide(config)
         resolver = Resolver()
-        files, full_plan = resolver.schedule(configuration.baseline_config(choice), "tune")
-        choice, num_layers = choice.replace(model=files.model), full_plan.num_layers
+        folder, full_plan = resolver.schedule(configuration.baseline_config(choice), "tune")
+        choice, num_layers = choice.replace(model=folder.model), full_plan.num_layers
         first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
         if config.speedup:
             first = _num_kept_for_speedup(config.speedup, choice, num_layers, resolver)
         candidates = [_candidate(text, choice) for text in config.candidates]
         for candidate in candidates:
             try:
-                make_plan(at(candidate, num_layers, first), files.metadata, "tune")
+                make_plan(at(candidate, num_layers, first), folder.metadata, "tune")
             except NotApplicable:
                 raise
             except UsageError:  # e.g. layers for another ratio, which a later point can have

@@ -19,7 +19,7 @@ from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.experiments.record import Record as Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.example_files import read_lines
-from ulskip_cli.tasks.metrics import Answers
+from ulskip_cli.tasks.metrics import ScoredTexts
 from ulskip_cli.tasks.metrics.translation import compare_systems
 
 TESTS = ("test_2016_flickr", "test_2017_flickr")
@@ -229,7 +229,7 @@ class Rows:
             own, others = self.texts.pooled(one.rows), self.texts.pooled(other.rows)
             if own is None or others is None:
                 return None
-            known[ids] = compare_systems(BLEU(), Answers(own[0], own[1], [], others[0]))
+            known[ids] = compare_systems(BLEU(), ScoredTexts(own[0], own[1], [], others[0]))
         return dict(known[ids])
 
     def save(self) -> None:

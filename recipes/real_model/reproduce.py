@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ulskip_cli.cli.progress_bars import SweepDisplay
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.correction import RECORD
+from ulskip_cli.core.correction import ADAPTER_FILE
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.record import Record
@@ -87,7 +87,7 @@ def adapters() -> list[list[str]]:
     return [
         [*keep(count), "correction=adapter", f"correction.path={folder}"]
         for count in SKIPPED
-        if ((folder := WORK / f"adapter-{count}") / RECORD).is_file()
+        if ((folder := WORK / f"adapter-{count}") / ADAPTER_FILE).is_file()
     ]
 
 

@@ -33,7 +33,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run_jobs
 from ulskip_cli.report import plots
 from ulskip_cli.report.tables import markdown_table, provenance
-from ulskip_cli.tasks.metrics import METRIC_OF, Answers
+from ulskip_cli.tasks.metrics import METRIC_OF, ScoredTexts
 
 FOLDER = Path("results/which_layers")
 TRIAL = Path("runs/which_layers_trial")
@@ -246,7 +246,7 @@ def judge(row: Record, answers: Sequence[Mapping[str, str]]) -> list[float]:
     tests = [answer.get("test", "") for answer in answers]
     metric = METRICS[str(row.task)]
     scorer = METRIC_OF[metric].make(row.config.task.scoring())
-    judged = Answers(hypotheses, references, sources, tests=tests)
+    judged = ScoredTexts(hypotheses, references, sources, tests=tests)
     return [round(float(score), 4) for score in scorer.segments(hypotheses, judged)[metric]]
 
 

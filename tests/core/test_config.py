@@ -113,7 +113,7 @@ def test_escapes_are_those_of_texts_for_the_model_alone(more):
     assert added.task.templates["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
 
 
-HEAD = b"_target_: ulskip_cli.strategies.static.Full\nname: mine\n"
+HEAD = b"_target_: ulskip_cli.strategies.static.KeepAll\nname: mine\n"
 BROKEN = {
     "binary": (HEAD + b"description: \xff\xfe\x00", "FILE"),
     "malformed": (HEAD + b"layers: [", "FILE, line 3"),

@@ -33,7 +33,7 @@ def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_of_a_benchmark_fits_a_terminal(width):
     console = Console(width=width, record=True, file=io.StringIO(), markup=False)
-    console.print(tables.draw(tables.short_section(ENGINES), width, tables.FILE))
+    console.print(tables.draw(tables.short_section(ENGINES), width, tables.TABLE_FILE))
     text = console.export_text()
     assert "…" not in text and "1.88 to 1.92" in text
     assert "tiny · greedy · random prompts of 64 tokens, 32 new ones" in " ".join(text.split())

@@ -11,7 +11,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.jsonl import SAMPLES, CnnDm, HumanEval, Jsonl
-from ulskip_cli.tasks.metrics import Answers
+from ulskip_cli.tasks.metrics import ScoredTexts
 
 SAMPLE_SHA256 = "8886677757f9f903c440fa4a0e781bd33a18946448eeccc229dfb5b96d210366"
 ARTICLES = [
@@ -142,7 +142,7 @@ def test_all_solutions_of_the_real_problems_pass():
     texts = [task.hypothesis(task.template_for(True).response(example)) for example in examples]
     bodies = [textwrap.indent("return None", "    ")] * len(examples)
     sources, tests = zip(*((example.source, example.test) for example in examples), strict=True)
-    answers = Answers(bodies, texts, list(sources), texts, list(tests))
+    answers = ScoredTexts(bodies, texts, list(sources), texts, list(tests))
     scores = metrics.compute_scores(task.scoring(), answers)
     assert scores.values == {"pass_at_1": 0.0}
     assert scores.against_full["pass_at_1"]["full"] == 100.0

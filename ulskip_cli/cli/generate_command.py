@@ -21,7 +21,7 @@ from ulskip_cli.core.files import printable, printable_lines
 
 if TYPE_CHECKING:
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.core.answer import Comparison
+    from ulskip_cli.core.answer import AnswerPair
     from ulskip_cli.experiments.comparison import PromptComparer
 
 EXAMPLE = "e.g. ulskip generate 'Ich habe Hunger.' ratio=2"
@@ -107,7 +107,7 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return first, others
 
 
-def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> "Comparison":
+def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> "AnswerPair":
     """Compare the answers to one prompt, and show them while they are generated; before the first
     prompt, show also the notes on all.
     """

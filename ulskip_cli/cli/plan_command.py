@@ -41,16 +41,16 @@ def plan(
     if print_config:
         print_yaml(chosen)
         return
-    files, planned = Resolver().schedule(chosen, "plan")
-    total, device = files.metadata.total_bytes, chosen.model.device
-    copies = chosen.engine.copied_bytes(files.metadata, device, set(planned.needs))
+    folder, planned = Resolver().schedule(chosen, "plan")
+    total, device = folder.metadata.total_bytes, chosen.model.device
+    copies = chosen.engine.copied_bytes(folder.metadata, device, set(planned.needs))
     if as_json:
         print_json(planned.as_dict() | {"weight_bytes": total, "copied_bytes": copies})
         return
     weights = UNKNOWN
     if total is not None:
         weights = (
-            f"{gigabytes(total)} in {files.model.dtype}, and {gigabytes(copies)} for the copies of"
+            f"{gigabytes(total)} in {folder.model.dtype}, and {gigabytes(copies)} for the copies of"
             " the engine"
         )
     lines = plan_lines(planned, chosen.model.label, chosen.correction.label, weights)

@@ -46,11 +46,11 @@ def report(
     if check and compare in (None, "paper"):
         raise UsageError("--check requires --compare FOLDER, the results to compare with")
     from ulskip_cli.report import build
-    from ulskip_cli.report.rows import FILE, RESULTS_DIR, find_folders
+    from ulskip_cli.report.rows import RESULTS_DIR, ROWS_FILE, find_folders
 
     found = find_folders(folders or [RESULTS_DIR])
     if not folders:  # so that one's own results are not mixed with those of a checkout
-        found = [max(found, key=lambda folder: (folder / FILE).stat().st_mtime)]
+        found = [max(found, key=lambda folder: (folder / ROWS_FILE).stat().st_mtime)]
     made = build.Report(found, compare, gate)
     written = build.write(made, plots)
     if html:
@@ -97,7 +97,7 @@ def score(
         return
     console = make_console()
     section = tables.long_section([displayed(record, Path()) for record in records])
-    console.print(tables.draw(section, console.width, tables.FILE), soft_wrap=False)
+    console.print(tables.draw(section, console.width, tables.TABLE_FILE), soft_wrap=False)
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
     differ = sum(bool(run.changed) for run in scored)
     lines = [

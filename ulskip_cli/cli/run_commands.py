@@ -282,7 +282,7 @@ def _show_outcome(
             lead = verdicts.lead(records) if several else [sentence(records[-1])]
         for line in lead:
             console.print(line, style="bold")
-        table = tables.draw(tables.short_section(records), console.width, tables.FILE)
+        table = tables.draw(tables.short_section(records), console.width, tables.TABLE_FILE)
         console.print(table, soft_wrap=False)
         for warning in warnings(records):
             console.print(f"warning: {warning}", style="yellow", soft_wrap=False)

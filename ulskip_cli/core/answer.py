@@ -117,7 +117,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AnswerPair:
     """The answers of the full model and of the kept layers to one prompt."""
 
     prompt: str

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Pairs = Iterable[tuple[Tensor, Tensor]]
     Parts = dict[str, Tensor]  # the tensors of a patch by name
 
-RECORD = "adapter.json"  # of a skip adapter
+ADAPTER_FILE = "adapter.json"  # of a skip adapter
 _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
 
 
@@ -248,7 +248,7 @@ def read_record(folder: Path, model: ModelConfig, key: str = "correction.path") 
     """Read the record of a skip adapter, whose folder is the value of `key`; raise UsageError if it
     is missing or belongs to another model.
     """
-    file = folder / RECORD
+    file = folder / ADAPTER_FILE
     try:
         record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
     except UsageError as error:
@@ -307,7 +307,8 @@ class Adapter(Correction):
     def fingerprint(self) -> str:
         """Return a hash of the records and weights of all folders."""
         return " ".join(
-            folder_fingerprint(user_path(name, "correction.path") / RECORD) for name in self.path
+            folder_fingerprint(user_path(name, "correction.path") / ADAPTER_FILE)
+            for name in self.path
         )
 
     def _records(self, model: ModelConfig) -> list[AdapterRecord]:

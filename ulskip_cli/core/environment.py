@@ -19,7 +19,7 @@ __version__ = "0.5.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
-TOLERANCE = 0.2  # CPUs that other processes may use without a remark
+OTHER_CPUS_LIMIT = 0.2  # CPUs that other processes may use without a remark
 NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
 
@@ -194,7 +194,7 @@ class LoadMeter:
 
 def is_crowded(other_cpus: float | None, threads: int) -> bool:
     """Return True if other processes use CPUs that `threads` threads need too."""
-    return other_cpus is not None and threads + other_cpus > len(cpus()) + TOLERANCE
+    return other_cpus is not None and threads + other_cpus > len(cpus()) + OTHER_CPUS_LIMIT
 
 
 def cpus() -> set[int]:

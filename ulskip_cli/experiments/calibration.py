@@ -14,7 +14,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
-from ulskip_cli.core.correction import RECORD, Patch, PatchKind
+from ulskip_cli.core.correction import ADAPTER_FILE, Patch, PatchKind
 from ulskip_cli.core.files import Table, read_object, write_atomic
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import Options
@@ -168,8 +168,8 @@ class HeldOutEvaluator:
             strategy.changed(),
             strategy.code,
             config.correction.changed(),
-            _without_name(self.loaded.files.model),
-            self.loaded.files.fingerprint,
+            _without_name(self.loaded.folder.model),
+            self.loaded.folder.fingerprint,
             {name: depends[name] for name in strategy.calibrated_for},
             config.prompt_layers,
             config.seed,
@@ -190,14 +190,14 @@ class HeldOutEvaluator:
         """Return the patches of a plan, and what a row stores of them; fit them if no fit is
         stored.
         """
-        config, files, patch = self.config, self.loaded.files, self.config.correction
+        config, base, patch = self.config, self.loaded.folder, self.config.correction
         assert isinstance(patch, Patch)
         name = key(
             CALIBRATION,
-            _without_name(self.loaded.files.model),
-            files.fingerprint,
+            _without_name(self.loaded.folder.model),
+            base.fingerprint,
             patch.changed(),
-            plan.skipping_sets,
+            plan.sets_with_gaps,
             config.prompt_layers,
             # of own answers
             [config.answer_tokens, config.seed, self._most_samples],
@@ -205,14 +205,14 @@ class HeldOutEvaluator:
         )
         results = ResultsFolder.of(config)
         folder = results.path / "calibrations" / name
-        is_stored = (folder / RECORD).is_file
+        is_stored = (folder / ADAPTER_FILE).is_file
         # another process may fit the same, for another batch size
         with contextlib.nullcontext() if is_stored() else results.hold(name):
             if not is_stored():
                 examples = self._responses(folder.with_name(OWN_RESPONSES))
                 adapter, notes = self._fit_patches(plan, examples)
                 record = {
-                    "base": {"model": config.model.label, "fingerprint": files.fingerprint},
+                    "base": {"model": config.model.label, "fingerprint": base.fingerprint},
                     "task": self.workload.task.name,
                     "strategy": plan.strategy,
                     "prompt_layers": plan.prompt_layers,
@@ -239,7 +239,7 @@ class HeldOutEvaluator:
         losses: dict[float, float] = {}
         report = self.progress.phase("calibrate: patches", len(RIDGES) + 1)
         for ridge in RIDGES:
-            adapter = fitter.fit(plan.skipping_sets, kind, ridge)
+            adapter = fitter.fit(plan.sets_with_gaps, kind, ridge)
             patched = Decoder(Views.of(self.loaded.model, plan, adapter))
             losses[ridge] = texts.scores(patched).decode_loss
             report(len(losses))
@@ -251,7 +251,7 @@ class HeldOutEvaluator:
             )
         if fitting:
             fitter = fitter.with_batches(fitter.batches + self.fitter(choosing).batches)
-        return fitter.fit(plan.skipping_sets, kind, best), {
+        return fitter.fit(plan.sets_with_gaps, kind, best), {
             "ridge": best,
             "ridge_losses": {f"{ridge:g}": round(value, 4) for ridge, value in losses.items()},
             "examples": len(examples),
@@ -302,7 +302,7 @@ def zero_patches(
     """
     kind = config.correction.patch_kind(config.model)
     used: Table = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
-    adapter = zero_adapter(loaded.model, plan.skipping_sets, kind)
+    adapter = zero_adapter(loaded.model, plan.sets_with_gaps, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 

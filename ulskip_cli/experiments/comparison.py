@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from ulskip_cli.core.answer import Comparison, until_stop
+from ulskip_cli.core.answer import AnswerPair, until_stop
 from ulskip_cli.engines.base import BatchOutput, Prompts, Room, Watch
 from ulskip_cli.experiments.describe import describe_schedule, measure_throughput
 from ulskip_cli.experiments.evaluate import answer_request, answers_of
@@ -72,7 +72,7 @@ class PromptComparer:
         schedule = describe_schedule(self.run.plan, outputs)
         return Record.joined(self.run.point.settings, schedule, *rates)
 
-    def compare(self, index: int, on_text: OnText = lambda side, piece: None) -> Comparison:
+    def compare(self, index: int, on_text: OnText = lambda side, piece: None) -> AnswerPair:
         """Answer a prompt with the full model, then with the kept layers. `on_text` gets the texts
         while they are generated, outside the measured times.
         """
@@ -80,7 +80,7 @@ class PromptComparer:
             BatchSize(1), lambda _: [self._answer(side, index, on_text) for side in range(2)]
         )
         record = self._described([kept])
-        return Comparison(
+        return AnswerPair(
             prompt=self.workload.examples[index].source,
             model=str(record.model),
             strategy=record.label,

@@ -36,7 +36,7 @@ from ulskip_cli.experiments.record import Quality
 from ulskip_cli.inference.batching import BatchSize, longest_first
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, pad_token_id
-from ulskip_cli.tasks.metrics import Answers, resamples
+from ulskip_cli.tasks.metrics import ScoredTexts, resamples
 
 Values = NDArray[np.float64]
 # Signs of degenerate output, which a corpus score hides.
@@ -312,7 +312,7 @@ def score_answers(
     if not all(example.reference for example in examples):
         return quality
     progress.phase(f"{answers.strategy}: metrics")
-    texts = Answers(
+    texts = ScoredTexts(
         [generation["hypothesis"] for generation in generations],
         [example.reference for example in examples],
         [example.source for example in examples],

@@ -198,7 +198,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def record(self) -> Record:
         """Return the part of the record that all tasks share, without scores."""
         config = self.ulskip_config
-        shared_id = point_key(config, "lm-eval", self.loaded.files, self.plan)
+        shared_id = point_key(config, "lm-eval", self.loaded.folder, self.plan)
         warnings = list(self.plan.warnings)
         if not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(FIRST_TOKEN)

@@ -38,7 +38,7 @@ UNIT_SHARE = 0.07  # of speed.seconds: the time of a unit, in which MAX_PAIRS ar
 MAX_PAIRS = 30
 BATCHES = 8  # different batches of prompts that are timed
 READ_BYTES = 2**29  # larger than any cache
-MEMORY_SHARE = 0.25  # at most this share of free memory is read
+READ_MEMORY_SHARE = 0.25  # at most this share of free memory is read
 STREAMS = 1, 2, 4, 8  # places that a thread reads in turn; which number is fastest differs
 
 
@@ -158,7 +158,7 @@ def bandwidth_meter(device: torch.device) -> Callable[[], float]:
     """
     size = READ_BYTES
     if device.type == "cpu":
-        size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+        size = min(size, int(READ_MEMORY_SHARE * psutil.virtual_memory().available))
     # float32, whose number is a multiple of the streams
     flat = torch.ones(max(1, size // 32) * 8, device=device)
     reads: list[Callable[[], object]] = [

@@ -88,7 +88,7 @@ class Resolver:
         config.engine.check_model(folder.config)
         plan = make_plan(config, folder.metadata, command)
         if config.strategy.is_calibrated:  # its layers are known
-            config.correction.folder_for(config.model, plan.skipping_sets)
+            config.correction.folder_for(config.model, plan.sets_with_gaps)
         return folder, plan
 
     def data(self, config: Config) -> TaskExamples:

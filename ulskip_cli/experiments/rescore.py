@@ -10,9 +10,9 @@ from ulskip_cli.core.task import Task
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import Answers
+from ulskip_cli.tasks.metrics import ScoredTexts
 
-TOLERANCE = 1e-9
+SCORE_ERROR = 1e-9
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RescoredRun:
     def changed(self) -> dict[str, tuple[float, float]]:
         """The old and the new value of other scores, by row key."""
         both = ((key, old, self.record.value(key)) for key, old in self.stored.scores.items())
-        return {key: (old, new) for key, old, new in both if abs(old - new) > TOLERANCE}
+        return {key: (old, new) for key, old, new in both if abs(old - new) > SCORE_ERROR}
 
     @property
     def has_news(self) -> bool:
@@ -98,8 +98,8 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Tab
     return answers
 
 
-def _texts(answers: Sequence[Table]) -> Answers:
+def _texts(answers: Sequence[Table]) -> ScoredTexts:
     hypotheses, references, sources, tests = (
         [answer.get(key, "") for answer in answers] for key in (*ANSWER_KEYS, "test")
     )
-    return Answers(hypotheses, references, sources, tests=tests)
+    return ScoredTexts(hypotheses, references, sources, tests=tests)

@@ -109,7 +109,7 @@ class Models:
                 kernels.load_kernels(lambda: self.progress.phase(compiling))
             self._model = config, loaded
         loaded = self._model[1]
-        if loaded.files.fingerprint != point.folder.fingerprint:
+        if loaded.folder.fingerprint != point.folder.fingerprint:
             raise RunError(
                 f"the weights of {config.path} changed since the run was prepared; repeat the run"
             )

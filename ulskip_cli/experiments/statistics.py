@@ -20,7 +20,7 @@ from ulskip_cli.experiments.intervals import CONFIDENCE, Interval
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import Answers
+from ulskip_cli.tasks.metrics import ScoredTexts
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 GATE = 0.9  # share of the full model's quality that a winner keeps
@@ -173,7 +173,7 @@ def _bootstrap(new: Record, old: Record, metric: str) -> Interval | None:
     language = new.config.task.scoring().target_language
     scoring = Scoring((spec.name,), language)
     sources, references = map(list, zip(*shared, strict=True))
-    answers = Answers(texts, references, sources, others)
+    answers = ScoredTexts(texts, references, sources, others)
     delta = metrics.compute_scores(scoring, answers).against_full[metric]
     return Interval(delta["delta"], delta["delta_low"], delta["delta_high"])
 

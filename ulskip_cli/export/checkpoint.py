@@ -75,7 +75,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
     it.
     """
-    model = point.files.model
+    model = point.folder.model
     kept = point.plan.kept_layers
     progress.phase(f"load {model.label}")
     source = folder_of(model, progress)
@@ -115,7 +115,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     parameters = list(exported.view.parameters())  # lists tied parameters once
     record = {
         "made_by": point.made_by,
-        "model": {**model.plain(), "fingerprint": point.files.fingerprint},
+        "model": {**model.plain(), "fingerprint": point.folder.fingerprint},
         "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,

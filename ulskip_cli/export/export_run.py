@@ -29,7 +29,7 @@ FORMATS = {
     "schedule": "run:export_schedule",
 }
 SCHEDULE = "schedule.json"
-RECORD = "ulskip_export.json"
+EXPORT_FILE = "ulskip_export.json"
 _FILE_NAMES = {"gguf": "model.gguf", "schedule": SCHEDULE}
 # An export in one file contains the mark near its beginning.
 _MARK, _HEAD_BYTES = b"ulskip", 65536
@@ -49,7 +49,7 @@ class ResolvedExport:
     """A checked request with its configuration and plan."""
 
     config: Config
-    files: ModelFolder
+    folder: ModelFolder
     plan: Plan
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
@@ -86,16 +86,16 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
     if name == "schedule":  # it contains layers alone
         config = config.replace(correction=configuration.preset("correction", "none"))
-    files, plan = Resolver().schedule(config, f"export --format {name}")
-    if name == "gguf" and (unsupported := unsupported_by_gguf(files.config)):
+    folder, plan = Resolver().schedule(config, f"export --format {name}")
+    if name == "gguf" and (unsupported := unsupported_by_gguf(folder.config)):
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
         )
     to = request.to
     if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
-    skip_adapter = config.correction.folder_for(config.model, plan.skipping_sets)
-    return ResolvedExport(config, files, plan, request, to, made_by, skip_adapter)
+    skip_adapter = config.correction.folder_for(config.model, plan.sets_with_gaps)
+    return ResolvedExport(config, folder, plan, request, to, made_by, skip_adapter)
 
 
 def run_export(
@@ -179,7 +179,10 @@ def check_target(target: Path, is_folder: bool) -> None:
     if target.is_dir():
         exported: set[str] = set()  # none without a readable record of an earlier export
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            exported = {RECORD, *json.loads((target / RECORD).read_text("utf-8"))["files"]}
+            exported = {
+                EXPORT_FILE,
+                *json.loads((target / EXPORT_FILE).read_text("utf-8"))["files"],
+            }
         for path in target.rglob("*"):
             if not path.is_dir() and str(path.relative_to(target)) not in exported:
                 raise UsageError(
@@ -221,5 +224,5 @@ def write_record(folder: Path, record: Table) -> Table:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     record = {**record, "files": files}
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    (folder / RECORD).write_text(f"{text}\n", "utf-8")
+    (folder / EXPORT_FILE).write_text(f"{text}\n", "utf-8")
     return record

@@ -42,7 +42,7 @@ class LoadedModel:
     """A model in evaluation mode on its device, with its metadata."""
 
     model: PreTrainedModel
-    files: ModelFolder
+    folder: ModelFolder
     metadata: ModelMetadata  # with the bytes of the weights in memory
     notes: Table  # training and quantization of the weights, for result rows
 

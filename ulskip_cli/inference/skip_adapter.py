@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import KINDS, RECORD, PatchKind
+from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, PatchKind
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import Table, user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
@@ -201,7 +201,7 @@ class SkipAdapter:
             "kind": self.kind.name,
             **self.record,
         }
-        write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
+        write_atomic(folder / ADAPTER_FILE, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SkipAdapter":
@@ -209,16 +209,16 @@ class SkipAdapter:
         since they were saved.
         """
         try:
-            record = json.loads((folder / RECORD).read_text("utf-8"))
+            record = json.loads((folder / ADAPTER_FILE).read_text("utf-8"))
             data = (folder / WEIGHTS).read_bytes()
             if record.pop("sha256", "") not in ("", hashlib.sha256(data).hexdigest()):
-                raise ValueError(f"{WEIGHTS} is not the file that {RECORD} belongs to")
+                raise ValueError(f"{WEIGHTS} is not the file that {ADAPTER_FILE} belongs to")
             tensors = safetensors.torch.load(data)
             for name, tensor in tensors.items():
                 if not tensor.is_floating_point():
                     raise ValueError(f"{name} has the type {tensor.dtype}, not a float")
             if record.pop("format") != FORMAT:
-                raise ValueError(f"the format in {RECORD} is not {FORMAT}")
+                raise ValueError(f"the format in {ADAPTER_FILE} is not {FORMAT}")
             kept_sets = [tuple(layers) for layers in record.pop("kept_sets")]
             num_layers, kind = record.pop("num_layers"), KINDS[record.pop("kind")]
             patches, lora = _corrections(tensors, kind, kept_sets, num_layers)
@@ -263,7 +263,7 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table 
 
     Raises UsageError if the adapters belong to another model, or none has the plan's layers.
     """
-    folder = config.correction.folder_for(config.model, plan.skipping_sets)
+    folder = config.correction.folder_for(config.model, plan.sets_with_gaps)
     if folder is None:
         return None, None
     adapter = SkipAdapter.load(user_path(folder, "correction.path"))

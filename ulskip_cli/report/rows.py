@@ -26,7 +26,7 @@ from ulskip_cli.experiments.settings import (
 )
 from ulskip_cli.report.columns import ABSENT
 
-FILE = "runs.jsonl"
+ROWS_FILE = "runs.jsonl"
 RESULTS_DIR = Path("results")  # default of results_dir
 LINES = ("strategy", "correction", "ratio", "batch_size")  # differ between the lines of one table
 
@@ -109,12 +109,12 @@ def find_folders(named: Sequence[Path]) -> list[Path]:
     """List the results folders that folders, parent folders or runs.jsonl files name."""
     folders: dict[Path, None] = {}
     for path in named:
-        folder = path.parent if path.name == FILE else path
-        below = [folder] if (folder / FILE).is_file() else _inside(folder)
+        folder = path.parent if path.name == ROWS_FILE else path
+        below = [folder] if (folder / ROWS_FILE).is_file() else _inside(folder)
         if not below:
             known = ", ".join(map(str, _inside(RESULTS_DIR)))
             raise UsageError(
-                f"expected a folder of results with {FILE}, or a folder of such folders, got"
+                f"expected a folder of results with {ROWS_FILE}, or a folder of such folders, got"
                 f" '{path}'; known: {known or 'none'}; `ulskip run` makes one"
             )
         folders.update(dict.fromkeys(below))
@@ -122,7 +122,7 @@ def find_folders(named: Sequence[Path]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted(file.parent for file in folder.glob(f"*/{FILE}"))
+    return sorted(file.parent for file in folder.glob(f"*/{ROWS_FILE}"))
 
 
 def stored(folder: ResultsFolder, warn: bool = False) -> list[Record]:

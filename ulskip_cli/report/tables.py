@@ -46,7 +46,7 @@ from ulskip_cli.report.rows import (
 )
 from ulskip_cli.tasks.metrics import AGREEMENT
 
-FILE = "table.md"
+TABLE_FILE = "table.md"
 MAX_CELL = 24  # characters per cell on a terminal
 STARS = (
     "A star (*) marks a score that differs from the full model's: the 95% interval of the"
@@ -309,7 +309,7 @@ def write_tables(folder: ResultsFolder) -> None:
     records = stored(folder)
     write_atomic(folder.path / "table.csv", to_csv(ordered(records)))
     long = long_section(records)
-    write_markdown(folder.path / FILE, records, [markdown(long), long.note])
+    write_markdown(folder.path / TABLE_FILE, records, [markdown(long), long.note])
 
 
 def title(records: Sequence[Record]) -> str:

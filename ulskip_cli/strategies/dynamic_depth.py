@@ -23,7 +23,7 @@ WARMUP_LAYERS = 1  # w; they run in every step
 NEVER = 2.0  # no confidence is above 1
 LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam)
 ROUNDS = 14
-TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
+MEAN_DEPTH_ERROR = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 
 
 class SkipDecode(Strategy):
@@ -185,7 +185,7 @@ class EarlyExit(Strategy):
             mean = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
             tried.append((threshold, mean))
             held_out.tell(round_, ROUNDS)
-            if abs(mean - num_kept) <= TOLERANCE * num_kept:
+            if abs(mean - num_kept) <= MEAN_DEPTH_ERROR * num_kept:
                 break
             low, high = (middle, high) if mean < num_kept else (low, middle)
         threshold, mean = min(tried, key=lambda pair: abs(pair[1] - num_kept))

@@ -87,7 +87,7 @@ class Schedule:
         return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
 
     @property
-    def skipping_sets(self) -> list[Layers]:
+    def sets_with_gaps(self) -> list[Layers]:
         """The layers of each stage that skips some, for which corrections are made."""
         return [
             stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
@@ -268,7 +268,7 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
             Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
             Need.FIRST_PROMPT: schedule.first_layers(plan.prompt_layers),
             Need.FITTED_PATCHES: config.correction.is_fitted,
-            Need.PATCHES: plan.skipping_sets and kind.takes_time,
+            Need.PATCHES: plan.sets_with_gaps and kind.takes_time,
             Need.ADAPTER: isinstance(config.correction, Adapter),
             Need.NO_TOKENIZER: not metadata.has_tokenizer,
             Need.CALIBRATION: not config.strategy.is_calibrated,

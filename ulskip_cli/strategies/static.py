@@ -13,7 +13,7 @@ from ulskip_cli.core.strategy import ScheduleRequest, Strategy
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 
 
-class Full(Strategy):
+class KeepAll(Strategy):
     """Keep all layers at every ratio."""
 
     follows_ratio = False

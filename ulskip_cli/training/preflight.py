@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ulskip_cli.core.config_schema import Config, Shared, TrainingConfig
-from ulskip_cli.core.correction import RECORD, Correction
+from ulskip_cli.core.correction import ADAPTER_FILE, Correction
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, user_path
@@ -13,7 +13,7 @@ from ulskip_cli.core.schedule import Stage, checked_stages
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.task import AUTO, check_references
 from ulskip_cli.strategies.plan import make_plan, schedule_request
-from ulskip_cli.strategies.static import Full
+from ulskip_cli.strategies.static import KeepAll
 
 
 def run_at(config: TrainingConfig, ratio: float) -> Config:
@@ -21,7 +21,7 @@ def run_at(config: TrainingConfig, ratio: float) -> Config:
     values = {key: getattr(config, key) for key in Shared.model_fields}
     values |= {"correction": Correction(name="none"), "engine": engine_named(AUTO)}
     if ratio == 1:
-        values["strategy"] = Full(name="full")
+        values["strategy"] = KeepAll(name="full")
     return Config.model_construct(**values, ratio=ratio, batch_size=1)
 
 
@@ -64,7 +64,7 @@ def check_trainable(config: TrainingConfig) -> None:
         )
     trainer_arguments(config)
     start = config.train.start
-    if start is not None and not (user_path(start, "train.start") / RECORD).is_file():
+    if start is not None and not (user_path(start, "train.start") / ADAPTER_FILE).is_file():
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
     examples, responses = config.task.examples(), config.train.responses
     if responses != "own" or config.train.held_out:

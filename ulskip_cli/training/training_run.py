@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import TrainingConfig
-from ulskip_cli.core.correction import KINDS, NO_PATCHES, RECORD, read_record
+from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, NO_PATCHES, read_record
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, noticing_full_disk, user_path, write_atomic
 from ulskip_cli.core.fingerprint import folder_fingerprint, key
@@ -105,12 +105,12 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     settings, and RunError for NaN.
     """
     output = user_path(config.output, "output")
-    files = ModelFolder(config.model)
-    config = _within_context(config, files.metadata.context)
+    folder = ModelFolder(config.model)
+    config = _within_context(config, folder.metadata.context)
     tokenizer = loading.load_tokenizer(config.model, progress)
     texts = load_training_texts(config, tokenizer)
     # Before weights are loaded: a finished training returns at once, other folders are refused.
-    identity = _identity(config, texts, files)
+    identity = _identity(config, texts, folder)
     checkpoints, finished = output / "checkpoints", _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -345,7 +345,7 @@ def build_adapter_loss(
     return AdapterLoss(model, start, train, max_bytes)
 
 
-def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) -> str:
+def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder) -> str:
     """Return a hash of everything that decides the weights. Texts and initial weights are hashed
     instead of their paths.
     """
@@ -356,11 +356,11 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, files: ModelFolder) 
     values["model"].pop("path")
     # The length limits own answers, and strategies choose the layers of later positions by it.
     length, start = config.answer_tokens, config.train.start
-    initial_weights = [files.fingerprint]
+    initial_weights = [folder.fingerprint]
     if start is not None:
-        initial_weights.append(folder_fingerprint(user_path(start, "train.start") / RECORD))
+        initial_weights.append(folder_fingerprint(user_path(start, "train.start") / ADAPTER_FILE))
         values["train"].pop("start")
-    strategy, num_layers = config.strategy, files.metadata.num_layers
+    strategy, num_layers = config.strategy, folder.metadata.num_layers
     layers = schedules(config, num_layers), trained_exits(config, num_layers)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.

@@ -2,7 +2,7 @@ import pytest
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics import Answers, code
+from ulskip_cli.tasks.metrics import ScoredTexts, code
 from ulskip_cli.tasks.metrics.code import PassAt1, passes, program
 
 SOURCE = 'from math import pi\n\n\ndef area(r):\n    """Area of a circle."""\n'
@@ -25,7 +25,7 @@ def metric(allow_code):
 
 def test_pass_at_1_is_the_share_of_answers_that_pass_and_is_compared_with_full():
     texts, full = [*RIGHT, *WRONG], [RIGHT[0]] * 12
-    answers = Answers(texts, full, [SOURCE] * 12, full, [TEST] * 12)
+    answers = ScoredTexts(texts, full, [SOURCE] * 12, full, [TEST] * 12)
     scores = metric(True).score(answers)
     assert scores.values == {"pass_at_1": 50.0}
     assert scores.against_full["pass_at_1"]["delta"] == -50.0
@@ -36,12 +36,12 @@ def test_pass_at_1_is_the_share_of_answers_that_pass_and_is_compared_with_full()
 def test_code_runs_only_if_it_is_allowed(monkeypatch):
     monkeypatch.setattr(code, "passes", lambda code: pytest.fail("code ran"))
     with pytest.raises(UsageError, match=r"task.allow_code=true .*--allow-code"):
-        metric(False).score(Answers(["x"], ["x"], ["x"], tests=["x"]))
+        metric(False).score(ScoredTexts(["x"], ["x"], ["x"], tests=["x"]))
 
 
 def test_answers_without_tests_are_refused():
     with pytest.raises(UsageError, match="under the key test"):
-        metric(True).score(Answers(["x"], ["x"], ["x"]))
+        metric(True).score(ScoredTexts(["x"], ["x"], ["x"]))
 
 
 @pytest.mark.parametrize(

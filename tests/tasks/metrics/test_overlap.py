@@ -6,7 +6,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics import Answers, compare_segments
+from ulskip_cli.tasks.metrics import ScoredTexts, compare_segments
 from ulskip_cli.tasks.metrics.overlap import ExactMatch, Rouge
 
 MAYOR = "The mayor opened the bridge. Crowds were cheering."
@@ -15,7 +15,7 @@ REFERENCES = ["Mayor opens the new bridge .\nA crowd cheered .", "Prices rise ag
 
 
 def score(hypotheses, references):
-    answers = Answers(hypotheses, references, references)
+    answers = ScoredTexts(hypotheses, references, references)
     return Rouge("rouge", Scoring(("rouge",))).score(answers)
 
 
@@ -38,7 +38,7 @@ def test_exact_match_ignores_case_and_white_space_and_is_compared_with_full():
     references = ["new york", "b", "c", "d"]
     texts, full = [" New  York\n", "x", "x", "x"], ["new york", "b", "x", "x"]
     metric = ExactMatch("exact_match", Scoring(("exact_match",)))
-    scores = metric.score(Answers(texts, references, references, full))
+    scores = metric.score(ScoredTexts(texts, references, references, full))
     assert scores.values == {"exact_match": 25.0}
     assert scores.against_full["exact_match"]["delta"] == -25.0
 

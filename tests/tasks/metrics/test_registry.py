@@ -3,9 +3,9 @@ import pytest
 from ulskip_cli.core.config_reference import group_keys
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks import metrics
-from ulskip_cli.tasks.metrics import Answers
+from ulskip_cli.tasks.metrics import ScoredTexts
 
-ANSWERS = Answers(["the cat sat here at 3"] * 3, ["the cat sat there at 3"] * 3, ["x"] * 3)
+ANSWERS = ScoredTexts(["the cat sat here at 3"] * 3, ["the cat sat there at 3"] * 3, ["x"] * 3)
 OF_TEXTS = tuple(name for name, spec in metrics.METRICS.items() if spec.in_reports)
 
 

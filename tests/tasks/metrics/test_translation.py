@@ -7,7 +7,7 @@ import pytest
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics import METRICS, Answers
+from ulskip_cli.tasks.metrics import METRICS, ScoredTexts
 
 REFERENCES = [
     f"the {animal} sleeps in the {place} today"
@@ -35,7 +35,7 @@ def test_scores_equal_sacrebleus_own_command(tmp_path, language, texts, metrics)
     found = found if isinstance(found, list) else [found]
     for expected, name in zip(found, metrics, strict=True):
         metric = METRICS[name].make(Scoring((name,), language))
-        scores = metric.score(Answers(*texts, texts[1]))
+        scores = metric.score(ScoredTexts(*texts, texts[1]))
         assert scores.values == {name: pytest.approx(expected["score"], abs=1e-5)}
         assert scores.signatures == {name: expected["signature"]}
         assert scores.against_full == {}
@@ -51,7 +51,7 @@ def test_a_language_whose_tokenizer_is_missing_says_what_to_install(language):
 
 def against_good(name, hypotheses):
     metric = METRICS[name].make(Scoring((name,), "en"))
-    return metric.score(Answers(hypotheses, REFERENCES, REFERENCES, GOOD)).against_full[name]
+    return metric.score(ScoredTexts(hypotheses, REFERENCES, REFERENCES, GOOD)).against_full[name]
 
 
 def test_a_worse_system_is_significantly_worse():

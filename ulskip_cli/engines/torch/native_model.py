@@ -46,8 +46,8 @@ UNLIMITED = 2**40  # positions
 _COMPARED_PROMPT, _COMPARED_TOKENS = 6, 2
 # The largest difference of a layer from its own forward pass: shares of what it changes, and of its
 # output, which is rounded.
-_TOLERANCE = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 2**-7)}
-MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
+_ROUNDING_ERROR = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 2**-7)}
+COPIES_MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 # Head rows that may be left to compute exactly, as a share of all; then the whole head costs less.
 _MOST_LEFT = 0.02
 _COUNTED = 64  # positions before the share counts
@@ -140,9 +140,10 @@ def _recognize(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
     if len(dtypes) != 1 or not dtypes <= set(kernels.DTYPES):
         return Plain("the weights are neither all float32 nor all bfloat16")
     needed = sum(weight.nbytes for weight in weights)
-    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+    if needed > COPIES_MEMORY_SHARE * psutil.virtual_memory().available:
         return Plain(
-            f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory"
+            f"packed weights need {needed} bytes, more than {COPIES_MEMORY_SHARE:.0%} of the free"
+            " memory"
         )
     # The kernels read two adjacent bfloat16 values at once.
     if torch.bfloat16 in dtypes and any(weight.shape[1] % 2 for weight in weights):
@@ -474,10 +475,10 @@ def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
 
 def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> None:
     """Raise UnrecognizedError if the result of the kernels differs from that of the model by more
-    than `_TOLERANCE`; `changed` is what the layer `name` adds to its input, and for norm and head,
-    which add nothing, the whole output.
+    than `_ROUNDING_ERROR`; `changed` is what the layer `name` adds to its input, and for norm and
+    head, which add nothing, the whole output.
     """
-    of_change, of_value = _TOLERANCE[wanted.dtype]
+    of_change, of_value = _ROUNDING_ERROR[wanted.dtype]
     error = (got.float() - wanted.float()).norm()
     # `not <=` also refuses NaN
     if not error <= of_change * changed.norm() + of_value * wanted.float().norm():

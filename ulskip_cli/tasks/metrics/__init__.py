@@ -23,7 +23,7 @@ SEED = 12345
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredTexts:
     """Texts to score, aligned by position."""
 
     hypotheses: list[str]
@@ -57,7 +57,7 @@ class Metric(ABC):
         """
 
     @abstractmethod
-    def score(self, answers: Answers) -> Scores:
+    def score(self, answers: ScoredTexts) -> Scores:
         """Score all answers."""
 
 
@@ -67,10 +67,10 @@ class SegmentMetric(Metric):
     signature: ClassVar[str]  # the settings of the scorer
 
     @abstractmethod
-    def segments(self, texts: Sequence[str], answers: Answers) -> "Mapping[str, np.ndarray]":
+    def segments(self, texts: Sequence[str], answers: ScoredTexts) -> "Mapping[str, np.ndarray]":
         """Return one value for each of `texts`, hypotheses of one system, by row key."""
 
-    def score(self, answers: Answers) -> Scores:
+    def score(self, answers: ScoredTexts) -> Scores:
         """Compute the means and, if the full model's answers are given, the comparison with it."""
         self.check(answers.references)
         measured = self.segments(answers.hypotheses, answers)
@@ -199,7 +199,7 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
     return made
 
 
-def compute_scores(scoring: Scoring, answers: Answers) -> Scores:
+def compute_scores(scoring: Scoring, answers: ScoredTexts) -> Scores:
     """Score answers with all of a task's metrics."""
     merged = Scores({}, {}, {})
     for metric in make_metrics(scoring):

@@ -24,7 +24,7 @@ import numpy as np
 
 from ulskip_cli.core.environment import cpus
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics import Answers, SegmentMetric
+from ulskip_cli.tasks.metrics import ScoredTexts, SegmentMetric
 
 CPU_SECONDS = 5
 SECONDS = 15  # the CPU may be busy
@@ -68,7 +68,7 @@ class PassAt1(SegmentMetric):
                 " it on Linux"
             )
 
-    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
+    def segments(self, texts: Sequence[str], answers: ScoredTexts) -> Mapping[str, np.ndarray]:
         """Return 100 for each answer that passes its tests, otherwise 0."""
         if not answers.tests or not all(answers.tests):
             raise UsageError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics import Answers, SegmentMetric
+from ulskip_cli.tasks.metrics import ScoredTexts, SegmentMetric
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
@@ -20,7 +20,7 @@ class ExactMatch(SegmentMetric):
 
     signature = "case and white space folded"
 
-    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
+    def segments(self, texts: Sequence[str], answers: ScoredTexts) -> Mapping[str, np.ndarray]:
         """Return 100 for each answer that matches its reference, otherwise 0."""
         pairs = zip(map(_folded, texts), map(_folded, answers.references), strict=True)
         return {self.name: 100.0 * np.array([text == reference for text, reference in pairs])}
@@ -52,7 +52,7 @@ class Rouge(SegmentMetric):
                 f" {unreadable[:40]!r}; task.metrics=[chrf] scores any script"
             )
 
-    def segments(self, texts: Sequence[str], answers: Answers) -> Mapping[str, np.ndarray]:
+    def segments(self, texts: Sequence[str], answers: ScoredTexts) -> Mapping[str, np.ndarray]:
         """Return the F-measure of each answer in percent by kind of ROUGE, which is the row key."""
         from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 

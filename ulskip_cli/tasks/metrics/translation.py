@@ -11,7 +11,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.tasks.metrics import Answers, Metric, Scores, comparison, resamples
+from ulskip_cli.tasks.metrics import Metric, ScoredTexts, Scores, comparison, resamples
 
 
 class Sacrebleu(Metric):
@@ -36,7 +36,7 @@ class Sacrebleu(Metric):
                 " for Japanese and Korean, run: pip install 'ulskip[asian]'"
             ) from None
 
-    def score(self, answers: Answers) -> Scores:
+    def score(self, answers: ScoredTexts) -> Scores:
         """Compute the corpus score with one reference per hypothesis."""
         self.check()
         metric = self.make()
@@ -46,7 +46,7 @@ class Sacrebleu(Metric):
         return Scores({self.name: value}, signatures, compared)
 
 
-def compare_systems(metric: SacrebleuMetric, answers: Answers) -> dict[str, float]:
+def compare_systems(metric: SacrebleuMetric, answers: ScoredTexts) -> dict[str, float]:
     """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores and
     95% interval.
 
