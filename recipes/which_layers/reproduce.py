@@ -3,12 +3,12 @@ patches, and prompts that pass only the first layers.
 
     python recipes/which_layers/reproduce.py --data PATH --coder FILE.gguf
 
-PATH holds humaneval/ and cnn_dm/. SmolLM2-135M summarizes 200 articles; Qwen2.5-Coder-0.5B, FILE,
-solves 124 problems of HumanEval, whose last 40 calibrate, and summarizes 100 articles. All
-calibrations of a task have the same examples. Answers of HumanEval are code that this recipe runs,
-with limits of time, memory and files. If it is interrupted, the same command resumes. --only
-chooses tasks, --page writes the page of the stored rows alone, and --trial measures a few short
-answers into runs/, to see that everything runs.
+PATH holds humaneval/ and cnn_dm/. SmolLM2-135M summarizes the first 100 words of 200 articles;
+Qwen2.5-Coder-0.5B, FILE, solves 124 problems of HumanEval, whose last 40 calibrate, and summarizes
+100 articles. All calibrations of a task have the same examples. Answers of HumanEval are code that
+this recipe runs, with limits of time, memory and files. If it is interrupted, the same command
+resumes. --only chooses tasks, --page writes the page of the stored rows alone, and --trial measures
+a few short answers into runs/, to see that everything runs.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def task(name: str, data: Path) -> tuple[list[str], str]:
         held_out, other = "held_out", "news_as_problems"
     else:
         words = ["task=cnn_dm", f"task.file={data}/cnn_dm/validation.jsonl.gz"]
-        words.append("task.max_article_words=250")
+        words.append("task.max_article_words=100")
         held_out, other = "articles", "problems_as_news"
     calibrate = [f"calibration.task={{file:{WORK}/{part}.jsonl}}" for part in (held_out, other)]
     return [*words, calibrate[0], f"calibration.examples={HELD_OUT}"], calibrate[1]
