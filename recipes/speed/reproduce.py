@@ -43,8 +43,8 @@ COMMON = ("name=speed", "results_dir=results", "answers=true", "baseline_engine=
 NAMES = ("the bundled translator (11M)", "SmolLM2-135M", "Qwen2.5-Coder-0.5B Q4_K_M")
 HEADS = ("batch", "decoded by", "layers", "tokens/s", "times as fast", "with the prompt")
 HEADS += ("same answers",)
-HEADLINE = ("model", "ulskip", "with the prompt", "batch 8", "same answers", "llama.cpp")
-HEADLINE += ("llama.cpp, 4 bits",)
+HEADLINE = ("model", "with drafts", "without", "with the prompt", "batch 8", "same answers")
+HEADLINE += ("llama.cpp", "llama.cpp in 4 bits")
 NOTE = (
     "Greedy decoding. Batch: prompts that are answered at once. torch is the engine of ulskip, and"
     " ngram its look-ups, which copy drafts from earlier text; 4bit also drafts with weights in 4"
@@ -142,15 +142,16 @@ class Answers:
         return markdown_table(HEADLINE, lines[::-1], 1) + "\n"
 
     def headline_cells(self, name: str, rows: list[Record]) -> list[str]:
-        """Say how many times as fast as transformers one model is with all layers and without
-        drafts, in ulskip and in llama.cpp with weights of the same type and of 4 bits.
+        """Say how many times as fast as transformers one model is with all layers, in ulskip and in
+        llama.cpp with weights of the same type and of 4 bits.
         """
+        (drafts,) = (row for row in rows if decoded_by(row) == "torch, 4bit")
         full, full_of_8 = (row for row in rows if row.keeps_all and decoded_by(row) == "torch")
         llama_cpp, _ = (row for row in rows if row.engine_weights in ("f32", "bf16"))
         smaller, _ = (row for row in rows if row.engine_weights == "q4_0")
         return [
             f"{name} as {full.dtype}",
-            bands.shown(full, ".1f").replace(" ", "x ", 1),
+            *(bands.shown(row, ".1f").replace(" ", "x ", 1) for row in (drafts, full)),
             f"{full.end_to_end_speedup:.1f}x",
             f"{full_of_8.end_to_end_speedup:.1f}x",
             self.same(full, self.transformers(full, 1)),
