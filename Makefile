@@ -82,6 +82,7 @@ check: lint types imports test-check ## Run all checks, and all tests but the lo
 
 bench: setup ## Measure transformers, llama.cpp and ulskip on three models: DATA, and CODER=FILE.gguf; half an hour; writes results/speed/
 	$(BIN)/python recipes/speed/reproduce.py --data $(DATA) --coder $(CODER)
+	$(BIN)/python benchmarks/pack.py results/speed
 
 # Fresh results are compared with the committed ones in results/reproduce; NAME=reproduce completes those.
 NAME ?= fresh
@@ -92,7 +93,7 @@ ifeq ($(SCALE),paper)
 else
 	$(BIN)/ulskip sweep name=$(NAME)
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
-	$(if $(filter reproduce,$(NAME)),$(BIN)/python benchmarks/opening.py)
+	$(if $(filter reproduce,$(NAME)),$(BIN)/python benchmarks/opening.py; $(BIN)/python benchmarks/pack.py results/reproduce)
 endif
 
 SEED ?= 1

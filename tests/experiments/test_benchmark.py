@@ -79,7 +79,6 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, tmp_path):
     assert random_prompts(record) == "random prompts of 5 tokens, 3 new ones"
     assert row["training"] == "none: random weights"
     assert stored_rows(tmp_path / "b") == [row]
-    assert (tmp_path / "b" / "configs" / f"{row['id']}.yaml").is_file()
     assert not (tmp_path / "b" / "generations").exists()
 
 

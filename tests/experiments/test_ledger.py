@@ -34,7 +34,7 @@ def done(job, **machine):
 def save(folder, job, **machine):
     """Store a finished record and its answers."""
     folder.save_generations(job.id, [])
-    folder.save(job.config, done(job, **machine))
+    folder.save(done(job, **machine))
 
 
 def states(ledger, jobs):

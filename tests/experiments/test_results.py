@@ -1,5 +1,6 @@
 import json
 
+import pack
 import pytest
 from report_rows import timed_pairs
 
@@ -28,7 +29,7 @@ def folder(tmp_path):
     folder = ResultsFolder.of(config)
     for bleu in (1, 2):
         folder.save_generations("p", [answer("a\u2028b\x85ü")])
-        folder.save(config, record("p", bleu=bleu))
+        folder.save(record("p", bleu=bleu))
     return folder
 
 
@@ -41,7 +42,14 @@ def test_saved_runs_are_read_back_the_newest_winning(folder):
     assert [(row.id, row.bleu) for row in folder.records()] == [("p", 2), ("q", 3)]
     assert folder.generations("p") == [answer("a\u2028b\x85ü")]
     assert len((folder.path / "runs.jsonl").read_text().splitlines()) == 3
-    assert (folder.path / "configs" / "p.yaml").read_text().startswith("model:")
+
+
+def test_answers_are_read_from_the_archive_of_a_folder(folder):
+    pack.pack(folder)
+    folder.generations_path("p").unlink()
+    assert folder.generations("p") == [answer("a\u2028b\x85ü")]
+    assert folder.generations("q") == []
+    assert all(map(folder.is_complete, folder.rows()))
 
 
 def test_a_finished_row_counts_if_it_has_its_generations(folder):
@@ -80,7 +88,7 @@ def test_a_line_that_is_no_answer_is_refused_by_file_and_number(folder, line):
 def test_a_saved_run_removes_what_a_killed_attempt_left_of_its_files(folder):
     left = folder.path / "generations/.p.partial.jsonl.2a39141a.tmp"
     left.write_text("{")
-    folder.save(compose([]), record("p"))
+    folder.save(record("p"))
     assert not left.exists()
 
 

@@ -29,7 +29,7 @@ def quick_sweep(tmp_path, monkeypatch):
         assert bool(point.baseline) == bool(baseline)
         record = Record.joined(point.settings)
         folder.save_generations(record.id, [])
-        folder.save(point.config, record)
+        folder.save(record)
 
     monkeypatch.setattr(runner, "run_point", run_point)
 

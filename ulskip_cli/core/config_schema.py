@@ -237,7 +237,7 @@ class Shared(Options):
         return uses
 
     def resolved(self) -> Table:
-        """Return every value that configs/ID.yaml or a training.json stores: all but the launcher,
+        """Return every value that a training.json stores: all but the launcher,
         which says where a sweep runs.
         """
         return {key: value for key, value in self.plain().items() if key != "launcher"}

@@ -242,7 +242,7 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
             continue
         shared = read(json.dumps(results["config"]["ulskip"]))
         for record in make_records(results, shared):
-            folder.save(config, record)
+            folder.save(record)
     return folder
 
 

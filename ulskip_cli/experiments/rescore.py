@@ -87,7 +87,7 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Tab
     """Return the generations of a run, as many as `record` has examples, or an empty list if the
     file is missing; raise UsageError if a scored run lacks answers.
     """
-    path, answers = folder.generations_path(run_id), folder.generations(run_id)
+    path, answers = folder.stored_generations(run_id), folder.generations(run_id)
     expected = record.num_examples
     is_required = path.is_file() or (run_id == record.id and record.scores)
     if is_required and expected is not None and len(answers) != expected:

@@ -3,7 +3,7 @@ written.
 
 runs.jsonl            one row per run, appended
 generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
-configs/ID.yaml       the resolved configuration
+generations.zip       files of generations/, which a folder in a repository packs into one
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
 .locks/               locks of writers and of running points
@@ -12,11 +12,11 @@ table.md, table.csv   made from the rows (see `report`)
 import contextlib
 import json
 import sys
+import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import Table, append_line, check_writable, lock, user_path, write_atomic
@@ -72,7 +72,7 @@ class ResultsFolder:
     def is_complete(self, record: Record) -> bool:
         """Return True if a record is done and its answers, if it has any, are stored."""
         has_answers = record.num_examples != 0 and record.config.answers
-        stored = not has_answers or self.generations_path(record.id).is_file()
+        stored = not has_answers or self.stored_generations(record.id).is_file()
         return record.is_done and stored
 
     def hold(self, name: str, wait: bool = True) -> contextlib.AbstractContextManager[bool]:
@@ -90,6 +90,13 @@ class ResultsFolder:
         """Return the path of a point's generations."""
         return self.path / "generations" / f"{run_id}.jsonl"
 
+    def stored_generations(self, run_id: str) -> Path | zipfile.Path:
+        """Return the file of a point's generations, or that in the archive of a folder in a
+        repository.
+        """
+        path, archive = self.generations_path(run_id), self.path / "generations.zip"
+        return path if path.is_file() or not archive.is_file() else zipfile.Path(archive, path.name)
+
     def checkpoint_path(self, run_id: str) -> Path:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
@@ -98,14 +105,13 @@ class ResultsFolder:
         """Return the generations of every example, in the task's order; raise UsageError for an
         invalid line.
         """
-        path = self.generations_path(run_id)
-        return read_objects(path, ANSWER_KEYS) if path.is_file() else []
+        file = self.stored_generations(run_id)
+        return read_objects(file, ANSWER_KEYS) if file.is_file() else []
 
-    def save(self, config: Config, record: Record) -> None:
-        """Write a finished run, whose generations are stored. The row is written last: if it
-        exists, all other files exist. What a killed attempt left of its files is removed.
+    def save(self, record: Record) -> None:
+        """Append the row of a finished run, whose generations are stored. What a killed attempt
+        left of its files is removed.
         """
-        write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         self.append(record)
         for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
             unfinished.unlink(missing_ok=True)

@@ -184,7 +184,7 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
     )
     outcome = Outcome(wall_seconds=checkpoints.elapsed_seconds)
     record = _make_record(run, decoder, timed, answers, settings, quality, outcome)
-    folder.save(config.replace(model=point.folder.model), record)
+    folder.save(record)
     checkpoints.remove()
     return record
 

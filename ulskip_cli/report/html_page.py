@@ -145,7 +145,7 @@ def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
     answered = [
         i
         for i, row in enumerate(rows)
-        if ResultsFolder(Path(row.folder)).generations_path(row.id).is_file()
+        if ResultsFolder(Path(row.folder)).stored_generations(row.id).is_file()
     ]
     stored = collected(answered, lambda i: " · ".join(filter(None, map(rows[i].value, DATA_SET))))
     if not stored:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def examples_from_rows(
     return examples
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path | zipfile.Path) -> str:
     """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, or
     unreadable.
     """
@@ -68,7 +69,7 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def read_objects(file: Path, texts: Sequence[str] = ()) -> list[Table]:
+def read_objects(file: Path | zipfile.Path, texts: Sequence[str] = ()) -> list[Table]:
     """Read a file with one JSON object per line, plain or gzipped; skip blank lines. Raise
     UsageError if another line is no object with texts under the keys `texts`, or if there are no
     objects.
