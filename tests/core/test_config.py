@@ -134,7 +134,7 @@ BROKEN = {
         "FILE .*'modl@strategy.modl'.*write",
     ),
     "no module": (b"_target_: planted.Thing\nname: mine\n", "strategy=mine: .*planted.Thing"),
-    "another class": (HEAD.replace(b"Full", b"Layers"), "strategy=mine: .*Layers"),
+    "another class": (HEAD.replace(b"KeepAll", b"Layers"), "strategy=mine: .*Layers"),
     "no class": (b"_target_: '3'\nname: mine\n", "strategy=mine: .*3"),
 }
 

@@ -91,9 +91,11 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     config = compose(overrides, "generate")  # first, because the model decides below
     given_keys = {word.lstrip("+").partition("=")[0] for word in overrides}
     jsonl_keys = {f"task.{key}" for key in preset_class("task", "jsonl").model_fields}
-    task_keys = {key for key in given_keys if key.startswith("task.")}
     # A key that only the default task has, such as task.pair, names that task.
-    names_task = given_keys & {"task", "experiment"} or task_keys - jsonl_keys
+    names_task = any(
+        key in ("task", "experiment") or (key.startswith("task.") and key not in jsonl_keys)
+        for key in given_keys
+    )
     if names_task or config.model.source == "bundled":
         return config
     return compose(["task=jsonl", *overrides], "generate")
@@ -121,9 +123,8 @@ def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
 
 
 def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
-    """Build the decoding configuration of `ulskip.generate`, which is greedy but for the keys in
-    `values`; raise UsageError for an invalid key or value, and for drafts, which that function does
-    not make.
+    """Build the decoding of `ulskip.generate`, greedy but for the keys in `values`; raise
+    UsageError for an invalid key or value, and for drafts, which that function does not make.
     """
     refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
@@ -202,23 +203,32 @@ class StoredConfig(Config):
 
 
 def _read_section(key: str, node: object) -> object:
-    """Return the value `node` of a key in a row: of a section an object, which keeps also values
-    that this installation does not know, and of other keys `node` itself.
+    """Return the value of a top-level key of a row, stored as `node`: an object for a choice or a
+    section, or else `node` itself. Objects keep what this installation does not know.
     """
-    field, is_choice = Config.model_fields.get(key), key in CHOICES
-    kind = options_in(field.annotation) if field else None
-    if is_choice and not isinstance(node, dict):
-        raise UsageError(f"expected keys under config.{key}, got {str(node)[:80]}")
-    if kind is None or not isinstance(node, dict):
+    if key in CHOICES:
+        return _read_stored_choice(key, node)
+    field = Config.model_fields.get(key)
+    section = options_in(field.annotation) if field else None
+    if section is None or not isinstance(node, dict):
         return node
     try:
-        return stored_choice(key, node) if is_choice else parse(kind, node, f"config.{key}.")
+        return parse(section, node, f"config.{key}.")
+    except UnknownKey:
+        return parse(_keeping_all(section), node, f"config.{key}.")
+
+
+def _read_stored_choice(group: str, node: object) -> object:
+    """Return the choice of a group that a row stores as `node`."""
+    if not isinstance(node, dict):
+        raise UsageError(f"expected keys under config.{group}, got {str(node)[:80]}")
+    try:
+        return stored_choice(group, node)
     except UnknownKey:  # the class is known, but not all of its keys
-        kind = preset_class(key, str(node.get("name"))) if is_choice else kind
-    except UsageError:  # of a choice: `kind` stays the base class, such as Strategy
-        if not is_choice:
-            raise
-    return parse(_keeping_all(kind), node, f"config.{key}.")
+        known_class = preset_class(group, str(node.get("name")))
+    except UsageError:  # only the base class is known, such as Strategy
+        known_class = CHOICES[group]
+    return parse(_keeping_all(known_class), node, f"config.{group}.")
 
 
 @functools.cache
@@ -306,15 +316,16 @@ def group_choices(group: str) -> dict[str, Path]:
 
 def use_config_dir(folder: Path | None) -> None:
     """Find choices also in a user's folder from now on, or only those of ulskip and plug-ins; raise
-    UsageError as `_search` does.
+    UsageError as `_set_user_dirs` does.
     """
     if folder is not None or _user_dirs:
-        _search([] if folder is None else [folder], "--config-dir")
+        _set_user_dirs([] if folder is None else [folder], "--config-dir")
 
 
-def _search(folders: Sequence[Path], option: str) -> None:
-    """Find choices also in users' folders from now on, which an option names. Raise UsageError if a
-    file has the name of another choice, because rows and other users know a choice by its name.
+def _set_user_dirs(folders: Sequence[Path], option: str) -> None:
+    """Find choices in these folders of users from now on, in place of the earlier ones; an error
+    names the `option` with the folders. Raise UsageError if a file has the name of another choice,
+    because rows and other users know a choice by its name.
     """
     preset_class.cache_clear()
     compose_files.cache_clear()
@@ -423,14 +434,15 @@ def _checked(group: str, choice: str, node: object) -> Table:
             f"expected keys under {group}, got {str(node)[:80]}; to choose a file write `- override"
             f" /{group}: NAME` in the defaults of the experiment"
         )
-    node.pop("description", None)
-    missing = [key for key in ("_target_", "name") if group in CHOICES and key not in node]
-    wrong = [key for key in node if not isinstance(key, str)]
-    if missing or wrong:
-        expected = f"the key {missing[0]}" if missing else "texts as keys"
-        got = "none; add it" if missing else f"{wrong[0]}; write '{wrong[0]}'"
-        raise UsageError(f"expected {expected} in {group_choices(group)[choice]}, got {got}")
-    return node
+    for required in ("_target_", "name"):
+        if group in CHOICES and required not in node:
+            file = group_choices(group)[choice]
+            raise UsageError(f"expected the key {required} in {file}, got none; add it")
+    for key in node:
+        if not isinstance(key, str):  # YAML reads 5 and true as other types
+            file = group_choices(group)[choice]
+            raise UsageError(f"expected texts as keys in {file}, got {key}; write '{key}'")
+    return {key: value for key, value in node.items() if key != "description"}
 
 
 # Overrides
@@ -448,17 +460,21 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
     parser, parsed = OverridesParser.create(), []
     for text in overrides:
         key, equals, value = text.partition("=")
-        is_path = "," in value and is_existing(value)
-        forms = [text, f"{key}={quoted(value)}"] if equals else [text]
-        override = None  # of the first form that Hydra's grammar allows
-        for form in forms[is_path:]:
+        forms = [text]  # of which the first one that the grammar allows counts
+        if equals:
+            forms.append(f"{key}={quoted(value)}")
+        if "," in value and is_existing(value):
+            forms.remove(text)
+        if not key or value.startswith("="):
+            forms.clear()
+        for form in forms:
             with contextlib.suppress(HydraException):
-                override = override or parser.parse_override(form)
-        if override is None or not key or value.startswith("="):
+                parsed.append(parser.parse_override(form))
+                break
+        else:
             meant = re.sub("==+|:", "=", text[:80], count=1)
             hint = "an example is ratio=2" if meant == text[:80] else f"did you mean {meant}?"
             raise UsageError(f"expected key=value without spaces, got '{text[:80]}'; {hint}")
-        parsed.append(override)
     return parsed
 
 
@@ -502,7 +518,7 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
     command; refuse keys that the command does not read.
     """
     primary = primary_of(command)
-    kind, groups = PRIMARY[primary]
+    kind, _ = PRIMARY[primary]
     parsed = parse_overrides(overrides)
     keys = [word.key_or_group for word in parsed if word.key_or_group != SEARCH_PATH]
     try:
@@ -510,42 +526,37 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
     except UnknownKey as error:
         known = [key for key in keys if kind.readers(key)]
         _refuse_unread(kind, known, command)  # first, because the command of a known key says more
-        raise _explained(error, kind, groups, keys, command) from None
+        raise _explained(error, keys, command) from None
     _refuse_unread(kind, keys, command)
     return config
 
 
-def _explained(
-    error: UnknownKey, kind: type[Shared], groups: Sequence[str], keys: Sequence[str], command: str
-) -> UsageError:
+def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageError:
     """Return the error for an unknown key with a better hint: which choice of its group or which
     section has it. Raise it if another command has the key. `keys` are those of the overrides.
     """
-    group, _, name = error.key.partition(".")
+    kind, groups = PRIMARY[primary_of(command)]
     # The key of an override can be longer: of an unknown section, only the section is refused.
     key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
     if key is None:
         return UsageError(f"{error}; one of the chosen files has it")
     for other, _ in PRIMARY.values():
         # Of ratio=2, a training says below that its key is train.ratios.
-        if other is not kind and field_of(other, key) and kind is not TrainingConfig:
+        if other is not kind and kind is not TrainingConfig and field_of(other, key):
             _refuse_unread(other, [key], command)
-    owners = [
-        choice
-        for choice in (group_choices(group) if group in CHOICES.keys() & set(groups) else ())
-        if name in preset_class(group, choice).model_fields
-    ]
+    group, _, name = error.key.partition(".")
+    if group in CHOICES and group in groups:
+        choices = group_choices(group)
+        owners = [choice for choice in choices if name in preset_class(group, choice).model_fields]
+        if owners:
+            return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
     # A key that is given without its section, or in the singular, as num_beams or ratio.
-    inside = [
-        f"{section}.{option}"
-        for section, field in kind.model_fields.items()
-        for option in getattr(options_in(field.annotation), "model_fields", ())
-        if option in (key, f"{key}s")
-    ]
-    if owners:
-        return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
-    if inside:
-        return UnknownKey(f"unknown key '{key}'; did you mean '{inside[0]}'?", key)
+    for section, field in kind.model_fields.items():
+        options = options_in(field.annotation)
+        for meant in (key, f"{key}s"):
+            if options and meant in options.model_fields:
+                hint = f"did you mean '{section}.{meant}'?"
+                return UnknownKey(f"unknown key '{key}'; {hint}", key)
     return UnknownKey(str(error), key)
 
 
@@ -565,41 +576,48 @@ def _check_override(override: "Override", primary: str) -> None:
     keys get their error later.
     """
     kind, groups = PRIMARY[primary]
-    group, _, name = override.key_or_group.partition(".")
-    if override.is_sweep_override() and group in {*groups, *kind.model_fields}:
-        line, field = str(override.input_line), Config.model_fields.get(group)
-        # A grid varies keys that change results; trainings and tunings have no grid.
-        is_swept = primary == "config" and field and use_of(field).changes_results
-        grid = f"for a grid, use `ulskip sweep {line}`, " if is_swept else ""
-        hint = f"for a list, write {line.replace('=', '=[', 1)}], "
-        if field and field.annotation is float:
-            meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)  # a decimal comma, as in ratio=2,5
-            hint = f"did you mean {meant}? " * (meant != line)
+    section, _, name = override.key_or_group.partition(".")
+    if override.is_sweep_override() and (section in groups or section in kind.model_fields):
+        raise _list_error(str(override.input_line), section, primary)
+    if section in groups and name in ("_target_", "name"):
         raise UsageError(
-            f"expected one value, got '{line}'; {hint}{grid}else run the command once for each"
-            " value"
+            f"{section}.{name} cannot be set, because {section}=NAME sets it; choose another"
+            f" {section}=NAME"
         )
-    if group in groups and name in ("_target_", "name"):
-        raise UsageError(
-            f"{group}.{name} cannot be set, because {group}=NAME sets it; choose another"
-            f" {group}=NAME"
-        )
+
+
+def _list_error(line: str, section: str, primary: str) -> UsageError:
+    """Return the error for an override, `line`, that lists values without brackets; its key is
+    `section` or inside it.
+    """
+    field = Config.model_fields.get(section)
+    hint = f"for a list, write {line.replace('=', '=[', 1)}], "
+    if field and field.annotation is float:
+        meant = re.sub(r"=(\d+),(\d+)$", r"=\1.\2", line)  # a decimal comma, as in ratio=2,5
+        hint = "" if meant == line else f"did you mean {meant}? "
+    # A grid varies keys that change results; trainings and tunings have no grid.
+    if primary == "config" and field and use_of(field).changes_results:
+        hint += f"for a grid, use `ulskip sweep {line}`, "
+    return UsageError(
+        f"expected one value, got '{line}'; {hint}else run the command once for each value"
+    )
 
 
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides."""
     kind, groups = PRIMARY[primary]
+    for override in overrides:  # first, because the search path decides which choices there are
+        if override.key_or_group == SEARCH_PATH:
+            _extend_search_path(_value_of(override))
     given = dict[str, str]()  # choices by group
     edits = list[str]()  # overrides of files that Hydra applies, such as ~KEY
     changed = dict[str, object]()  # values by dotted key
-    # The search path comes first, because it decides which choices there are.
-    for override in sorted(overrides, key=lambda word: word.key_or_group != SEARCH_PATH):
+    for override in overrides:
         _check_override(override, primary)
-        key = override.key_or_group
-        value = None if override.is_sweep_override() else override.value()
+        key, value = override.key_or_group, _value_of(override)
         if key == SEARCH_PATH:
-            _extend_search_path(value)
-        elif override.is_delete() or override.package is not None:
+            continue
+        if override.is_delete() or override.package is not None:
             edits.append(str(override.input_line))
         elif key not in groups:
             changed[key] = _unescaped(value) if is_text(key) else value
@@ -607,23 +625,29 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
             advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
             given[key] = require_choice(key, str(value), group_choices(key), advice)
     files = compose_files(primary, tuple(given.items()), tuple(edits))
-    if "model.path" in changed and _replaces_model(
-        changed["model.path"], given.get("model"), files
-    ):
+    path = changed.get("model.path")
+    if "model.path" in changed and _is_own_checkpoint(path, given.get("model"), files):
         files = compose_files(primary, (*given.items(), ("model", "hf")), tuple(edits))
-    values = _resolved(files, changed, kind)
-    values.pop("description", None)  # of an experiment
     if "experiment" in files.config:
         file = group_choices("experiment")[str(files.choices["experiment"])]
         raise UsageError(f"expected {GLOBAL} as the first line of {file}, got another; add it")
-    for group in filter(values.__contains__, groups):
-        values[group] = _checked(group, str(files.choices.get(group)), values[group])
+    values = _resolved(files, changed, kind)
+    values.pop("description", None)  # of an experiment
+    for group in groups:
+        if group in values:
+            values[group] = _checked(group, str(files.choices.get(group)), values[group])
     return values
 
 
-def _replaces_model(path: object, given: str | None, files: Files) -> bool:
+def _value_of(override: "Override") -> object:
+    """Return the value of an override, or None if it lists values of a sweep."""
+    return None if override.is_sweep_override() else override.value()
+
+
+def _is_own_checkpoint(path: object, given: str | None, files: Files) -> bool:
     """Return True if a path that an override sets is a checkpoint of the user's own, and not one of
-    the model that the files choose; raise UsageError if the `given` model has a path of its own.
+    the model that the files choose. Raise UsageError if an override chose a model, `given`, that
+    has a path of its own.
     """
     from omegaconf import OmegaConf
 
@@ -633,7 +657,8 @@ def _replaces_model(path: object, given: str | None, files: Files) -> bool:
             f"expected model={given} or model.path, got model.path={path} too; leave out one of"
             " them"
         )
-    return given is None and source != "random"  # whose path is a shape
+    names_shape = source == "random"  # of random weights
+    return given is None and not names_shape
 
 
 def _extend_search_path(value: object) -> None:
@@ -646,8 +671,9 @@ def _extend_search_path(value: object) -> None:
             f"expected {SEARCH_PATH} to be a list of folders, written [DIR], got {got}"
         )
     folders = [Path(str(text).removeprefix("file://")) for text in value]
-    if new := [folder for folder in folders if folder not in _user_dirs]:
-        _search([*_user_dirs, *new], SEARCH_PATH)
+    new = [folder for folder in folders if folder not in _user_dirs]
+    if new:
+        _set_user_dirs([*_user_dirs, *new], SEARCH_PATH)
 
 
 def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -> Table:
@@ -655,25 +681,35 @@ def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -
     resolved. These may name any key of the class of the configuration, `kind`.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
     config = copy.deepcopy(files.config)
     try:
         for key, value in changed.items():
             OmegaConf.update(config, key, value, force_add=True)
-        try:
-            values = OmegaConf.to_container(config, resolve=True)
-        except InterpolationKeyError:  # perhaps of a key that has its default
-            defaults = {
-                name: to_jsonable_python(field.get_default(call_default_factory=True))
-                for name, field in kind.model_fields.items()
-                if not field.is_required()
-            }
-            values = OmegaConf.to_container(OmegaConf.merge(defaults, config), resolve=True)
+        return _interpolated(config, kind)
     except (OmegaConfBaseException, ValueError) as error:
         problem, _, _ = str(error).partition("\n")
         raise UsageError(
             f"expected values, or ${{KEY}} for that of another key, got an error: {problem}; for"
             " the text itself write \\${KEY}"
         ) from None
+
+
+def _interpolated(config: "DictConfig", kind: type[Shared]) -> Table:
+    """Return values in which `${KEY}` is replaced by the value of that key, or by its default in
+    the class `kind`.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationKeyError
+
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except InterpolationKeyError:  # perhaps of a key that has its default
+        defaults = {
+            name: to_jsonable_python(field.get_default(call_default_factory=True))
+            for name, field in kind.model_fields.items()
+            if not field.is_required()
+        }
+        values = OmegaConf.to_container(OmegaConf.merge(defaults, config), resolve=True)
     return cast(Table, values)
