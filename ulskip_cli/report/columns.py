@@ -45,9 +45,11 @@ def layers(record: Record) -> str | None:
     """
     if record.kept_layers is None:
         return None
-    wanted = f"{record.target_kept_layers or 0:g}"
-    is_told = "." in record.depth or wanted in ("0", record.depth)
-    return f"{record.depth}/{record.num_layers}{'' if is_told else f' for {wanted}'}"
+    text, wanted = f"{record.depth}/{record.num_layers}", record.target_kept_layers
+    is_mean = "." in record.depth
+    if wanted is None or is_mean or f"{wanted:g}" == record.depth:
+        return text
+    return f"{text} for {wanted:g}"
 
 
 def timed_layers(record: Record) -> str | None:
@@ -129,12 +131,14 @@ def _metric_column(metric: str) -> Column:
     row_key = ROW_KEYS[metric]
 
     def show(record: Record) -> str | None:
-        if (score := record.value(metric)) is None:
+        score = record.value(metric)
+        if score is None:
             return None
-        return f"{score:{row_key.number_format}}{'*' if is_significant(record, metric) else ''}"
+        star = "*" if is_significant(record, metric) else ""
+        return f"{score:{row_key.number_format}}{star}"
 
-    title, is_optional = row_key.short_title or row_key.title, row_key.optional
-    return Column(title, show, optional=is_optional, metric=metric)
+    title = row_key.short_title or row_key.title
+    return Column(title, show, optional=row_key.optional, metric=metric)
 
 
 STRATEGY = Column("strategy", "label")
@@ -168,10 +172,12 @@ COLUMNS = (
 
 
 def first_columns(metrics: Collection[str]) -> list[Column]:
-    """Return the columns for a first reader of records with these primary metrics."""
+    """Return the columns of the short table of records with these primary metrics: those of the
+    metrics (of `BENCHMARK` without one), and all others that are no details.
+    """
     shown = metrics or {BENCHMARK}
     return [
         column
         for column in COLUMNS
-        if (column.metric in shown if column.metric else not column.detail)
+        if column.metric in shown or not (column.metric or column.detail)
     ]

@@ -5,7 +5,7 @@ setting.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,31 +78,42 @@ class Group:
         several, the last. Their order is that of the paper's table 4: by target, then by strategy
         with unified last.
         """
-        asked = [(target, row) for row in self.records if (target := row.target_speedup)]
-        asked.sort(key=lambda pair: (pair[0], pair[1].strategy == "unified", pair[1].strategy))
-        points: dict[tuple[float, str], dict[int, Record]] = {}
-        for target, record in asked:
-            point = points.setdefault((target, self.approach(record)), {})
-            point[record.batch_size] = record  # a later record replaces an earlier one
-        return points
+        points = defaultdict[tuple[float, str], dict[int, Record]](dict)
+        for record in sorted(
+            self.records, key=lambda row: (row.strategy == "unified", row.strategy)
+        ):
+            if record.target_speedup:
+                point = points[record.target_speedup, self.approach(record)]
+                point[record.batch_size] = record  # a later record replaces an earlier one
+        return dict(sorted(points.items(), key=lambda item: item[0][0]))
 
 
 def differing_options(records: Sequence[Record], line: Callable[[Record], Hashable]) -> list[str]:
-    """Return the options of strategy and correction in which records of an equal `line` differ."""
+    """Return the keys of the options of strategy and correction in which records of an equal `line`
+    differ.
+    """
     rows = []
     for record, row in zip(records, all_settings(records), strict=True):
-        options = {key: value for key, value in row.items() if section_of(key) in LINES[:2]}
+        options = {
+            key: value
+            for key, value in row.items()
+            if section_of(key) in ("strategy", "correction")
+        }
         rows.append({"line": line(record), **options})
     return differences(rows, told=["line"])
 
 
 def _option_text(record: Record, key: str) -> str:
-    """Return an option as part of a name; paths are named by their last part."""
+    """Return an option as part of a name, empty if the record lacks it. Of a text, which may be a
+    path, the last part is shown.
+    """
     option = settings(record).get(key)
-    parts = option if isinstance(option, tuple) else (option,)
-    if all(isinstance(part, str) for part in parts):
-        return ", ".join(Path(part).name for part in parts)
-    return "" if option is None else words(option)
+    if option is None:
+        return ""
+    items = option if isinstance(option, tuple) else (option,)
+    if all(isinstance(item, str) for item in items):
+        return ", ".join(Path(item).name for item in items)
+    return words(option)
 
 
 def find_folders(named: Sequence[Path]) -> list[Path]:
@@ -186,20 +197,18 @@ def warnings(records: Sequence[Record]) -> list[str]:
     in the strategy and in numbers are merged and counted.
     """
     by_id = {record.id: record for record in records}
-    told = [  # (strategy, text)
-        (record.strategy, text.removeprefix(f"{record.strategy}: "))
-        for record in records
-        for text in (
-            *record.warnings,
-            *_wide_interval(record),
-            *_noise(record, by_id.get(record.baseline_id or "")),
-        )
-    ]
-    alike = collected(told, lambda pair: re.sub(r"\d+(\.\d+)?", "", pair[1].replace(pair[0], "")))
-    return [
-        f"{same[0][1]}{f' (in {len(same)} rows; numbers of the first)' if len(same) > 1 else ''}"
-        for same in alike.values()
-    ]
+    alike = defaultdict[str, list[str]](list)  # texts by what they say without strategy and numbers
+    for record in records:
+        full = by_id.get(record.baseline_id or "")
+        for warning in (*record.warnings, *_wide_interval(record), *_noise(record, full)):
+            text = warning.removeprefix(f"{record.strategy}: ")
+            message = re.sub(r"\d+(\.\d+)?", "", text.replace(record.strategy, ""))
+            alike[message].append(text)
+    merged = []
+    for first, *others in alike.values():
+        count = f" (in {len(others) + 1} rows; numbers of the first)" if others else ""
+        merged.append(f"{first}{count}")
+    return merged
 
 
 def _wide_interval(record: Record) -> Iterator[str]:
@@ -213,7 +222,9 @@ def _wide_interval(record: Record) -> Iterator[str]:
 
 
 def _noise(record: Record, full: Record | None) -> Iterator[str]:
-    """Warn if `full`, which was timed against itself, seemed as fast as the record was to be."""
+    """Warn if the full model of a record, timed against itself, seemed faster or slower than itself
+    by as much as the record was asked to be faster.
+    """
     asked = record.target_speedup or record.layer_ratio or 1.0
     if full and full.is_own_baseline and full.pairs and full.pairs.full:
         _, low, high = full.pairs.speedup()
@@ -228,40 +239,44 @@ def _noise(record: Record, full: Record | None) -> Iterator[str]:
 def grouped(records: Sequence[Record]) -> list[Group]:
     """Group records whose settings agree, in order of first appearance; see `LINES` for the
     settings that a group mixes.
-
-    A record without a setting, which agrees with every value, joins the first group that agrees
-    otherwise.
     """
     rows = [
         {key: repr(value) for key, value in row.items() if section_of(key) not in LINES}
         for row in all_settings(records)
     ]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    # A setting with one value, or none, cannot separate groups.
-    varied = [key for key in keys if len({row[key] for row in rows if key in row}) > 1]
-    lines = [tuple(map(row.get, varied)) for row in rows]  # None: the record lacks the setting
-    members: dict[Line, list[int]] = {}  # by the line of the first, the most complete
-    for index in sorted(range(len(lines)), key=lambda index: lines[index].count(None)):
-        line = lines[index]
-        if None in line and line not in members:
-            line = next((group for group in members if _agree(line, group)), line)
-        members.setdefault(line, []).append(index)
     named, groups = differences(rows, told=NAMES), []
-    for indices in sorted(map(sorted, members.values())):
+    for indices in _agreeing(rows):
         same = [records[index] for index in indices]
         # A full model lacks settings, so a finished record with a baseline names the group.
         best = next((record for record in done(same) if record.baseline_id), same[0])
-        labels = [str(name) for key in NAMES if (name := getattr(best, key)) is not None]
+        names = [getattr(best, key) for key in NAMES]
+        labels = [str(name) for name in names if name is not None]
         groups.append(Group(" · ".join([*labels, *setting_words(best, named)]), same))
     return groups
 
 
-Line = tuple[str | None, ...]  # the values of settings, None for one that a record does not have
+Values = tuple[str | None, ...]  # of settings; None for a setting that a record does not have
 
 
-def _agree(one: Line, other: Line) -> bool:
-    """Return True if two lines have equal settings; a missing one equals every value."""
-    return all(a == b or None in (a, b) for a, b in zip(one, other, strict=True))
+def _agreeing(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+    """Return the indices of rows by groups that agree in all settings. A row that lacks a setting
+    joins the first group that agrees in the others.
+    """
+    keys = dict.fromkeys(key for row in rows for key in row)
+    # A setting with one value, or none, cannot separate groups.
+    varied = [key for key in keys if len({row[key] for row in rows if key in row}) > 1]
+    values = [tuple(map(row.get, varied)) for row in rows]
+    members: dict[Values, list[int]] = {}  # by the values of the first member
+    # Rows that lack most come last, because they can join most groups.
+    for index in sorted(range(len(rows)), key=lambda index: values[index].count(None)):
+        group = next((known for known in members if _agree(values[index], known)), values[index])
+        members.setdefault(group, []).append(index)
+    return sorted(map(sorted, members.values()))
+
+
+def _agree(first: Values, second: Values) -> bool:
+    """Return True if the values are equal; a missing one equals every value."""
+    return all(a == b or None in (a, b) for a, b in zip(first, second, strict=True))
 
 
 def collected(items: Iterable[Item], key: Callable[[Item], Same]) -> dict[Same, list[Item]]:
