@@ -55,8 +55,8 @@ def _table4(group: Group) -> TableSection:
     """
     points, metric = group.points(), primary(group.records)
 
-    def rate(first: Record, size: int) -> str:
-        record = points[first.target_speedup or 0.0, group.approach(first)].get(size)
+    def rate(line: Record, size: int) -> str:
+        record = points[line.target_speedup or 0.0, group.approach(line)].get(size)
         return tables.cell(record, DECODE_RATE) if record else MISSING
 
     shown = first_columns({metric} if metric else ())
@@ -64,13 +64,13 @@ def _table4(group: Group) -> TableSection:
         Column("target", lambda record: f"{record.target_speedup:g}x"),
         Column("approach", group.approach),
         *(column for column in shown if column not in (STRATEGY, DECODE_RATE)),
-        *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
+        *(Column(f"tok/s,\nbatch {size}", partial(rate, size=size)) for size in group.batches),
     ]
-    firsts = [
-        min(done(records.values()) or records.values(), key=lambda record: record.batch_size)
-        for records in points.values()
-    ]
-    return TableSection.of(group.label, firsts, columns, words=2)
+    lines = []
+    for by_size in points.values():
+        candidates = done(by_size.values()) or by_size.values()
+        lines.append(min(candidates, key=lambda record: record.batch_size))
+    return TableSection.of(group.label, lines, columns, words=2)
 
 
 def paper_markdown(sections: Sequence[TableSection]) -> str:
@@ -102,22 +102,35 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
         return float(record.value("bleu")) / full_bleu
 
     for group in groups:
-        metric, points, pairs = primary(group.records), group.points(), []
-        shown = [
+        pairs = _pairs(group, published)
+        if not pairs:
+            continue
+        metric = primary(group.records)
+        compared = [
             *(column for column in COLUMNS if column.metric == metric),
             Column("of\nfull", share, ".0%"),
             Column("tok/s", _rate, ".0f"),
             Column("x", "end_to_end_speedup", ".2f"),
         ]
-        sides = [side for column in shown for side in beside(column, "paper", "ours")]
-        columns = [*POINT, *sides, Column("timed\nlayers", lambda pair: timed_layers(pair.new))]
-        for row in published:
-            ours = points.get((row.target_speedup or 0.0, row.label), {}).get(row.batch_size)
-            pairs += [ComparedPair(ours, row)] if ours else []
-        if pairs:
-            title = f"Comparison with the paper: {group.label}"
-            sections.append(TableSection.of(title, pairs, columns, CAVEAT * (not sections)))
+        columns = [*POINT]
+        for column in compared:
+            columns += beside(column, "paper", "ours")
+        columns.append(Column("timed\nlayers", lambda pair: timed_layers(pair.new)))
+        title, note = f"Comparison with the paper: {group.label}", "" if sections else CAVEAT
+        sections.append(TableSection.of(title, pairs, columns, note))
     return sections
+
+
+def _pairs(group: Group, published: Sequence[Record]) -> list[ComparedPair]:
+    """Return each published row for which the group has a row of the same target, strategy and
+    batch size, with that row.
+    """
+    points, pairs = group.points(), []
+    for row in published:
+        by_size = points.get((row.target_speedup or 0.0, row.label), {})
+        if row.batch_size in by_size:
+            pairs.append(ComparedPair(new=by_size[row.batch_size], old=row))
+    return pairs
 
 
 def _rate(record: Record) -> float | None:
