@@ -45,7 +45,7 @@ from ulskip_cli.training.data import (
 )
 from ulskip_cli.training.preflight import schedules, trained_exits
 from ulskip_cli.training.trainer import SkipTrainer, TrainingSetup, training_arguments
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lora
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, merged_lora, with_lora
 
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
 FROZEN_SHARE = 0.4
@@ -202,7 +202,8 @@ def prepare_training(
         elif config.train.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         exits = trained_exits(config, depth)
-        module = TwoPassLoss(model, config.prompt_layers, config.train, exits)
+        weights = LossWeights.of(config.train)
+        module = TwoPassLoss(model, config.prompt_layers, weights, exits)
     collator = PairCollator(pad)
     return TrainingSetup(config, texts, train, validation, collator, stages_by_ratio, module)
 
