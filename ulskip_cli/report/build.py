@@ -1,6 +1,4 @@
-"""A report: read, group and judge rows; show them, and write tables, a plot and a page. No model is
-loaded.
-"""
+"""A report: read, group and judge rows; show them, and write tables, a plot and a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +61,7 @@ class Report:
 
     @cached_property
     def winners(self) -> dict[str, list[Winner]]:
-        """The winners by heading; of several settings, those without a winner are left out."""
+        """The winners by heading; among several settings, those without a winner are left out."""
         has_several = len(self.groups) > 1
         by_heading = {}
         for group in self.groups:
@@ -77,7 +75,7 @@ class Report:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """The caveats of the settings, and the warnings of the runs."""
+        """The caveats of the groups, and the warnings of the runs."""
         distinct = dict.fromkeys(caveat for group in self.groups for caveat in caveats(group))
         return [*distinct, *warnings(self.records)]
 
@@ -123,8 +121,8 @@ class Report:
 
 
 def write(report: Report, plots: bool = True) -> list[Path]:
-    """Write the tables and the plot of a report into `report/` in the results folder, or beside
-    several, and return their paths.
+    """Write tables and plot into `report/` in the results folder, or beside several; return the
+    paths.
     """
     paths, parts = report.paths, report.parts()  # refused rows leave no folder behind
     folder = (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
@@ -134,14 +132,12 @@ def write(report: Report, plots: bool = True) -> list[Path]:
 
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
-    """Show the first tables and winners of a report on a terminal, all of its warnings, and where
-    the files are that are `written`.
-    """
+    """Show the first tables and winners on a terminal, all warnings, and where the files are."""
     print_wrapped = partial(console.print, soft_wrap=False)
     left_out = list[str]()  # e.g. "3 more tables"
 
     def cut(items: Sequence[Item], most: int, noun: str) -> Sequence[Item]:
-        """Return the first items; the number of the others is added to `left_out`."""
+        """Return the first items, and add the number of the others to `left_out`."""
         if len(items) > most:
             left_out.append(f"{len(items) - most} more {noun}")
         return items[:most]

@@ -1,6 +1,4 @@
-"""The report as one HTML file that needs no network: winners, points, plots, and the stored answers
-of runs side by side.
-"""
+"""The report as one HTML file that needs no network: winners, points, plot and stored answers."""
 
 import base64
 import re
@@ -34,8 +32,8 @@ WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)
 
 
 def write_page(report: Report, written: Sequence[Path]) -> Path:
-    """Write the page of a report beside the files that are written (report.md and, if there is a
-    plot, its PNG and SVG) and return its path.
+    """Write the page beside the `written` files, report.md and perhaps the plot as PNG and SVG;
+    return its path.
     """
     page, plot = written[0].with_name(PAGE), written[1:]
     groups, records, table = report.groups, report.records, report.long
@@ -79,9 +77,7 @@ def _template() -> "Template":
 
 
 def _facets(table: TableSection, records: Sequence[Record]) -> dict[str, list[str]]:
-    """Return the values by which the page filters its rows, for each column that tells settings
-    apart, by its head.
-    """
+    """Return the values by which the page filters its rows, by the head of their column."""
     names = {"strategy", "target", *(column.head for column in tables.setting_columns(records))}
     facets = {}
     for index, head in enumerate(table.heads):
@@ -92,8 +88,8 @@ def _facets(table: TableSection, records: Sequence[Record]) -> dict[str, list[st
 
 
 def last_stage(record: Record) -> frozenset[int]:
-    """Return the layers that the last step runs; with early exit, the first n layers, if a step
-    runs n on average.
+    """Return the layers of the last step; with early exit, as many first layers as a mean step
+    runs.
     """
     if record.exit_depths and record.mean_kept_layers:
         return frozenset(range(round(record.mean_kept_layers)))
@@ -121,7 +117,7 @@ def _as_number(text: str) -> tuple[float, str]:
 
 @dataclass
 class Run:
-    """The answers of one run. They are as many as the examples of its data set."""
+    """The answers of one run, as many as the examples of its data set."""
 
     row: int  # its index among the rows of the page
     label: str
@@ -163,7 +159,7 @@ class PageRow:
 
     @property
     def name(self) -> str:
-        """The name of the point, or the approach if there is no target to name."""
+        """The name of the point, or of the approach if there is no target."""
         if self.record.target_speedup and not self.record.keeps_all:
             return self.group.called(self.record)
         return self.group.approach(self.record)
@@ -175,13 +171,13 @@ class PageRow:
 
 
 class Texts:
-    """The texts of a page, each once; the page names a text by its position."""
+    """The texts of a page, each once, named by position."""
 
     def __init__(self) -> None:
         self._positions: dict[str, int] = {}
 
     def add(self, text: str) -> int:
-        """Return the position of a text, which is added if it is new."""
+        """Return the position of a text, added if it is new."""
         return self._positions.setdefault(text, len(self._positions))
 
     def all(self) -> list[str]:
@@ -190,8 +186,8 @@ class Texts:
 
 
 def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
-    """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of at most `MAX_RUNS`
-    runs, which are those with the smallest batches. `records` are the rows of the page.
+    """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of the `MAX_RUNS`
+    runs with the smallest batches. `records` are the rows of the page.
     """
     group_of = {id(record): group for group in groups for record in group.records}
     answered = [
@@ -213,8 +209,8 @@ def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
 
 
 def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
-    """Return the examples of the first row with answers, and the runs of all rows that answered
-    the same examples. All shown texts are added to `texts`.
+    """Return the examples of the first row with answers, and the runs of all rows that answered the
+    same. All shown texts are added to `texts`.
     """
     stored = [read_answers(row.record.folder, row.record.id) for row in rows]
     first = next(filter(None, stored), [])
@@ -248,8 +244,8 @@ def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
 
 
 def _run_labels(rows: Sequence[PageRow]) -> list[str]:
-    """Return the names of the rows. To equal names are added the settings in which the rows differ,
-    or else their ids.
+    """Return the names of the rows; equal names get the settings in which the rows differ, or else
+    ids.
     """
     keys_by_name = {
         name: differences(all_settings([row.record for row in same]))
@@ -265,9 +261,7 @@ def _run_labels(rows: Sequence[PageRow]) -> list[str]:
 
 
 def _picked(rows: Sequence[PageRow]) -> list[int]:
-    """Return the indices of the first rows of different names; of one name, that of the row with
-    the smallest batch.
-    """
+    """Return the indices of rows of different names, each with its smallest batch."""
     picked = dict[str, int]()  # by name
     for index in sorted(range(len(rows)), key=lambda index: rows[index].record.batch_size):
         picked.setdefault(rows[index].name, index)
@@ -275,8 +269,8 @@ def _picked(rows: Sequence[PageRow]) -> list[int]:
 
 
 def _baseline(row: PageRow, rows: Sequence[PageRow]) -> int | None:
-    """Return the index among `rows` of a row's own baseline, or else of the first full model with
-    the same weights.
+    """Return the index of the row's own baseline, or else of the first full model with
+    its weights.
     """
     fulls = [
         index
@@ -289,9 +283,7 @@ def _baseline(row: PageRow, rows: Sequence[PageRow]) -> int | None:
 
 
 def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
-    """Compare every answer with its reference and with the full model's answer; return the results
-    of `compare_texts` by "base,text", two positions in `texts`.
-    """
+    """Compare every answer with its reference and with the full model's answer."""
     pairs = set[tuple[int, int]]()
     for data_set in sets:
         references = [int(example["reference"]) for example in data_set.examples]

@@ -1,6 +1,4 @@
-"""Pairs of rows that are compared: the points of two results folders. Winners and the comparison
-with the paper use the same pairs.
-"""
+"""Pairs of rows that are compared: of two results folders, of winners, and of the paper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,21 +40,19 @@ class ComparedPair:
 
     @property
     def metric(self) -> str:
-        """The key of the metric in which both are compared; empty if neither has a score."""
+        """The key of the metric in which both are compared; empty without a score."""
         return primary([self.new, self.old]) or ""
 
     @cached_property
     def quality(self) -> Interval | None:
-        """The score of the new row minus that of the old one; positive is better."""
+        """The new score minus the old one; positive is better."""
         if any(record.value(self.metric) is None for record in (self.new, self.old)):
             return None
         return difference(self.new, self.old, self.metric)
 
     @cached_property
     def speedup(self) -> Interval | None:
-        """The speedup of the new row divided by the old one's; None for a full model that was
-        timed against itself.
-        """
+        """The new speedup divided by the old one; None for a full model timed against itself."""
         return self.speedup_within(CONFIDENCE)
 
     def speedup_within(self, confidence: float) -> Interval | None:
@@ -64,7 +60,7 @@ class ComparedPair:
         return None if self.new.is_own_baseline else speed_ratio(self.new, self.old, confidence)
 
     def quality_within(self, confidence: float) -> Interval | None:
-        """Return `quality` with the interval of another confidence, as of a normal distribution."""
+        """Return `quality` with a normal interval of another confidence."""
         if self.quality is None:
             return None
         value, low, high = self.quality
@@ -74,8 +70,8 @@ class ComparedPair:
         return Interval(value, value - widening * (value - low), value + widening * (high - value))
 
     def verdicts(self, confidence: float) -> dict[str, str]:
-        """Return the verdicts on the claims that the new row has more `speed`, and a better score
-        (under the title of its metric). What has no interval at this confidence has no verdict.
+        """Return the verdicts on the claims of more `speed`, and of a better score, under the
+        metric's title; without an interval there is none.
         """
         found = {}
         speedup = self.speedup_within(confidence)
@@ -88,13 +84,13 @@ class ComparedPair:
 
     @property
     def status(self) -> str:
-        """The status of the new row, which explains cells without a value."""
+        """The status of the new row, which explains empty cells."""
         return self.new.status
 
 
 def beside(column: Column, old: str = "old", new: str = "new") -> list[Column]:
-    """Return two columns of pairs for a column of rows: of the old row (optional if `column` is)
-    and of the new one. `old` and `new` name the sides.
+    """Return two columns of pairs for a column of rows: of the `old` side, optional if `column` is,
+    and of the `new` one.
     """
 
     def of_old(pair: ComparedPair) -> object:
@@ -118,7 +114,7 @@ POINT = [
 
 @dataclass(frozen=True)
 class FolderComparison:
-    """The points that two results folders both contain, in the order of the new one."""
+    """The points that two results folders share, in the order of the new one."""
 
     pairs: list[ComparedPair]
     only_old: int  # number of points that only the old folder has
@@ -127,8 +123,8 @@ class FolderComparison:
     gate: float
 
     def losses(self) -> list[str]:
-        """Name the points that got worse, and in what (speed or score). The confidence is raised so
-        that noise makes one of all comparisons fail in 5% of cases (Bonferroni).
+        """Name the points that got worse, and in speed or score. With the Bonferroni correction,
+        noise makes any of all claims fail in only 5% of comparisons.
         """
         num_claims = sum(len(pair.verdicts(CONFIDENCE)) for pair in self.pairs)
         confidence = 1 - (1 - CONFIDENCE) / max(1, num_claims)
@@ -170,7 +166,6 @@ class FolderComparison:
         return TableSection.of(title, self.pairs, columns, sentences(notes))
 
     def _keeps_gate(self, pair: ComparedPair) -> str | None:
-        """Return the verdict on the claim that the new row reaches the quality gate."""
         share = pair.new.quality_share
         if share is None or pair.new.is_own_baseline:
             return None
@@ -178,12 +173,12 @@ class FolderComparison:
 
 
 def _is_faster(pair: ComparedPair) -> str | None:
-    """Return the verdict on the claim that the new row is faster than its full model."""
+    """Judge the claim that the new row is faster than its full model."""
     return verdict(pair.new.speedup, 1.0) if pair.speedup else None
 
 
 def _starred(interval: Interval | None, same: float, form: str) -> str | None:
-    """Format a value, with a star if its interval excludes `same`, the value of no difference."""
+    """Format a value, with a star if its interval excludes `same`, no difference."""
     if interval is None:
         return None
     star = "" if verdict(interval, same) == TIE else "*"
@@ -195,11 +190,9 @@ def _ends(interval: Interval | None, form: str) -> str | None:
 
 
 def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> FolderComparison:
-    """Match the finished points of new and old records.
-
-    Two points match if they agree in every setting, except settings of which the two sides share no
-    value (for example two seeds), and those of timing that one side lacks, because it timed
-    nothing. Task, target and batch size always agree.
+    """Match the finished points of new and old records. They agree in every setting, except those
+    of which the sides share no value (for example seeds), and those of timing that one side lacks.
+    Task, target and batch size always agree.
     """
     new, old = done(new), done(old)
     settings = all_settings([*new, *old])
@@ -216,8 +209,8 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Folder
 
 
 def _without_shared_value(new: Sequence[Values], old: Sequence[Values]) -> list[str]:
-    """Return the settings (but the folder) of which both sides have values and share none, or that
-    are of timing and only one side has.
+    """Return the settings of which both sides have values and share none, and those of timing that
+    only one side has.
     """
     differs = []
     for key in sorted({key for row in (*new, *old) for key in row} - {"folder"}):
@@ -230,5 +223,5 @@ def _without_shared_value(new: Sequence[Values], old: Sequence[Values]) -> list[
 
 
 def _points(rows: Sequence[Values], ignored: set[str]) -> list[frozenset[tuple[str, str]]]:
-    """Return the settings of each row as a hashable value, without the ignored ones."""
+    """Return the settings of each row as a hashable value."""
     return [frozenset((key, repr(row[key])) for key in row.keys() - ignored) for row in rows]

@@ -1,6 +1,4 @@
-"""Arrange measured records in the layout of the paper's table 4, and compare them with the paper's
-values.
-"""
+"""Records in the layout of the paper's table 4, and beside the paper's values."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -43,15 +41,13 @@ NOTE = (
 
 
 def table4(records: Sequence[Record]) -> list[TableSection]:
-    """Arrange records with a target speedup as in table 4: one table per setting, one line per
-    target and approach.
-    """
+    """Make one table per setting, with a line per target and approach."""
     return list(map(_table4, grouped([record for record in records if record.target_speedup])))
 
 
 def _table4(group: Group) -> TableSection:
-    """Make the table of a group: a line shows the record of the smallest batch size that finished,
-    and the tokens/s of all batch sizes.
+    """Make the table of a group: a line shows the finished record of the smallest batch, and the
+    tokens/s of all batches.
     """
     points, metric = group.points(), primary(group.records)
 
@@ -90,9 +86,7 @@ def write_paper_report(folder: ResultsFolder) -> None:
 
 
 def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
-    """Make one table per setting with the paper's values and ours; the note of the first table has
-    the caveat.
-    """
+    """Make one table per setting with the paper's values and ours."""
     published, sections = read_records([PAPER]), list[TableSection]()
 
     def share(record: Record) -> float | None:
@@ -122,9 +116,7 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
 
 
 def _pairs(group: Group, published: Sequence[Record]) -> list[ComparedPair]:
-    """Return each published row for which the group has a row of the same target, strategy and
-    batch size, with that row.
-    """
+    """Pair each published row with the group's row of the same target, strategy and batch size."""
     points, pairs = group.points(), []
     for row in published:
         by_size = points.get((row.target_speedup or 0.0, row.label), {})
@@ -134,5 +126,5 @@ def _pairs(group: Group, published: Sequence[Record]) -> list[ComparedPair]:
 
 
 def _rate(record: Record) -> float | None:
-    """Return the tokens/s to which the speedup belongs; those of answers do not."""
+    """Return the tokens/s of the timed pairs, to which the speedup belongs."""
     return None if record.throughput_from == "evaluation" else record.total_tokens_per_second

@@ -49,8 +49,8 @@ CAPTION = (
 
 
 def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> list[Path]:
-    """Plot quality against measured speedup, or predicted speedup if none was measured, with a line
-    at `gate`, the share of the full model's quality; write no file without quality.
+    """Plot quality against measured speedup (predicted, if none was measured), with a line at
+    `gate`, a share of the full model's quality. Without quality no file is written.
     """
     with applied():
         figure = _quality(groups, gate)
@@ -60,9 +60,7 @@ def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> lis
 def pareto_front(
     points: Sequence[tuple[float, float]], lower_is_better: bool = False
 ) -> list[tuple[float, float]]:
-    """Return the (speed, quality) points that no other point beats in both speed and quality,
-    slowest first.
-    """
+    """Return the (speed, quality) points that no other beats in both, slowest first."""
     sign = -1 if lower_is_better else 1
 
     def is_beaten(point: tuple[float, float]) -> bool:
@@ -76,7 +74,6 @@ def pareto_front(
 
 
 def _draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
-    """Draw a Pareto front as a broad grey band."""
     xs, ys = zip(*front, strict=True)
     (band,) = axes.plot(xs, ys, color=FAINT, linewidth=6, alpha=0.3, zorder=1)
     band.set_solid_capstyle("round")
@@ -124,7 +121,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
 
 
 def _speedup(row: Record) -> float:
-    """Return the measured speedup, or else the best estimate of it."""
+    """Return the measured speedup, or the best estimate of it."""
     return row.measured_speedup or row.predicted_speedup or row.layer_ratio or 1.0
 
 
@@ -134,8 +131,8 @@ def _at(row: Record, metric: str) -> tuple[float, float]:
 
 
 def _scored(group: Group) -> list[Record]:
-    """Select rows with quality at the smallest batch size; drop rows whose speed is of another
-    depth, and rows without a measured speedup if other rows have one.
+    """Select rows with quality at the smallest batch size, whose speed and quality belong together;
+    if any has a measured speedup, only such rows.
     """
     metric = primary(group.records)
     rows = [row for row in group.done if not (row.keeps_all or row.has_two_depths)]
@@ -146,7 +143,7 @@ def _scored(group: Group) -> list[Record]:
 
 
 def _draw_full(axes: "Axes", value: float, gate: float) -> None:
-    """Draw the full model, which has a speedup of 1 and the score `value`, and the quality gate."""
+    """Draw the full model, at speedup 1 and the score `value`, and the quality gate."""
     colour = strategy_colour("full")
     axes.axhline(value, color=colour, linestyle="--", linewidth=1)
     axes.plot([1], [value], marker="D", color=colour, markersize=5)
@@ -157,7 +154,7 @@ def _draw_full(axes: "Axes", value: float, gate: float) -> None:
 
 
 def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist":
-    """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
+    """Draw one strategy's points, joined by a line if every target occurs once."""
     colour, targets = strategy_colour(rows[0].label), {row.target_speedup for row in rows}
     is_joined = len(rows) <= MAX_LABELS and len(targets) == len(rows)
     form = "o-" if is_joined else "o"
@@ -173,15 +170,13 @@ def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist
 
 
 def _speed_ends(row: Record) -> tuple[float, float]:
-    """Return the ends of the speedup's interval; without one, both ends are the speedup, and 1 if
-    it was not measured.
-    """
+    """Return the ends of the speedup's interval, or the speedup twice; 1 if it was not measured."""
     speedup = row.speedup or Interval(1.0)
     return speedup.low or speedup.value, speedup.high or speedup.value
 
 
 def _score_ends(row: Record, metric: str) -> tuple[float, float]:
-    """Return the ends of the score's interval; without one, both ends are the score."""
+    """Return the ends of the score's interval, or the score twice."""
     compared = row.vs_baseline.get(metric)
     if compared is None:
         return row.value(metric), row.value(metric)
@@ -189,9 +184,7 @@ def _score_ends(row: Record, metric: str) -> tuple[float, float]:
 
 
 def strategy_colour(strategy: str) -> str:
-    """Return the colour of a strategy, the same in every plot; the name of a strategy without an
-    entry in COLOURS decides its hue.
-    """
+    """Return the colour of a strategy in all plots, made from its name unless COLOURS has one."""
     number = zlib.crc32(strategy.encode())
     hue, shade = number % 4093 / 4093, number % 31 / 31
     levels = colorsys.hls_to_rgb(hue, 0.35 + 0.25 * shade, 0.5)
@@ -206,9 +199,7 @@ def applied() -> AbstractContextManager[None]:
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
-    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` gets their
-    suffixes.
-    """
+    """Write a figure as PNG on white and as transparent SVG."""
     files = []
     looks: dict[str, Any] = {
         "png": {"dpi": 150, "pil_kwargs": {"compress_level": 3}},
@@ -224,8 +215,8 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
 
 
 def _limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """Set the limits of both axes from the points only, so that one wide interval does not crush
-    the plot; no score is below 0.
+    """Set the limits of both axes from the points, so that a wide interval does not crush
+    the plot.
     """
     axes.update_datalim(points)
     axes.margins(0.1)

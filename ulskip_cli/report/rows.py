@@ -1,6 +1,4 @@
-"""Records of results folders: reading them, the settings in which they differ, and groups of one
-setting.
-"""
+"""Records of results folders, their warnings, and groups of one setting."""
 
 import json
 import re
@@ -53,16 +51,14 @@ class Group:
 
     @cached_property
     def _options(self) -> list[str]:
-        """The options of strategy and correction in which records of one label differ at the same
-        target and batch size.
-        """
+        """The options in which records of one label, target and batch size differ."""
         return differing_options(
             self.records, lambda record: (record.label, record.target_speedup, record.batch_size)
         )
 
     def approach(self, record: Record) -> str:
-        """Name a record's strategy and its correction, and the options in which the group's
-        records differ.
+        """Name a record's strategy, correction, and the options in which the group's records
+        differ.
         """
         options = (_option_text(record, key) for key in self._options)
         return " ".join([record.label, *filter(None, options)])
@@ -74,9 +70,8 @@ class Group:
         return f"{self.approach(record)}, {len(record.kept_layers or ())} layers"
 
     def points(self) -> dict[tuple[float, str], dict[int, Record]]:
-        """Return the records with a target by target and approach, and then by batch size; of
-        several, the last. Their order is that of the paper's table 4: by target, then by strategy
-        with unified last.
+        """Return the last record by (target, approach) and batch size, in the order of the paper's
+        table 4: by target, then strategy, with unified last.
         """
         points = defaultdict[tuple[float, str], dict[int, Record]](dict)
         for record in sorted(
@@ -89,9 +84,7 @@ class Group:
 
 
 def differing_options(records: Sequence[Record], line: Callable[[Record], Hashable]) -> list[str]:
-    """Return the keys of the options of strategy and correction in which records of an equal `line`
-    differ.
-    """
+    """Return the options of strategy and correction in which records of an equal `line` differ."""
     rows = []
     for record, row in zip(records, all_settings(records), strict=True):
         options = {
@@ -104,8 +97,8 @@ def differing_options(records: Sequence[Record], line: Callable[[Record], Hashab
 
 
 def _option_text(record: Record, key: str) -> str:
-    """Return an option as part of a name, empty if the record lacks it. Of a text, which may be a
-    path, the last part is shown.
+    """Return an option in a name, empty if missing; of a text, which may be a path, the
+    last part.
     """
     option = settings(record).get(key)
     if option is None:
@@ -117,7 +110,7 @@ def _option_text(record: Record, key: str) -> str:
 
 
 def find_folders(named: Sequence[Path]) -> list[Path]:
-    """List the results folders that folders, parent folders or runs.jsonl files name."""
+    """List the results folders that folders, their parents or runs.jsonl files name."""
     folders: dict[Path, None] = {}
     for path in named:
         folder = path.parent if path.name == ROWS_FILE else path
@@ -137,12 +130,12 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def stored(folder: ResultsFolder, warn: bool = False) -> list[Record]:
-    """Return the records of a results folder for display; `warn` about invalid lines."""
+    """Return the records of a folder for display; `warn` about invalid lines."""
     return [displayed(record, folder.path) for record in folder.records(warn=warn)]
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
-    """Read the records of results folders for display, and warn about invalid lines."""
+    """Read the records of folders for display; raise UsageError if there are none."""
     records = [record for path in paths for record in stored(ResultsFolder(path), warn=True)]
     if not records:
         raise UsageError(
@@ -153,7 +146,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
 
 
 def displayed(record: Record, folder: Path) -> Record:
-    """Return a record with its folder and with texts that a terminal and Markdown can show."""
+    """Return a record with its folder, and with texts that a terminal and Markdown can show."""
     text = record.model_dump_json(exclude_none=True)
     if "\\" in text or not text.isprintable():
         record = read(json.dumps(all_printable(json.loads(text))))
@@ -166,7 +159,7 @@ def done(records: Iterable[Record]) -> list[Record]:
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
-    """Sort records by model, pair, target speedup (layer ratio without a target) and strategy."""
+    """Sort records by model, pair, target (layer ratio without one) and strategy."""
     return sorted(
         records,
         key=lambda record: (
@@ -179,9 +172,7 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def reasons(records: Iterable[Record]) -> list[str]:
-    """List the reasons why points have no result, with strategies; reasons that differ only in `got
-    NUMBER` are merged.
-    """
+    """List why points have no result; reasons that differ only in `got NUMBER` are merged."""
     same = collected(
         (record for record in records if not record.is_done),
         lambda record: (ABSENT[record.status], re.sub(r"got \d+", "got", str(record.reason))),
@@ -193,8 +184,8 @@ def reasons(records: Iterable[Record]) -> list[str]:
 
 
 def warnings(records: Sequence[Record]) -> list[str]:
-    """List the warnings of runs, and those about wide intervals and noise; those that differ only
-    in the strategy and in numbers are merged and counted.
+    """List the warnings of runs, wide intervals and noise; those alike but for strategy and numbers
+    are merged.
     """
     by_id = {record.id: record for record in records}
     alike = defaultdict[str, list[str]](list)  # texts by what they say without strategy and numbers
@@ -222,8 +213,8 @@ def _wide_interval(record: Record) -> Iterator[str]:
 
 
 def _noise(record: Record, full: Record | None) -> Iterator[str]:
-    """Warn if the full model of a record, timed against itself, seemed faster or slower than itself
-    by as much as the record was asked to be faster.
+    """Warn if the full model, timed against itself, differed by as much as the record was asked to
+    gain.
     """
     asked = record.target_speedup or record.layer_ratio or 1.0
     if full and full.is_own_baseline and full.pairs and full.pairs.full:
@@ -237,8 +228,8 @@ def _noise(record: Record, full: Record | None) -> Iterator[str]:
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
-    """Group records whose settings agree, in order of first appearance; see `LINES` for the
-    settings that a group mixes.
+    """Group records that agree in all settings but those of `LINES`, in order of first
+    appearance.
     """
     rows = [
         {key: repr(value) for key, value in row.items() if section_of(key) not in LINES}
@@ -259,8 +250,8 @@ Values = tuple[str | None, ...]  # of settings; None for a setting that a record
 
 
 def _agreeing(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
-    """Return the indices of rows by groups that agree in all settings. A row that lacks a setting
-    joins the first group that agrees in the others.
+    """Return the indices of rows that agree in all settings. A row that lacks a setting joins the
+    first group that agrees in the others.
     """
     keys = dict.fromkeys(key for row in rows for key in row)
     # A setting with one value, or none, cannot separate groups.
@@ -275,7 +266,6 @@ def _agreeing(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
 
 
 def _agree(first: Values, second: Values) -> bool:
-    """Return True if the values are equal; a missing one equals every value."""
     return all(a == b or None in (a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -1,6 +1,4 @@
-"""Tables as text for a terminal, in Markdown and as CSV, and the long table, which has one line per
-record.
-"""
+"""Tables as text for a terminal, in Markdown and as CSV."""
 
 import re
 from collections import defaultdict
@@ -82,7 +80,7 @@ EMPTY = {MISSING, *ABSENT.values()}
 
 @dataclass(frozen=True)
 class TableSection:
-    """A table of texts with its heading and note, independent of the output format."""
+    """A table of texts with heading and note, independent of the output format."""
 
     title: str
     columns: list[Column]
@@ -109,9 +107,7 @@ class TableSection:
         note: str = "",
         words: int = 1,
     ) -> "TableSection":
-        """Make a table with a line for each object; columns in which no line has a value are left
-        out.
-        """
+        """Make a table with a line for each object; columns without any value are left out."""
         shown, texts = list[Column](), list[list[str]]()  # texts by column
         for column in columns:
             cells = [cell(line, column) for line in lines]
@@ -123,7 +119,7 @@ class TableSection:
 
 
 def cell(line: object, column: Column) -> str:
-    """Return the text of a cell; without a value, the reason that a record has none, or a dash."""
+    """Return the text of a cell; without a value, why the record has none, or a dash."""
     value = column.value(line)
     if value is None:
         return ABSENT.get(getattr(line, "status", ""), MISSING)
@@ -131,15 +127,13 @@ def cell(line: object, column: Column) -> str:
 
 
 def long_section(records: Sequence[Record]) -> TableSection:
-    """Make the long table: the settings in which the records differ, and the columns for which some
-    record has a value.
-    """
+    """Make the table of all values, with the settings in which the records differ."""
     records = ordered(records)
     return _section(records, [*COLUMNS, *_harness(records)], explanations(records))
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
-    """Make the short table: kept layers, predicted and measured speedup, and quality."""
+    """Make the table for a first look: layers, speedup and quality."""
     records = ordered(records)
     metrics = {record.primary for record in records if record.primary}
     notes = []
@@ -155,14 +149,13 @@ def short_section(records: Sequence[Record]) -> TableSection:
 def _section(
     records: Sequence[Record], columns: Sequence[Column], notes: Iterable[str]
 ) -> TableSection:
-    """Make a table of records; the columns of their settings follow the first, the strategy."""
+    """Make a table of records, with their settings behind the first column, the strategy."""
     strategy, *measured = columns
     shown = [strategy, *setting_columns(records), *measured]
     return TableSection.of(title(records), records, shown, sentences(notes))
 
 
 def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
-    """Explain the columns of a comparison of engines, and of bandwidth."""
     if any(record.full_engine for record in records):
         yield FULL_IN
     rates = [read_rate(record) or 0.0 for record in records if bandwidth_share(record)]
@@ -173,8 +166,8 @@ def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
 
 
 def setting_columns(records: Sequence[Record]) -> list[Column]:
-    """Return the columns of options in which records with the same label differ, and of all other
-    settings in which records differ.
+    """Return the columns of settings in which records differ; of options, if the label does not
+    tell them.
     """
 
     def show(record: Record, key: str) -> str:
@@ -195,9 +188,8 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
-    """Make a column for each score of lm-evaluation-harness, in the harness's units. Its key is a
-    metric, e.g. `acc`, or metric and filter, e.g. `acc strict-match`; the key of its standard error
-    has `acc_stderr` in place of the metric.
+    """Make a column for each score of lm-evaluation-harness. Its key is a metric, e.g. `acc`, or
+    with a filter, e.g. `acc strict-match`; `acc_stderr` has the standard error.
     """
 
     def show(record: Record, key: str) -> str | None:
@@ -218,7 +210,7 @@ def _harness(records: Sequence[Record]) -> list[Column]:
 
 def draw(section: TableSection, width: int, file: str) -> Table:
     """Draw a table for a terminal of `width` characters. If columns do not fit, drop optional ones
-    from the right and name the file that has all.
+    from the right and name the complete `file`.
     """
     # A table without spaces between columns is better than one with a column less.
     spaces = (1, 0) if width >= 100 else (0,)
@@ -238,7 +230,7 @@ def draw(section: TableSection, width: int, file: str) -> Table:
 
 
 def _drawn(section: TableSection, shown: Sequence[int], note: str, space: int) -> Table:
-    """Draw the columns with the indices `shown`, `space` characters apart, without markup."""
+    """Draw the columns with the indices `shown`, `space` characters apart."""
     table = Table(
         title=section.title,
         caption=note,
@@ -257,7 +249,7 @@ def _drawn(section: TableSection, shown: Sequence[int], note: str, space: int) -
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` characters; the beginning of a long text is cut."""
+    """Return at most `most` characters; the beginning of a long text is cut."""
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
@@ -271,8 +263,8 @@ def markdown(section: TableSection) -> str:
 
 
 def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Write a table in Markdown, with the first `words` columns aligned left; cells are not padded,
-    so that one new value changes one line.
+    """Write a table, its first `words` columns aligned left; cells are not padded, so that a new
+    value changes one line.
     """
     rule = ["---"] * words + ["---:"] * (len(heads) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
@@ -294,14 +286,14 @@ def escape_markdown(text: str) -> str:
 
 
 def write_markdown(file: Path, records: Sequence[Record], parts: Iterable[str]) -> None:
-    """Write a report of records: a heading, the parts that are not empty, and the provenance."""
+    """Write a report: heading, parts that are not empty, and provenance."""
     whole = [f"# {title(records)}".rstrip(), *parts, provenance(records)]
     write_atomic(file, escape_markdown("\n\n".join(filter(None, whole)) + "\n"))
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Write the values of records as CSV, one line per record, under the keys of a row, but for the
-    timed pairs. Texts that a spreadsheet would run as a formula get a leading quote.
+    """Write records as CSV under the keys of a row, without timed pairs. Texts that a spreadsheet
+    would run as a formula get a leading quote.
     """
     import pandas  # here, because it would delay every command
 
@@ -311,7 +303,7 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def write_tables(folder: ResultsFolder) -> None:
-    """Write table.md and table.csv from all records of a folder."""
+    """Write table.md and table.csv of a folder."""
     records = stored(folder)
     write_atomic(folder.path / "table.csv", to_csv(ordered(records)))
     long = long_section(records)
@@ -335,7 +327,7 @@ def title(records: Sequence[Record]) -> str:
 
 
 def random_prompts(record: Record) -> str | None:
-    """Return the lengths of random prompts and of their answers; None for a task's prompts."""
+    """Return the lengths of random prompts and answers; None for a task's prompts."""
     speed = record.config.speed
     if record.command != "bench":
         return None
@@ -343,8 +335,8 @@ def random_prompts(record: Record) -> str | None:
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """State the code, the machine and the weights of the records in Markdown, one line per machine
-    and versions of packages.
+    """State code, machine and weights in Markdown, one line per machine and versions of
+    packages.
     """
     return "  \n".join(provenance_lines(records))
 
@@ -372,7 +364,7 @@ def _distinct(texts: Iterable[str]) -> str:
 
 
 def explanations(records: Sequence[Record]) -> list[str]:
-    """Explain the marks and columns of the long table, one note per item."""
+    """Explain the marks and columns of the long table."""
     is_timed = any(record.measured_speedup is not None for record in records)
     notes = {
         STARS: any(record.vs_baseline for record in records),

@@ -1,8 +1,4 @@
-"""The winners of a group, and warnings about points that cannot be compared.
-
-A winner is the fastest point of a batch size or the best quality of a target, by the rule that
-`RULE` states.
-"""
+"""The winners of a group by `RULE`, and warnings about points that cannot be compared."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +37,7 @@ class Winner:
     note: str = ""  # why no point can win
 
     def line(self) -> str:
-        """Return the winner in one line; a tie has names without figures."""
+        """Return the winner in one line; a tie has no figures."""
         names = [name for name, _ in self.points]
         if not names:
             return f"{self.title}: {self.note}"
@@ -50,8 +46,8 @@ class Winner:
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Find the winners of a group by `RULE`; a point with the speed of one depth and the quality of
-    another cannot win.
+    """Find the fastest point of each batch size and the best quality of each target. A point whose
+    speed and quality are of different depths cannot win.
     """
     judged = []
     for share in shares(group.records, gate):
@@ -76,8 +72,8 @@ def winners(group: Group, gate: float) -> list[Winner]:
 
 
 def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: bool) -> Winner:
-    """Rank the rivals by speed (all have one) or else by quality, and return the best with all that
-    tie with it; without a rival that can win, return the reason.
+    """Return the best by speed (all rivals have one) or else quality with all that tie with it, or
+    the reason if none can win.
     """
 
     def rank(share: QualityShare) -> float:
@@ -105,8 +101,8 @@ def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: 
 
 
 def _why_none(rivals: Sequence[QualityShare]) -> str:
-    """Tell why no rival wins: those that keep the score are not faster, or none surely keeps it. A
-    limit that cut the examples can be raised to narrow the interval.
+    """Tell why no rival wins. A limit that cut the examples can be raised to narrow the
+    interval.
     """
     speedups = [share.record.speedup for share in rivals if share.can_win]
     if speedups:
@@ -123,8 +119,8 @@ def _why_none(rivals: Sequence[QualityShare]) -> str:
 
 
 def caveats(group: Group) -> Iterator[str]:
-    """Yield a warning for every low score of a full model, for every point whose speed is of
-    another depth than its quality, and for rows that were timed on several machines.
+    """Warn about low scores of full models, speeds of another depth than the quality, and several
+    machines.
     """
     for share in shares(group.records):
         if share.caveat:
@@ -151,8 +147,8 @@ def caveats(group: Group) -> Iterator[str]:
 
 
 def lead(records: Sequence[Record]) -> list[str]:
-    """Return the result of a sweep in one sentence for every setting and batch size: the fastest
-    point that can win, or without quality that with most tokens/s.
+    """Tell for every setting and batch size the fastest point that can win, or without quality that
+    with most tokens/s.
     """
     if primary(records) is None:
         lines = list(_most_tokens(records))
@@ -167,8 +163,8 @@ def lead(records: Sequence[Record]) -> list[str]:
 
 
 def _most_tokens(records: Sequence[Record]) -> Iterator[str]:
-    """Tell for every batch size the record with most tokens/s among those that are measurably
-    faster than full, or among all if none is.
+    """Tell for every batch size the record with most tokens/s, of those faster than full if any
+    are.
     """
     timed = [record for record in records if decode_rate(record)]
     by_size = collected(timed, lambda record: record.batch_size)
