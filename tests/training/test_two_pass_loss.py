@@ -12,12 +12,12 @@ from reference import (
 )
 from reference import training_batch as batch
 
-from ulskip_cli.core.config_schema import LoraOptions, TrainOptions
+from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import kv_cache, shallow_view, teacher_forcing
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.training.data import LossBatch
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lora
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, merged_lora, with_lora
 
 EVERY = tuple(range(NUM_LAYERS))
 EXITS = (1, 3, 4, NUM_LAYERS)
@@ -55,16 +55,16 @@ def test_the_loss_is_that_of_an_uncached_reference(model, stages):
 
 def test_its_parts_add_up(llama):
     inputs, kept = batch(), (0, 2, 5)
-    weights = TrainOptions(ce_weight=0.5, distill_weight=2.0)
-    loss = TwoPassLoss(llama, weights=weights).eval()(**inputs, stages=through(kept))["loss"]
+    weights = LossWeights(cross_entropy=0.5, distillation=2.0)
+    loss = TwoPassLoss(llama, loss_weights=weights).eval()(**inputs, stages=through(kept))["loss"]
     expected = 0.5 * reference_loss(llama, inputs, kept)
     expected += 2.0 * reference_divergence(llama, inputs, kept)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_distillation_moves_the_student_alone(llama):
-    weights, stages = TrainOptions(ce_weight=0.0, distill_weight=1.0), through((0, 2, 5))
-    TwoPassLoss(llama, weights=weights)(**batch(), stages=stages)["loss"].backward()
+    weights, stages = LossWeights(cross_entropy=0.0, distillation=1.0), through((0, 2, 5))
+    TwoPassLoss(llama, loss_weights=weights)(**batch(), stages=stages)["loss"].backward()
     gradients = [p.grad.clone() for p in llama.parameters()]
     llama.zero_grad()
     # The same loss towards logits that were computed before.

@@ -93,20 +93,23 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
     """Return the message of an error in the command line, with what to write instead."""
-    message, first = error.format_message().rstrip("."), arguments[0] if arguments else ""
+    message = error.format_message().rstrip(".")
     if message.startswith("No such command"):
-        if "=" in first:
-            return f"expected a command, got '{first[:80]}'; write e.g. ulskip run {first[:80]}"
+        word = arguments[0][:80] if arguments else ""
+        if "=" in word:
+            return f"expected a command, got '{word}'; write e.g. ulskip run {word}"
         near = re.search(r"Did you mean ('.+')", message)
         advice = f"did you mean {near[1]}?" if near else "`ulskip --help` lists the commands"
-        return f"unknown command '{first[:80]}'; {advice}"
-    if not message.startswith("No such option"):
-        return message
-    option = str(getattr(error, "option_name", ""))[:80]
-    options = ", ".join(getattr(error, "possibilities", None) or ())
-    key = option.lstrip("-").replace("-", "_")
-    advice = f"keys have no dashes, write {key}=VALUE; `--help` lists the options"
-    return f"unknown option {option}; {f'did you mean {options}?' if options else advice}"
+        return f"unknown command '{word}'; {advice}"
+    if message.startswith("No such option"):
+        option = str(getattr(error, "option_name", ""))[:80]
+        near_options = ", ".join(getattr(error, "possibilities", None) or ())
+        key = option.lstrip("-").replace("-", "_")
+        advice = f"keys have no dashes, write {key}=VALUE; `--help` lists the options"
+        if near_options:
+            advice = f"did you mean {near_options}?"
+        return f"unknown option {option}; {advice}"
+    return message
 
 
 @app.callback(invoke_without_command=True)

@@ -21,7 +21,6 @@ from ulskip_cli.core.files import printable, printable_lines
 
 if TYPE_CHECKING:
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.core.answer import AnswerPair
     from ulskip_cli.experiments.comparison import PromptComparer
 
 EXAMPLE = "e.g. ulskip generate 'Ich habe Hunger.' ratio=2"
@@ -70,27 +69,24 @@ def generate(
         from ulskip_cli.experiments.runner import Models
 
         comparer = PromptComparer(point, Models(bars))
-        count = len(comparer.workload.examples)
-        comparisons = [
-            comparer.compare(index) if as_json else _compare_and_show(comparer, index, bars)
-            for index in range(count)
-        ]
+        indices = range(len(comparer.workload.examples))
+        if as_json:
+            rows = [comparer.compare(index).as_dict() for index in indices]
+        else:
+            for index in indices:
+                _compare_and_show(comparer, index, bars)
     if as_json:
-        print_rows([comparison.as_dict() for comparison in comparisons])
+        print_rows(rows)
 
 
 def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """Separate the prompt, which is the first word, from the overrides. It is None if the first
     word is an override; then a task must be among them, whose prompts are answered.
     """
-    from ulskip_cli.core.config_schema import Config
-
     first, *others = words or [""]
-    # A prompt can contain `=`, so only the word of a known key is an override.
-    key = first.lstrip("+").partition("=")[0].partition(".")[0]
-    is_word = len(first.split()) == 1
-    is_override = is_word and "=" in first and key in (*Config.model_fields, "experiment")
-    if not first or (is_override and not any(word.startswith("task=") for word in words)):
+    is_override = _is_override(first)
+    names_task = any(word.startswith("task=") for word in words)
+    if not first or (is_override and not names_task):
         got = f"'{first[:80]}'" if first else "none"
         raise UsageError(
             f"expected a prompt before the keys, got {got}; {EXAMPLE}, write - to read standard"
@@ -107,13 +103,23 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return first, others
 
 
-def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> "AnswerPair":
+def _is_override(word: str) -> bool:
+    """Return True for the word of a known key; a prompt can contain `=`, too."""
+    from ulskip_cli.core.config_schema import Config
+
+    section = word.lstrip("+").partition("=")[0].partition(".")[0]
+    is_known = section in (*Config.model_fields, "experiment")
+    return is_known and "=" in word and len(word.split()) == 1
+
+
+def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> None:
     """Compare the answers to one prompt, and show them while they are generated; before the first
     prompt, show also the notes on all.
     """
-    console, began = make_console(), set[int]()  # sides whose answer began: 0 full model, 1 kept
+    console = make_console()
+    began = list[int]()  # sides whose answer began: 0 is the full model, 1 the kept layers
     bars.pause()
-    if not index:
+    if index == 0:
         console.print(printable(comparer.prompt_note), style="dim")
         if comparer.caution:
             console.print(comparer.caution, style="yellow", soft_wrap=False)
@@ -125,11 +131,12 @@ def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBar
         if piece:  # a bar may run until the first text
             bars.pause()
         if side not in began:
-            console.print("\n" * len(began) + f"\n{comparer.heads[side]}:")
-            began.add(side)
+            if began:
+                console.print()  # ends the line of the other answer
+            console.print(f"\n{comparer.heads[side]}:")
+            began.append(side)
         console.print(printable_lines(piece), end="")
 
     comparison = comparer.compare(index, show)
     bars.pause()
     console.print(f"\n\n{comparison.summary()}", soft_wrap=False)
-    return comparison

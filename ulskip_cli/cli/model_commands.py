@@ -44,12 +44,13 @@ def train(
     check_writable(output, "output")
     from ulskip_cli.cli.progress_bars import ProgressBars
 
-    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    with ProgressBars(chosen.model.label) if first else nullcontext(ProgressCallback()) as progress:
+    speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes, for all
+    bars = ProgressBars(chosen.model.label) if speaks else nullcontext(ProgressCallback())
+    with bars as progress:
         from ulskip_cli.training.training_run import run_training
 
         record = run_training(chosen, progress).plain()
-    if not first:
+    if not speaks:
         return
     if as_json:
         print_json(record)
@@ -75,13 +76,11 @@ def training_lines(record: Table, output: Path) -> list[str]:
             " keep them"
         )
     if record["learning_curve"]:
-        losses = record["learning_curve"][-1]["validation_loss"]
-        # The key is a target such as 2x, or the depth of an exit.
-        shown = ", ".join(
-            f"{loss:.3f} at {key if key.endswith('x') else f'{key} layers'}"
-            for key, loss in losses.items()
-        )
-        lines.append(f"validation loss: {shown}")
+        losses = []
+        for name, loss in record["learning_curve"][-1]["validation_loss"].items():
+            is_target = name.endswith("x")  # such as 2x, or else the depth of an exit
+            losses.append(f"{loss:.3f} at {name if is_target else f'{name} layers'}")
+        lines.append(f"validation loss: {', '.join(losses)}")
     warnings = [f"warning: {text}" for text in record["warnings"]]
     return [*lines, f"written to {output}/", *warnings]
 

@@ -70,43 +70,50 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
     """Draw and list the kept layers, with the predictions of the plan. `correction` is the label of
     the correction, empty for none, and `weights` the text of their size.
     """
-    from ulskip_cli.core.weight_sizes import gaps
-
-    speedup = UNKNOWN
-    if plan.drafts:
-        speedup = "depends on the accepted drafts, which a run counts"
-    elif plan.predicted_speedup is not None:
-        speedup = f"{plan.predicted_speedup:.2f}x in decode over all layers in this engine, by the"
-        speedup += " bytes of a step"
-    reads_kept = plan.prompt_layers == "kept"
-    reads = {"all": "all", "kept": "the kept"}.get(plan.prompt_layers, plan.prompt_layers)
-    prompt_kv, decode_kv = plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
-    cache = UNKNOWN
-    if prompt_kv is not None:
-        both = f"{prompt_kv:,} during the prompt, {decode_kv:,} in decode"
-        cache = f"{decode_kv:,}" if reads_kept else both  # equal if the prompt skips, too
+    readers = "the kept" if plan.prompt_layers == "kept" else plan.prompt_layers
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": speedup,
+        "predicted_speedup": _speedup(plan),
         "weights": weights,
-        "KV bytes per token": cache,
-        "prompt_layers": f"{reads} layers encode the prompt",
+        "KV bytes per token": _kv_bytes(plan),
+        "prompt_layers": f"{readers} layers encode the prompt",
     }
     may_read_patches = plan.patch_bytes != 0  # None: unknown
     if correction or may_read_patches:
-        size = UNKNOWN
-        if plan.patch_bytes is not None:
-            size = f"{plan.patch_bytes:,} bytes in each decode step"
-        num_gaps = len(gaps(plan.kept_layers, plan.num_layers))
-        facts["correction"] = f"{correction}, {num_gaps} gaps, {size}"
+        facts["correction"] = f"{correction}, {_patches(plan)}"
     width = max(map(len, facts))
-    return [
-        *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),
-        "",
-        *(f"  {key:<{width}}  {value}" for key, value in facts.items()),
-        *(f"  warning: {warning}" for warning in plan.warnings),
-    ]
+    lines = _exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)
+    lines.append("")
+    lines += [f"  {key:<{width}}  {value}" for key, value in facts.items()]
+    return lines + [f"  warning: {warning}" for warning in plan.warnings]
+
+
+def _speedup(plan: "Plan") -> str:
+    if plan.drafts:
+        return "depends on the accepted drafts, which a run counts"
+    if plan.predicted_speedup is None:
+        return UNKNOWN
+    times = f"{plan.predicted_speedup:.2f}x"
+    return f"{times} in decode over all layers in this engine, by the bytes of a step"
+
+
+def _kv_bytes(plan: "Plan") -> str:
+    prompt_bytes, decode_bytes = plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
+    if prompt_bytes is None:
+        return UNKNOWN
+    if plan.prompt_layers == "kept":  # both are equal
+        return f"{decode_bytes:,}"
+    return f"{prompt_bytes:,} during the prompt, {decode_bytes:,} in decode"
+
+
+def _patches(plan: "Plan") -> str:
+    from ulskip_cli.core.weight_sizes import gaps
+
+    num_gaps, size = len(gaps(plan.kept_layers, plan.num_layers)), UNKNOWN
+    if plan.patch_bytes is not None:
+        size = f"{plan.patch_bytes:,} bytes in each decode step"
+    return f"{num_gaps} gaps, {size}"
 
 
 def _kept(plan: "Plan", model: str) -> list[str]:

@@ -66,22 +66,23 @@ class ProgressBars(ProgressCallback):
     def _write_lines(self) -> None:
         """Write, in a thread, the state of a phase that has shown nothing for LINE_SECONDS."""
         while not self._ended.wait(LINE_SECONDS / 30):
-            if time.monotonic() - self._shown_at >= LINE_SECONDS and (line := self.line()):
+            line, silence = self.line(), time.monotonic() - self._shown_at
+            if line and silence >= LINE_SECONDS:
                 self.note(line)
 
     def line(self) -> str:
         """Return the state of the running phase as text; empty if it has ended."""
-        task = self.bars.tasks[-1] if self._task is not None else None  # that of the phase
-        if task is None or task.finished:
+        if self._task is None or self.bars.tasks[-1].finished:
             return ""
-        left, elapsed = task.time_remaining, timedelta(seconds=int(task.elapsed or 0))
-        parts = [
-            # A phase of one part, such as a download, counts nothing.
-            f"{task.completed} of {task.total}" if task.total != 1 else str(elapsed),
-            task.fields["note"],
-            "" if left is None else f"{timedelta(seconds=left)} left",
-        ]
-        return f"{self._label}: {', '.join(filter(None, parts))}"
+        task = self.bars.tasks[-1]  # that of the phase
+        parts = [f"{task.completed} of {task.total}"]
+        if task.total == 1:  # a phase such as a download counts nothing
+            parts = [str(timedelta(seconds=int(task.elapsed or 0)))]
+        if task.fields["note"]:
+            parts.append(task.fields["note"])
+        if task.time_remaining is not None:
+            parts.append(f"{timedelta(seconds=task.time_remaining)} left")
+        return f"{self._label}: {', '.join(parts)}"
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         self._ended.set()
@@ -129,15 +130,15 @@ class SweepDisplay(ProgressBars, SweepObserver):
         """Display these jobs, and write tables at intervals while rows come, and at the end."""
         super().__init__(jobs[0].config.model.label)
         self._config = jobs[0].config
-        self._written_at = float("-inf" if writes_tables else "inf")  # of the tables; inf: never
+        self._writes_tables, self._written_at = writes_tables, float("-inf")
         self._total, self._settled = len(jobs), 0
-        self._began, self._measured = time.monotonic(), 0
+        self._began, self._measured = time.monotonic(), 0  # points that this sweep measured
         self._prefix = f"[1/{self._total}] "  # before the labels of phases
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         super().__exit__(kind, *details)
         if kind is None:
-            self._write(0)
+            self._write_tables(at_least_after=0)
 
     def job_settled(self, job: Job, record: Record, is_new: bool) -> None:
         """Count a job as settled; show a new result and write the tables. A result that was stored
@@ -149,23 +150,26 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self._settled += 1
         if is_new:
             self._measured += record.is_done
-            left = self._left(self._total - self._settled)
-            self.note(f"[{self._settled}/{self._total}] {job.label}: {sentence(record)}{left}")
-            self._write(TABLE_SECONDS)
+            result = f"{job.label}: {sentence(record)}{self._time_left()}"
+            self.note(f"[{self._settled}/{self._total}] {result}")
+            self._write_tables(TABLE_SECONDS)
         self._prefix = f"[{min(self._total, self._settled + 1)}/{self._total}] "
 
-    def _left(self, count: int) -> str:
-        """Return the text that says how long `count` points will take, by those that were measured;
-        empty if none is left or none was measured.
+    def _time_left(self) -> str:
+        """Tell how long the other points will take, by those that were measured; empty if none is
+        left or none was measured.
         """
+        count = self._total - self._settled
         if not count or not self._measured:
             return ""
         mean = (time.monotonic() - self._began) / self._measured
-        return f" ({duration(mean * count)} left for {count} point{'s' * (count != 1)})"
+        noun = "point" if count == 1 else "points"
+        return f" ({duration(mean * count)} left for {count} {noun})"
 
-    def _write(self, interval: float) -> None:
-        """Write the tables, unless they were written less than `interval` seconds ago."""
-        if time.monotonic() - self._written_at < interval:
+    def _write_tables(self, at_least_after: float) -> None:
+        """Write the tables, unless they were written fewer seconds ago, or are not wanted."""
+        is_early = time.monotonic() - self._written_at < at_least_after
+        if is_early or not self._writes_tables:
             return
         from ulskip_cli.report import tables
 

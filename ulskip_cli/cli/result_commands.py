@@ -58,8 +58,10 @@ def report(
 
         written.append(write_page(made, written))
     build.show(made, written, make_console(WIDTH_IN_FILE))
-    if check and made.comparison and (losses := made.comparison.losses()):
-        print("\n".join(f"surely worse: {loss}" for loss in losses))
+    losses = made.comparison.losses() if check and made.comparison else []
+    for loss in losses:
+        print(f"surely worse: {loss}")
+    if losses:
         raise typer.Exit(WORSE)
 
 
@@ -98,15 +100,12 @@ def score(
     console = make_console()
     section = tables.long_section([displayed(record, Path()) for record in records])
     console.print(tables.draw(section, console.width, tables.TABLE_FILE), soft_wrap=False)
+    for run in scored:
+        for key, (before, now) in run.changed.items():
+            console.print(f"{run.record.id}: {key} was {before:.4f}, is {now:.4f}")
     added = ", ".join(sorted({key for run in scored for key in run.added})) or "nothing"
-    differ = sum(bool(run.changed) for run in scored)
-    lines = [
-        f"{run.record.id}: {key} was {before:.4f}, is {now:.4f}"
-        for run in scored
-        for key, (before, now) in run.changed.items()
-    ]
-    same = f"{len(scored) - differ} of {len(scored)} runs"
-    lines.append(f"added: {added}; the other scores of {same} are unchanged")
-    lines += [f"written to {folder}/"] * any(run.has_news for run in scored)
-    for line in lines:
-        console.print(line)
+    num_same = sum(not run.changed for run in scored)
+    same = f"{num_same} of {len(scored)} runs"
+    console.print(f"added: {added}; the other scores of {same} are unchanged")
+    if any(run.has_news for run in scored):
+        console.print(f"written to {folder}/")

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,20 +116,21 @@ def sweep(
     if dry_run:
         _show_dry_run(Ledger(jobs, force=force, quick=True), as_json)  # quick: without torch
         return
-    # A launcher starts workers with the same command line.
-    words = [*overrides, *(["--config-dir", str(config_dir)] if config_dir else [])]
-    if force:
-        words.append("--force")
     if os.environ.get(END_WITH_STDIN):  # set by the launcher that started this worker
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     ledger = Ledger(jobs, force=force, since=since)
-    if since is None:
-        _measure(ledger, as_json, worker_words=words)
-        return
-    from ulskip_cli.cli.progress_bars import SweepDisplay
+    if since is not None:  # this process is a worker
+        from ulskip_cli.cli.progress_bars import SweepDisplay
 
-    with SweepDisplay(jobs, writes_tables=False) as observer:  # of a worker
-        run_jobs(ledger, observer)
+        with SweepDisplay(jobs, writes_tables=False) as observer:
+            run_jobs(ledger, observer)
+        return
+    words = list(overrides)  # of the command line of workers
+    if config_dir:
+        words += ["--config-dir", str(config_dir)]
+    if force:
+        words.append("--force")
+    _measure(ledger, as_json, worker_words=words)
 
 
 def tune(
@@ -177,9 +179,9 @@ def lm_eval(
     """
     from ulskip_cli.core.config import compose
 
-    # The parser has dropped the `--`.
-    end = next((i for i, word in enumerate(overrides) if word.startswith("-")), len(overrides))
-    keys, words = overrides[:end], overrides[end:]
+    # The parser has dropped the `--`, but the first option of the harness begins with a dash.
+    keys = list(takewhile(lambda word: not word.startswith("-"), overrides))
+    words = overrides[len(keys) :]
     chosen = compose(keys, command="lm-eval")
     if print_config:
         print_yaml(chosen)
@@ -218,9 +220,11 @@ def _measure(
         ledger.update(observer, is_new=False)
         if not ledger.to_do:
             observer.note("nothing to run: all points are finished; --force measures them again")
-        for job in ledger.to_do:
-            if (reason := ledger.why_again(job)) and not ledger.force:
-                observer.note(f"{job.label}: {reason}")
+        if not ledger.force:
+            for job in ledger.to_do:
+                reason = ledger.why_again(job)
+                if reason:
+                    observer.note(f"{job.label}: {reason}")
         if worker_words and ledger.launcher.name != "inline":
             run_by_workers(ledger, observer, worker_words)
         else:
@@ -245,49 +249,52 @@ def _end_with_stdin() -> None:
 
 def _show_dry_run(ledger: "Ledger", as_json: bool) -> None:
     """Print the points of a sweep with their states."""
-    jobs = ledger.jobs
-    states = [(job, *ledger.state(job)) for job in jobs]  # job, state, note
-    counts = Counter(state for _, state, _ in states)
+    points = []
+    for job in ledger.jobs:
+        state, note = ledger.state(job)
+        points.append({"id": job.id, "label": job.label, "state": state, "note": note})
+    counts = Counter(point["state"] for point in points)
     if as_json:
-        rows = [
-            {"id": job.id, "label": job.label, "state": state, "note": note}
-            for job, state, note in states
-        ]
-        print_json({"points": rows, "counts": counts})
+        print_json({"points": points, "counts": counts})
         return
-    console, width = make_console(), max(len(job.label) for job in jobs)
-    points = [f"{job.label:<{width}}  {job.id}  {state:<6}  {note}" for job, state, note in states]
-    parts = ", ".join(f"{count} {state}" for state, count in counts.items())
-    total = f"{len(jobs)} point{'s' * (len(jobs) != 1)}: {parts}"
-    for line in (*points, "", total):
+    console, width = make_console(), max(len(job.label) for job in ledger.jobs)
+    for point in points:
+        line = f"{point['label']:<{width}}  {point['id']}  {point['state']:<6}  {point['note']}"
         console.print(printable(line.rstrip()))
+    noun = "point" if len(points) == 1 else "points"
+    parts = ", ".join(f"{count} {state}" for state, count in counts.items())
+    console.print(f"\n{len(points)} {noun}: {parts}")
 
 
 def _show_outcome(
     outcome: "SweepOutcome", folder: "ResultsFolder", as_json: bool, lead: Sequence[str] = ()
 ) -> None:
-    """Print a JSON object, or else first `lead`, by default the sentences of the best points, then
-    a table and warnings; at last raise RunError if a point failed.
+    """Print the rows of a command; raise RunError if a point failed. `lead` replaces the first
+    sentences, which name the best points.
     """
+    if as_json:
+        print_json(outcome.as_json())
+    elif outcome.records:
+        _show_rows(outcome, folder, lead)
+    outcome.check()
+
+
+def _show_rows(outcome: "SweepOutcome", folder: "ResultsFolder", lead: Sequence[str]) -> None:
+    """Print the lead, a table, the warnings and the folder of some rows."""
     from ulskip_cli.experiments.statistics import sentence
     from ulskip_cli.report import tables, verdicts
     from ulskip_cli.report.rows import displayed, warnings
 
-    if as_json:
-        print_json(outcome.as_json())
-    elif records := [displayed(record, Path()) for record in outcome.records.values()]:
-        console = make_console()
-        if not lead:
-            several = outcome.num_requested > 1
-            lead = verdicts.lead(records) if several else [sentence(records[-1])]
-        for line in lead:
-            console.print(line, style="bold")
-        table = tables.draw(tables.short_section(records), console.width, tables.TABLE_FILE)
-        console.print(table, soft_wrap=False)
-        for warning in warnings(records):
-            console.print(f"warning: {warning}", style="yellow", soft_wrap=False)
-        written = f"written to {folder.path}/"
-        if any(record.num_examples for record in records):
-            written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"
-        console.print(written)
-    outcome.check()
+    console, records = make_console(), [displayed(row, Path()) for row in outcome.records.values()]
+    if not lead and outcome.num_requested > 1:
+        lead = verdicts.lead(records)
+    for line in lead or [sentence(records[-1])]:
+        console.print(line, style="bold")
+    table = tables.draw(tables.short_section(records), console.width, tables.TABLE_FILE)
+    console.print(table, soft_wrap=False)
+    for warning in warnings(records):
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=False)
+    written = f"written to {folder.path}/"
+    if any(record.num_examples for record in records):
+        written += f"; answers: ulskip report {shlex.quote(str(folder.path))} --html"
+    console.print(written)

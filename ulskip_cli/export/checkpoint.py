@@ -181,15 +181,16 @@ def _verify(
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     needed = sum(parameter.nbytes for parameter in view.parameters())  # the export, beside the view
-    if why := reason_not_to_compare(point, needed):
-        return f"{structure}; logits were not compared{why}"
+    uncompared = reason_not_to_compare(point, needed)
+    if uncompared:
+        return f"{structure}; logits were not compared{uncompared}"
     progress.phase("compare with the model")
     return f"{structure}; {_compare(point, view, folder)}"
 
 
 def reason_not_to_compare(point: ResolvedExport, needed: int) -> str:
-    """Return why request or memory does not allow a comparison that needs so many bytes; otherwise
-    an empty text.
+    """Return why request or memory does not allow a comparison that needs so many bytes, as the end
+    of a sentence; otherwise an empty text.
     """
     if point.request.check is False:
         return " (--no-check)"
@@ -211,20 +212,21 @@ def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
             f"expected {sorted(loading['missing_keys'])[0]} in the export, got no such tensor;"
             f" {DELETED}"
         )
-    models = (view, exported.eval().to(view.device))
-    logits, tokens = logits_of(*models), list(map(_greedy_tokens, models))
-    difference = float((logits[0] - logits[1]).abs().max())
+    exported = exported.eval().to(view.device)
+    expected_logits, logits = logits_of(view, exported)
+    expected_tokens, tokens = _greedy_tokens(view), _greedy_tokens(exported)
+    difference = float((expected_logits - logits).abs().max())
     if math.isnan(difference):
         raise RunError(f"expected finite logits, got NaN; check the model's weights; {DELETED}")
-    if difference or not torch.equal(*tokens):
+    if difference or not torch.equal(expected_tokens, tokens):
         raise RunError(
             "expected the export to give the logits of the kept layers, got a difference of"
             f" {difference:.3g}; {DELETED}"
         )
+    parts = "layers and the skip adapter" if point.skip_adapter else "layers"
     return (
-        f"logits at {len(logits[0])} positions of {NUM_PROMPTS} random prompts and"
-        f" {tokens[0].numel()} greedy tokens are bit-identical to those of the source with these"
-        f" layers{' and the skip adapter' if point.skip_adapter else ''}"
+        f"logits at {len(logits)} positions of {NUM_PROMPTS} random prompts and {tokens.numel()}"
+        f" greedy tokens are bit-identical to those of the source with these {parts}"
     )
 
 
@@ -270,16 +272,16 @@ def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) ->
     has changed. For that, a model of the new config is built without weights and compared.
     """
     source = _read_config(folder)
-    values: Table = json.loads((folder / CONFIG).read_text("utf-8"))
-    num_layers = source.get_text_config(decoder=True).num_hidden_layers
-    _shorten(values, source, view.config, kept)
+    stored = json.loads((folder / CONFIG).read_text("utf-8"))
+    values = _shortened(stored, source, view.config, kept)
     # The view can be a part of the source's model, such as the language model of a multimodal one.
     values["architectures"] = [type(view).__name__]
-    values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix(
-        "torch."
-    )
+    dtype_key = "torch_dtype" if "torch_dtype" in values else "dtype"
+    values[dtype_key] = str(view.dtype).removeprefix("torch.")
     rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)))
-    if difference := first_difference(view, rebuilt):
+    difference = first_difference(view, rebuilt)
+    if difference:
+        num_layers = source.get_text_config(decoder=True).num_hidden_layers
         raise UsageError(
             f"{type(view).__name__} is not supported: no config describes {len(kept)} of its"
             f" {num_layers} layers ({difference}); use --format schedule"
@@ -298,22 +300,23 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _shorten(
-    values: Table, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
-) -> None:
-    """Change `values`, the config.json of the source, in place: set the number of layers, and
-    shorten every list with one entry per layer. Lists that are missing in `values` are added if
-    the config class would derive others from the number of layers than the view has.
+def _shortened(
+    stored: Table, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
+) -> Table:
+    """Return `stored`, the config.json of the source, with the number of kept layers, and with
+    their entries alone in every list that has one per layer. Missing lists are added if the config
+    class would derive others from the number of layers than the view has.
     """
+    values = copy.deepcopy(stored)
     text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
-    # The key of the language model's config in a multimodal one; None if the config has no parts.
-    nested = next(
-        (key for key in source.sub_configs if getattr(source, key, None) is text_source), None
-    )
-    text = values if nested is None else values.setdefault(nested, {})
+    text = values  # the entries of the language model, which a multimodal config has under a key
+    for key in source.sub_configs:
+        if getattr(source, key, None) is text_source:
+            text = values.setdefault(key, {})
     # Some classes have another name for the count, such as n_layer; files can have either.
-    count = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    for key in {count, "num_hidden_layers"} & text.keys() or {count}:
+    count_key = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    stored_keys = {count_key, "num_hidden_layers"} & text.keys()
+    for key in stored_keys or {count_key}:
         text[key] = len(kept)
     text |= shallow_view.per_layer(text, text_source.num_hidden_layers, kept)
     derived = type(source).from_dict(copy.deepcopy(values)).get_text_config(decoder=True)
@@ -321,6 +324,7 @@ def _shorten(
         is_list = "layer" in key and isinstance(value, (list, tuple))
         if is_list and list(getattr(derived, key, None) or ()) != list(value):
             text[key] = list(value)
+    return values
 
 
 def model_card(
@@ -340,8 +344,12 @@ def model_card(
         base_model=[model.label] if is_hub else None,
         tags=["ulskip", "layer-skipping"],
     )
-    kind, rank = adapter.get("kind"), adapter.get("lora_rank")
-    parts = [f"{kind} patches"] * (kind in PATCHES) + [f"LoRA of rank {rank}"] * bool(rank)
+    kind, rank, parts = adapter.get("kind"), adapter.get("lora_rank"), []
+    if kind in PATCHES:
+        parts.append(f"{kind} patches")
+    if rank:
+        parts.append(f"LoRA of rank {rank}")
+    chat_options = model.chat_options or {}
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATES / "card.md"),
@@ -351,9 +359,7 @@ def model_card(
         training=escape_markdown(record["training"] or "not recorded"),
         correction=" and ".join(parts) or "no patches",
         has_chat=has_chat,
-        chat_options="".join(
-            f", {key}={value!r}" for key, value in (model.chat_options or {}).items()
-        ),
+        chat_options="".join(f", {key}={value!r}" for key, value in chat_options.items()),
     )
     return card
 

@@ -4,7 +4,6 @@ replace the target when the export is complete. Only formats that contain weight
 
 import contextlib
 import json
-import pkgutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -22,12 +21,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.point import Resolver
 from ulskip_cli.strategies.plan import Plan
 
-# The function that writes each format; it is imported when it is used.
-FORMATS = {
-    "hf": "checkpoint:export_checkpoint",
-    "gguf": "gguf:export_gguf",
-    "schedule": "run:export_schedule",
-}
+FORMATS = ("hf", "gguf", "schedule")
 SCHEDULE = "schedule.json"
 EXPORT_FILE = "ulskip_export.json"
 _FILE_NAMES = {"gguf": "model.gguf", "schedule": SCHEDULE}
@@ -87,7 +81,8 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     if name == "schedule":  # it contains layers alone
         config = config.replace(correction=configuration.preset("correction", "none"))
     folder, plan = Resolver().schedule(config, f"export --format {name}")
-    if name == "gguf" and (unsupported := unsupported_by_gguf(folder.config)):
+    unsupported = unsupported_by_gguf(folder.config) if name == "gguf" else ""
+    if unsupported:
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"
         )
@@ -115,13 +110,19 @@ def run_export(
     with staged(point.to, request.format == "hf") as target:
         if point.to.exists():
             progress.note(f"replaces the earlier export {point.to}")
-        export = pkgutil.resolve_name(f"ulskip_cli.export.{FORMATS[request.format]}")
-        added: Table = export(point, target, progress)
-    return record | added
+        return record | _write(point, target, progress)
 
 
-def export_schedule(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
-    """Write the layers of a plan as JSON; return no keys, because the record names the layers."""
+def _write(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
+    """Write the format of the request, and return the keys that it adds to the record."""
+    if point.request.format == "hf":
+        from ulskip_cli.export.checkpoint import export_checkpoint
+
+        return export_checkpoint(point, target, progress)
+    if point.request.format == "gguf":
+        from ulskip_cli.export.gguf import export_gguf
+
+        return export_gguf(point, target, progress)
     target.write_text(schedule_text(point), "utf-8")
     return {}
 
@@ -173,29 +174,28 @@ def schedule_text(point: ResolvedExport) -> str:
 
 def check_target(target: Path, is_folder: bool) -> None:
     """Raise UsageError if a target contains anything but an earlier export."""
-    if target.is_dir() != is_folder and target.exists():
-        kinds = ("folder", "file") if is_folder else ("file", "folder")
-        raise UsageError(f"expected a {kinds[0]} for --to, got the {kinds[1]} {target}")
-    if target.is_dir():
-        exported: set[str] = set()  # none without a readable record of an earlier export
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            exported = {
-                EXPORT_FILE,
-                *json.loads((target / EXPORT_FILE).read_text("utf-8"))["files"],
-            }
-        for path in target.rglob("*"):
-            if not path.is_dir() and str(path.relative_to(target)) not in exported:
-                raise UsageError(
-                    f"expected a new folder or an earlier export for --to, got {target} with"
-                    f" {path.name}; use another path"
-                )
-    elif target.exists():
+    if not target.exists():
+        return
+    if target.is_dir() != is_folder:
+        wanted, got = ("folder", "file") if is_folder else ("file", "folder")
+        raise UsageError(f"expected a {wanted} for --to, got the {got} {target}")
+    if not is_folder:
         with target.open("rb") as stream:
-            if _MARK not in stream.read(_HEAD_BYTES):
-                raise UsageError(
-                    f"expected a new file or an earlier export for --to, got {target}; use another"
-                    " path"
-                )
+            if _MARK in stream.read(_HEAD_BYTES):
+                return
+        raise UsageError(
+            f"expected a new file or an earlier export for --to, got {target}; use another path"
+        )
+    exported: set[str] = set()  # none without a readable record of an earlier export
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((target / EXPORT_FILE).read_text("utf-8"))
+        exported = {EXPORT_FILE, *record["files"]}
+    for path in target.rglob("*"):
+        if not path.is_dir() and str(path.relative_to(target)) not in exported:
+            raise UsageError(
+                f"expected a new folder or an earlier export for --to, got {target} with"
+                f" {path.name}; use another path"
+            )
 
 
 @contextlib.contextmanager

@@ -51,8 +51,9 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
     _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
     parameters, main_type = write_model(writer, GgufTensors(tensors, exported.config))
     # the file's weights and a copy of the view's, both in float32
-    if why := reason_not_to_compare(point, 2 * 4 * parameters):
-        checked = f"the file was not compared with the kept layers{why}"
+    uncompared = reason_not_to_compare(point, 2 * 4 * parameters)
+    if uncompared:
+        checked = f"the file was not compared with the kept layers{uncompared}"
     else:
         progress.phase("check gguf")
         checked = compare_with_view(file, exported.view, tokenizer)
@@ -129,11 +130,9 @@ def _add_tokenizer(
     tokens.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())  # as in tokenizer.json
-    if (
-        spec["model"]["type"] != "BPE"
-        or spec["model"].get("byte_fallback")
-        or (spec.get("normalizer") or _NFC) != _NFC
-    ):
+    model, normalizer = spec["model"], spec.get("normalizer")
+    is_byte_level = model["type"] == "BPE" and not model.get("byte_fallback")
+    if not is_byte_level or normalizer not in (None, _NFC):
         raise UsageError(
             "--format gguf supports only byte-level BPE tokenizers, without a normalizer or with"
             " NFC; use --format hf"
@@ -143,22 +142,21 @@ def _add_tokenizer(
     for token, token_id in tokenizer.get_vocab().items():
         if token_id < vocab_size:
             tokens[token_id], types[token_id] = token, gguf.TokenType.NORMAL
+    control, user_defined = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
     for added in spec["added_tokens"]:
         if added["id"] < vocab_size:
-            types[added["id"]] = (
-                gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-            )
+            types[added["id"]] = control if added["special"] else user_defined
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre_tokenizer_name(spec["pre_tokenizer"]))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     # Older files have merges as "a b", newer ones as ["a", "b"].
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
-    )
-    for key in ("bos", "eos", "pad", "unk"):
-        if (value := getattr(tokenizer, f"{key}_token_id")) is not None:
-            getattr(writer, f"add_{key}_token_id")(value)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    writer.add_token_merges(merges)
+    for name in ("bos", "eos", "pad", "unk"):
+        token_id = getattr(tokenizer, f"{name}_token_id")
+        if token_id is not None:
+            getattr(writer, f"add_{name}_token_id")(token_id)
     encoded = tokenizer("a").input_ids  # shows whether the tokenizer adds BOS and EOS
     writer.add_add_bos_token(bool(encoded) and encoded[0] == tokenizer.bos_token_id)
     writer.add_add_eos_token(bool(encoded) and encoded[-1] == tokenizer.eos_token_id)

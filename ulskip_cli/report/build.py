@@ -1,6 +1,4 @@
-"""A report: read, group and judge rows; show them, and write tables, a plot and a page. No model is
-loaded.
-"""
+"""A report: read, group and judge rows; show them, and write tables, a plot and a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,19 +61,23 @@ class Report:
 
     @cached_property
     def winners(self) -> dict[str, list[Winner]]:
-        """The winners by heading; of several settings, those without a winner are left out."""
-        several, found = len(self.groups) > 1, {}
+        """The winners by heading; among several settings, those without a winner are left out."""
+        has_several = len(self.groups) > 1
+        by_heading = {}
         for group in self.groups:
-            chosen = [best for best in winners(group, self.gate) if best.points or not several]
+            heading, chosen = "Winners", winners(group, self.gate)
+            if has_several:
+                heading = f"Winners, {group.label}"
+                chosen = [winner for winner in chosen if winner.points]
             if chosen:
-                found[f"Winners, {group.label}" if several else "Winners"] = chosen
-        return found
+                by_heading[heading] = chosen
+        return by_heading
 
     @cached_property
     def warnings(self) -> list[str]:
-        """The caveats of the settings, and the warnings of the runs."""
-        found = dict.fromkeys(text for group in self.groups for text in caveats(group))
-        return [*found, *warnings(self.records)]
+        """The caveats of the groups, and the warnings of the runs."""
+        distinct = dict.fromkeys(caveat for group in self.groups for caveat in caveats(group))
+        return [*distinct, *warnings(self.records)]
 
     @cached_property
     def comparison(self) -> FolderComparison | None:
@@ -119,8 +121,8 @@ class Report:
 
 
 def write(report: Report, plots: bool = True) -> list[Path]:
-    """Write the tables and the plot of a report into `report/` in the results folder, or beside
-    several, and return their paths.
+    """Write tables and plot into `report/` in the results folder, or beside several; return the
+    paths.
     """
     paths, parts = report.paths, report.parts()  # refused rows leave no folder behind
     folder = (paths[0] if len(paths) == 1 else paths[0].parent) / "report"
@@ -130,38 +132,38 @@ def write(report: Report, plots: bool = True) -> list[Path]:
 
 
 def show(report: Report, written: Sequence[Path], console: Console) -> None:
-    """Show a report on a terminal: table 4, the winners, other tables and warnings."""
-    tell, left_out = partial(console.print, soft_wrap=False), list[str]()
+    """Show the first tables and winners on a terminal, all warnings, and where the files are."""
+    print_wrapped = partial(console.print, soft_wrap=False)
+    left_out = list[str]()  # e.g. "3 more tables"
 
-    def first(items: Sequence[Item], most: int, what: str) -> list[Item]:
-        """Return the first items, and note in `left_out` how many are missing."""
+    def cut(items: Sequence[Item], most: int, noun: str) -> Sequence[Item]:
+        """Return the first items, and add the number of the others to `left_out`."""
         if len(items) > most:
-            left_out.append(f"{len(items) - most} more {what}")
-        return list(items[:most])
+            left_out.append(f"{len(items) - most} more {noun}")
+        return items[:most]
 
     def draw(section: TableSection) -> None:
         if section.cells:
-            shown = replace(section, cells=first(section.cells, MAX_LINES, "lines"))
-            tell(tables.draw(shown, console.width, "report.md"))
+            shown = replace(section, cells=list(cut(section.cells, MAX_LINES, "lines")))
+            print_wrapped(tables.draw(shown, console.width, "report.md"))
 
-    for section in first(report.table4, MAX_SETTINGS, "tables"):
+    for section in cut(report.table4, MAX_SETTINGS, "tables"):
         draw(section)
-    tell(paper.NOTE, style="italic")
-    won = list(report.winners.items())
-    for heading, chosen in first(won, MAX_SETTINGS, "settings with winners"):
-        tell(f"\n{heading}", style="bold")
+    print_wrapped(paper.NOTE, style="italic")
+    by_heading = list(report.winners.items())
+    for heading, chosen in cut(by_heading, MAX_SETTINGS, "settings with winners"):
+        print_wrapped(f"\n{heading}", style="bold")
         for winner in chosen:
-            tell(f"  {winner.line()}")
-        tell("")
-    if won:
-        tell(report.rule, style="italic")
+            print_wrapped(f"  {winner.line()}")
+        print_wrapped("")
+    if by_heading:
+        print_wrapped(report.rule, style="italic")
     for section in report.sections:
         draw(section)
     if left_out:
-        tell(f"report.md has {', '.join(left_out)}")
+        print_wrapped(f"report.md has {', '.join(left_out)}")
     for warning in report.warnings:
-        tell(f"warning: {warning}", style="yellow")
-    last, page = written[-1], "add --html for a page with examples"
-    if last.name == PAGE:
-        page = f"open {last}"
+        print_wrapped(f"warning: {warning}", style="yellow")
+    last = written[-1]
+    page = f"open {last}" if last.name == PAGE else "add --html for a page with examples"
     console.print(f"written to {last.parent}/; {page}")  # not wrapped, so that a path stays whole

@@ -1,7 +1,5 @@
-"""The columns of all tables of rows, in one order, and the values that they show.
-
-A measured value of `experiments/record.py` is shown where a line of `COLUMNS` names it: by every
-table of all values, and unless it is a `detail` also by those of `ulskip run` and `ulskip report`.
+"""The columns of all tables of rows, in one order. A measured value of `experiments/record.py` is
+shown where a line of `COLUMNS` names it; a `detail` only in tables of all values.
 """
 
 from collections.abc import Callable, Collection
@@ -19,7 +17,7 @@ BENCHMARK = "benchmark"  # in place of a metric, which a benchmark does not have
 
 
 class Column(NamedTuple):
-    """A column of a table with one line for each object, e.g. for each record."""
+    """A column of a table with one line for each object, e.g. a record."""
 
     title: str  # may hold a line break
     show: Callable[..., object] | str  # returns the value of a line, or names its attribute
@@ -34,25 +32,27 @@ class Column(NamedTuple):
         return self.title.replace("-\n", "").replace("\n", " ")
 
     def value(self, line: object) -> object:
-        """Return the value that the column shows of a line."""
+        """Return what the column shows of a line."""
         show = attrgetter(self.show) if isinstance(self.show, str) else self.show
         return show(line)
 
 
 def layers(record: Record) -> str | None:
-    """Return kept and all layers, e.g. 6/12; `8/12 for 4` tells that the ratio asks for 4. A mean
-    depth, e.g. 4.5/12, is shown without the request.
+    """Return kept and all layers, e.g. 6/12; `8/12 for 4` if the ratio asks for 4 and depths do not
+    vary.
     """
     if record.kept_layers is None:
         return None
-    wanted = f"{record.target_kept_layers or 0:g}"
-    is_told = "." in record.depth or wanted in ("0", record.depth)
-    return f"{record.depth}/{record.num_layers}{'' if is_told else f' for {wanted}'}"
+    text, wanted = f"{record.depth}/{record.num_layers}", record.target_kept_layers
+    is_mean = "." in record.depth
+    if wanted is None or is_mean or f"{wanted:g}" == record.depth:
+        return text
+    return f"{text} for {wanted:g}"
 
 
 def timed_layers(record: Record) -> str | None:
-    """Return the mean number of layers in the timed pairs and all layers, e.g. 4.0/6, if the
-    evaluated answers ran another number.
+    """Return the mean layers in the timed pairs, e.g. 4.0/6, if the evaluated answers ran another
+    number.
     """
     if record.measured_speedup is None or not record.has_two_depths:
         return None
@@ -65,7 +65,7 @@ def speedup(record: Record) -> float | None:
 
 
 def interval(record: Record) -> str | None:
-    """Return the ends of the measured speedup's interval; None with too few pairs."""
+    """Return the ends of the speedup's interval; None with too few pairs."""
     return record.speedup.ends() if record.speedup else None
 
 
@@ -75,13 +75,15 @@ def num_pairs(record: Record) -> int | None:
 
 
 def kv_share(record: Record) -> float | None:
-    """Return the share of the prompt's KV cache that is kept."""
+    """Return the kept share of the prompt's KV cache."""
     total, kept = record.prompt_kv_bytes, record.kept_kv_bytes
     return kept / total if total and kept is not None else None
 
 
 def read_rate(record: Record) -> float | None:
-    """Return the bytes/s at which the machine read memory during the timed pairs: the median."""
+    """Return the median rate, in bytes/s, at which the machine read memory during the
+    timed pairs.
+    """
     units = record.pairs.units if record.pairs else ()
     rates = [unit.bytes_per_second for unit in units if unit.bytes_per_second]
     return median(rates) if rates else None
@@ -89,7 +91,7 @@ def read_rate(record: Record) -> float | None:
 
 def bandwidth_share(record: Record) -> float | None:
     """Return the rate at which a step reads weights, keys and values, as a share of `read_rate`;
-    None if one is not known, or above 1, which shows that the limit was not measured.
+    None above 1, which shows that the limit was not measured.
     """
     seconds, rate = record.time_per_output_token_seconds, read_rate(record)
     if not (record.step_bytes and seconds and rate):
@@ -109,12 +111,12 @@ def quality_interval(record: Record) -> str | None:
 
 
 def decode_rate(record: Record) -> float | None:
-    """Return the decoded tokens per second in the timed pairs; None if no speed was measured."""
+    """Return the decoded tokens/s in the timed pairs."""
     return record.pairs.strategy.tokens_per_second if record.pairs else None
 
 
 def full_rate(record: Record) -> float | None:
-    """Return the decoded tokens per second of the full model in the same timed pairs."""
+    """Return the full model's decoded tokens/s in the same timed pairs."""
     full = record.pairs.full if record.pairs else None
     return full.tokens_per_second if full else None
 
@@ -125,16 +127,18 @@ def is_significant(record: Record, metric: str) -> bool:
 
 
 def _metric_column(metric: str) -> Column:
-    """Return the column of a metric; a star marks a significant difference from the full model."""
+    """Return the column of a metric; a star marks a significant difference from full."""
     row_key = ROW_KEYS[metric]
 
     def show(record: Record) -> str | None:
-        if (score := record.value(metric)) is None:
+        score = record.value(metric)
+        if score is None:
             return None
-        return f"{score:{row_key.number_format}}{'*' if is_significant(record, metric) else ''}"
+        star = "*" if is_significant(record, metric) else ""
+        return f"{score:{row_key.number_format}}{star}"
 
-    title, is_optional = row_key.short_title or row_key.title, row_key.optional
-    return Column(title, show, optional=is_optional, metric=metric)
+    title = row_key.short_title or row_key.title
+    return Column(title, show, optional=row_key.optional, metric=metric)
 
 
 STRATEGY = Column("strategy", "label")
@@ -168,10 +172,12 @@ COLUMNS = (
 
 
 def first_columns(metrics: Collection[str]) -> list[Column]:
-    """Return the columns for a first reader of records with these primary metrics."""
+    """Return the columns of the short table: those of the primary metrics (`BENCHMARK` without
+    one), and all others but details.
+    """
     shown = metrics or {BENCHMARK}
     return [
         column
         for column in COLUMNS
-        if (column.metric in shown if column.metric else not column.detail)
+        if column.metric in shown or not (column.metric or column.detail)
     ]

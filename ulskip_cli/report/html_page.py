@@ -1,15 +1,14 @@
-"""The report as one HTML file that needs no network: winners, points, plots, and the stored answers
-of runs side by side.
-"""
+"""The report as one HTML file that needs no network: winners, points, plot and stored answers."""
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.files import Table, write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences, setting_words
@@ -18,7 +17,10 @@ from ulskip_cli.report import tables
 from ulskip_cli.report.build import PAGE, Report
 from ulskip_cli.report.plots import CAPTION, strategy_colour
 from ulskip_cli.report.rows import Group, collected
-from ulskip_cli.report.tables import EMPTY
+from ulskip_cli.report.tables import EMPTY, TableSection
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MAX_EXAMPLES = 200  # per data set
 MAX_RUNS = 48  # per data set
@@ -30,9 +32,37 @@ WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)
 
 
 def write_page(report: Report, written: Sequence[Path]) -> Path:
-    """Write the page of a report beside the files that are written, report.md and the plot as PNG
-    and SVG, and return its path.
+    """Write the page beside the `written` files, report.md and perhaps the plot as PNG and SVG;
+    return its path.
     """
+    page, plot = written[0].with_name(PAGE), written[1:]
+    groups, records, table = report.groups, report.records, report.long
+    labels = {id(record): group.approach(record) for group in groups for record in group.records}
+    share_of = {id(share.record): share for share in shares(records, report.gate)}
+    metrics = sorted({share.title for share in share_of.values()})
+    answers = collect(groups, records)
+    text = _template().render(
+        report=report,
+        plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
+        caption=CAPTION,
+        answers=asdict(answers),
+        gate=f"{report.gate:.0%}",
+        colour_of=strategy_colour,
+        heading=tables.title(records) or "Skipped layers",
+        table=table,
+        facets=_facets(table, records),
+        rows=[(record, labels[id(record)], share_of.get(id(record))) for record in records],
+        last_stage=last_stage,
+        readable={run.row for data_set in answers.sets for run in data_set.runs},
+        metric="primary metric" if len(metrics) > 1 else "".join(metrics),
+        notes=tables.explanations(records),
+        provenance=tables.provenance_lines(records),
+    )
+    write_atomic(page, text)
+    return page
+
+
+def _template() -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -43,48 +73,30 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["order"] = order
-    page, plot = written[0].with_name(PAGE), written[1:]
-    groups, records, gate = report.groups, report.records, report.gate
-    judged = {id(share.record): share for share in shares(records, gate)}
-    labels = {id(record): group.approach(record) for group in groups for record in group.records}
-    titles = sorted({share.title for share in judged.values()})
-    answers = collect(groups, records)
-    table = report.long
-    names = {"strategy", "target", *(shown.head for shown in tables.setting_columns(records))}
-    facets = {
-        head: sorted({order(line[i]) for line in table.cells} - {""}, key=_as_number)
-        for i, head in enumerate(table.heads)
-        if head in names
-    }
-    text = environment.get_template("page.html").render(
-        report=report,
-        plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
-        caption=CAPTION,
-        answers=asdict(answers),
-        gate=f"{gate:.0%}",
-        colour_of=strategy_colour,
-        heading=tables.title(records) or "Skipped layers",
-        table=table,
-        facets=facets,
-        rows=[(record, labels[id(record)], judged.get(id(record))) for record in records],
-        last_stage=last_stage,
-        readable={run.row for data_set in answers.sets for run in data_set.runs},
-        metric=" or ".join(titles) if len(titles) < 2 else "primary metric",
-        notes=tables.explanations(records),
-        provenance=list(filter(None, tables.provenance(records).split("  \n"))),
-    )
-    write_atomic(page, text)
-    return page
+    return environment.get_template("page.html")
+
+
+def _facets(table: TableSection, records: Sequence[Record]) -> dict[str, list[str]]:
+    """Return the values by which the page filters its rows, by the head of their column."""
+    names = {"strategy", "target", *(column.head for column in tables.setting_columns(records))}
+    facets = {}
+    for index, head in enumerate(table.heads):
+        if head in names:
+            values = {order(line[index]) for line in table.cells} - {""}
+            facets[head] = sorted(values, key=_as_number)
+    return facets
 
 
 def last_stage(record: Record) -> frozenset[int]:
-    """Return the layers that the last step runs; with early exit, the first n layers, if a step
-    runs n on average.
+    """Return the layers of the last step; with early exit, as many first layers as a mean step
+    runs.
     """
     if record.exit_depths and record.mean_kept_layers:
         return frozenset(range(round(record.mean_kept_layers)))
-    last = record.later_stages[-1].kept_layers if record.later_stages else None
-    return frozenset(last or record.kept_layers or ())
+    last = record.kept_layers
+    for stage in record.later_stages:
+        last = stage.kept_layers or last
+    return frozenset(last or ())
 
 
 def order(text: str) -> str:
@@ -105,14 +117,14 @@ def _as_number(text: str) -> tuple[float, str]:
 
 @dataclass
 class Run:
-    """The answers of one run."""
+    """The answers of one run, as many as the examples of its data set."""
 
     row: int  # its index among the rows of the page
     label: str
     colour: str
     outputs: list[int]  # positions of the answers among all texts
-    flags: dict[int, list[str]]  # of answers, e.g. that they repeat
-    baseline: int | None = None  # index of the full model's run
+    flags: dict[int, list[str]]  # by index of the example, e.g. that the answer repeats
+    baseline: int | None  # index of the full model's run in the data set
 
 
 @dataclass
@@ -120,10 +132,10 @@ class DataSet:
     """The examples of one data set and the runs on them."""
 
     label: str
-    stored: int  # examples, of which the page shows some
+    stored: int  # number of examples, of which the page shows some
     examples: list[dict[str, int | str]]  # id, and positions of source and reference
     runs: list[Run]
-    picked: list[int]  # runs that are selected at first
+    picked: list[int]  # indices of the runs that are selected at first
 
 
 @dataclass
@@ -137,105 +149,149 @@ class ShownAnswers:
     changes: dict[str, list[int]] = field(default_factory=dict)
 
 
-def collect(groups: Sequence[Group], rows: Sequence[Record]) -> ShownAnswers:
-    """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of at most `MAX_RUNS`
-    runs. Runs refer to rows by their index in `rows`, and to texts by their index in a list of all.
+@dataclass(frozen=True)
+class PageRow:
+    """A row of the page that has stored answers."""
+
+    index: int  # among the rows of the page
+    record: Record
+    group: Group
+
+    @property
+    def name(self) -> str:
+        """The name of the point, or of the approach if there is no target."""
+        if self.record.target_speedup and not self.record.keeps_all:
+            return self.group.called(self.record)
+        return self.group.approach(self.record)
+
+    @property
+    def data_set(self) -> str:
+        """The label of the data set."""
+        return " · ".join(filter(None, map(self.record.value, DATA_SET)))
+
+
+class Texts:
+    """The texts of a page, each once, named by position."""
+
+    def __init__(self) -> None:
+        self._positions: dict[str, int] = {}
+
+    def add(self, text: str) -> int:
+        """Return the position of a text, added if it is new."""
+        return self._positions.setdefault(text, len(self._positions))
+
+    def all(self) -> list[str]:
+        """Return the texts by position."""
+        return list(self._positions)
+
+
+def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
+    """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of the `MAX_RUNS`
+    runs with the smallest batches. `records` are the rows of the page.
     """
-    group_of = {id(row): group for group in groups for row in group.records}
+    group_of = {id(record): group for group in groups for record in group.records}
     answered = [
-        i
-        for i, row in enumerate(rows)
-        if ResultsFolder(Path(row.folder)).stored_generations(row.id).is_file()
+        PageRow(index, record, group_of[id(record)])
+        for index, record in enumerate(records)
+        if ResultsFolder(Path(record.folder)).stored_generations(record.id).is_file()
     ]
-    stored = collected(answered, lambda i: " · ".join(filter(None, map(rows[i].value, DATA_SET))))
-    if not stored:
+    if not answered:
         return ShownAnswers("The results folders hold no answers: they have no generations/.")
-    texts: dict[str, int] = {}
-    sets = []
-    notes = []
-    for label, indices in stored.items():
-        chosen = sorted(sorted(indices, key=lambda i: rows[i].batch_size)[:MAX_RUNS])
-        data_set = _data_set(label, {i: rows[i] for i in chosen}, group_of, texts)
+    texts, sets, notes = Texts(), list[DataSet](), list[str]()
+    for label, rows in collected(answered, lambda row: row.data_set).items():
+        chosen = sorted(rows, key=lambda row: row.record.batch_size)[:MAX_RUNS]
+        data_set = _data_set(label, sorted(chosen, key=lambda row: row.index), texts)
         counts = f"{len(data_set.examples)} of {data_set.stored} examples"
-        notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(indices)} points")
-        sets += [data_set] if data_set.runs else []
-    every = list(texts)
-    return ShownAnswers("; ".join(notes) + ".", sets, every, _changes(sets, every))
+        notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(rows)} points")
+        if data_set.runs:
+            sets.append(data_set)
+    return ShownAnswers("; ".join(notes) + ".", sets, texts.all(), _changes(sets, texts.all()))
 
 
-def _data_set(
-    label: str,
-    rows: Mapping[int, Record],
-    group_of: Mapping[int, Group],
-    texts: dict[str, int],
-) -> DataSet:
-    """Return the examples of one data set and the runs on them; runs that answered other examples
-    are left out. `rows` are by their index on the page, `group_of` by the `id` of a row. `texts`
-    maps each text to its position; new texts are added to it.
+def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
+    """Return the examples of the first row with answers, and the runs of all rows that answered the
+    same. All shown texts are added to `texts`.
     """
-
-    def position(text: str) -> int:
-        return texts.setdefault(text, len(texts))
-
-    stored = {i: read_answers(row.folder, row.id) for i, row in rows.items()}
-    first = next(filter(None, stored.values()), [])
-    sources = [answer["source"] for answer in first[:MAX_EXAMPLES]]
+    stored = [read_answers(row.record.folder, row.record.id) for row in rows]
+    first = next(filter(None, stored), [])
+    first_shown = first[:MAX_EXAMPLES]
     examples: list[dict[str, int | str]] = [
         {
             "id": str(answer.get("id", "")),
-            "source": position(answer["source"]),
-            "reference": position(answer["reference"]),
+            "source": texts.add(answer["source"]),
+            "reference": texts.add(answer["reference"]),
         }
-        for answer in first[:MAX_EXAMPLES]
+        for answer in first_shown
     ]
-    runs = []
-    for i, answers in stored.items():
-        shown = answers[:MAX_EXAMPLES]
-        if shown and [answer["source"] for answer in shown] == sources:
-            outputs = [position(answer["hypothesis"]) for answer in shown]
-            flags = {k: answer["flags"] for k, answer in enumerate(shown) if answer.get("flags")}
-            row, group = rows[i], group_of[id(rows[i])]
-            has_target = row.target_speedup and not row.keeps_all
-            name = group.called(row) if has_target else group.approach(row)
-            runs.append(Run(i, name, strategy_colour(row.label), outputs, flags))
-    ran = [rows[run.row] for run in runs]
-    # of each label the run with the smallest batch
-    picked = sorted(min(same, key=lambda k: ran[k].batch_size) for same in _by_label(runs))
-    _tell_apart(runs, ran)
-    for run, row in zip(runs, ran, strict=True):
-        wanted = row.baseline_id or row.id
-        fulls = [k for k, full in enumerate(ran) if full.keeps_all and full.model == row.model]
-        run.baseline = min(fulls, key=lambda k: ran[k].id != wanted, default=None)
-    return DataSet(label, len(first), examples, runs, picked[:MAX_PICKED])
+    sources = [answer["source"] for answer in first_shown]
+    ran, shown = list[PageRow](), list[list[Table]]()
+    for row, answers in zip(rows, stored, strict=True):
+        if sources and [answer["source"] for answer in answers[:MAX_EXAMPLES]] == sources:
+            ran.append(row)
+            shown.append(answers[:MAX_EXAMPLES])
+    runs = [
+        Run(
+            row=row.index,
+            label=run_label,
+            colour=strategy_colour(row.record.label),
+            outputs=[texts.add(answer["hypothesis"]) for answer in answers],
+            flags={i: answer["flags"] for i, answer in enumerate(answers) if answer.get("flags")},
+            baseline=_baseline(row, ran),
+        )
+        for row, run_label, answers in zip(ran, _run_labels(ran), shown, strict=True)
+    ]
+    return DataSet(label, len(first), examples, runs, _picked(ran))
 
 
-def _by_label(runs: Sequence[Run]) -> Iterable[list[int]]:
-    """Return the indices of runs, those of one label together."""
-    return collected(range(len(runs)), lambda k: runs[k].label).values()
+def _run_labels(rows: Sequence[PageRow]) -> list[str]:
+    """Return the names of the rows; equal names get the settings in which the rows differ, or else
+    ids.
+    """
+    keys_by_name = {
+        name: differences(all_settings([row.record for row in same]))
+        for name, same in collected(rows, lambda row: row.name).items()
+    }
+    labels = [
+        " · ".join([row.name, *setting_words(row.record, keys_by_name[row.name])]) for row in rows
+    ]
+    return [
+        label if labels.count(label) == 1 else f"{label} · {row.record.id}"
+        for row, label in zip(rows, labels, strict=True)
+    ]
 
 
-def _tell_apart(runs: Sequence[Run], rows: Sequence[Record]) -> None:
-    """Add to equal labels of runs the settings in which their rows differ, or else their ids."""
-    for same in _by_label(runs):
-        keys = differences(all_settings([rows[k] for k in same]))
-        for k in same:
-            runs[k].label = " · ".join([runs[k].label, *setting_words(rows[k], keys)])
-    for same in _by_label(runs):
-        for k in same if len(same) > 1 else ():
-            runs[k].label += f" · {rows[k].id}"
+def _picked(rows: Sequence[PageRow]) -> list[int]:
+    """Return the indices of rows of different names, each with its smallest batch."""
+    picked = dict[str, int]()  # by name
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].record.batch_size):
+        picked.setdefault(rows[index].name, index)
+    return sorted(picked.values())[:MAX_PICKED]
+
+
+def _baseline(row: PageRow, rows: Sequence[PageRow]) -> int | None:
+    """Return the index of the row's own baseline, or else of the first full model with
+    its weights.
+    """
+    fulls = [
+        index
+        for index, full in enumerate(rows)
+        if full.record.keeps_all and full.record.model == row.record.model
+    ]
+    wanted = row.record.baseline_id or row.record.id
+    exact = [index for index in fulls if rows[index].record.id == wanted]
+    return next(iter([*exact, *fulls]), None)
 
 
 def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
-    """Compare every answer with its reference and with the full model's answer; return the results
-    of `compare_texts` by "base,text", two positions in `texts`.
-    """
+    """Compare every answer with its reference and with the full model's answer."""
     pairs = set[tuple[int, int]]()
     for data_set in sets:
         references = [int(example["reference"]) for example in data_set.examples]
         for run in data_set.runs:
-            fulls = references if run.baseline is None else data_set.runs[run.baseline].outputs
-            for bases in (references, fulls):
-                pairs.update(zip(bases, run.outputs, strict=True))
+            pairs.update(zip(references, run.outputs, strict=True))
+            if run.baseline is not None:
+                full = data_set.runs[run.baseline]
+                pairs.update(zip(full.outputs, run.outputs, strict=True))
     return {
         f"{base},{text}": compare_texts(texts[base], texts[text])
         for base, text in sorted(pairs)
@@ -252,12 +308,15 @@ def compare_texts(base: str, text: str) -> list[int]:
     >>> compare_texts("a b c", "a c")
     [80, 0, 0, 0, 1, 2, 0, 2, 0, 0]
     """
-    ours, theirs = WORD.findall(base), WORD.findall(text)
-    matcher = SequenceMatcher(None, ours, theirs)
+    base_words, text_words = WORD.findall(base), WORD.findall(text)
+    matcher = SequenceMatcher(None, base_words, text_words)
     result = [round(100 * matcher.ratio())]
-    i = j = equal = 0
-    for our_start, their_start, size in matcher.get_matching_blocks():
-        result += [equal, sum(map(len, ours[i:our_start])), sum(map(len, theirs[j:their_start]))]
-        i, j = our_start + size, their_start + size
-        equal = sum(map(len, ours[our_start:i]))
+    base_end = text_end = 0  # numbers of the words up to the end of the last equal run
+    equal = 0  # characters of that run
+    for base_start, text_start, size in matcher.get_matching_blocks():
+        only_base = "".join(base_words[base_end:base_start])
+        only_text = "".join(text_words[text_end:text_start])
+        result += [equal, len(only_base), len(only_text)]
+        base_end, text_end = base_start + size, text_start + size
+        equal = len("".join(base_words[base_start:base_end]))
     return result

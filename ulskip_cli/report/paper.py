@@ -1,6 +1,4 @@
-"""Arrange measured records in the layout of the paper's table 4, and compare them with the paper's
-values.
-"""
+"""Records in the layout of the paper's table 4, and beside the paper's values."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -43,20 +41,18 @@ NOTE = (
 
 
 def table4(records: Sequence[Record]) -> list[TableSection]:
-    """Arrange records with a target speedup as in table 4: one table per setting, one line per
-    target and approach.
-    """
+    """Make one table per setting, with a line per target and approach."""
     return list(map(_table4, grouped([record for record in records if record.target_speedup])))
 
 
 def _table4(group: Group) -> TableSection:
-    """Make the table of a group: a line shows the record of the smallest batch size that finished,
-    and the tokens/s of all batch sizes.
+    """Make the table of a group: a line shows the finished record of the smallest batch, and the
+    tokens/s of all batches.
     """
     points, metric = group.points(), primary(group.records)
 
-    def rate(first: Record, size: int) -> str:
-        record = points[first.target_speedup or 0.0, group.approach(first)].get(size)
+    def rate(line: Record, size: int) -> str:
+        record = points[line.target_speedup or 0.0, group.approach(line)].get(size)
         return tables.cell(record, DECODE_RATE) if record else MISSING
 
     shown = first_columns({metric} if metric else ())
@@ -64,13 +60,13 @@ def _table4(group: Group) -> TableSection:
         Column("target", lambda record: f"{record.target_speedup:g}x"),
         Column("approach", group.approach),
         *(column for column in shown if column not in (STRATEGY, DECODE_RATE)),
-        *(Column(f"tok/s,\nbatch {n}", partial(rate, size=n)) for n in group.batches),
+        *(Column(f"tok/s,\nbatch {size}", partial(rate, size=size)) for size in group.batches),
     ]
-    firsts = [
-        min(done(records.values()) or records.values(), key=lambda record: record.batch_size)
-        for records in points.values()
-    ]
-    return TableSection.of(group.label, firsts, columns, words=2)
+    lines = []
+    for by_size in points.values():
+        candidates = done(by_size.values()) or by_size.values()
+        lines.append(min(candidates, key=lambda record: record.batch_size))
+    return TableSection.of(group.label, lines, columns, words=2)
 
 
 def paper_markdown(sections: Sequence[TableSection]) -> str:
@@ -90,9 +86,7 @@ def write_paper_report(folder: ResultsFolder) -> None:
 
 
 def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
-    """Make one table per setting with the paper's values and ours; the note of the first table has
-    the caveat.
-    """
+    """Make one table per setting with the paper's values and ours."""
     published, sections = read_records([PAPER]), list[TableSection]()
 
     def share(record: Record) -> float | None:
@@ -102,24 +96,35 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
         return float(record.value("bleu")) / full_bleu
 
     for group in groups:
-        metric, points, pairs = primary(group.records), group.points(), []
-        shown = [
+        pairs = _pairs(group, published)
+        if not pairs:
+            continue
+        metric = primary(group.records)
+        compared = [
             *(column for column in COLUMNS if column.metric == metric),
             Column("of\nfull", share, ".0%"),
             Column("tok/s", _rate, ".0f"),
             Column("x", "end_to_end_speedup", ".2f"),
         ]
-        sides = [side for column in shown for side in beside(column, "paper", "ours")]
-        columns = [*POINT, *sides, Column("timed\nlayers", lambda pair: timed_layers(pair.new))]
-        for row in published:
-            ours = points.get((row.target_speedup or 0.0, row.label), {}).get(row.batch_size)
-            pairs += [ComparedPair(ours, row)] if ours else []
-        if pairs:
-            title = f"Comparison with the paper: {group.label}"
-            sections.append(TableSection.of(title, pairs, columns, CAVEAT * (not sections)))
+        columns = [*POINT]
+        for column in compared:
+            columns += beside(column, "paper", "ours")
+        columns.append(Column("timed\nlayers", lambda pair: timed_layers(pair.new)))
+        title, note = f"Comparison with the paper: {group.label}", "" if sections else CAVEAT
+        sections.append(TableSection.of(title, pairs, columns, note))
     return sections
 
 
+def _pairs(group: Group, published: Sequence[Record]) -> list[ComparedPair]:
+    """Pair each published row with the group's row of the same target, strategy and batch size."""
+    points, pairs = group.points(), []
+    for row in published:
+        by_size = points.get((row.target_speedup or 0.0, row.label), {})
+        if row.batch_size in by_size:
+            pairs.append(ComparedPair(new=by_size[row.batch_size], old=row))
+    return pairs
+
+
 def _rate(record: Record) -> float | None:
-    """Return the tokens/s to which the speedup belongs; those of answers do not."""
+    """Return the tokens/s of the timed pairs, to which the speedup belongs."""
     return None if record.throughput_from == "evaluation" else record.total_tokens_per_second

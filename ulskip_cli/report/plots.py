@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.intervals import Interval
 from ulskip_cli.experiments.record import Record
@@ -51,8 +49,8 @@ CAPTION = (
 
 
 def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> list[Path]:
-    """Plot quality against measured speedup, or predicted speedup if none was measured, with a line
-    at `gate`, the share of the full model's quality; write no file without quality.
+    """Plot quality against measured speedup (predicted, if none was measured), with a line at
+    `gate`, a share of the full model's quality. Without quality no file is written.
     """
     with applied():
         figure = _quality(groups, gate)
@@ -62,9 +60,7 @@ def save_quality(groups: Sequence[Group], path: Path, gate: float = GATE) -> lis
 def pareto_front(
     points: Sequence[tuple[float, float]], lower_is_better: bool = False
 ) -> list[tuple[float, float]]:
-    """Return the (speed, quality) points that no other point beats in both speed and quality,
-    slowest first.
-    """
+    """Return the (speed, quality) points that no other beats in both, slowest first."""
     sign = -1 if lower_is_better else 1
 
     def is_beaten(point: tuple[float, float]) -> bool:
@@ -78,7 +74,6 @@ def pareto_front(
 
 
 def _draw_front(axes: "Axes", front: Sequence[tuple[float, float]]) -> "Artist":
-    """Draw a Pareto front as a broad grey band."""
     xs, ys = zip(*front, strict=True)
     (band,) = axes.plot(xs, ys, color=FAINT, linewidth=6, alpha=0.3, zorder=1)
     band.set_solid_capstyle("round")
@@ -89,30 +84,33 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     """Draw the group with the most rows; return None without quality."""
     from matplotlib.figure import Figure
 
-    scored = [(group, rows) for group in groups if (rows := _scored(group))]
-    if not scored:
+    scored = [(group, _scored(group)) for group in groups]
+    group, rows = max(scored, key=lambda pair: len(pair[1]), default=(None, []))
+    if not rows or group is None:
         return None
-    group, rows = max(scored, key=lambda pair: len(pair[1]))
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_title(shortened(group.label, MAX_TITLE))
     metric = str(primary(group.records))
-    compared = rows[0].vs_baseline.get(metric)
-    # the points (speed, quality) of the full model, and at the gate: one each or none
-    full = _draw_full(axes, compared.full, gate) if compared else []
-    at_gate = [(1.0, gate * value) for _, value in full]
-    _limit_to(axes, [*(_at(row, metric) for row in rows), *full, *at_gate])
-    handles = dict[str, "Artist"]()
+    points = [_at(row, metric) for row in rows]
     gains = [_at(row, metric) for row in rows if may_gain(row)]
-    front = pareto_front([*gains, *full], metric == DECODE_LOSS.key)
+    compared = rows[0].vs_baseline.get(metric)
+    if compared:
+        full, at_gate = (1.0, compared.full), (1.0, gate * compared.full)
+        _draw_full(axes, compared.full, gate)
+        points += [full, at_gate]
+        gains.append(full)
+    _limit_to(axes, points)
+    handles = dict[str, "Artist"]()  # of the legend, by label
+    front = pareto_front(gains, lower_is_better=metric == DECODE_LOSS.key)
     if len(front) > 1:
         handles["Pareto front"] = _draw_front(axes, front)
-    for label, drawn in collected(rows, lambda row: row.label).items():
-        handles[label] = _draw_strategy(axes, sorted(drawn, key=_speedup), metric)
-    for row in rows if len(rows) <= MAX_LABELS else ():
-        target, count = row.target_speedup, len(row.kept_layers or ())
-        label = f"{target:g}" if target else f"{count} layers"
-        annotate(axes, label, _at(row, metric), (5, 5))
+    for label, same in collected(rows, lambda row: row.label).items():
+        handles[label] = _draw_strategy(axes, sorted(same, key=_speedup), metric)
+    if len(rows) <= MAX_LABELS:
+        for row in rows:
+            target, count = row.target_speedup, len(row.kept_layers or ())
+            annotate(axes, f"{target:g}" if target else f"{count} layers", _at(row, metric), (5, 5))
     kind = "predicted" if rows[0].measured_speedup is None else "measured"
     axes.set(
         xlabel=f"{kind} decode speedup at batch size {rows[0].batch_size} (numbers: ratio)",
@@ -123,6 +121,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
 
 
 def _speedup(row: Record) -> float:
+    """Return the measured speedup, or the best estimate of it."""
     return row.measured_speedup or row.predicted_speedup or row.layer_ratio or 1.0
 
 
@@ -132,8 +131,8 @@ def _at(row: Record, metric: str) -> tuple[float, float]:
 
 
 def _scored(group: Group) -> list[Record]:
-    """Select rows with quality at the smallest batch size; drop rows whose speed is of another
-    depth, and rows without a measured speedup if other rows have one.
+    """Select rows with quality at the smallest batch size, whose speed and quality belong together;
+    if any has a measured speedup, only such rows.
     """
     metric = primary(group.records)
     rows = [row for row in group.done if not (row.keeps_all or row.has_two_depths)]
@@ -143,8 +142,8 @@ def _scored(group: Group) -> list[Record]:
     return [row for row in rows if row.batch_size == smallest]
 
 
-def _draw_full(axes: "Axes", value: float, gate: float) -> list[tuple[float, float]]:
-    """Draw the full model and the quality gate; return the full model's point."""
+def _draw_full(axes: "Axes", value: float, gate: float) -> None:
+    """Draw the full model, at speedup 1 and the score `value`, and the quality gate."""
     colour = strategy_colour("full")
     axes.axhline(value, color=colour, linestyle="--", linewidth=1)
     axes.plot([1], [value], marker="D", color=colour, markersize=5)
@@ -152,27 +151,32 @@ def _draw_full(axes: "Axes", value: float, gate: float) -> list[tuple[float, flo
     axes.axhline(gate * value, color=colour, linestyle=":", linewidth=1)
     left = {"xycoords": axes.get_yaxis_transform(), "va": "top"}
     annotate(axes, f"quality gate: {gate:.0%} of full", (0, gate * value), (3, -3), **left)
-    return [(1.0, value)]
 
 
 def _draw_strategy(axes: "Axes", rows: Sequence[Record], metric: str) -> "Artist":
-    """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
+    """Draw one strategy's points, joined by a line if every target occurs once."""
     colour, targets = strategy_colour(rows[0].label), {row.target_speedup for row in rows}
-    form = "o-" if len(rows) <= MAX_LABELS and len(targets) == len(rows) else "o"
-    xs, ys = zip(*(_at(row, metric) for row in rows), strict=True)
-    (drawn,) = axes.plot(xs, ys, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
-    # white, where the speedup is not measurable; of the shape [0, 2] if there are none
-    centres = np.reshape([_at(row, metric) for row in rows if not may_gain(row)], (-1, 2))
-    axes.plot(*centres.T, "o", color="white", markersize=2.5, zorder=4)
-    clocks = [row.speedup or Interval(1.0) for row in rows]
-    ends = [(clock.low or clock.value, clock.high or clock.value) for clock in clocks]
-    axes.hlines(ys, *np.transpose(ends), color=colour, **BAR)
-    axes.vlines(xs, *np.transpose([_score_ends(row, metric) for row in rows]), color=colour, **BAR)
+    is_joined = len(rows) <= MAX_LABELS and len(targets) == len(rows)
+    form = "o-" if is_joined else "o"
+    speeds, scores = zip(*(_at(row, metric) for row in rows), strict=True)
+    (drawn,) = axes.plot(speeds, scores, form, color=colour, markersize=5, linewidth=1.2, zorder=3)
+    unsure = [_at(row, metric) for row in rows if not may_gain(row)]
+    if unsure:
+        axes.plot(*zip(*unsure, strict=True), "o", color="white", markersize=2.5, zorder=4)
+    axes.hlines(scores, *zip(*map(_speed_ends, rows), strict=True), color=colour, **BAR)
+    score_ends = [_score_ends(row, metric) for row in rows]
+    axes.vlines(speeds, *zip(*score_ends, strict=True), color=colour, **BAR)
     return drawn
 
 
+def _speed_ends(row: Record) -> tuple[float, float]:
+    """Return the ends of the speedup's interval, or the speedup twice; 1 if it was not measured."""
+    speedup = row.speedup or Interval(1.0)
+    return speedup.low or speedup.value, speedup.high or speedup.value
+
+
 def _score_ends(row: Record, metric: str) -> tuple[float, float]:
-    """Return the ends of the score's interval; without one, both ends are the score."""
+    """Return the ends of the score's interval, or the score twice."""
     compared = row.vs_baseline.get(metric)
     if compared is None:
         return row.value(metric), row.value(metric)
@@ -180,9 +184,7 @@ def _score_ends(row: Record, metric: str) -> tuple[float, float]:
 
 
 def strategy_colour(strategy: str) -> str:
-    """Return the colour of a strategy, the same in every plot; the name of a strategy without an
-    entry in COLOURS decides its hue.
-    """
+    """Return the colour of a strategy in all plots, made from its name unless COLOURS has one."""
     number = zlib.crc32(strategy.encode())
     hue, shade = number % 4093 / 4093, number % 31 / 31
     levels = colorsys.hls_to_rgb(hue, 0.35 + 0.25 * shade, 0.5)
@@ -197,9 +199,7 @@ def applied() -> AbstractContextManager[None]:
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
-    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` gets their
-    suffixes.
-    """
+    """Write a figure as PNG on white and as transparent SVG."""
     files = []
     looks: dict[str, Any] = {
         "png": {"dpi": 150, "pil_kwargs": {"compress_level": 3}},
@@ -215,8 +215,8 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
 
 
 def _limit_to(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """Set the limits of both axes from the points only, so that one wide interval does not crush
-    the plot; no score is below 0.
+    """Set the limits of both axes from the points, so that a wide interval does not crush
+    the plot.
     """
     axes.update_datalim(points)
     axes.margins(0.1)

@@ -1,11 +1,9 @@
-"""Records of results folders: reading them, the settings in which they differ, and groups of one
-setting.
-"""
+"""Records of results folders, their warnings, and groups of one setting."""
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,16 +51,14 @@ class Group:
 
     @cached_property
     def _options(self) -> list[str]:
-        """The options of strategy and correction in which records of one label differ at the same
-        target and batch size.
-        """
+        """The options in which records of one label, target and batch size differ."""
         return differing_options(
             self.records, lambda record: (record.label, record.target_speedup, record.batch_size)
         )
 
     def approach(self, record: Record) -> str:
-        """Name a record's strategy and its correction, and the options in which the group's
-        records differ.
+        """Name a record's strategy, correction, and the options in which the group's records
+        differ.
         """
         options = (_option_text(record, key) for key in self._options)
         return " ".join([record.label, *filter(None, options)])
@@ -74,39 +70,47 @@ class Group:
         return f"{self.approach(record)}, {len(record.kept_layers or ())} layers"
 
     def points(self) -> dict[tuple[float, str], dict[int, Record]]:
-        """Return the records with a target by target and approach, and then by batch size; of
-        several, the last. Their order is that of the paper's table 4: by target, then by strategy
-        with unified last.
+        """Return the last record by (target, approach) and batch size, in the order of the paper's
+        table 4: by target, then strategy, with unified last.
         """
-        asked = [(target, row) for row in self.records if (target := row.target_speedup)]
-        asked.sort(key=lambda pair: (pair[0], pair[1].strategy == "unified", pair[1].strategy))
-        points: dict[tuple[float, str], dict[int, Record]] = {}
-        for target, record in asked:
-            point = points.setdefault((target, self.approach(record)), {})
-            point[record.batch_size] = record  # a later record replaces an earlier one
-        return points
+        points = defaultdict[tuple[float, str], dict[int, Record]](dict)
+        for record in sorted(
+            self.records, key=lambda row: (row.strategy == "unified", row.strategy)
+        ):
+            if record.target_speedup:
+                point = points[record.target_speedup, self.approach(record)]
+                point[record.batch_size] = record  # a later record replaces an earlier one
+        return dict(sorted(points.items(), key=lambda item: item[0][0]))
 
 
 def differing_options(records: Sequence[Record], line: Callable[[Record], Hashable]) -> list[str]:
     """Return the options of strategy and correction in which records of an equal `line` differ."""
     rows = []
     for record, row in zip(records, all_settings(records), strict=True):
-        options = {key: value for key, value in row.items() if section_of(key) in LINES[:2]}
+        options = {
+            key: value
+            for key, value in row.items()
+            if section_of(key) in ("strategy", "correction")
+        }
         rows.append({"line": line(record), **options})
     return differences(rows, told=["line"])
 
 
 def _option_text(record: Record, key: str) -> str:
-    """Return an option as part of a name; paths are named by their last part."""
+    """Return an option in a name, empty if missing; of a text, which may be a path, the
+    last part.
+    """
     option = settings(record).get(key)
-    parts = option if isinstance(option, tuple) else (option,)
-    if all(isinstance(part, str) for part in parts):
-        return ", ".join(Path(part).name for part in parts)
-    return "" if option is None else words(option)
+    if option is None:
+        return ""
+    items = option if isinstance(option, tuple) else (option,)
+    if all(isinstance(item, str) for item in items):
+        return ", ".join(Path(item).name for item in items)
+    return words(option)
 
 
 def find_folders(named: Sequence[Path]) -> list[Path]:
-    """List the results folders that folders, parent folders or runs.jsonl files name."""
+    """List the results folders that folders, their parents or runs.jsonl files name."""
     folders: dict[Path, None] = {}
     for path in named:
         folder = path.parent if path.name == ROWS_FILE else path
@@ -126,12 +130,12 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def stored(folder: ResultsFolder, warn: bool = False) -> list[Record]:
-    """Return the records of a results folder for display; `warn` about invalid lines."""
+    """Return the records of a folder for display; `warn` about invalid lines."""
     return [displayed(record, folder.path) for record in folder.records(warn=warn)]
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
-    """Read the records of results folders for display, and warn about invalid lines."""
+    """Read the records of folders for display; raise UsageError if there are none."""
     records = [record for path in paths for record in stored(ResultsFolder(path), warn=True)]
     if not records:
         raise UsageError(
@@ -142,7 +146,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
 
 
 def displayed(record: Record, folder: Path) -> Record:
-    """Return a record with its folder and with texts that a terminal and Markdown can show."""
+    """Return a record with its folder, and with texts that a terminal and Markdown can show."""
     text = record.model_dump_json(exclude_none=True)
     if "\\" in text or not text.isprintable():
         record = read(json.dumps(all_printable(json.loads(text))))
@@ -155,7 +159,7 @@ def done(records: Iterable[Record]) -> list[Record]:
 
 
 def ordered(records: Iterable[Record]) -> list[Record]:
-    """Sort records by model, pair, target speedup (layer ratio without a target) and strategy."""
+    """Sort records by model, pair, target (layer ratio without one) and strategy."""
     return sorted(
         records,
         key=lambda record: (
@@ -168,9 +172,7 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def reasons(records: Iterable[Record]) -> list[str]:
-    """List the reasons why points have no result, with strategies; reasons that differ only in `got
-    NUMBER` are merged.
-    """
+    """List why points have no result; reasons that differ only in `got NUMBER` are merged."""
     same = collected(
         (record for record in records if not record.is_done),
         lambda record: (ABSENT[record.status], re.sub(r"got \d+", "got", str(record.reason))),
@@ -182,24 +184,22 @@ def reasons(records: Iterable[Record]) -> list[str]:
 
 
 def warnings(records: Sequence[Record]) -> list[str]:
-    """List the warnings of runs, and those about wide intervals and noise; those that differ only
-    in the strategy and in numbers are merged and counted.
+    """List the warnings of runs, wide intervals and noise; those alike but for strategy and numbers
+    are merged.
     """
     by_id = {record.id: record for record in records}
-    told = [  # (strategy, text)
-        (record.strategy, text.removeprefix(f"{record.strategy}: "))
-        for record in records
-        for text in (
-            *record.warnings,
-            *_wide_interval(record),
-            *_noise(record, by_id.get(record.baseline_id or "")),
-        )
-    ]
-    alike = collected(told, lambda pair: re.sub(r"\d+(\.\d+)?", "", pair[1].replace(pair[0], "")))
-    return [
-        f"{same[0][1]}{f' (in {len(same)} rows; numbers of the first)' if len(same) > 1 else ''}"
-        for same in alike.values()
-    ]
+    alike = defaultdict[str, list[str]](list)  # texts by what they say without strategy and numbers
+    for record in records:
+        full = by_id.get(record.baseline_id or "")
+        for warning in (*record.warnings, *_wide_interval(record), *_noise(record, full)):
+            text = warning.removeprefix(f"{record.strategy}: ")
+            message = re.sub(r"\d+(\.\d+)?", "", text.replace(record.strategy, ""))
+            alike[message].append(text)
+    merged = []
+    for first, *others in alike.values():
+        count = f" (in {len(others) + 1} rows; numbers of the first)" if others else ""
+        merged.append(f"{first}{count}")
+    return merged
 
 
 def _wide_interval(record: Record) -> Iterator[str]:
@@ -213,7 +213,9 @@ def _wide_interval(record: Record) -> Iterator[str]:
 
 
 def _noise(record: Record, full: Record | None) -> Iterator[str]:
-    """Warn if `full`, which was timed against itself, seemed as fast as the record was to be."""
+    """Warn if the full model, timed against itself, differed by as much as the record was asked to
+    gain.
+    """
     asked = record.target_speedup or record.layer_ratio or 1.0
     if full and full.is_own_baseline and full.pairs and full.pairs.full:
         _, low, high = full.pairs.speedup()
@@ -226,42 +228,45 @@ def _noise(record: Record, full: Record | None) -> Iterator[str]:
 
 
 def grouped(records: Sequence[Record]) -> list[Group]:
-    """Group records whose settings agree, in order of first appearance; see `LINES` for the
-    settings that a group mixes.
-
-    A record without a setting, which agrees with every value, joins the first group that agrees
-    otherwise.
+    """Group records that agree in all settings but those of `LINES`, in order of first
+    appearance.
     """
     rows = [
         {key: repr(value) for key, value in row.items() if section_of(key) not in LINES}
         for row in all_settings(records)
     ]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    # A setting with one value, or none, cannot separate groups.
-    varied = [key for key in keys if len({row[key] for row in rows if key in row}) > 1]
-    lines = [tuple(map(row.get, varied)) for row in rows]  # None: the record lacks the setting
-    members: dict[Line, list[int]] = {}  # by the line of the first, the most complete
-    for index in sorted(range(len(lines)), key=lambda index: lines[index].count(None)):
-        line = lines[index]
-        if None in line and line not in members:
-            line = next((group for group in members if _agree(line, group)), line)
-        members.setdefault(line, []).append(index)
     named, groups = differences(rows, told=NAMES), []
-    for indices in sorted(map(sorted, members.values())):
+    for indices in _agreeing(rows):
         same = [records[index] for index in indices]
         # A full model lacks settings, so a finished record with a baseline names the group.
         best = next((record for record in done(same) if record.baseline_id), same[0])
-        labels = [str(name) for key in NAMES if (name := getattr(best, key)) is not None]
+        names = [getattr(best, key) for key in NAMES]
+        labels = [str(name) for name in names if name is not None]
         groups.append(Group(" · ".join([*labels, *setting_words(best, named)]), same))
     return groups
 
 
-Line = tuple[str | None, ...]  # the values of settings, None for one that a record does not have
+Values = tuple[str | None, ...]  # of settings; None for a setting that a record does not have
 
 
-def _agree(one: Line, other: Line) -> bool:
-    """Return True if two lines have equal settings; a missing one equals every value."""
-    return all(a == b or None in (a, b) for a, b in zip(one, other, strict=True))
+def _agreeing(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+    """Return the indices of rows that agree in all settings. A row that lacks a setting joins the
+    first group that agrees in the others.
+    """
+    keys = dict.fromkeys(key for row in rows for key in row)
+    # A setting with one value, or none, cannot separate groups.
+    varied = [key for key in keys if len({row[key] for row in rows if key in row}) > 1]
+    values = [tuple(map(row.get, varied)) for row in rows]
+    members: dict[Values, list[int]] = {}  # by the values of the first member
+    # Rows that lack most come last, because they can join most groups.
+    for index in sorted(range(len(rows)), key=lambda index: values[index].count(None)):
+        group = next((known for known in members if _agree(values[index], known)), values[index])
+        members.setdefault(group, []).append(index)
+    return sorted(map(sorted, members.values()))
+
+
+def _agree(first: Values, second: Values) -> bool:
+    return all(a == b or None in (a, b) for a, b in zip(first, second, strict=True))
 
 
 def collected(items: Iterable[Item], key: Callable[[Item], Same]) -> dict[Same, list[Item]]:

@@ -1,13 +1,12 @@
-"""Tables as text for a terminal, in Markdown and as CSV, and the long table, which has one line per
-record.
-"""
+"""Tables as text for a terminal, in Markdown and as CSV."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -37,7 +36,6 @@ from ulskip_cli.report.columns import (
     timed_layers,
 )
 from ulskip_cli.report.rows import (
-    LINES,
     differing_options,
     done,
     ordered,
@@ -82,7 +80,7 @@ EMPTY = {MISSING, *ABSENT.values()}
 
 @dataclass(frozen=True)
 class TableSection:
-    """A table of texts with its heading and note, independent of the output format."""
+    """A table of texts with heading and note, independent of the output format."""
 
     title: str
     columns: list[Column]
@@ -109,9 +107,7 @@ class TableSection:
         note: str = "",
         words: int = 1,
     ) -> "TableSection":
-        """Make a table with a line for each object; columns in which no line has a value are left
-        out.
-        """
+        """Make a table with a line for each object; columns without any value are left out."""
         shown, texts = list[Column](), list[list[str]]()  # texts by column
         for column in columns:
             cells = [cell(line, column) for line in lines]
@@ -123,7 +119,7 @@ class TableSection:
 
 
 def cell(line: object, column: Column) -> str:
-    """Return the text of a cell; without a value, the reason that a record has none, or a dash."""
+    """Return the text of a cell; without a value, why the record has none, or a dash."""
     value = column.value(line)
     if value is None:
         return ABSENT.get(getattr(line, "status", ""), MISSING)
@@ -131,76 +127,77 @@ def cell(line: object, column: Column) -> str:
 
 
 def long_section(records: Sequence[Record]) -> TableSection:
-    """Make the long table: the settings in which the records differ, and the columns for which some
-    record has a value.
-    """
+    """Make the table of all values, with the settings in which the records differ."""
     records = ordered(records)
     return _section(records, [*COLUMNS, *_harness(records)], explanations(records))
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
-    """Make the short table: kept layers, predicted and measured speedup, and quality."""
+    """Make the table for a first look: layers, speedup and quality."""
     records = ordered(records)
     metrics = {record.primary for record in records if record.primary}
-    has_stars = any(is_significant(record, key) for key in metrics for record in records)
-    notes = [
-        STARS * has_stars,
-        NO_REFERENCES * (AGREEMENT.key in metrics),
-        *_speed_notes(() if metrics else records),  # only a benchmark has those columns
-        *reasons(records),
-    ]
-    return _section(records, first_columns(metrics), notes)
+    notes = []
+    if any(is_significant(record, metric) for metric in metrics for record in records):
+        notes.append(STARS)
+    if AGREEMENT.key in metrics:
+        notes.append(NO_REFERENCES)
+    if not metrics:  # only a table of benchmarks has the columns of bandwidth
+        notes += _speed_notes(records)
+    return _section(records, first_columns(metrics), [*notes, *reasons(records)])
 
 
 def _section(
     records: Sequence[Record], columns: Sequence[Column], notes: Iterable[str]
 ) -> TableSection:
-    """Make a table of records; the columns of their settings follow the first, the strategy."""
+    """Make a table of records, with their settings behind the first column, the strategy."""
     strategy, *measured = columns
     shown = [strategy, *setting_columns(records), *measured]
     return TableSection.of(title(records), records, shown, sentences(notes))
 
 
 def _speed_notes(records: Sequence[Record]) -> Iterator[str]:
-    """Explain the columns of a comparison of engines, and of bandwidth."""
     if any(record.full_engine for record in records):
         yield FULL_IN
-    known = (record for record in records if bandwidth_share(record))
-    rates = [rate for record in known if (rate := read_rate(record))]
+    rates = [read_rate(record) or 0.0 for record in records if bandwidth_share(record)]
     if rates:
-        ends = (f"{rate / 1e9:.0f}" for rate in (min(rates), max(rates)))
-        yield f"{BANDWIDTH}: {' to '.join(dict.fromkeys(ends))} GB/s"
+        lowest, highest = f"{min(rates) / 1e9:.0f}", f"{max(rates) / 1e9:.0f}"
+        span = lowest if lowest == highest else f"{lowest} to {highest}"
+        yield f"{BANDWIDTH}: {span} GB/s"
 
 
 def setting_columns(records: Sequence[Record]) -> list[Column]:
-    """Return the columns of settings in which records differ, and of options in which records with
-    the same label differ.
+    """Return the columns of settings in which records differ; of options, if the label does not
+    tell them.
     """
 
     def show(record: Record, key: str) -> str:
         return setting_text(record, key) or MISSING
 
     options = differing_options(records, lambda record: record.label)
-    shown = (*NAMES, *DETECTED, "batch_size")
-    others = differences(all_settings(records), but=LINES[:3], always=shown)
-    return [
-        Column(key_title(key).replace(" ", "\n"), partial(show, key=key), optional=key not in NAMES)
-        for key in dict.fromkeys([*options, *others])
-    ]
+    # The target has a column of its own, and the label tells the other options.
+    others = differences(
+        all_settings(records),
+        but=("strategy", "correction", "ratio"),
+        always=(*NAMES, *DETECTED, "batch_size"),
+    )
+    columns = []
+    for key in dict.fromkeys([*options, *others]):
+        head = key_title(key).replace(" ", "\n")
+        columns.append(Column(head, partial(show, key=key), optional=key not in NAMES))
+    return columns
 
 
 def _harness(records: Sequence[Record]) -> list[Column]:
-    """Make a column for each score of lm-evaluation-harness, in the harness's units. Its key is a
-    metric, e.g. `acc`, or metric and filter, e.g. `acc strict-match`; the key of its standard error
-    has `acc_stderr` in place of the metric.
+    """Make a column for each score of lm-evaluation-harness. Its key is a metric, e.g. `acc`, or
+    with a filter, e.g. `acc strict-match`; `acc_stderr` has the standard error.
     """
 
     def show(record: Record, key: str) -> str | None:
         scores = record.lm_eval or {}
         if key not in scores:
             return None
-        metric, *filters = key.split(" ")
-        error = scores.get(" ".join([f"{metric}_stderr", *filters]))
+        metric, space, filters = key.partition(" ")
+        error = scores.get(f"{metric}_stderr{space}{filters}")
         return f"{scores[key]:.4g}±{error:.2g}" if error else f"{scores[key]:.4g}"
 
     keys = dict.fromkeys(key for record in records for key in record.lm_eval or {})
@@ -212,24 +209,28 @@ def _harness(records: Sequence[Record]) -> list[Column]:
 
 
 def draw(section: TableSection, width: int, file: str) -> Table:
-    """Draw a table for a terminal without markup; if columns do not fit, drop optional ones from
-    the right and name the complete file.
+    """Draw a table for a terminal of `width` characters. If columns do not fit, drop optional ones
+    from the right and name the complete `file`.
     """
-    heads = section.columns
-    # indices of optional columns, in the order in which they are dropped
-    leaving = [i for i in reversed(range(len(heads))) if heads[i].optional]
-    for missing in range(len(leaving) + 1):
-        more = f"{file} has {missing} more column{'s' * (missing > 1)}" * (missing > 0)
-        kept = [i for i in range(len(heads)) if i not in leaving[:missing]]
-        # A table without spaces between columns is better than one with a column less.
-        for roomy in [True] * (width >= 100) + [False]:
-            table = _drawn(section, kept, sentences([section.note, more]), roomy)
+    # A table without spaces between columns is better than one with a column less.
+    spaces = (1, 0) if width >= 100 else (0,)
+    shown, notes = list(range(len(section.columns))), [section.note]
+    while True:
+        for space in spaces:
+            table = _drawn(section, shown, sentences(notes), space)
             if Console(width=10_000, markup=False).measure(table).maximum <= width:
                 return table
-    return table
+        optional = [index for index in shown if section.columns[index].optional]
+        if not optional:
+            return table
+        shown.remove(optional[-1])
+        missing = len(section.columns) - len(shown)
+        noun = "column" if missing == 1 else "columns"
+        notes = [section.note, f"{file} has {missing} more {noun}"]
 
 
-def _drawn(section: TableSection, kept: Sequence[int], note: str, roomy: bool) -> Table:
+def _drawn(section: TableSection, shown: Sequence[int], note: str, space: int) -> Table:
+    """Draw the columns with the indices `shown`, `space` characters apart."""
     table = Table(
         title=section.title,
         caption=note,
@@ -237,36 +238,33 @@ def _drawn(section: TableSection, kept: Sequence[int], note: str, roomy: bool) -
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, int(roomy), 0, 0),
+        padding=(0, space, 0, 0),
     )
-    for i in kept:
-        table.add_column(
-            section.columns[i].title,
-            justify="left" if i < section.words else "right",
-            no_wrap=True,
-        )
+    for index in shown:
+        side: Literal["left", "right"] = "left" if index < section.words else "right"
+        table.add_column(section.columns[index].title, justify=side, no_wrap=True)
     for line in section.cells:
-        table.add_row(*(shortened(line[i], MAX_CELL) for i in kept))
+        table.add_row(*(shortened(line[index], MAX_CELL) for index in shown))
     return table
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` characters; the beginning of a long text is cut."""
+    """Return at most `most` characters; the beginning of a long text is cut."""
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
 def markdown(section: TableSection) -> str:
     """Write a table in Markdown, without heading and note."""
-    heads, *cells = (
+    heads, *lines = (
         [text.replace("|", r"\|").replace("<", "&lt;") for text in line]
         for line in (section.heads, *section.cells)
     )
-    return markdown_table(heads, cells, min(section.words, len(heads)))
+    return markdown_table(heads, lines, min(section.words, len(heads)))
 
 
 def markdown_table(heads: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Write a table in Markdown, with the first `words` columns aligned left; cells are not padded,
-    so that one new value changes one line.
+    """Write a table, its first `words` columns aligned left; cells are not padded, so that a new
+    value changes one line.
     """
     rule = ["---"] * words + ["---:"] * (len(heads) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
@@ -288,14 +286,14 @@ def escape_markdown(text: str) -> str:
 
 
 def write_markdown(file: Path, records: Sequence[Record], parts: Iterable[str]) -> None:
-    """Write a report of records: a heading, the parts that are not empty, and the provenance."""
+    """Write a report: heading, parts that are not empty, and provenance."""
     whole = [f"# {title(records)}".rstrip(), *parts, provenance(records)]
     write_atomic(file, escape_markdown("\n\n".join(filter(None, whole)) + "\n"))
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Write the values of records as CSV, one line per record, under the keys of a row, but for the
-    timed pairs. Texts that a spreadsheet would run as a formula get a leading quote.
+    """Write records as CSV under the keys of a row, without timed pairs. Texts that a spreadsheet
+    would run as a formula get a leading quote.
     """
     import pandas  # here, because it would delay every command
 
@@ -305,7 +303,7 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def write_tables(folder: ResultsFolder) -> None:
-    """Write table.md and table.csv from all records of a folder."""
+    """Write table.md and table.csv of a folder."""
     records = stored(folder)
     write_atomic(folder.path / "table.csv", to_csv(ordered(records)))
     long = long_section(records)
@@ -315,23 +313,21 @@ def write_tables(folder: ResultsFolder) -> None:
 def title(records: Sequence[Record]) -> str:
     """Name what all finished records share (all records if none is finished)."""
     records = done(records) or records
-    named = ("model", "task", "pair", "dataset", "decoding")
-    facts: list[tuple[str, Callable[[Record], object]]] = [
-        *(("{}", attrgetter(name)) for name in named),
-        ("batch {}", attrgetter("batch_size")),
-        ("{} examples", attrgetter("num_examples")),
-        ("{}", random_prompts),
+    facts = [
+        (
+            *map(record.value, ("model", "task", "pair", "dataset", "decoding")),
+            f"batch {record.batch_size}",
+            f"{record.num_examples} examples" if record.num_examples else None,
+            random_prompts(record),
+        )
+        for record in records
     ]
-    shared = []
-    for form, show in facts:
-        values = {show(record) for record in records}
-        if len(values) == 1 and any(values):
-            shared.append(form.format(*values))
-    return " · ".join(shared)
+    shared = [values[0] for values in zip(*facts, strict=True) if len(set(values)) == 1]
+    return " · ".join(str(fact) for fact in shared if fact)
 
 
 def random_prompts(record: Record) -> str | None:
-    """Return the lengths of random prompts and of their answers; None for a task's prompts."""
+    """Return the lengths of random prompts and answers; None for a task's prompts."""
     speed = record.config.speed
     if record.command != "bench":
         return None
@@ -339,27 +335,36 @@ def random_prompts(record: Record) -> str | None:
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """State the code, the machine and the weights of the records, one line per machine and
-    versions of packages, with all commits and weights.
+    """State code, machine and weights in Markdown, one line per machine and versions of
+    packages.
     """
-    # by packages and machine: versions of the code, and weights; the dicts are ordered sets
-    used: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    return "  \n".join(provenance_lines(records))
+
+
+def provenance_lines(records: Sequence[Record]) -> list[str]:
+    """Return the lines of `provenance`."""
+    commits, weights = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for record in ordered(records):
-        if facts := record.environment:
-            packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
-            line = f"{packages}; {facts.machine}, {record.dtype}"
-            commits, trained = used.setdefault(line, ({}, {}))
-            known = f" trained {record.training}" if record.training else ""
-            commits[facts.version] = None
-            trained[f"weights of {record.model}{known}"] = None
-    return "  \n".join(
-        f"ulskip {', '.join(commits)}; {line}; {', '.join(trained)}."
-        for line, (commits, trained) in used.items()
-    )
+        facts = record.environment
+        if facts is None:
+            continue
+        packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
+        platform = f"{packages}; {facts.machine}, {record.dtype}"
+        commits[platform].append(facts.version)
+        trained = f" trained {record.training}" if record.training else ""
+        weights[platform].append(f"weights of {record.model}{trained}")
+    return [
+        f"ulskip {_distinct(commits[platform])}; {platform}; {_distinct(weights[platform])}."
+        for platform in commits
+    ]
+
+
+def _distinct(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
 
 
 def explanations(records: Sequence[Record]) -> list[str]:
-    """Explain the marks and columns of the long table, one note per item."""
+    """Explain the marks and columns of the long table."""
     is_timed = any(record.measured_speedup is not None for record in records)
     notes = {
         STARS: any(record.vs_baseline for record in records),

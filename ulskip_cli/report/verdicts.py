@@ -1,8 +1,4 @@
-"""The winners of a group, and warnings about points that cannot be compared.
-
-A winner is the fastest point of a batch size or the best quality of a target, by the rule that
-`RULE` states.
-"""
+"""The winners of a group by `RULE`, and warnings about points that cannot be compared."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +37,7 @@ class Winner:
     note: str = ""  # why no point can win
 
     def line(self) -> str:
-        """Return the winner in one line; a tie has names without figures."""
+        """Return the winner in one line; a tie has no figures."""
         names = [name for name, _ in self.points]
         if not names:
             return f"{self.title}: {self.note}"
@@ -50,15 +46,14 @@ class Winner:
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Find the winners of a group by `RULE`; a point with the speed of one depth and the quality of
-    another cannot win.
+    """Find the fastest point of each batch size and the best quality of each target. A point whose
+    speed and quality are of different depths cannot win.
     """
-    judged = [
-        share
-        for share in shares(group.records, gate)
-        if not (share.record.keeps_all or share.record.is_own_baseline)
-        and not share.record.has_two_depths
-    ]
+    judged = []
+    for share in shares(group.records, gate):
+        row = share.record
+        if not (row.keeps_all or row.is_own_baseline or row.has_two_depths):
+            judged.append(share)
     timed = [share for share in judged if share.record.speedup]
     asked = [share for share in judged if share.record.target_speedup]
     smallest = min((share.record.batch_size for share in asked), default=0)
@@ -77,49 +72,55 @@ def winners(group: Group, gate: float) -> list[Winner]:
 
 
 def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: bool) -> Winner:
-    """Rank the rivals by speed or else by quality, and return the best with all that tie with
-    it; without a rival that can win, return the reason.
+    """Return the best by speed (all rivals have one) or else quality with all that tie with it, or
+    the reason if none can win.
     """
 
     def rank(share: QualityShare) -> float:
         return share.record.measured_speedup or 0.0 if by_speed else share.share
 
-    passing = [share for share in rivals if share.can_win]
-    ranked = sorted((share for share in passing if may_gain(share.record)), key=rank, reverse=True)
-    if not ranked:
-        return Winner(title, [], _why_none(rivals, passing))
+    candidates = [share for share in rivals if share.can_win and may_gain(share.record)]
+    if not candidates:
+        return Winner(title, [], _why_none(rivals))
+    candidates.sort(key=rank, reverse=True)
     points = []
-    for share in ranked:
-        pair = ComparedPair(ranked[0].record, share.record)
-        if (verdict(pair.speedup, 1.0) if by_speed else verdict(pair.quality)) == TIE:
-            figure, speedup = f"{share.value:.2f}", share.record.speedup
-            if by_speed and speedup:
-                figure = f"{speedup.value:.2f}x ({speedup.ends()})"
+    for share in candidates:
+        pair, speedup = ComparedPair(candidates[0].record, share.record), share.record.speedup
+        if by_speed and speedup:
+            advantage, figure = (
+                verdict(pair.speedup, 1.0),
+                f"{speedup.value:.2f}x ({speedup.ends()})",
+            )
+        else:
+            advantage, figure = verdict(pair.quality), f"{share.value:.2f}"
+        if advantage == TIE:
             basis = "" if share.verdict == HOLDS else ", no significant loss"
             kept = f"{share.text()} of full's {share.title}{basis}"
             points.append((group.called(share.record), f"{figure}, {kept}"))
     return Winner(title, points)
 
 
-def _why_none(rivals: Sequence[QualityShare], passing: Sequence[QualityShare]) -> str:
-    """Tell why no rival can win: those that keep the score (`passing`) are not faster, or none
-    keeps it. A limit that cut the examples can be raised to narrow the interval.
+def _why_none(rivals: Sequence[QualityShare]) -> str:
+    """Tell why no rival wins. A limit that cut the examples can be raised to narrow the
+    interval.
     """
-    if passing:
-        clocks = [share.record.speedup for share in passing]
-        are_known = all(clock and clock.low is not None for clock in clocks)
-        tested = "" if are_known else " by enough timed pairs"
-        return f"no measurable gain: no point that keeps the score is faster than full{tested}"
-    unsure, first = [share for share in rivals if share.passes], rivals[0]
-    note = f"no point {'surely ' * bool(unsure)}keeps {first.gate:.0%} of full's {first.title}"
-    limits = [(share.record.config.limit, share.record.num_examples) for share in unsure]
-    has_more = any(limit and limit == count for limit, count in limits)
-    return f"{note}{', so raise limit to use more examples' * has_more}"
+    speedups = [share.record.speedup for share in rivals if share.can_win]
+    if speedups:
+        reason = "no measurable gain: no point that keeps the score is faster than full"
+        are_known = all(speedup and speedup.low is not None for speedup in speedups)
+        return reason if are_known else f"{reason} by enough timed pairs"
+    score = f"{rivals[0].gate:.0%} of full's {rivals[0].title}"
+    unsure = [share.record for share in rivals if share.passes]
+    if not unsure:
+        return f"no point keeps {score}"
+    reason = f"no point surely keeps {score}"
+    has_cut = any(row.config.limit and row.config.limit == row.num_examples for row in unsure)
+    return f"{reason}, so raise limit to use more examples" if has_cut else reason
 
 
 def caveats(group: Group) -> Iterator[str]:
-    """Yield a warning for every low score of a full model, for every point whose speed is of
-    another depth than its quality, and for rows that were timed on several machines.
+    """Warn about low scores of full models, speeds of another depth than the quality, and several
+    machines.
     """
     for share in shares(group.records):
         if share.caveat:
@@ -146,24 +147,23 @@ def caveats(group: Group) -> Iterator[str]:
 
 
 def lead(records: Sequence[Record]) -> list[str]:
-    """Return the result of a sweep in one sentence for every setting and batch size: the fastest
-    point that can win; without quality, for every batch size the point with most tokens/s among
-    those that are measurably faster than full, if any are.
+    """Tell for every setting and batch size the fastest point that can win, or without quality that
+    with most tokens/s.
     """
-    groups = grouped(records)
-    lines = [
-        f"{f'{group.label}: ' * (len(groups) > 1)}{winner.line()}."
-        for group in groups
-        for winner in winners(group, GATE)
-        if winner.title.startswith("fastest")
-    ]
     if primary(records) is None:
-        lines = list(_fastest(records))
+        lines = list(_most_tokens(records))
+    else:
+        groups, lines = grouped(records), []
+        for group in groups:
+            name = f"{group.label}: " if len(groups) > 1 else ""
+            for winner in winners(group, GATE):
+                if winner.title.startswith("fastest"):
+                    lines.append(f"{name}{winner.line()}.")
     return lines[:MAX_LEADS] or [sentence(records[-1])]
 
 
-def _fastest(records: Sequence[Record]) -> Iterator[str]:
-    """Yield for every batch size the record with most tokens/s, of those faster than full if any
+def _most_tokens(records: Sequence[Record]) -> Iterator[str]:
+    """Tell for every batch size the record with most tokens/s, of those faster than full if any
     are.
     """
     timed = [record for record in records if decode_rate(record)]

@@ -112,21 +112,23 @@ class PromptFormatter:
         if context is None:
             return encoded
         max_prompt_tokens = context - max_new_tokens
-        for i, example in enumerate(examples):
-            if len(encoded[i].prompt_ids) > max_prompt_tokens:
+        fitting = []
+        for example, ids in zip(examples, encoded, strict=True):
+            if len(ids.prompt_ids) > max_prompt_tokens:
                 if not may_truncate_source:
                     raise UsageError(
-                        f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and"
+                        f"example {example.id}: a prompt of {len(ids.prompt_ids)} tokens and"
                         f" {max_new_tokens} new tokens exceed the model's context of {context};"
                         " shorten the prompt, lower max_new_tokens, or change the model"
                     )
                 (short,) = self.encode([self.truncate_source(example, max_prompt_tokens)])
-                encoded[i] = replace(short, truncated=True)
-            max_response_tokens = context - len(encoded[i].prompt_ids)
-            if len(encoded[i].response_ids) > max_response_tokens:
-                kept = encoded[i].response_ids[:max_response_tokens]
-                encoded[i] = replace(encoded[i], response_ids=kept, truncated_response=True)
-        return encoded
+                ids = replace(short, truncated=True)
+            max_response_tokens = context - len(ids.prompt_ids)
+            if len(ids.response_ids) > max_response_tokens:
+                kept = ids.response_ids[:max_response_tokens]
+                ids = replace(ids, response_ids=kept, truncated_response=True)
+            fitting.append(ids)
+        return fitting
 
     def truncate_source(self, example: Example, max_prompt_tokens: int) -> Example:
         """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the
@@ -138,7 +140,7 @@ class PromptFormatter:
             return len(shorter.prompt_ids) > max_prompt_tokens
 
         lengths = range(1, len(example.source) + 1)  # in characters
-        # The number of lengths that are short enough, which is also the longest of them.
+        # How many lengths are not too long; as they begin with 1, it is also the longest of them.
         longest = bisect.bisect_left(lengths, True, key=is_too_long)
         if not longest:
             raise UsageError(

@@ -19,26 +19,32 @@ def examples_from_rows(
     """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
     source or reference; a `reference_key` of None stands for prompts without references.
     """
-    keys = [source_key, *([reference_key] if reference_key else [])]
     if not rows:
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
-    for i, row in enumerate(rows):
-        for key in keys:
-            text = row.get(key)
-            # An answer can be a number, but a prompt that is one is a mistake.
-            types = (str,) if key == source_key else (str, int, float)
-            if type(text) not in types or not str(text).strip():
-                got = (
-                    f"only the keys {', '.join(row)[:200]}; set task.prompt_key or"
-                    " task.reference_key to another key"
-                )
-                if key in row:
-                    got = json.dumps(text, default=str)[:80]
-                raise UsageError(f"{origin}, row {i + 1}: expected a text under {key}, got {got}")
-        reference = str(row[reference_key]) if reference_key else ""
-        examples.append(Example(str(row.get("id", i)), str(row[source_key]), reference))
+    for index, row in enumerate(rows):
+        try:
+            source, reference = _text(row, source_key, (str,)), ""
+            if reference_key:  # an answer can be a number, but a prompt that is one is a mistake
+                reference = _text(row, reference_key, (str, int, float))
+        except UsageError as error:
+            raise UsageError(f"{origin}, row {index + 1}: {error}") from None
+        examples.append(Example(str(row.get("id", index)), source, reference))
     return examples
+
+
+def _text(row: Table, key: str, types: Sequence[type]) -> str:
+    """Return a value as text; raise UsageError if it is missing, blank or of another type."""
+    value = row.get(key)
+    if type(value) in types and str(value).strip():
+        return str(value)
+    got = (
+        f"only the keys {', '.join(row)[:200]}; set task.prompt_key or task.reference_key to"
+        " another key"
+    )
+    if key in row:
+        got = json.dumps(value, default=str)[:80]
+    raise UsageError(f"expected a text under {key}, got {got}")
 
 
 def read_text(file: Path | zipfile.Path) -> str:
@@ -120,11 +126,13 @@ def load_dataset_rows(
         if not (folder.is_dir() or constants.HF_HUB_OFFLINE):
             environment.check_hub_reachable()  # fails at once; `datasets` would retry
         available = datasets.get_dataset_config_names(source)
-        known = [default for default in default_subsets if default in available]
-        if not (subset or known) and len(available) > 1:
+        if subset is None:
+            subset = next((name for name in default_subsets if name in available), None)
+        if subset is None and len(available) > 1:
             raise UsageError(f"set task.subset to one of {', '.join(available)[:300]}")
-        chosen = subset or next(iter([*known, *available]), None)
-        return list(datasets.load_dataset(source, chosen, split=split))
+        if subset is None and available:
+            subset = available[0]
+        return list(datasets.load_dataset(source, subset, split=split))
     except Exception as error:
         raise UsageError(
             f"cannot read dataset '{name}' ({reason(error)}); check task.split and task.subset, use"

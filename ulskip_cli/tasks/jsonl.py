@@ -89,21 +89,10 @@ class Jsonl(Task):
 
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
-        # The default dataset of a subclass gives way to task.file; another one contradicts it.
-        default = type(self).model_fields["dataset"].default
-        has_other_dataset = self.dataset is not None and self.dataset != default
-        if (self.file and has_other_dataset) or not (self.file or self.dataset):
-            given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
-            raise UsageError(
-                "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"
-                f" folder>, got {given}"
-            )
+        self._check_one_source()
         if self.file:
             path = user_path(self.file, "task.file")
-            if path.name.removesuffix(".gz").endswith(".txt"):
-                lines = filter(str.strip, read_text(path).split("\n"))
-                return self._examples([{self.prompt_key: line} for line in lines], str(path))
-            return self._examples(read_objects(path), str(path))
+            return self._examples(self._rows_of_file(path), str(path))
         name = str(self.dataset)
         if not is_dataset(name):
             raise UsageError(
@@ -111,6 +100,30 @@ class Jsonl(Task):
                 " a file use task.file=<jsonl>"
             )
         return self._examples(load_dataset_rows(name, self.subset, self.split), name)
+
+    def _check_one_source(self) -> None:
+        """Raise UsageError without a file or a dataset, and for both. The default dataset of a
+        subclass gives way to a file.
+        """
+        default = type(self).model_fields["dataset"].default
+        has_own_dataset = self.dataset is not None and self.dataset != default
+        if self.file and has_own_dataset:
+            given = f"both: {self.file} and {self.dataset}"
+        elif self.file or self.dataset:
+            return
+        else:
+            given = "neither"
+        raise UsageError(
+            "expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or"
+            f" folder>, got {given}"
+        )
+
+    def _rows_of_file(self, path: Path) -> list[Table]:
+        """Read the JSON objects of a file, or the lines of a .txt file as prompts."""
+        if not path.name.removesuffix(".gz").endswith(".txt"):
+            return read_objects(path)
+        lines = read_text(path).split("\n")
+        return [{self.prompt_key: line} for line in lines if line.strip()]
 
     def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
         """Convert rows to examples; if no row has the default key of references, these are prompts
@@ -144,22 +157,22 @@ class CnnDm(Jsonl):
 
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
-        sample = SAMPLES.get(self.dataset)
-        # A bundled sample is read as task.file, unless the user gave one.
-        chosen = self.replace(file=self.file or str(sample), dataset=None) if sample else self
-        articles, words = super(CnnDm, chosen).examples(), self.max_article_words
-        if words is None:
+        task, sample, count = self, SAMPLES.get(self.dataset), self.max_article_words
+        if sample:  # which is read as task.file, unless the user gave one
+            task = self.replace(file=self.file or str(sample), dataset=None)
+        articles = Jsonl.examples(task)
+        if count is None:
             return articles
         return [
-            replace(article, source=" ".join(article.source.split()[:words]))
+            replace(article, source=" ".join(article.source.split()[:count]))
             for article in articles
         ]
 
     def held_out(self) -> Self | None:
         """Return the bundled held-out articles; None if the data is not the bundled sample."""
-        return (
-            self.replace(dataset="held_out") if self.dataset == "sample" and not self.file else None
-        )
+        if self.file or self.dataset != "sample":
+            return None
+        return self.replace(dataset="held_out")
 
 
 class HumanEval(Jsonl):
@@ -199,10 +212,11 @@ class HumanEval(Jsonl):
         """Return the code in an output: if it begins with indented lines, the body of the function,
         these lines; otherwise the first code block; without both, the whole output.
         """
-        lines = text.strip("\n").split("\n")
-        body = takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
+        lines, block = text.strip("\n").split("\n"), _CODE_BLOCK.search(text)
         # Two spaces, because prose may begin with one; an indented ``` begins a block, too.
-        block, is_code = _CODE_BLOCK.search(text), lines[0].startswith(("  ", "\t"))
-        if block and (not is_code or lines[0].lstrip().startswith("```")):
+        is_indented = lines[0].startswith(("  ", "\t"))
+        begins_with_body = is_indented and not lines[0].lstrip().startswith("```")
+        if block and not begins_with_body:
             return block[1].rstrip()
+        body = takewhile(lambda line: not line.strip() or line[0].isspace(), lines)
         return "\n".join(body).rstrip() or text.strip()

@@ -74,9 +74,8 @@ class Wmt(Task):
                 f"expected task.pair to be {' or '.join(SAMPLE_PAIRS)} with the bundled sample, got"
                 f" {self.pair}; use task.dataset=files or a test set such as task.dataset=wmt22"
             )
-        # Both files are given with dataset=files, and none otherwise.
-        given = [file is not None for file in (self.source_file, self.reference_file)]
-        if given != [self.dataset == "files"] * 2:
+        given = [file for file in (self.source_file, self.reference_file) if file is not None]
+        if len(given) != (2 if self.dataset == "files" else 0):
             raise UsageError(
                 "task.dataset=files, task.source_file=<path> and task.reference_file=<path> require"
                 f" one another, got task.dataset={self.dataset}"
@@ -102,32 +101,40 @@ class Wmt(Task):
 
     def examples(self) -> list[Example]:
         """Return all sentence pairs in the order of the test set."""
+        is_of_files = self.dataset == "files" or self.dataset in SAMPLES
+        if not is_of_files and is_dataset(self.dataset):
+            return self._dataset_examples()
+        source_file, reference_file = self._files()
+        sources, references = read_lines(source_file), read_lines(reference_file)
+        if len(sources) != len(references):
+            counts = f"{len(sources)} lines in {source_file}, {len(references)} in {reference_file}"
+            raise UsageError(f"expected equal numbers of sources and references, got {counts}")
+        pairs = zip(sources, references, strict=True)
+        return [
+            Example(str(index), source, reference)
+            for index, (source, reference) in enumerate(pairs)
+        ]
+
+    def _dataset_examples(self) -> list[Example]:
+        """Read the sentence pairs of a hub dataset or folder."""
+        source, target = self.languages
+        # A subset named after the opposite direction has the same sentences.
+        subsets = self.pair, f"{target}-{source}"
+        rows = []
+        for row in load_dataset_rows(self.dataset, self.subset, self.split, subsets):
+            texts = row.get("translation")  # under which e.g. WMT holds a table of both texts
+            rows.append({**row, **texts} if isinstance(texts, dict) else row)
+        return examples_from_rows(rows, source, target, self.dataset)
+
+    def _files(self) -> tuple[Path, Path]:
+        """Return the files of sources and of references."""
         source, target = self.languages
         if self.dataset in SAMPLES:
-            files = [SAMPLE / f"{self.dataset}.{language}" for language in (source, target)]
-        elif self.dataset == "files":
-            files = [
-                user_path(str(file), "the file of a task")
-                for file in (self.source_file, self.reference_file)
-            ]
-        elif is_dataset(self.dataset):
-            # A subset named after the opposite direction has the same sentences.
-            rows = load_dataset_rows(
-                self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}")
-            )
-            # Some datasets, such as WMT, hold both texts in a table under the key `translation`.
-            nested = ((row, row.get("translation")) for row in rows)
-            flat = [{**row, **texts} if isinstance(texts, dict) else row for row, texts in nested]
-            return examples_from_rows(flat, source, target, self.dataset)
-        else:
-            files = _download(self.dataset, self.pair)
-        sources, references = (read_lines(file) for file in files)
-        if len(sources) != len(references):
-            counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
-            raise UsageError(f"expected equal numbers of sources and references, got {counts}")
-        return [
-            Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))
-        ]
+            return SAMPLE / f"{self.dataset}.{source}", SAMPLE / f"{self.dataset}.{target}"
+        if self.source_file and self.reference_file:
+            what = "the file of a task"
+            return user_path(self.source_file, what), user_path(self.reference_file, what)
+        return _download(self.dataset, self.pair)
 
     def held_out(self) -> Self | None:
         """Return the bundled held-out sentences; None if the data is not the bundled sample."""
@@ -147,26 +154,23 @@ class Wmt(Task):
         return Scoring(self.metrics, self.languages[1])
 
 
-def _download(test_set: str, pair: str) -> list[Path]:
+def _download(test_set: str, pair: str) -> tuple[Path, Path]:
     """Return the files of sources and of references of a sacrebleu test set, which is downloaded
     once; raise UsageError if sacrebleu does not have the set or the pair.
     """
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:
-        known = [
-            "sample",
-            "files",
-            *(name for name in DATASETS if name.startswith("wmt") and "/" not in name),
-        ]
-        raise unknown("task.dataset", test_set, [*known, "a hub id (owner/name)", "a folder"])
+        sets = [name for name in DATASETS if name.startswith("wmt") and "/" not in name]
+        known = ["sample", "files", *sets, "a hub id (owner/name)", "a folder"]
+        raise unknown("task.dataset", test_set, known)
     dataset: Any = DATASETS[test_set]
     if pair not in dataset.langpairs:
         raise UsageError(
             f"{test_set} has no task.pair={pair}; use one of {', '.join(dataset.langpairs)}"
         )
     try:
-        return [Path(dataset.get_source_file(pair)), Path(dataset.get_reference_files(pair)[0])]
+        return Path(dataset.get_source_file(pair)), Path(dataset.get_reference_files(pair)[0])
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"cannot download {test_set} ({error}); without a network use task.dataset=sample or"

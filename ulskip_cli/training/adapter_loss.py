@@ -7,7 +7,6 @@ computed once and kept. A step costs the response tokens alone.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -17,14 +16,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.config_schema import TrainOptions
-from ulskip_cli.core.schedule import Layers, Stage
-from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.core.schedule import Layers, Stage, layer_ranges
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import Lora, Place, SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, divergence, encode_prompt
 from ulskip_cli.training.data import LossBatch
-from ulskip_cli.training.two_pass_loss import ADAPTER, TwoPassLoss, with_lora
+from ulskip_cli.training.two_pass_loss import ADAPTER, LossWeights, TwoPassLoss, with_lora
 
 
 class AdapterLoss(TwoPassLoss):
@@ -42,19 +40,19 @@ class AdapterLoss(TwoPassLoss):
         """
         # Layers that no view keeps need no LoRA.
         layers = sorted(set().union(*start.kept_sets))
-        # Folded patches have one set; LoRA is trained on.
+        # Folded patches, which have one set, are merged into the weights; LoRA is trained on.
         merged = replace(start, lora={}).merged(model, start.kept_sets[0])
         lora_model, self.lora_paths = with_lora(merged, layers, train.lora)
-        super().__init__(lora_model, prompt_layers="all", weights=train)
+        super().__init__(lora_model, prompt_layers="all", loss_weights=LossWeights.of(train))
         self.start = start
         depths = set[int]()  # whose states the gap loss reads
-        for kept in start.kept_sets if train.gap_weight else ():
-            depths.update(*spans(kept, start.num_layers))
-        self.outputs = FrozenOutputs(model, max_bytes, depths)
         self.patches = nn.ModuleList()  # by set, and there by the layer behind the gap
         for kept in start.kept_sets:
+            if train.gap_weight:
+                depths.update(*spans(kept, start.num_layers))
             modules = start.modules(kept, model)
             self.patches.append(nn.ModuleDict({str(gap): modules[gap] for gap in modules}))
+        self.outputs = FrozenOutputs(model, max_bytes, depths)
         for place, (down, up), scale in self._lora():
             if place in start.lora:  # `start` is an adapter that is trained further
                 down.data.copy_(start.lora[place].down)
@@ -67,30 +65,33 @@ class AdapterLoss(TwoPassLoss):
             lora = Lora(module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight)
             yield place, lora, module.scaling[ADAPTER]
 
-    def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
+    def schedule_loss(
+        self, batch: LossBatch, stages: tuple[Stage, ...], weights: LossWeights
+    ) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions: the gap
         loss, the cross-entropy and the divergence from the full model, each with its weight.
         """
-        weights = self.weights
-        with_states = weights.distill_weight + weights.gap_weight > 0
-        frozen = self.outputs.of(batch, with_states)
+        frozen = self.outputs.of(batch, with_states=weights.distillation + weights.gap > 0)
         # has a gradient even if all responses end before the first step that skips a layer
         loss = torch.zeros((), device=batch.labels.device, requires_grad=True)
-        if weights.gap_weight and frozen.states is not None:
-            sets = [stage.kept_layers for stage in stages]
-            losses = [self._gap_loss(batch, kept, frozen.prompt, frozen.states) for kept in sets]
-            loss = loss + weights.gap_weight * torch.stack(losses).mean()
-        if not weights.distill_weight and not weights.ce_weight:
+        if weights.gap and frozen.states is not None:
+            losses = [
+                self._gap_loss(batch, stage.kept_layers, frozen.prompt, frozen.states)
+                for stage in stages
+            ]
+            loss = loss + weights.gap * torch.stack(losses).mean()
+        if not weights.distillation and not weights.cross_entropy:
             return loss
-        logits = self._student_logits(batch, stages, frozen.prompt)
-        if weights.ce_weight:
-            loss = loss + weights.ce_weight * self._cross_entropy(logits, batch.labels)
-        if weights.distill_weight and frozen.states is not None:
-            with torch.no_grad():  # from the states behind the last layer
-                target = self.outputs.layerwise.logits(frozen.states[None, :, -1])[0]
+        logits = self._logits(batch, stages, frozen.prompt)
+        if weights.cross_entropy:
+            loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
+        if weights.distillation and frozen.states is not None:
+            states_behind_all = frozen.states[None, :, -1]
+            with torch.no_grad():
+                target = self.outputs.layerwise.logits(states_behind_all)[0]
             # The full model predicts the first token, so that position is not compared.
             student = logits[:, 1:][batch.is_labelled[:, 1:]]
-            loss = loss + weights.distill_weight * divergence(target, student)
+            loss = loss + weights.distillation * divergence(target, student)
         return loss
 
     def _gap_loss(
@@ -104,20 +105,20 @@ class AdapterLoss(TwoPassLoss):
         depths = self.outputs.depths
         layerwise = self._layerwise(kept)
         ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
-        chosen = labelled[:, 1:]  # the positions that have states
-        losses = [states.new_zeros((), dtype=torch.float32)]  # so that no gap gives 0
+        has_states = labelled[:, 1:]
+        losses = []
         for start, end in spans(kept, len(self.all_layers)):
             # Layers add keys and values to the cache in `inputs`, so each span has its own.
             inputs = layerwise.after(prompt, ids, labelled, kept)
             hidden = torch.zeros_like(inputs.hidden)
-            hidden[chosen] = states[:, depths.index(start)]
+            hidden[has_states] = states[:, depths.index(start)]
             for index, layer in enumerate(kept):
                 if start <= layer < end:
                     hidden = layerwise.layer(index, hidden, inputs)
             target = states[:, depths.index(end)].float()
-            error = (hidden[chosen].float() - target).pow(2).sum(-1)
+            error = (hidden[has_states].float() - target).pow(2).sum(-1)
             losses.append((error / target.pow(2).sum(-1)).sum())
-        return torch.stack(losses).sum() / max(1, len(losses) - 1)
+        return torch.stack(losses).mean() if losses else states.new_zeros(())
 
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter with the given `record`. Folded patches are not
@@ -182,12 +183,13 @@ class FrozenOutputs:
         differ between epochs and in a resumed training.
         """
         rows = list(_rows_of(batch)) if self._separable else [batch]
-        prompts = list(map(self._prompt, rows))
+        prompts = [self._prompt(row) for row in rows]
         prompt = _joined(prompts, batch.prompt_mask) if self._separable else prompts[0]
         # The prompt predicts the first token, so only later ones have states.
         if not with_states or batch.response_ids.shape[1] == 1:
             return FrozenBatch(prompt)
-        return FrozenBatch(prompt, torch.cat(list(map(self._states_behind, prompts, rows))))
+        states = map(self._response_states, prompts, rows)
+        return FrozenBatch(prompt, torch.cat(list(states)))
 
     def _prompt(self, row: LossBatch) -> EncodedPrompt:
         """Return the encoded prompt of a row, and keep it."""
@@ -195,12 +197,12 @@ class FrozenOutputs:
         prompt = self._prompts.get(key)
         if prompt is None:
             prompt = encode_prompt(self.model, row.prompt_ids, row.prompt_mask)
-            if self._fits(prompt.nbytes):
+            if self._reserve(prompt.nbytes):
                 self._prompts[key] = prompt
         return prompt
 
-    def _states_behind(self, prompt: EncodedPrompt, row: LossBatch) -> Tensor:
-        """Return the states of the response of a row, and keep them."""
+    def _response_states(self, prompt: EncodedPrompt, row: LossBatch) -> Tensor:
+        """Return the states of the response of a row (`FrozenBatch.states`), and keep them."""
         key, labelled = (_key(row.prompt_ids), _key(row.labels)), row.is_labelled
         states = self._states.get(key)
         if states is None:
@@ -211,15 +213,16 @@ class FrozenOutputs:
                 if depth in self.depths
             ]
             states = torch.stack(at_depths, dim=1)
-            if self._fits(states.nbytes):
+            if self._reserve(states.nbytes):
                 self._states[key] = states
         return states
 
-    def _fits(self, size: int) -> bool:
-        """Take the memory of outputs that are kept; return False if there is not enough."""
-        fits = size <= self.free_bytes
-        self.free_bytes -= size * fits
-        return fits
+    def _reserve(self, size: int) -> bool:
+        """Reserve memory for outputs that are kept; return False if there is not enough."""
+        if size > self.free_bytes:
+            return False
+        self.free_bytes -= size
+        return True
 
 
 def _rows_of(batch: LossBatch) -> Iterator[LossBatch]:
@@ -228,9 +231,9 @@ def _rows_of(batch: LossBatch) -> Iterator[LossBatch]:
     one other.
     """
     for index in range(len(batch.labels)):
-        rows, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
-        ids = batch.prompt_ids[rows, batch.prompt_mask[index].bool()]
-        response_ids, labels = batch.response_ids[rows, :count], batch.labels[rows, :count]
+        row, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
+        ids = batch.prompt_ids[row, batch.prompt_mask[index].bool()]
+        response_ids, labels = batch.response_ids[row, :count], batch.labels[row, :count]
         yield LossBatch(ids, torch.ones_like(ids), response_ids, labels)
 
 
@@ -239,14 +242,18 @@ def _key(ids: Tensor) -> bytes:
 
 
 def _joined(prompts: Sequence[EncodedPrompt], mask: Tensor) -> EncodedPrompt:
-    """Return several prompts as one with the mask of their batch: keys and values [1, heads,
-    length, head_size] of each are padded on the left.
-    """
-    cached = []
+    """Return several prompts as one with the mask [prompts, prompt_len] of their batch."""
+
+    def padded(tensors: Sequence[Tensor]) -> Tensor:
+        """Join keys or values [1, heads, length, head_size], each padded on the left."""
+        missing = [mask.shape[1] - tensor.shape[2] for tensor in tensors]
+        pairs = zip(tensors, missing, strict=True)
+        return torch.cat([functional.pad(tensor, (0, 0, count, 0)) for tensor, count in pairs])
+
+    cached = []  # keys and values of each layer
     for layers in zip(*(prompt.cache.layers for prompt in prompts), strict=True):
-        for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers]):
-            pads = [(0, 0, mask.shape[1] - tensor.shape[2], 0) for tensor in tensors]
-            cached.append(torch.cat(list(map(functional.pad, tensors, pads))))
+        cached.append(padded([layer.keys for layer in layers]))
+        cached.append(padded([layer.values for layer in layers]))
     logits = torch.cat([prompt.first_logits for prompt in prompts])
     return EncodedPrompt(logits, kv_cache.filled_cache(cached), mask)
 
@@ -261,11 +268,16 @@ def spans(kept: Layers, num_layers: int) -> list[tuple[int, int]]:
     >>> spans((0, 1, 4, 6), 8)
     [(1, 5), (5, 8)]
     """
-    after_gaps, result = gaps(kept, num_layers), []
-    for before, after in pairwise([-1, *kept, num_layers]):
-        if after not in after_gaps or (after == num_layers and before in after_gaps):
-            continue  # no gap, or a part of the span before
-        start = before + 1 if before < 0 or before in after_gaps else before
-        to_the_end = after >= kept[-1] and num_layers in after_gaps
-        result.append((start, num_layers if to_the_end else after + 1))
-    return result
+    skipped = sorted({*range(num_layers)} - {*kept})
+    found: list[tuple[int, int]] = []
+    for gap_start, gap_end in layer_ranges(skipped) if skipped else ():
+        before = gap_start - 1  # the kept layer before the gap; -1 without one
+        previous_end = found[-1][1] if found else 0
+        has_layer_before = before >= previous_end
+        if gap_end < num_layers:
+            found.append((before if has_layer_before else gap_start, gap_end + 1))
+        elif has_layer_before:
+            found.append((before, num_layers))
+        else:  # the last kept layer is the end of the span before
+            found[-1] = (found[-1][0], num_layers)
+    return found

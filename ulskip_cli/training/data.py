@@ -16,7 +16,7 @@ from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import parse
-from ulskip_cli.core.task import Example, Task, check_references
+from ulskip_cli.core.task import Example, check_references
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, TextPair
 
@@ -46,36 +46,38 @@ def load_training_texts(
     UsageError for unusable data. Validation texts are those of `train.validation`, keys that differ
     from the task's, or else `train.held_out` examples that are not trained on.
     """
-
-    def formatter_of(task: Task) -> PromptFormatter:
-        return PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
-
-    formatter = formatter_of(config.task)
-    train, validation = _texts(config, formatter, config.task.examples()), list[TextPair]()
+    formatter = PromptFormatter.for_task(config.task, tokenizer, config.model.chat_options)
+    train, count = _texts(config, formatter, config.task.examples()), config.train.held_out
     if config.train.validation:
-        changes = dict(config.train.validation)
-        limit = changes.pop("limit", None)
         try:
-            task = changed_choice(config.task, changes, "task.")
-            # A validation loss is always that of the references.
-            train_options = config.train.replace(responses="reference")
-            values = {"task": task, "limit": limit, "offset": 0, "train": train_options}
-            validation_config = parse(TrainingConfig, {**dict(config), **values})
-            examples = task.examples()
-            check_references(examples[: validation_config.limit], "a validation loss")
-            validation = _texts(validation_config, formatter_of(task), examples)
+            return TrainingTexts(train, _validation_texts(config, tokenizer), formatter)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
-    elif config.train.held_out >= len(train):
+    if count >= len(train):
         raise UsageError(
-            f"expected train.held_out below the number of examples, {len(train)}, got"
-            f" {config.train.held_out}; lower train.held_out"
+            f"expected train.held_out below the number of examples, {len(train)}, got {count};"
+            " lower train.held_out"
         )
-    else:
-        chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
-        validation = [texts for i, texts in enumerate(train) if i in chosen]
-        train = [texts for i, texts in enumerate(train) if i not in chosen]
-    return TrainingTexts(train, validation, formatter)
+    chosen = set(random.Random(config.seed).sample(range(len(train)), count))
+    held_out = [pair for index, pair in enumerate(train) if index in chosen]
+    train = [pair for index, pair in enumerate(train) if index not in chosen]
+    return TrainingTexts(train, held_out, formatter)
+
+
+def _validation_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> list[TextPair]:
+    """Make the texts of `train.validation`: keys of the task, and `limit`. They have references,
+    because a validation loss is always that of the references.
+    """
+    changes = dict(config.train.validation or {})
+    limit = changes.pop("limit", None)
+    task = changed_choice(config.task, changes, "task.")
+    train = config.train.replace(responses="reference")
+    values = {"task": task, "limit": limit, "offset": 0, "train": train}
+    config = parse(TrainingConfig, {**dict(config), **values})
+    examples = task.examples()
+    check_references(examples[: config.limit], "a validation loss")
+    formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
+    return _texts(config, formatter, examples)
 
 
 class TokenPairs(list[EncodedExample]):
@@ -159,14 +161,16 @@ class SimilarLengthSampler(Sampler[int]):
         batches again.
         """
         rng = random.Random(f"{self.seed} {self.epoch()}")
-        order = sorted(  # by about the length, so that each epoch has other batches
-            range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2)
-        )
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        # A smaller batch must stay the last one, or Trainer would cut all later ones elsewhere.
-        rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        rng.shuffle(batches)
-        return (i for batch in [*batches, *rest] for i in batch)
+        # Sorted by about the length, so that each epoch has other batches.
+        noisy_lengths = [length * rng.uniform(0.8, 1.2) for length in self.lengths]
+        order = sorted(range(len(self.lengths)), key=noisy_lengths.__getitem__)
+        num_whole = len(order) // self.batch_size * self.batch_size
+        starts = list(range(0, num_whole, self.batch_size))
+        rng.shuffle(starts)
+        for start in starts:
+            yield from order[start : start + self.batch_size]
+        # The smaller batch stays the last one, or Trainer would cut all later ones elsewhere.
+        yield from order[num_whole:]
 
 
 def _texts(
@@ -182,13 +186,14 @@ def _texts(
         )
     examples = list(examples[offset:][: config.limit])
     if max_length is not None and task.may_truncate_source:
-        pairs = formatter.encode(examples)
-        for i, pair in enumerate(pairs):
-            with suppress(UsageError):  # too long without a source: left out and counted later
-                # References are not read if own answers replace them and none is held out.
-                only_own = config.train.responses == "own" and not config.train.held_out
-                reference_length = 0 if only_own else len(pair.response_ids)
-                room = max_length - max(reference_length, config.own_length)
-                if len(pair.prompt_ids) > room:
-                    examples[i] = formatter.truncate_source(examples[i], room)
+        # References are not read if own answers replace them and none is held out.
+        reads_references = config.train.responses != "own" or config.train.held_out
+        for index, pair in enumerate(formatter.encode(examples)):
+            response_length = config.own_length
+            if reads_references:
+                response_length = max(response_length, len(pair.response_ids))
+            room = max_length - response_length
+            if len(pair.prompt_ids) > room:
+                with suppress(UsageError):  # too long without a source: left out later, and counted
+                    examples[index] = formatter.truncate_source(examples[index], room)
     return list(map(formatter.format, examples))

@@ -17,7 +17,7 @@ from ulskip_cli.strategies.static import KeepAll
 
 
 def run_at(config: TrainingConfig, ratio: float) -> Config:
-    """Return the run whose layers a training trains for a ratio, which may be invalid."""
+    """Return the run whose layers a training trains for a ratio. It is not validated."""
     values = {key: getattr(config, key) for key in Shared.model_fields}
     values |= {"correction": Correction(name="none"), "engine": engine_named(AUTO)}
     if ratio == 1:
@@ -50,25 +50,29 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
 
 
 def check_trainable(config: TrainingConfig) -> None:
-    """Raise UsageError for a configuration with which training would fail."""
-    metadata, strategy = ModelFolder(config.model).metadata, config.strategy
-    command = "train train.method=adapter" if config.train.method == "adapter" else "train"
-    for ratio in config.train.ratios:
-        make_plan(run_at(config, ratio), metadata, command)
-    # The layers of the others do not depend on a calibration, or on one of `lengths` alone.
+    """Raise UsageError (NotApplicable for what no training supports) for a configuration with
+    which training would fail.
+    """
+    metadata, strategy, train = ModelFolder(config.model).metadata, config.strategy, config.train
+    # The training of an adapter supports fewer needs (`COMMANDS` in core/capabilities.py).
+    command = "train train.method=adapter" if train.method == "adapter" else "train"
+    for ratio in train.ratios:
+        make_plan(run_at(config, ratio), metadata, command)  # for its errors
+    # Early exit trains all layers, and a positional strategy calibrates only the lengths of
+    # answers, which training knows; of others, calibration chooses the layers.
     if not (strategy.is_calibrated or strategy.is_positional or strategy.exits_early):
         raise UsageError(
             f"training with strategy={strategy.name} requires calibrated options; run `ulskip run"
             f" strategy={strategy.name}`, and set strategy.KEY=VALUE for each of"
             " calibration.options in its row"
         )
-    trainer_arguments(config)
-    start = config.train.start
+    trainer_arguments(config)  # for its errors
+    start = train.start
     if start is not None and not (user_path(start, "train.start") / ADAPTER_FILE).is_file():
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
-    examples, responses = config.task.examples(), config.train.responses
-    if responses != "own" or config.train.held_out:
-        check_references(examples, f"train.responses={responses}")
+    examples = config.task.examples()  # raises UsageError for missing or invalid data
+    if train.responses != "own" or train.held_out:
+        check_references(examples, f"train.responses={train.responses}")
 
 
 # Beginnings of arguments of Trainer that a training cannot have, because the loss needs whole

@@ -5,7 +5,7 @@ learning curve.
 import os
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
@@ -37,7 +37,7 @@ from ulskip_cli.training.data import (
     TrainingTexts,
 )
 from ulskip_cli.training.preflight import trainer_arguments
-from ulskip_cli.training.two_pass_loss import TwoPassLoss
+from ulskip_cli.training.two_pass_loss import CROSS_ENTROPY, TwoPassLoss
 
 
 @dataclass(frozen=True)
@@ -110,39 +110,44 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         (`eval_loss_2x`; `1x` is full depth), or of early-exit training by exit depth
         (`eval_loss_6`). Trainer calls it every `train.evaluate_every` steps and at the end.
         """
-        module, pairs, size = self.model, self.eval_dataset, self.args.per_device_train_batch_size
-        compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
-        totals, count = defaultdict[str, float](float), 0
-        # The defaults are the cross-entropy alone; the weights of the training are set again below.
-        weights, module.weights = module.eval().weights, TrainOptions()
+        pairs, size = self.eval_dataset, self.args.per_device_train_batch_size
+        totals, num_tokens = defaultdict[str, float](float), 0
         order = longest_first(pairs.lengths())
+        self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for start in range(0, len(order), size):
                 tensors = self.data_collator([pairs[i] for i in order[start : start + size]])
                 batch = LossBatch(**self._prepare_inputs(tensors))
-                by_ratio = (  # computed only without exits
-                    (f"{ratio:g}x", module.schedule_loss(batch, stages))
-                    for ratio, stages in sorted(compared.items())
-                )
-                for name, loss in module.exit_losses(batch) if module.exits else by_ratio:
+                for name, loss in self._validation_losses(batch):
                     totals[f"eval_loss_{name}"] += loss.item()
-                count += int(batch.is_labelled.sum())
-        module.train().weights = weights
-        losses = {name: total / count for name, total in totals.items()}
+                num_tokens += int(batch.is_labelled.sum())
+        self.model.train()
+        losses = {name: total / num_tokens for name, total in totals.items()}
         self.log(losses)
         self.control.should_evaluate = False  # or Trainer evaluates the last step again
         return losses
+
+    def _validation_losses(self, batch: LossBatch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the target ratios or exit depths as text, each with the cross-entropy of a batch,
+        summed over its labelled positions.
+        """
+        module = self.model
+        if module.exits:
+            for depth, loss in module.exit_losses(batch):
+                yield str(depth), loss
+            return
+        full_depth = {1.0: (Stage(0, module.all_layers),)}
+        for ratio, stages in sorted({**full_depth, **self.schedules}.items()):
+            yield f"{ratio:g}x", module.schedule_loss(batch, stages, CROSS_ENTROPY)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         """Return the sampler that replaces Trainer's random order: examples of similar length share
         a batch, which needs less padding.
         """
-        train, batch_size = self.train_dataset, self.args.per_device_train_batch_size
-        # A step of a skip adapter costs the response alone, because the outputs for prompts are
-        # kept.
-        lengths = (
-            train.response_lengths() if self.config.train.method == "adapter" else train.lengths()
-        )
+        examples, batch_size = self.train_dataset, self.args.per_device_train_batch_size
+        lengths = examples.lengths()
+        if self.config.train.method == "adapter":  # outputs for prompts are kept and cost nothing
+            lengths = examples.response_lengths()
 
         def epoch() -> int:
             return int(self.state.epoch or 0)  # also of a training that is resumed
@@ -156,10 +161,15 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         train, module = self.config.train, self.model
         rate, decay = train.learning_rate, train.weight_decay
         if self.optimizer is None and isinstance(module, AdapterLoss):
-            patches = list(module.patches.parameters())
             lora = [weight for weight in module.model.parameters() if weight.requires_grad]
-            rates = ((lora, rate), (patches, self.config.correction.learning_rate))
-            groups = [{"params": params, "lr": peak} for params, peak in rates if params]
+            groups = [
+                {"params": lora, "lr": rate},
+                {
+                    "params": list(module.patches.parameters()),
+                    "lr": self.config.correction.learning_rate,
+                },
+            ]
+            groups = [group for group in groups if group["params"]]
             betas = self.args.adam_beta1, self.args.adam_beta2
             self.optimizer = AdamW(groups, rate, betas, self.args.adam_epsilon, decay)
         return super().create_optimizer(*args, **kwargs)  # keeps an optimizer that is set

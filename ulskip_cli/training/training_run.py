@@ -10,20 +10,20 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 from transformers.utils import logging
 
-from ulskip_cli.core import environment
+from ulskip_cli.core import environment, fingerprint
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, NO_PATCHES, read_record
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import Table, noticing_full_disk, user_path, write_atomic
-from ulskip_cli.core.fingerprint import folder_fingerprint, key
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
@@ -45,7 +45,7 @@ from ulskip_cli.training.data import (
 )
 from ulskip_cli.training.preflight import schedules, trained_exits
 from ulskip_cli.training.trainer import SkipTrainer, TrainingSetup, training_arguments
-from ulskip_cli.training.two_pass_loss import TwoPassLoss, merged_lora, with_lora
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, merged_lora, with_lora
 
 # Share of the free memory for the prompts' keys and values in the training of a skip adapter.
 FROZEN_SHARE = 0.4
@@ -110,8 +110,8 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     tokenizer = loading.load_tokenizer(config.model, progress)
     texts = load_training_texts(config, tokenizer)
     # Before weights are loaded: a finished training returns at once, other folders are refused.
-    identity = _identity(config, texts, folder)
-    checkpoints, finished = output / "checkpoints", _finished_record(output, identity)
+    identity, checkpoints = _identity(config, texts, folder), output / "checkpoints"
+    finished = _finished_record(output, identity)
     if finished:  # a killed process may have left its checkpoints
         shutil.rmtree(checkpoints, ignore_errors=True)
         progress.note(
@@ -123,12 +123,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     set_seed(config.seed)
     arguments = training_arguments(config)
     setup = prepare_training(config, texts, progress)
-    try:
-        trainer = SkipTrainer(setup, progress, arguments)
-    except (ValueError, RuntimeError, ImportError) as error:
-        if is_out_of_memory(error):
-            raise RunError(f"out of memory ({reason(error)}); use a smaller model") from None
-        raise UsageError(f"train.training_args: {reason(error)}") from None
+    trainer = _make_trainer(setup, progress, arguments)
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
@@ -137,7 +132,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
     progress.note(f"the checkpoint goes to {output}/")
     _train(trainer, resume_from, output)
     seconds = round(time.perf_counter() - began, 1)
-    record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
+    record = _make_record(setup, trainer, identity, seconds, resumed=resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(
             "expected finite weights, got NaN or infinity; lower train.learning_rate"
@@ -157,6 +152,20 @@ def _within_context(config: TrainingConfig, context: int | None) -> TrainingConf
         return config
     length = min(context, config.train.max_length or context)
     return config.replace(train=config.train.replace(max_length=length))
+
+
+def _make_trainer(
+    setup: TrainingSetup, progress: ProgressCallback, arguments: TrainingArguments
+) -> SkipTrainer:
+    """Make the trainer, which moves the model to its device; raise RunError if the memory does not
+    suffice, and UsageError for arguments that Trainer refuses.
+    """
+    try:
+        return SkipTrainer(setup, progress, arguments)
+    except (ValueError, RuntimeError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise RunError(f"out of memory ({reason(error)}); use a smaller model") from None
+        raise UsageError(f"train.training_args: {reason(error)}") from None
 
 
 def _train(trainer: SkipTrainer, resume_from: str | None, output: Path) -> None:
@@ -186,11 +195,12 @@ def prepare_training(
     def tokenized(pairs: list[TextPair]) -> TokenPairs:
         return TokenPairs(texts.formatter.tokenize(pairs), config.train.max_length)
 
-    # Own answers replace the references, which may be missing or too long and are emptied here.
-    has_references = config.train.responses != "own"
-    train = tokenized([(prompt, text * has_references) for prompt, text in texts.train])
+    pairs = texts.train
+    if config.train.responses == "own":  # replace the references, which may be missing or too long
+        pairs = [(prompt, "") for prompt, _ in pairs]
+    references = tokenized(pairs)
     validation = tokenized(texts.validation) if texts.validation else None
-    train, lengths = with_responses(config, model, train, pad, progress)
+    train, lengths = with_responses(config, model, references, pad, progress)
     stages_by_ratio = schedules(config, depth, lengths)
     if config.train.method == "adapter":
         module: TwoPassLoss = build_adapter_loss(
@@ -202,7 +212,8 @@ def prepare_training(
         elif config.train.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         exits = trained_exits(config, depth)
-        module = TwoPassLoss(model, config.prompt_layers, config.train, exits)
+        weights = LossWeights.of(config.train)
+        module = TwoPassLoss(model, config.prompt_layers, weights, exits)
     collator = PairCollator(pad)
     return TrainingSetup(config, texts, train, validation, collator, stages_by_ratio, module)
 
@@ -230,23 +241,14 @@ def with_responses(
     return the lengths of the responses without the ends of prompts, because the schedule of a
     strategy follows the lengths of answers.
     """
-    train, own_length = config.train, config.own_length
-    too_long = references.num_too_long
-    if own_length:
-        room = (ModelFolder(config.model).metadata.context or sys.maxsize) - own_length
-        fitting = [example for example in references if len(example.prompt_ids) <= room]
-        too_long += len(references) - len(fitting)
-        if not fitting:
-            raise UsageError(
-                f"expected prompts of at most {room} tokens, so that own answers of {own_length}"
-                " tokens fit into the model's context, got only longer ones; lower max_new_tokens"
-            )
-        examples = _with_own_answers(config, model, fitting, pad_token_id, progress)
-    else:
-        fitting = examples = list(references)
-    lengths = [len(example.response_ids) for example in examples]
+    train = config.train
+    prompts = answered = list(references)
+    if train.responses != "reference":
+        prompts = _with_room(config, references)
+        answered = _with_own_answers(config, model, prompts, pad_token_id, progress)
+    examples = list(answered)
     if train.prompt_share:
-        examples = [*examples, *_prompt_ends(fitting, train.prompt_share)]
+        examples += _prompt_ends(prompts, train.prompt_share)
     # The full model predicts the first token, so an adapter learns from the others.
     shortest = 2 if train.method == "adapter" else 1
     usable = [example for example in examples if len(example.response_ids) >= shortest]
@@ -256,8 +258,23 @@ def with_responses(
             " data"
         )
     pairs = TokenPairs(usable, train.max_length)
-    pairs.num_too_long += too_long
-    return pairs, lengths
+    pairs.num_too_long += references.num_too_long + len(references) - len(prompts)
+    return pairs, [len(example.response_ids) for example in answered]
+
+
+def _with_room(config: TrainingConfig, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+    """Select the examples whose prompt and own answer fit into the model's context; raise
+    UsageError if there are none.
+    """
+    room = (ModelFolder(config.model).metadata.context or sys.maxsize) - config.own_length
+    fitting = [example for example in examples if len(example.prompt_ids) <= room]
+    if not fitting:
+        raise UsageError(
+            f"expected prompts of at most {room} tokens, so that own answers of"
+            f" {config.own_length} tokens fit into the model's context, got only longer ones; lower"
+            " max_new_tokens"
+        )
+    return fitting
 
 
 def _with_own_answers(
@@ -324,17 +341,14 @@ def build_adapter_loss(
     """
     train, correction = config.train, config.correction
     kind = KINDS[correction.kind]
-    # the sets of kept layers of all schedules, each once
-    kept_sets = list(
-        dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages)
-    )
+    all_stages = chain.from_iterable(stages_by_ratio.values())
+    kept_sets = list(dict.fromkeys(stage.kept_layers for stage in all_stages))  # each once
     model.requires_grad_(False)
     if train.start is not None:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif kind is not NO_PATCHES:
-        chosen = random.Random(config.seed).sample(
-            examples, min(correction.examples, len(examples))
-        )
+        count = min(correction.examples, len(examples))
+        chosen = random.Random(config.seed).sample(examples, count)
         report = progress.phase(f"fit patches on {len(chosen)} examples", len(kept_sets))
         fitter = PatchFitter(model, chosen, pad_token_id)
         start = fitter.fit(kept_sets, kind, report=report)
@@ -358,34 +372,35 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
     length, start = config.answer_tokens, config.train.start
     initial_weights = [folder.fingerprint]
     if start is not None:
-        initial_weights.append(folder_fingerprint(user_path(start, "train.start") / ADAPTER_FILE))
+        adapter = user_path(start, "train.start") / ADAPTER_FILE
+        initial_weights.append(fingerprint.folder_fingerprint(adapter))
         values["train"].pop("start")
     strategy, num_layers = config.strategy, folder.metadata.num_layers
     layers = schedules(config, num_layers), trained_exits(config, num_layers)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.
     code = "" if strategy.is_calibrated else strategy.code
-    return key(values, length, texts.sha256, initial_weights, layers, code)
+    return fingerprint.key(values, length, texts.sha256, initial_weights, layers, code)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training run if it is complete, or None if it can begin or continue
     in the output folder; raise UsageError if the folder holds anything else.
     """
-    stored, begun = output / TRAINING, output / "checkpoints" / "identity"
-    values = load_json(stored, "a training record") if stored.is_file() else None
-    if values is not None:
-        is_usable = values.get("identity") == identity
+    finished, begun = output / TRAINING, output / "checkpoints" / "identity"
+    if finished.is_file():
+        values = load_json(finished, "a training record")
+        if values.get("identity") == identity:
+            return parse(TrainingRecord, values, file=finished)
     elif begun.is_file():
-        is_usable = begun.read_bytes() == identity.encode()
-    else:
-        is_usable = _is_unused(output)
-    if not is_usable:
-        raise UsageError(
-            f"output={output} contains other files, or a finished or unfinished training run with"
-            " other settings or data; set another output=DIR"
-        )
-    return parse(TrainingRecord, values, file=stored) if values else None
+        if begun.read_bytes() == identity.encode():
+            return None
+    elif _is_unused(output):
+        return None
+    raise UsageError(
+        f"output={output} contains other files, or a finished or unfinished training run with"
+        " other settings or data; set another output=DIR"
+    )
 
 
 def _is_unused(output: Path) -> bool:
@@ -403,23 +418,12 @@ def _is_unused(output: Path) -> bool:
 def _make_record(
     setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool
 ) -> TrainingRecord:
-    """Make the record of a finished training. `log_history` of Trainer has an entry for every
-    logged step, `{"step": 10, "loss": 2.1}`, and others with the losses of an evaluation,
-    `{"step": 10, "eval_loss_2x": 2.3}`.
-    """
+    """Make the record of a finished training."""
     config, by_ratio, state = setup.config, setup.schedules, trainer.state
     num_examples = len(setup.texts.train) + len(setup.texts.validation)
     counts = {len(stage.kept_layers) for stages in by_ratio.values() for stage in stages}
+    # Logged steps are {"step": 10, "loss": 2.1}; other entries have no loss.
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    curve: dict[int, CurvePoint] = {}  # of several evaluations at a step, the last counts
-    for entry in state.log_history:
-        losses_by_name = {
-            key.removeprefix("eval_loss_"): round(loss, 4)
-            for key, loss in entry.items()
-            if key.startswith("eval_loss_")
-        }
-        if losses_by_name:
-            curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=losses_by_name)
     return TrainingRecord(
         strategy=config.strategy.name,
         ratios=tuple(by_ratio),
@@ -435,7 +439,7 @@ def _make_record(
         validation_examples=len(setup.validation or ()),
         data_sha256=setup.texts.sha256,
         trained_on=ExampleRange(
-            locations=(key(config.task.location),),
+            locations=(fingerprint.key(config.task.location),),
             first=config.offset,
             end=config.offset + (config.limit or num_examples),
         ),
@@ -443,7 +447,7 @@ def _make_record(
         first_loss=losses[0] if losses else None,
         train_loss=losses[-1] if losses else None,
         warnings=_warnings(config, losses),
-        learning_curve=tuple(curve.values()),
+        learning_curve=_learning_curve(state.log_history),
         based_on=training_record(config.model),
         config=config.resolved(),
         environment={**environment.code(), **environment.machine(str(trainer.args.device))},
@@ -454,17 +458,33 @@ def _make_record(
     )
 
 
+def _learning_curve(log: Sequence[Mapping[str, float]]) -> tuple[CurvePoint, ...]:
+    """Return the evaluations in the log of Trainer, e.g. `{"step": 10, "eval_loss_2x": 2.3}`; of
+    several at a step, the last.
+    """
+    curve = {}
+    for entry in log:
+        losses = {
+            name.removeprefix("eval_loss_"): round(loss, 4)
+            for name, loss in entry.items()
+            if name.startswith("eval_loss_")
+        }
+        if losses:
+            step = int(entry["step"])
+            curve[step] = CurvePoint(step=step, validation_loss=losses)
+    return tuple(curve.values())
+
+
 def _warnings(config: TrainingConfig, losses: Sequence[float]) -> tuple[str, ...]:
     """Return a warning if the logged losses end far above their start."""
     if not losses or losses[-1] <= DIVERGED * losses[0] + 1:
         return ()
-    rates = {"train.learning_rate": config.train.learning_rate}
+    lowered = f"train.learning_rate (now {config.train.learning_rate:g})"
     if config.train.method == "adapter":
-        rates["correction.learning_rate"] = config.correction.learning_rate
-    given = " and ".join(f"{key} (now {rate:g})" for key, rate in rates.items())
+        lowered += f" and correction.learning_rate (now {config.correction.learning_rate:g})"
     return (
         f"the training diverged: its loss rose from {losses[0]:.3g} to {losses[-1]:,.3f}, so do not"
-        f" use its result; lower {given}, and set another output=DIR",
+        f" use its result; lower {lowered}, and set another output=DIR",
     )
 
 

@@ -4,7 +4,7 @@ passes.
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,22 @@ from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 ADAPTER = "default"  # peft's name of LoRA
 
 
+class LossWeights(NamedTuple):
+    """The weights of the terms of the loss."""
+
+    cross_entropy: float = 1.0
+    distillation: float = 0.0  # divergence from the model at full depth
+    gap: float = 0.0  # the gap loss of a skip adapter
+
+    @classmethod
+    def of(cls, train: TrainOptions) -> "LossWeights":
+        """Return the weights of a training."""
+        return cls(train.ce_weight, train.distill_weight, train.gap_weight)
+
+
+CROSS_ENTROPY = LossWeights()  # the cross-entropy alone
+
+
 class TwoPassLoss(nn.Module):
     """The training loss of a causal LM as a module. Its `state_dict` contains each trained tensor
     once, and nothing else.
@@ -42,19 +58,18 @@ class TwoPassLoss(nn.Module):
         self,
         model: PreTrainedModel,
         prompt_layers: str = "all",
-        weights: TrainOptions | None = None,
+        loss_weights: LossWeights = CROSS_ENTROPY,
         exits: Collection[int] = (),
     ) -> None:
         """Wrap a causal LM; views are built at first use, when the weights are on their final
-        device. `prompt_layers` is `all`, or `kept` if the kept layers read the prompts too. Of
-        `weights`, those of the terms of the loss are read. With the depths `exits`, it is the
-        early-exit loss, averaged over them.
+        device. `prompt_layers` is `all`, or `kept` if the kept layers read the prompts too. With
+        the depths `exits`, it is the early-exit loss, averaged over them.
         """
         super().__init__()
         self.model = model
         self.all_layers = tuple(range(shallow_view.num_layers(self.model)))
         self.prompt_layers = prompt_layers
-        self.weights = weights or TrainOptions()
+        self.loss_weights = loss_weights
         self.exits = tuple(exits)
         # A dict hides these modules from nn.Module, because their weights are the model's.
         self._views: dict[Layers, PreTrainedModel] = {}
@@ -85,23 +100,26 @@ class TwoPassLoss(nn.Module):
         if self.exits:
             total = depth_weighted_mean(self.exit_losses(batch))
         else:
-            total = self.schedule_loss(batch, stages)
+            total = self.schedule_loss(batch, stages, self.loss_weights)
         count = batch.is_labelled.sum() if num_items_in_batch is None else num_items_in_batch
         return {"loss": total / count}
 
-    def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
+    def schedule_loss(
+        self, batch: LossBatch, stages: tuple[Stage, ...], weights: LossWeights
+    ) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
-        weights, prompt = self.weights, None  # the kept layers read the prompt, unless all do
+        full_prompt = None
         if self.prompt_layers == "all":
-            prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
-        logits = self._student_logits(batch, stages, prompt)
-        loss = weights.ce_weight * self._cross_entropy(logits, batch.labels)
-        # Towards the logits of all layers; a schedule of all layers would be its own target.
-        if weights.distill_weight and stages[-1].kept_layers != self.all_layers:
+            full_prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
+        logits = self._logits(batch, stages, full_prompt)
+        loss = weights.cross_entropy * self._cross_entropy(logits, batch.labels)
+        # Later stages keep fewer layers. If the last keeps all, the schedule is its own target.
+        is_full_depth = stages[-1].kept_layers == self.all_layers
+        if weights.distillation and not is_full_depth:
             with torch.no_grad():
-                target = self._student_logits(batch, (Stage(0, self.all_layers),), prompt)
-            chosen = batch.is_labelled
-            loss = loss + weights.distill_weight * divergence(target[chosen], logits[chosen])
+                target = self._logits(batch, (Stage(0, self.all_layers),), full_prompt)
+            labelled = batch.is_labelled
+            loss = loss + weights.distillation * divergence(target[labelled], logits[labelled])
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
@@ -158,19 +176,20 @@ class TwoPassLoss(nn.Module):
             self._views[kept] = shallow_view.shallow_view(self.model, kept).train(self.training)
         return self._views[kept]
 
-    def _student_logits(
+    def _logits(
         self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None
     ) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of the responses under a schedule. If
-        all layers read the prompt, it is given as `full_prompt`; else the layers of the first stage
-        read it here.
+        """Return the logits [batch, response_len, vocab_size] of the responses under a schedule,
+        after the prompt that all layers read (`full_prompt`); without it, the layers of the first
+        stage read the prompt.
         """
-        first = stages[0].kept_layers
-        prompt = full_prompt or encode_prompt(
-            self._view(first), batch.prompt_ids, batch.prompt_mask
-        )
-        cached = self.all_layers if full_prompt else first
-        views = shallow_view.stage_views(stages, cached, self._view)
+        if full_prompt is None:
+            prompt_layers = stages[0].kept_layers
+            view = self._view(prompt_layers)
+            prompt = encode_prompt(view, batch.prompt_ids, batch.prompt_mask)
+        else:
+            prompt_layers, prompt = self.all_layers, full_prompt
+        views = shallow_view.stage_views(stages, prompt_layers, self._view)
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -192,18 +211,19 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
     >>> float(depth_weighted_mean(iter([(1, torch.tensor(4.0)), (3, torch.tensor(8.0))])))
     7.0
     """
-    weighted, total = torch.zeros(()), 0
+    weighted_sum, sum_of_depths = torch.zeros(()), 0
     for depth, loss in losses:
-        weighted, total = weighted.to(loss.device) + depth * loss, total + depth
-    return weighted / total
+        weighted_sum = weighted_sum.to(loss.device) + depth * loss
+        sum_of_depths += depth
+    return weighted_sum / sum_of_depths
 
 
 def with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
 ) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
     """Return a copy of a model that shares its weights, with LoRA on all linear layers of `layers`,
-    of which only the LoRA is trained. Also return the layers of the adapted modules
-    and their paths there, by their paths in the copy; none if the rank is 0.
+    of which only the LoRA is trained. Also return the (layer, path in the layer) of each adapted
+    module by its path in the copy; none if the rank is 0.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -211,6 +231,8 @@ def with_lora(
     copied = shallow_view.with_attributes(
         model, lambda part: {"_parameters": dict(part._parameters)}
     )
+    if not lora.rank:  # a skip adapter of patches alone
+        return copied.requires_grad_(False), {}
     prefix, stack = shallow_view.layer_stack(copied)
     paths = {
         f"{prefix}.{layer}.{name}": (layer, name)
@@ -218,8 +240,6 @@ def with_lora(
         for name, module in stack[layer].named_modules()
         if type(module) in shallow_view.LINEARS
     }
-    if not lora.rank:  # a skip adapter of patches alone
-        return copied.requires_grad_(False), {}
     if not paths:
         raise UsageError(
             "LoRA requires plain linear layers, got none: those of this model are quantized or of a"

@@ -1,13 +1,11 @@
 """Metrics that score a model's answers: their interface, a base for metrics that are means over
 segments, and one registry, `METRICS`, which reports use too.
 
-Start here, then read `overlap.py`; a new metric takes such a class, its test and an entry here. A
-metric's module is imported when the metric is made.
+Start here, then read `overlap.py`; a new metric takes such a class, its test and an entry here.
 """
 
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,7 +122,7 @@ class MetricSpec:
     """One entry in the registry of metrics."""
 
     name: str  # in `task.metrics`
-    kind: str  # `module:class` of the metric
+    metric_class: Callable[[], type[Metric]]  # imports it, because its packages are slow to import
     row_keys: tuple[RowKey, ...]
     primary_key: str = ""  # decides in comparisons; empty: the first row key
     in_reports: bool = True  # False: runs code, which a report does not
@@ -137,8 +135,31 @@ class MetricSpec:
 
     def make(self, scoring: Scoring) -> Metric:
         """Make the metric with the settings of a task."""
-        metric: Metric = pkgutil.resolve_name(f"{__name__}.{self.kind}")(self.name, scoring)
-        return metric
+        return self.metric_class()(self.name, scoring)
+
+
+def _sacrebleu() -> type[Metric]:
+    from ulskip_cli.tasks.metrics.translation import Sacrebleu
+
+    return Sacrebleu
+
+
+def _rouge() -> type[Metric]:
+    from ulskip_cli.tasks.metrics.overlap import Rouge
+
+    return Rouge
+
+
+def _exact_match() -> type[Metric]:
+    from ulskip_cli.tasks.metrics.overlap import ExactMatch
+
+    return ExactMatch
+
+
+def _pass_at_1() -> type[Metric]:
+    from ulskip_cli.tasks.metrics.code import PassAt1
+
+    return PassAt1
 
 
 ROUGE_KEYS = (
@@ -148,18 +169,18 @@ ROUGE_KEYS = (
     RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum", optional=True),
 )
 _REGISTRY = (
-    MetricSpec("bleu", "translation:Sacrebleu", (RowKey("bleu", "BLEU"),)),
-    MetricSpec("chrf", "translation:Sacrebleu", (RowKey("chrf", "chrF", optional=True),)),
-    MetricSpec("rouge", "overlap:Rouge", ROUGE_KEYS, primary_key="rougeL"),
+    MetricSpec("bleu", _sacrebleu, (RowKey("bleu", "BLEU"),)),
+    MetricSpec("chrf", _sacrebleu, (RowKey("chrf", "chrF", optional=True),)),
+    MetricSpec("rouge", _rouge, ROUGE_KEYS, primary_key="rougeL"),
     MetricSpec(
         "exact_match",
-        "overlap:ExactMatch",
+        _exact_match,
         (RowKey("exact_match", "exact match", "exact"),),
         is_binary=True,
     ),
     MetricSpec(
         "pass_at_1",
-        "code:PassAt1",
+        _pass_at_1,
         (RowKey("pass_at_1", "pass@1"),),
         in_reports=False,
         is_binary=True,

@@ -91,11 +91,9 @@ def program(source: str, answer: str, test: str) -> str:
     __name__ = "__main__"
     assert one() == 1
     """
-    # The name of the function at the end of `source`, or nothing: then the answer is appended. The
-    # first valid form counts.
-    source, names = source.rstrip(), _FUNCTION.findall(source)[-1:]
-    if {*names} <= {*_FUNCTION.findall(answer)}:  # the answer has the whole function
-        before = source[: source.rfind("def ")] if names else source
+    source, functions = source.rstrip(), _FUNCTION.findall(source)
+    if not functions or functions[-1] in _FUNCTION.findall(answer):  # defined anew
+        before = source[: source.rfind("def ")] if functions else source
         # The first form is valid if the function in the source has a docstring as its body. It
         # comes first, because the second would cut at a `def ` inside that docstring.
         forms = [f"{source}\n{answer}", f"{before}\n{answer}"]
@@ -103,7 +101,8 @@ def program(source: str, answer: str, test: str) -> str:
         body = answer if answer[:1].isspace() else textwrap.indent(answer, "    ")
         # In the second form, only the first line lacked its indentation.
         forms = [f"{source}\n{body}", f"{source}\n    {answer.lstrip()}"]
-    return f'{next(filter(_is_valid, forms), forms[0])}\n__name__ = "__main__"\n{test}'
+    code = next(filter(_is_valid, forms), forms[0])
+    return f'{code}\n__name__ = "__main__"\n{test}'
 
 
 def _is_valid(code: str) -> bool:

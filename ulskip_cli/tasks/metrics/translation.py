@@ -53,17 +53,19 @@ def compare_systems(metric: SacrebleuMetric, answers: ScoredTexts) -> dict[str, 
     Seed and draws are those of sacrebleu's `PairedTest`, which does not return the interval of the
     difference.
     """
-    full, hypotheses, references = answers.full, answers.hypotheses, answers.references
-    assert full is not None
-    drawn = resamples(len(references))
-    scores, draws = [], []  # of the full model, then of the other
-    for texts in (full, hypotheses):
+    assert answers.full is not None
+    drawn = resamples(len(answers.references))
+
+    def scored(texts: Sequence[str]) -> tuple[float, np.ndarray]:
+        """Return the score of a system, and its scores [samples] in the bootstrap samples."""
         # counts of each segment, e.g. of its n-grams: [segments, counts]
-        segments = np.array(metric._extract_corpus_statistics(texts, [references]))
-        scores.append(metric._compute_score_from_stats(segments.sum(0)).score)
+        segments = np.array(metric._extract_corpus_statistics(texts, [answers.references]))
+        score: float = metric._compute_score_from_stats(segments.sum(0)).score
         segments = segments.astype("float32")  # as sacrebleu does
         samples = (segments[indices].sum(0) for indices in drawn)
-        draws.append(
-            np.array([metric._compute_score_from_stats(sample).score for sample in samples])
-        )
-    return comparison(scores[0], scores[1] - scores[0], draws[1] - draws[0])
+        scores = [metric._compute_score_from_stats(sample).score for sample in samples]
+        return score, np.array(scores)
+
+    full, full_in_samples = scored(answers.full)
+    score, score_in_samples = scored(answers.hypotheses)
+    return comparison(full, score - full, score_in_samples - full_in_samples)
