@@ -58,9 +58,10 @@ class Views:
         def view(layers: Layers) -> PreTrainedModel:
             return model if layers == every_layer else make_view(model, layers)
 
-        prompt_layers = schedule.kept_layers if schedule.prompt_layers == "kept" else every_layer
-        stages = shallow_view.stage_views(schedule.stages, prompt_layers, view)
-        prompt_model = reading_first(view(prompt_layers), schedule.prompt_layers)
+        # the layers that have keys and values of the prompt
+        cached_layers = schedule.kept_layers if schedule.prompt_layers == "kept" else every_layer
+        stages = shallow_view.stage_views(schedule.stages, cached_layers, view)
+        prompt_model = reading_first(view(cached_layers), schedule.prompt_layers)
         return cls(model, prompt_model, stages, schedule.exits)
 
     @functools.cached_property
@@ -83,7 +84,7 @@ class Prompts:
 
     @classmethod
     def padded(cls, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Self:
-        """Return the batch of these token ids."""
+        """Pad the token ids of each prompt."""
         return cls(*padded(prompts, pad_token_id, left=True))
 
     def to(self, device: torch.device) -> "Prompts":
@@ -157,9 +158,8 @@ class ExitStats:
     def mean_depth(self) -> float | None:
         """The mean number of layers per token; None without tokens."""
         tokens = sum(self.depths.values())
-        return (
-            sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
-        )
+        layers = sum(depth * count for depth, count in self.depths.items())
+        return layers / tokens if tokens else None
 
 
 @dataclass(frozen=True)
@@ -201,23 +201,25 @@ class BatchOutput:
         kv_bytes: tuple[int, int],
         **details: Any,
     ) -> Self:
-        """Return the output of a batch from the clock and the tokens of each sequence, which are
+        """Return the output of a batch from the generated tokens `rows` of each sequence, which are
         truncated at EOS and behind the first stop string. `kv_bytes` are the sizes of the prompt's
-        KV cache, before and after skipped layers were dropped, and `details` are further fields.
+        KV cache before and after skipped layers were dropped, and `details` are further fields.
         """
-        ends = request.stop_token_ids
-        truncated = [request.until_end(row) for row in rows]
+        answers = [request.until_end(row) for row in rows]
+        eos = request.stop_token_ids
+        hit_max_length = [
+            len(answer) >= request.length and answer[-1] not in eos for answer in answers
+        ]
+        prompt_kv_bytes, kept_kv_bytes = kv_bytes
         return cls(
-            token_ids=truncated,
-            hit_max_length=[
-                len(row) >= request.length and row[-1] not in ends for row in truncated
-            ],
+            token_ids=answers,
+            hit_max_length=hit_max_length,
             prompt_tokens=prompts.num_tokens,
             prefill_seconds=clock.prefilled - clock.start,
             first_token_seconds=clock.first - clock.start,
             decode_seconds=clock.end - clock.first,
-            prompt_kv_bytes=kv_bytes[0],
-            kept_kv_bytes=kv_bytes[1],
+            prompt_kv_bytes=prompt_kv_bytes,
+            kept_kv_bytes=kept_kv_bytes,
             **details,
         )
 

@@ -1,4 +1,4 @@
-"""Generate with the views of one schedule: choose the engine, and open it when it is first used."""
+"""Generate with the views of one schedule: choose the engine, and open it at its first use."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ class Decoder:
 
     def engine(self, decoding: DecodingConfig) -> tuple[Engine, str | None]:
         """Return the engine for `decoding`, and the reason if it is not our loop on torch; raise
-        UsageError if no engine supports `decoding`.
+        UsageError if there is none.
         """
         needs = decoding.needs() | ({Need.EARLY_EXIT} if self.views.exits else set())
         return self.asked.engine_for(needs, self.views.model)
@@ -88,19 +88,20 @@ class Decoder:
         prompts of a batch, `on_prompts` gets their indices and the encoded prompts when the batch
         is finished.
         """
-        done, tokens = skip, 0
+        done, tokens = skip, 0  # prompts and tokens of the batches so far
+
+        def on_step(new_tokens: int) -> None:
+            on_tokens(done, tokens + new_tokens)
 
         def answer(batch: Sequence[int]) -> BatchOutput:
             """Answer the prompts with these indices as one batch."""
             encoded = list[EncodedPrompt]()
+            padded = Prompts.padded([prompts[i] for i in batch], request.ends.pad_token_id)
             # Does not depend on earlier batches, as some are skipped; torch accepts 63 bits.
             seed = (request.seed * 1_000_003 + batch[0]) % 2**63
-            output = self.generate(
-                Prompts.padded([prompts[i] for i in batch], request.ends.pad_token_id),
-                replace(request, seed=seed),
-                Watch(on_step=lambda new: on_tokens(done, tokens + new), on_prompt=encoded.append),
-            )
-            for prompt in encoded:
+            watch = Watch(on_step, on_prompt=encoded.append)
+            output = self.generate(padded, replace(request, seed=seed), watch)
+            for prompt in encoded:  # of a batch that did not run out of memory
                 on_prompts(batch, prompt)
             return output
 
@@ -130,13 +131,12 @@ class Decoder:
         room: Room | None = None,
     ) -> Generation:
         """Generate for one batch, with the pauses that `watch` asks for. The first call opens the
-        engine, in which a library loads a copy of the weights, with memory for this batch, or with
-        more `room` for later ones.
+        engine with memory for this batch, or with more `room` for later ones.
         """
         engine, _ = self.engine(request.decoding)
         batch, prompt_len = prompts.input_ids.shape
-        room = room or Room(batch, prompt_len + request.length)
-        session, load_seconds = self._session(engine, room)
+        own_room = Room(batch, prompt_len + request.length)
+        session, load_seconds = self._session(engine, room or own_room)
         if request.decoding.do_sample:
             torch.manual_seed(request.seed)
         output = yield from session.run(prompts.to(self.device), request, watch)
@@ -163,22 +163,27 @@ class Decoder:
         """
         key = engine.name, engine.weights
         if key in self._sessions and not self._sessions[key].fits(room):
-            self._sessions.pop(key).close()  # frees its memory first
-        loads = engine.is_runtime and key not in self._sessions
+            self._sessions.pop(key).close()  # No name holds it, so its memory is free.
+        if key in self._sessions:
+            return self._sessions[key], 0.0
         began = time.perf_counter()
-        if loads:
+        if engine.is_runtime:
             _check_memory(engine, self.views)
-        if key not in self._sessions:
-            self._sessions[key] = engine.open(self.views, room)
-        return self._sessions[key], time.perf_counter() - began if loads else 0.0
+        self._sessions[key] = engine.open(self.views, room)
+        load_seconds = time.perf_counter() - began if engine.is_runtime else 0.0
+        return self._sessions[key], load_seconds
 
 
 def _check_memory(engine: Engine, views: Views) -> None:
-    """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
+    """Raise RunError if the free memory cannot hold a copy of each model in the engine's format.
+    Embedding and head count with the bits of the layers, of which they have at least as many.
+    """
     models = {views.prompt_model, *(stage.view for stage in views.stages)}
-    # Bits per weight: `formats` has those of layers, and of embedding and head.
-    bits = engine.formats[engine.weights][0] if engine.weights else 8 * views.model.dtype.itemsize
-    needed = sum(weight.numel() for model in models for weight in model.parameters()) * bits / 8
+    bits: float = 8 * views.model.dtype.itemsize
+    if engine.weights:
+        bits, _ = engine.formats[engine.weights]
+    num_weights = sum(weight.numel() for model in models for weight in model.parameters())
+    needed = num_weights * bits / 8
     free = psutil.virtual_memory().available
     if needed > free:
         raise RunError(

@@ -31,7 +31,7 @@ from ulskip_cli.engines.base import (
     Session,
     Watch,
 )
-from ulskip_cli.engines.sampling import TokenSampler, checked, most_likely
+from ulskip_cli.engines.sampling import TokenSampler, most_likely, require_finite
 
 # A single token occurs again by chance, so that its continuation is rejected more often than its
 # check gains time.
@@ -81,7 +81,7 @@ class LookUp:
 
     def __init__(self) -> None:
         self._text = list[int]()
-        # the places in the text at which each two tokens that follow each other end
+        # by two tokens that follow each other: the places in the text of the second one
         self._ends = defaultdict[tuple[int, ...], list[int]](list)
 
     def __call__(self, ids: Tensor, most: int) -> Tensor:
@@ -92,20 +92,22 @@ class LookUp:
         for token in ids[0, len(text) :].tolist():
             text.append(token)
             self._ends[tuple(text[-SHORTEST_MATCH:])].append(len(text) - 1)
-        longest, behind, last = 0, 0, len(text) - 1
-        can_match = most >= SHORTEST_MATCH
-        for end in self._ends[tuple(text[-SHORTEST_MATCH:])][:-1] if can_match else ():
-            length = SHORTEST_MATCH
-            while length < min(most, end + 1) and text[end - length] == text[last - length]:
-                length += 1
-            if length > longest:  # the earliest of the longest
-                longest, behind = length, end + 1
-        return ids[0, behind : behind + longest]
+        longest, draft_start = 0, 0
+        last = len(text) - 1
+        if most >= SHORTEST_MATCH:
+            *earlier_ends, _ = self._ends[tuple(text[-SHORTEST_MATCH:])]  # the last one is `last`
+            for end in earlier_ends:
+                length = SHORTEST_MATCH  # of the match between the texts up to `end` and `last`
+                while length < min(most, end + 1) and text[end - length] == text[last - length]:
+                    length += 1
+                if length > longest:  # the earliest of the longest
+                    longest, draft_start = length, end + 1
+        return ids[0, draft_start : draft_start + longest]
 
 
 class _DecodedRows:
     """The rows of a batch that are still decoded, `ids` [rows, prompt_len + length]: first the
-    tensor of the batch itself, and after `keep` a copy of some rows, which must be written back.
+    batch's own tensor, and after `keep` a copy of some rows, which must be written back.
     """
 
     def __init__(self, ids: Tensor) -> None:
@@ -129,8 +131,7 @@ class _DecodedRows:
 class SteppingSession(Session, ABC):
     """A session that gives logits; the loop chooses the tokens."""
 
-    # of the last prompts: in the layers that encoded them, and in those that decode
-    kv_bytes = (0, 0)
+    kv_bytes = (0, 0)  # of the last prompts: in the layers that encoded them, and that decode
     can_shrink = True  # False if `keep` is not supported
 
     def prepare(self, request: Request) -> None:
@@ -192,23 +193,24 @@ class SteppingSession(Session, ABC):
         try:
             logits = self.encode(prompts, request, watch)
             prefilled = now(device)
-            suppressed = request.ends.eos_token_ids if request.forced else ()
-            sampler = TokenSampler(request.decoding, suppressed, device)
+            banned = request.ends.eos_token_ids if request.forced else ()
+            sampler = TokenSampler(request.decoding, banned, device)
             ids = functional.pad(input_ids, (0, request.length), value=request.ends.pad_token_id)
             ids[:, prompt_len] = sampler(input_ids, logits)
-            first, paused = now(device), 0.0
+            first = now(device)
             watch.on_step(batch)  # each sequence has its first token
-            drafting = None
+            drafting, steps = None, self.decode(ids, request, sampler)
             if request.decoding.draft_tokens:
                 drafting = Drafting(self, prompt_len, request, sampler)
-            steps = drafting.decode(ids) if drafting else self.decode(ids, request, sampler)
+                steps = drafting.decode(ids)
+            paused_seconds = 0.0
             for step, new_tokens in enumerate(steps, 1):
                 watch.on_step(new_tokens)
                 if watch.pause_every and step % watch.pause_every == 0:
                     began = now(device)
                     yield ids[:, prompt_len : prompt_len + new_tokens // batch]
-                    paused += now(device) - began
-            clock = Clock(start, prefilled, first, now(device) - paused)
+                    paused_seconds += now(device) - began
+            clock = Clock(start, prefilled, first, now(device) - paused_seconds)
             rows = ids[:, prompt_len:].tolist()
             drafts = drafting.stats if drafting else None
             return BatchOutput.of(
@@ -218,43 +220,43 @@ class SteppingSession(Session, ABC):
             self.finish()
 
     def decode(self, ids: Tensor, request: Request, sampler: TokenSampler) -> Iterator[int]:
-        """Fill `ids` [batch, prompt_len + length] from the second new token on; yield the number of
-        new tokens in the batch after every step, in which ended sequences count on. Whenever half
-        of the sequences have ended, only the others are decoded further.
+        """Fill `ids` [batch, prompt_len + length] from the second new token on, with padding behind
+        EOS. After every step, yield the number of new tokens in the batch, in which ended sequences
+        count on. Whenever half of the sequences have ended, only the others are decoded further.
         """
         batch, prompt_len = len(ids), ids.shape[1] - request.length
         # The random numbers of sampling depend on the batch size, so a sampled batch keeps it.
         can_shrink = self.can_shrink and not request.decoding.do_sample
         decoded = _DecodedRows(ids)
-        stops = ids.new_tensor(list(request.stop_token_ids))
-        may_end = bool(len(stops) or request.stops)  # before `request.length` tokens
-        done = torch.isin(ids[:, prompt_len], stops)
+        eos = ids.new_tensor(list(request.stop_token_ids))
+        may_end = bool(len(eos) or request.stops)  # before `request.length` tokens
+        has_ended = torch.isin(ids[:, prompt_len], eos)  # by decoded row
         for step in range(1, request.length):
             if may_end:
                 # A GPU waits here in every step; otherwise, steps after the last EOS would be
                 # timed.
-                alive = (~done).nonzero()[:, 0]
+                alive = (~has_ended).nonzero()[:, 0]
                 if not len(alive):
                     break
-                if 2 * len(alive) <= len(done) and can_shrink:
+                if 2 * len(alive) <= len(has_ended) and can_shrink:
                     decoded.keep(alive)
                     self.keep(alive)
-                    done = done[alive]
-            current = decoded.ids
-            end = prompt_len + step
-            tokens = current[:, end - 1 : end]
+                    has_ended = has_ended[alive]
+            rows = decoded.ids
+            new = prompt_len + step  # the place of the new token
+            last_tokens = rows[:, new - 1 : new]
             self._switch_at(step - 1)  # stages count the first step of this loop as 0
             if sampler.samples:
-                chosen = sampler(current[:, :end], self.check(tokens)[:, -1])
+                chosen = sampler(rows[:, :new], self.check(last_tokens)[:, -1])
             else:
-                chosen = checked(self.choose(tokens, sampler.suppressed)[:, 0])
+                chosen = require_finite(self.choose(last_tokens, sampler.banned)[:, 0])
             if may_end:
-                chosen = chosen.masked_fill(done, request.ends.pad_token_id)
-                done |= torch.isin(chosen, stops)
-            current[:, end] = chosen
+                chosen = chosen.masked_fill(has_ended, request.ends.pad_token_id)
+                has_ended |= torch.isin(chosen, eos)
+            rows[:, new] = chosen
             if request.stops and step % STOP_EVERY == 0:
-                answers = current[:, prompt_len : end + 1].tolist()
-                done |= done.new_tensor(list(map(request.is_stopped, answers)))
+                answers = rows[:, prompt_len : new + 1].tolist()
+                has_ended |= has_ended.new_tensor(list(map(request.is_stopped, answers)))
             yield batch * (step + 1)
         decoded.write_back()
 
@@ -265,15 +267,12 @@ class SteppingSession(Session, ABC):
         try:
             logits = self.encode(prompts, Request(DecodingConfig(), response_ids.shape[1]))
             losses = list[Tensor]()
-            for index in range(response_ids.shape[1]):
-                if index:
-                    self._switch_at(index - 1)
-                    logits = self.check(response_ids[:, index - 1 : index])[:, -1]
-                losses.append(
-                    functional.cross_entropy(
-                        logits.float(), response_ids[:, index], reduction="none"
-                    )
-                )
+            for place, target in enumerate(response_ids.T):
+                if place:  # the prompt predicts the first token
+                    self._switch_at(place - 1)
+                    logits = self.check(response_ids[:, place - 1 : place])[:, -1]
+                loss = functional.cross_entropy(logits.float(), target, reduction="none")
+                losses.append(loss)
             return torch.stack(losses, 1)
         finally:
             self.finish()
@@ -293,8 +292,7 @@ class Drafting:
     ) -> None:
         self.session, self.drafter = session, session.drafter(request)
         self.limit, self.prompt_len = request.decoding.draft_tokens, prompt_len
-        self.request, self.stops = request, set(request.stop_token_ids)
-        self.banned = sampler.suppressed
+        self.request, self.eos, self.banned = request, set(request.stop_token_ids), sampler.banned
         self._counts = Counter[str]()  # by field of `DraftStats`
 
     @property
@@ -315,7 +313,7 @@ class Drafting:
 
     def _ends(self, answer: Tensor) -> bool:
         """Return True if the last token of an answer [count], or a stop string, ends it."""
-        return int(answer[-1]) in self.stops or (
+        return int(answer[-1]) in self.eos or (
             bool(self.request.stops) and self.request.is_stopped(answer.tolist())
         )
 
@@ -333,8 +331,8 @@ class Drafting:
         accepted = num_equal(chosen.tolist(), drafts.tolist())
         if rejected := len(drafts) - accepted:
             self.session.remove(rejected)
-        chosen = checked(chosen[: accepted + 1])
-        ends = (end for end, token in enumerate(chosen.tolist(), 1) if token in self.stops)
+        chosen = require_finite(chosen[: accepted + 1])
+        ends = (end for end, token in enumerate(chosen.tolist(), 1) if token in self.eos)
         gained = next(ends, accepted + 1)  # fewer behind EOS
         self._counts.update(
             checks=1, gained=gained, drafted=len(drafts), accepted=min(accepted, gained)

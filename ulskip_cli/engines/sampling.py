@@ -27,17 +27,17 @@ class InvalidLogitsError(RunError):
 
 class TokenSampler:
     """Chooses tokens greedily or by sampling, with transformers' logits processors; never chooses
-    `suppressed` tokens.
+    `banned` tokens.
 
-    EOS is suppressed here because transformers' processor compares the whole vocabulary in each
-    step, which takes longer than the choice.
+    EOS is banned here because transformers' processor compares the whole vocabulary in each step,
+    which takes longer than the choice.
     """
 
     def __init__(
-        self, decoding: DecodingConfig, suppressed: Sequence[int], device: torch.device
+        self, decoding: DecodingConfig, banned: Sequence[int], device: torch.device
     ) -> None:
         self.samples = decoding.do_sample
-        self.suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
+        self.banned = torch.tensor(list(banned), dtype=torch.long, device=device)
         self.processors = processors = LogitsProcessorList()
         if decoding.temperature != 1:
             processors.append(TemperatureLogitsWarper(decoding.temperature))
@@ -50,17 +50,18 @@ class TokenSampler:
         """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch,
         vocab_size]; raise InvalidLogitsError if none is finite.
         """
-        scores = self.scores(ids, logits)  # without suppressed tokens, so none is banned below
-        best = checked(most_likely(scores[:, None], self.suppressed[:0])[:, 0])
+        scores = self.scores(ids, logits)
+        no_tokens = self.banned[:0]  # banned tokens have the score -inf already
+        best = require_finite(most_likely(scores[:, None], no_tokens)[:, 0])
         if not self.samples:
             return best
         return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] of the token after `ids` [batch, len] in float32,
-        -inf for suppressed tokens, after temperature, top-k and top-p.
+        -inf for banned tokens, after temperature, top-k and top-p.
         """
-        scores = logits.float().index_fill(-1, self.suppressed, float("-inf"))
+        scores = logits.float().index_fill(-1, self.banned, float("-inf"))
         processed: Tensor = self.processors(ids, scores)
         return processed
 
@@ -78,8 +79,8 @@ def most_likely(logits: Tensor, banned: Tensor) -> Tensor:
     return best.masked_fill(~highest.isfinite(), -1)
 
 
-def checked(tokens: Tensor) -> Tensor:
-    """Return chosen tokens; raise InvalidLogitsError if one is -1, because no logit was finite."""
+def require_finite(tokens: Tensor) -> Tensor:
+    """Return tokens of `most_likely`; raise InvalidLogitsError if one is -1."""
     if bool((tokens < 0).any()):
         raise InvalidLogitsError("NaN or infinity in a decode step")
     return tokens

@@ -12,7 +12,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from operator import sub
 from typing import Any, Self
 
 import torch
@@ -72,8 +71,8 @@ class DecodeSteps(ABC):
         self.model = model
 
     def beside(self, model: Any, places: Sequence[int]) -> Self:
-        """Return steps of another model that read and write the keys and values of this batch at
-        these places of the cache; both have one cursor.
+        """Return steps of another model, whose layers share the keys and values at these places of
+        the cache, and the cursor.
         """
         steps = copy.copy(self)
         steps.cache = copy.copy(self.cache)
@@ -151,7 +150,7 @@ class NativeSteps(DecodeSteps):
         super().__init__(model, cache, mask, length)
         self.padding = (mask == 0).sum(dim=1).int()
         self.layers = model.bind(cache)
-        self._screens_before = model.screens
+        self._counts_before = model.screen_counts
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
@@ -161,18 +160,18 @@ class NativeSteps(DecodeSteps):
         return logits
 
     def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
-        """Return the most likely token [batch, count] after each of `tokens` [batch, count];
-        tokens in `banned` are not chosen.
-        """
+        """Return the most likely tokens, by a screen if the model has one."""
         chosen = self.model.choose(self.layers, self.batch(tokens), tokens.contiguous(), banned)
         self.cursor.length += tokens.shape[1]
         return chosen
 
     def details(self) -> Table:
-        """Return the mean number of rows of the head that screens left to compute exactly; None if
-        all are computed.
+        """Return the mean number of rows of the head that the screen left to compute exactly in
+        this batch; None if all are computed.
         """
-        choices, rows = map(sub, self.model.screens, self._screens_before)  # of this batch
+        counts, before = self.model.screen_counts, self._counts_before
+        choices = counts.choices - before.choices
+        rows = counts.exact_rows - before.exact_rows
         return {"head_rows": rows / choices if choices else None}
 
     def enter(self, tokens: Tensor) -> Tensor:
@@ -210,7 +209,7 @@ class NativeSteps(DecodeSteps):
     def switch(self, model: NativeModel, places: Sequence[int]) -> None:
         """Continue with another model, whose layers have these places in the prompt's cache."""
         super().switch(model, places)
-        self.layers, self._screens_before = model.bind(self.cache), model.screens
+        self.layers, self._counts_before = model.bind(self.cache), model.screen_counts
 
 
 class ExitSteps(DecodeSteps):
@@ -254,21 +253,21 @@ class ExitSteps(DecodeSteps):
         length = self.ids.shape[1]
         threshold = self.rule.threshold_at(length - 1 - self.prompt_len)
         states = self._enter(length - 1)
-        for index in range(self.rule.num_layers):
-            if self._pending[index]:
-                states = torch.cat([*self._pending[index], states], dim=1)
-                self._pending[index] = []
+        for depth in range(self.rule.num_layers):  # layers that ran
+            if self._pending[depth]:
+                states = torch.cat([*self._pending[depth], states], dim=1)
+                self._pending[depth] = []
                 self._enter(length - states.shape[1])  # places the joined tokens, too
-            states = self.parts.layer(index, states)
-            if index + 1 in self._checks:
+            states = self.parts.layer(depth, states)
+            if depth + 1 in self._checks:
                 logits = self._confident_logits(states[:, -1:], threshold)
                 if logits is not None:
-                    self._pending[index + 1].append(states)
-                    return self._finish(index + 1, length, logits)
+                    self._pending[depth + 1].append(states)
+                    return self._finish(depth + 1, length, logits)
         return self._finish(self.rule.num_layers, length, self.parts.head(states[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Keep only the sequences `alive`."""
+        """Keep only the sequences at the indices `alive`."""
         self.parts.drop_finished(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
         self._pending = [[states[alive] for states in behind] for behind in self._pending]

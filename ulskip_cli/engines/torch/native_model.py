@@ -9,7 +9,7 @@ layers, norm and head are then compared with their own forward passes.
 from collections.abc import Mapping, Sequence
 from ctypes import Array, byref, sizeof
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -30,6 +30,7 @@ from ulskip_cli.engines.torch.static_cache import (
     Cursor,
     FixedLayer,
     PositionsAndMasks,
+    mask_argument,
     step_masks,
     unsupported_by_loop,
 )
@@ -39,22 +40,39 @@ from ulskip_cli.inference.skip_adapter import GapPatch
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = ("q_norm", "k_norm")
+_HEAD_NORMS = {"q_norm", "k_norm"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_PATCHES = ("patch_before", "patch_after")
 UNLIMITED = 2**40  # positions
 _COMPARED_PROMPT, _COMPARED_TOKENS = 6, 2
 # The largest difference of a layer from its own forward pass: shares of what it changes, and of its
 # output, which is rounded.
 _ROUNDING_ERROR = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 2**-7)}
 COPIES_MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
-# Head rows that may be left to compute exactly, as a share of all; then the whole head costs less.
-_MOST_LEFT = 0.02
-_COUNTED = 64  # positions before the share counts
+# The share of a head's rows that a choice may compute exactly; with more, a screen does not pay.
+_MOST_EXACT = 0.02
+_LEAST_CHOICES = 64  # before the share counts
 
 
 class UnrecognizedError(Exception):
     """The message is the property of a model for which the kernels have no step."""
+
+
+class Screen(NamedTuple):
+    """A copy of a head [vocab_size, hidden_size] in 8 bits, with which the kernels see which tokens
+    cannot be the most likely. A number for each row is in a tensor [panels * 32].
+    """
+
+    bits: Tensor  # [panels, quads, 32, 4], plus 128, as the kernels read unsigned bytes
+    scale: Tensor  # of each row
+    error: Tensor  # a bound of the norm of the row's error
+    size: Tensor  # a bound of the norm of the row
+
+
+class ScreenCounts(NamedTuple):
+    """What screens did so far."""
+
+    choices: int
+    exact_rows: int  # of the head, which they left to compute exactly, in all choices
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +87,8 @@ class Native:
     # attends to, UNLIMITED for all.
     windows: Mapping[nn.Module, int]
     weights: Copies[PackedWeight]
-    # 8-bit copies of the head, with which the kernels see which tokens cannot be the most likely
-    screens: Copies[list[Tensor]] = field(default_factory=lambda: Copies(screen_tensors))
-    # copies in 4 bits, which draft
-    small_weights: Copies[PackedWeight] = field(
+    screens: Copies[Screen] = field(default_factory=lambda: Copies(make_screen))
+    four_bit_weights: Copies[PackedWeight] = field(
         default_factory=lambda: Copies(kernels.pack_in_four_bits)
     )
 
@@ -83,7 +99,7 @@ class Native:
 
     def draft_model(self, view: PreTrainedModel) -> "NativeModel":
         """Return what runs the steps of a view with all weights in 4 bits."""
-        return NativeModel(view, self.windows, self.small_weights)
+        return NativeModel(view, self.windows, self.four_bit_weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,37 +181,37 @@ class NativeModel:
         view: PreTrainedModel,
         windows: Mapping[nn.Module, int],
         weights: Copies[PackedWeight],
-        screens: Copies[list[Tensor]] | None = None,
+        screens: Copies[Screen] | None = None,
     ) -> None:
         """Pack the weights that no other view has packed; raise UnrecognizedError if a module is of
         another kind. The parameters are those of `Native`; without `screens`, choices compute the
         whole head.
         """
-        path, stack = shallow_view.layer_stack(view)
-        base = view.get_submodule(path.rpartition(".")[0])
+        decoder, layers = _decoder_and_layers(view)
         head, embedding = view.get_output_embeddings(), view.get_input_embeddings()
         self.dtype, self._windows, self._weights = view.dtype, windows, weights
-        self._rotary = base.rotary_emb
+        self._rotary = decoder.rotary_emb
         self._tensors = list[Tensor]()  # those that structures point to
-        self._layers = [self._layer(layer) for layer in stack]
+        self._layers = [self._layer(layer) for layer in layers]
         hidden = embedding.weight.shape[1]
         self._model = kernels.Model(
             hidden=hidden,
             vocab=head.weight.shape[0],
             embedding=self._at(embedding.weight),
-            norm=self._norm(base.norm, hidden),
+            norm=self._norm(decoder.norm, hidden),
             head=self._linear(head),
         )
-        self._positions = torch.empty(0)  # cosines and sines, [2, capacity, head_dim]; see `_reach`
-        # Counts: the rows of the head that screens left, and the choices that screens made.
-        self._left, self._screened = torch.zeros(1, dtype=torch.long), 0
+        # cosines and sines, [2, capacity, head_dim]
+        self._rotations = torch.empty(2, 0, 0)
+        self._screened_choices = 0
+        self._exact_rows = torch.zeros(1, dtype=torch.long)  # the kernels add to it
         if screens:
-            self._screen(head, screens.of(head))
+            self._use_screen(screens.of(head), head)
 
     @property
-    def screens(self) -> tuple[int, int]:
-        """The number of choices by screens so far, and of the rows of the head that they left."""
-        return self._screened, int(self._left)
+    def screen_counts(self) -> ScreenCounts:
+        """What the screens of this model did so far."""
+        return ScreenCounts(self._screened_choices, int(self._exact_rows))
 
     @property
     def vocab_size(self) -> int:
@@ -206,12 +222,12 @@ class NativeModel:
         """Return the layers with the keys and values of a batch, whose cache has preallocated
         buffers [batch, heads, capacity, head_dim]. The structures do not keep buffers alive.
         """
-        self._reach(cache.layers[0].keys.shape[2])
+        self._make_rotations(cache.layers[0].keys.shape[2])
         bound = (kernels.Layer * len(self._layers))(*self._layers)
-        for layer, held in zip(bound, cache.layers, strict=True):
-            layer.keys, layer.values = held.keys.data_ptr(), held.values.data_ptr()
+        for layer, buffers in zip(bound, cache.layers, strict=True):
+            layer.keys, layer.values = buffers.keys.data_ptr(), buffers.values.data_ptr()
             if layer.cos is not None:
-                layer.cos, layer.sin = (part.data_ptr() for part in self._positions)
+                layer.cos, layer.sin = (part.data_ptr() for part in self._rotations)
         return bound
 
     def run(
@@ -223,12 +239,12 @@ class NativeModel:
         logits: Tensor | None = None,
         choice: kernels.Choice | None = None,
     ) -> None:
-        """Run layers (None: none) for the new tokens of a batch, and write what is asked for.
+        """Run layers (None: none) for the new tokens of a batch, and write into the tensors that
+        are given. All are contiguous.
 
         `tokens` [batch, count] are embedded; without them, `states` [batch, count, hidden_size] are
-        the inputs of the first layer. If `states` are given, the outputs of the last layer are
-        written to them. Norm and head run for `logits` [batch, count, vocab_size], float32, and for
-        a `choice`, whose tokens are written. All tensors are contiguous.
+        the inputs of the first layer. The outputs of the last layer are written to `states`. Norm
+        and head run for `logits` [batch, count, vocab_size], float32, or for a `choice`.
         """
         kernels.library().ulskip_step(
             byref(self._model),
@@ -255,20 +271,21 @@ class NativeModel:
         does not slide. The kernels fill the new cache, and the last states pass norm and head.
         """
         batch, length = ids.shape
-        shapes = [
-            (batch, layer.key.outputs // layer.head_dim, length, layer.head_dim)
-            for layer in self._layers
-        ]
-        cache = kv_cache.filled_cache(
-            [torch.empty(shape, dtype=self.dtype) for shape in shapes for _ in ("keys", "values")]
-        )
+        buffers = list[Tensor]()
+        for layer in self._layers:
+            heads = layer.key.outputs // layer.head_dim
+            keys = torch.empty(batch, heads, length, layer.head_dim, dtype=self.dtype)
+            buffers += [keys, torch.empty_like(keys)]
+        cache = kv_cache.filled_cache(buffers)
         padding = (mask == 0).sum(dim=1).int()
-        prompts = kernels.Batch(batch, length, 0, length, padding.data_ptr())
+        prompts = kernels.Batch(
+            size=batch, count=length, capacity=length, padding=padding.data_ptr()
+        )
         states = self.empty_states(batch, length)
         self.run(self.bind(cache), prompts, ids.contiguous(), states)
         last = states[:, -1:].contiguous()
         logits = torch.empty(batch, 1, self.vocab_size)
-        self.run(None, kernels.Batch(batch, 1), states=last, logits=logits)
+        self.run(None, kernels.Batch(size=batch, count=1), states=last, logits=logits)
         return EncodedPrompt(logits, cache, mask)
 
     def choose(
@@ -276,17 +293,17 @@ class NativeModel:
     ) -> Tensor:
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
         where no logit is finite; tokens in `banned` are not chosen. If the screen leaves too many
-        rows of the head (`_MOST_LEFT`), this model does not use it any more.
+        rows of the head to compute exactly, this model does not use it any more.
         """
         chosen = torch.empty_like(tokens)
         choice = kernels.Choice(
-            chosen.data_ptr(), banned.data_ptr(), len(banned), self._left.data_ptr()
+            chosen.data_ptr(), banned.data_ptr(), len(banned), self._exact_rows.data_ptr()
         )
         self.run(layers, batch, tokens, choice=choice)
         if self._model.screen is not None:
-            self._screened += tokens.numel()
-            most = _MOST_LEFT * self.vocab_size * self._screened
-            if self._screened >= _COUNTED and int(self._left) > most:
+            self._screened_choices += tokens.numel()
+            most = _MOST_EXACT * self.vocab_size * self._screened_choices
+            if self._screened_choices >= _LEAST_CHOICES and int(self._exact_rows) > most:
                 self._model.screen = None
         return chosen
 
@@ -299,7 +316,11 @@ class NativeModel:
         return tensor.data_ptr()
 
     def _norm(self, norm: Any, width: int) -> kernels.Norm:
-        """Return the structure of an RMS norm over `width` values; refuse other modules."""
+        """Return the structure of an RMS norm over `width` values; that of None has no weight and
+        does nothing. Refuse other modules.
+        """
+        if norm is None:
+            return kernels.Norm()
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         _require([*dict(norm.named_parameters())] == ["weight"] and eps is not None, norm)
         _require(norm.weight.shape == (width,), norm)
@@ -315,7 +336,7 @@ class NativeModel:
         return weight.linear(linear.bias)
 
     def _patch(self, patch: Any) -> kernels.Linear:
-        """Return the structure of a gap patch; that of None has no weights and does nothing."""
+        """Return the structure of a gap patch; that of None has no weight and does nothing."""
         if patch is None:
             return kernels.Linear()
         _require(isinstance(patch, GapPatch), patch)
@@ -326,46 +347,46 @@ class NativeModel:
         attention, mlp = layer.self_attn, layer.mlp
         width = attention.head_dim
         hidden = mlp.up_proj.weight.shape[1]
-        norms = [
-            self._norm(getattr(attention, name), width)
-            if hasattr(attention, name)
-            else kernels.Norm()
-            for name in _HEAD_NORMS
-        ]
         rotates = getattr(attention, "use_rope", True)
         return kernels.Layer(
-            self._norm(layer.input_layernorm, hidden),
-            self._norm(layer.post_attention_layernorm, hidden),
-            *norms,
-            *(self._linear(getattr(attention, f"{name}_proj")) for name in "qkvo"),
-            *(self._linear(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
-            *(self._patch(getattr(layer, name, None)) for name in _PATCHES),
+            input=self._norm(layer.input_layernorm, hidden),
+            output=self._norm(layer.post_attention_layernorm, hidden),
+            query_norm=self._norm(getattr(attention, "q_norm", None), width),
+            key_norm=self._norm(getattr(attention, "k_norm", None), width),
+            query=self._linear(attention.q_proj),
+            key=self._linear(attention.k_proj),
+            value=self._linear(attention.v_proj),
+            out=self._linear(attention.o_proj),
+            gate=self._linear(mlp.gate_proj),
+            up=self._linear(mlp.up_proj),
+            down=self._linear(mlp.down_proj),
+            before=self._patch(getattr(layer, "patch_before", None)),
+            after=self._patch(getattr(layer, "patch_after", None)),
             cos=1 if rotates else None,  # `bind` replaces the 1 by an address
             head_dim=width,
             window=self._windows[layer.input_layernorm],
             scale=attention.scaling,
         )
 
-    def _reach(self, capacity: int) -> None:
+    def _make_rotations(self, capacity: int) -> None:
         """Make the cosines and sines of `capacity` positions, if there are fewer; refuse a model
         that rotates only a part of each head.
         """
-        if self._positions.numel() and self._positions.shape[1] >= capacity:
+        if self._rotations.shape[1] >= capacity:
             return
-        places = torch.arange(capacity)[None]
-        parts = self._rotary(torch.zeros(1, 1, 1, dtype=self.dtype), places)
-        self._positions = torch.stack([part[0].to(self.dtype) for part in parts])
+        positions = torch.arange(capacity)[None]
+        cos_and_sin = self._rotary(torch.zeros(1, 1, 1, dtype=self.dtype), positions)
+        self._rotations = torch.stack([part[0].to(self.dtype) for part in cos_and_sin])
         widths = {layer.head_dim for layer in self._layers if layer.cos is not None}
-        _require(widths <= {self._positions.shape[2]}, self._rotary)
+        _require(widths <= {self._rotations.shape[2]}, self._rotary)
 
-    def _screen(self, head: nn.Module, screen: Sequence[Tensor]) -> None:
-        """Let choices use the copy of the head in 8 bits."""
-        bits, *floats = screen
+    def _use_screen(self, screen: Screen, head: nn.Module) -> None:
+        """Let choices use the screen of a head, and the head's own rows for what it leaves."""
         self._tensors += screen
-        self._model.rows = self._at(linear_weight(head).detach())
-        self._model.screen, self._model.quads = bits.data_ptr(), bits.shape[1]
-        for name, values in zip(("scale", "error", "size"), floats, strict=True):
-            setattr(self._model, name, values.data_ptr())
+        model = self._model
+        model.screen, model.quads = screen.bits.data_ptr(), screen.bits.shape[1]
+        model.scale, model.error = screen.scale.data_ptr(), screen.error.data_ptr()
+        model.size, model.rows = screen.size.data_ptr(), self._at(linear_weight(head).detach())
 
 
 def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Layer]":
@@ -373,11 +394,8 @@ def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Laye
     return (kernels.Layer * 1).from_buffer(layers, index * sizeof(kernels.Layer))
 
 
-def screen_tensors(weight: Tensor) -> list[Tensor]:
-    """Return the 8-bit copy of a head [vocab_size, hidden_size] in panels [panels, quads, 32, 4],
-    with 128 added as the kernels read unsigned bytes, and three tensors [panels * 32] with a number
-    for each row: its scale, a bound of the norm of its error, and a bound of its norm.
-    """
+def make_screen(weight: Tensor) -> Screen:
+    """Return the screen of a head [vocab_size, hidden_size]."""
     rows = weight.detach()
     peak = rows.abs().amax(dim=1).float()
     scale = torch.where(peak > 0, peak, 1) / 127
@@ -393,7 +411,15 @@ def screen_tensors(weight: Tensor) -> list[Tensor]:
         size[part] = ((whole * unit).norm(dim=1) * 1.0001).float()
     packed = HUGE_PAGES.copy(kernels.panels(bits, 4))
     missing = packed.shape[0] * kernels.PANEL - len(rows)  # rows that fill the last panel
-    return [packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size))]
+    return Screen(packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size)))
+
+
+def _decoder_and_layers(model: PreTrainedModel) -> tuple[Any, nn.ModuleList]:
+    """Return the module of a causal LM that has its decoder layers, such as `model.model`, and the
+    layers.
+    """
+    path, layers = shallow_view.layer_stack(model)
+    return model.get_submodule(path.rpartition(".")[0]), layers
 
 
 def _require(is_known: object, part: object) -> None:
@@ -409,16 +435,15 @@ def _names(module: object) -> set[str]:
 
 def _check_modules(model: PreTrainedModel) -> None:
     """Raise UnrecognizedError unless the modules of a model are those that the kernels compute."""
-    path, stack = shallow_view.layer_stack(model)
-    base = model.get_submodule(path.rpartition(".")[0])
+    decoder, layers = _decoder_and_layers(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    _require(_names(base) == {"embed_tokens", "layers", "norm", "rotary_emb"}, base)
+    _require(_names(decoder) == {"embed_tokens", "layers", "norm", "rotary_emb"}, decoder)
     _require(_names(model) == {"model", "lm_head"}, model)
     _require(type(embedding) is nn.Embedding and is_linear(head) and head.bias is None, model)
-    for layer in stack:
+    for layer in layers:
         _require(_names(layer) == _LAYER, layer)
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-        _require(_names(attention) - {*_HEAD_NORMS} == _ATTENTION, attention)
+        _require(_names(attention) - _HEAD_NORMS == _ATTENTION, attention)
         _require(_names(mlp) == {"gate_proj", "up_proj", "down_proj", "act_fn"}, mlp)
         activation = mlp.get_submodule("act_fn")
         _require(type(activation) in (nn.SiLU, ACT2CLS["silu"]), activation)
@@ -429,9 +454,8 @@ def _check_modules(model: PreTrainedModel) -> None:
 
 @torch.inference_mode()
 def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
-    """Return what the kernels need to run a model. Raise UnrecognizedError unless each layer of the
-    model, its embedding, and its norm and head give the same in the kernels as in their own forward
-    passes: for two tokens after a short prompt of two sequences, one of them padded.
+    """Return what the kernels need to run a model; raise UnrecognizedError unless they compute what
+    it computes.
     """
     _check_modules(model)
     if problem := unsupported_by_loop(model):
@@ -442,71 +466,85 @@ def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
     norms = [layer.get_submodule("input_layernorm") for layer in layerwise.layers]
     windows = zip(norms, _measured_windows(model, layerwise), strict=True)
     recognized = Native(dict(windows), copies)
-    native, count = recognized.step_model(model), _COMPARED_TOKENS
-    ids = torch.arange(1, _COMPARED_PROMPT + count + 1).repeat(2, 1) % native.vocab_size
-    mask = torch.ones_like(ids[:, :_COMPARED_PROMPT])
-    mask[0, :2] = 0  # padding
-    cache = kv_cache.new_cache(model)
-    shallow_view.forward_with_cache(model, ids[:, :_COMPARED_PROMPT], mask, cache, last_only=True)
-    cursor = Cursor(_COMPARED_PROMPT)
-    cache.layers = [FixedLayer(layer, ids.shape[1], cursor) for layer in cache.layers]
-    positions = PositionsAndMasks(model, cache, mask, count)
-    tokens = ids[:, _COMPARED_PROMPT:]
-    inputs = layerwise.enter(tokens, cache, **positions.options(_COMPARED_PROMPT, count))
-    padding = (mask == 0).sum(1).int()
-    batch = kernels.Batch(2, count, _COMPARED_PROMPT, ids.shape[1], padding.data_ptr())
-    # Torch and the kernels write the same places of the cache, one after the other.
-    before, states = inputs.hidden, torch.empty_like(inputs.hidden)
-    native.run(None, batch, tokens.contiguous(), states)
-    if not torch.equal(states, before):
-        raise UnrecognizedError("the embedding is scaled")
-    layers = native.bind(cache)
-    for index in range(len(layers)):
-        after, states = layerwise.layer(index, before, inputs), before.clone()
-        native.run(one_layer(layers, index), batch, states=states)
-        _check_close(f"layer {index}", states, after, (after - before).float())
-        before = after
-    wanted = layerwise.logits(before)
-    logits = torch.empty(wanted.shape)
-    native.run(None, batch, states=before.clone(), logits=logits)
-    _check_close("norm and head", logits, wanted, wanted.float())
+    _compare(recognized.step_model(model), model, layerwise)
     return recognized
 
 
-def _check_close(name: str, got: Tensor, wanted: Tensor, changed: Tensor) -> None:
-    """Raise UnrecognizedError if the result of the kernels differs from that of the model by more
-    than `_ROUNDING_ERROR`; `changed` is what the layer `name` adds to its input, and for norm and
-    head, which add nothing, the whole output.
+def _compare(native: NativeModel, model: PreTrainedModel, layerwise: LayerwiseModel) -> None:
+    """Raise UnrecognizedError unless the embedding, each layer, and norm and head give the same in
+    the kernels as in the model's own modules, which `layerwise` runs: for two tokens after a short
+    prompt of two sequences, one of them padded.
     """
-    of_change, of_value = _ROUNDING_ERROR[wanted.dtype]
-    error = (got.float() - wanted.float()).norm()
-    # `not <=` also refuses NaN
-    if not error <= of_change * changed.norm() + of_value * wanted.float().norm():
+    seen, count = _COMPARED_PROMPT, _COMPARED_TOKENS
+    ids = torch.arange(1, seen + count + 1).repeat(2, 1) % native.vocab_size
+    mask = torch.ones_like(ids[:, :seen])
+    mask[0, :2] = 0  # padding
+    cache = kv_cache.new_cache(model)
+    shallow_view.forward_with_cache(model, ids[:, :seen], mask, cache, last_only=True)
+    # Torch and the kernels write the same places of the cache, one after the other.
+    cache.layers = [FixedLayer(layer, seen + count, Cursor(seen)) for layer in cache.layers]
+    tokens = ids[:, seen:].contiguous()
+    options = PositionsAndMasks(model, cache, mask, count).options(seen, count)
+    inputs = layerwise.enter(tokens, cache, **options)
+    padding = (mask == 0).sum(1).int()
+    batch = kernels.Batch(2, count, seen, seen + count, padding.data_ptr())
+    expected, computed = inputs.hidden, torch.empty_like(inputs.hidden)
+    native.run(None, batch, tokens, computed)
+    if not torch.equal(computed, expected):
+        raise UnrecognizedError("the embedding is scaled")
+    layers = native.bind(cache)
+    for index in range(len(layers)):
+        before, computed = expected, expected.clone()
+        expected = layerwise.layer(index, before, inputs)
+        native.run(one_layer(layers, index), batch, states=computed)
+        _check_close(f"layer {index}", computed, expected, expected - before)
+    logits = layerwise.logits(expected)
+    computed = torch.empty(logits.shape)
+    native.run(None, batch, states=expected.clone(), logits=computed)
+    _check_close("norm and head", computed, logits, logits)  # they add to nothing
+
+
+def _check_close(name: str, computed: Tensor, expected: Tensor, added: Tensor) -> None:
+    """Raise UnrecognizedError if the output `computed` by the kernels differs from that of the
+    model by more than `_ROUNDING_ERROR`; `added` is what the layer `name` adds to its input.
+    """
+    of_added, of_output = _ROUNDING_ERROR[expected.dtype]
+    most = of_added * added.float().norm() + of_output * expected.float().norm()
+    error = (computed.float() - expected.float()).norm()
+    if not error <= most:  # also if it is NaN
         raise UnrecognizedError(f"{name} computes something else than a Llama")
 
 
 def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list[int]:
-    """Return the number of latest positions that each layer attends to, as the model's own masks
-    show in its whole context, UNLIMITED for all; refuse masks of other kinds. The masks of the last
-    two tokens show whether a window moves with the token.
+    """Return the number of latest positions that each layer attends to, UNLIMITED for all, as the
+    model's own masks of the last two tokens of its context show; refuse masks of other kinds.
     """
     context = getattr(shallow_view.text_config(model), "max_position_embeddings", 4096)
     seen = max(2, context) - 2
     states = torch.empty(1, 1, 1, 1).expand(1, 1, seen, 1)  # without memory; only the length counts
     cache = kv_cache.filled_cache([states, states] * len(layerwise.layers))
     masks = step_masks(model, cache, torch.ones(1, seen, dtype=torch.long), 2)
-    mask = masks.get("", masks)
     places = torch.arange(seen, seen + 2)[None]
-    inputs = layerwise.enter(places * 0, cache, attention_mask=mask, position_ids=places)
+    ids = torch.zeros_like(places)
+    options = {"attention_mask": mask_argument(masks), "position_ids": places}
+    inputs = layerwise.enter(ids, cache, **options)
     windows = list[int]()
-    for _, options in inputs.calls:
-        additive: Any = options.get("attention_mask")  # [1, 1, 2, seen + 2], 0 where it attends
-        if not isinstance(additive, Tensor) or "position_embeddings" not in options:
+    for _, arguments in inputs.calls:
+        mask = arguments.get("attention_mask")  # [1, 1, 2, seen + 2], 0 where a token attends
+        if not isinstance(mask, Tensor) or "position_embeddings" not in arguments:
             raise UnrecognizedError("its layers are called in another way than those of a Llama")
-        first, last = additive[0, 0] == 0
-        window = int(last.sum())
-        is_full = window == seen + 2
-        if not last[-window:].all() or int(first.sum()) != (seen + 1 if is_full else window):
-            raise UnrecognizedError("its masks are not those of a sliding window")
-        windows.append(UNLIMITED if is_full else window)
+        windows.append(_window_of(mask[0, 0] == 0))
     return windows
+
+
+def _window_of(attends: Tensor) -> int:
+    """Return the number of latest positions that the last two tokens of a context see, where
+    `attends` [2, positions], UNLIMITED for all; refuse masks that do not move with the token.
+    """
+    first, last = attends
+    window = int(last.sum())
+    is_full = window == len(last)
+    expected = window - 1 if is_full else window  # of the first token
+    if not last[-window:].all() or int(first.sum()) != expected:
+        raise UnrecognizedError("its masks are not those of a sliding window")
+    return UNLIMITED if is_full else window

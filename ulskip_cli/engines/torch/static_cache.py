@@ -4,6 +4,7 @@ internals of transformers.
 
 import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ulskip_cli.inference import kv_cache, shallow_view
 
 # Steps whose masks are held at once: the masks of all steps grow with the square of their number.
 MASKED_STEPS = 256
+MaskT = TypeVar("MaskT", bound=Tensor | None)
 
 
 @dataclass
@@ -92,6 +94,11 @@ def step_masks(
     return masks if isinstance(masks, dict) else {"": masks}
 
 
+def mask_argument(masks: dict[str, MaskT]) -> MaskT | dict[str, MaskT]:
+    """Return masks of `step_masks` as models take them: the only one alone, else by type."""
+    return masks.get("", masks)
+
+
 class PositionsAndMasks:
     """The position ids and masks of a batch for passes over one or several tokens."""
 
@@ -108,21 +115,21 @@ class PositionsAndMasks:
         self._held = range(0)  # their indices in the padded sequence
         self.unmasked: set[str] = set()  # attention types without a mask for one token
         self._positions: Tensor | None = None  # [batch, steps]; None with ALiBi
-        if shallow_view.takes_positions(model):
-            self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
-            if steps:
-                self._hold(self.prompt_len, 1)
-                config = shallow_view.text_config(model)
-                slides = getattr(config, "sliding_window", None) is not None
-                if mask.all():  # one token of full attention needs no mask
-                    # The key "", the only type of a model, is full attention unless it slides.
-                    full = {"full_attention", "full_attention" if slides else ""}
-                    self.unmasked = full & self._masks.keys()
+        if not shallow_view.takes_positions(model):
+            return
+        self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
+        if steps:
+            self._hold(self.prompt_len, 1)
+        if mask.all():  # one token of full attention needs no mask
+            full_attention = {"full_attention"}
+            if getattr(shallow_view.text_config(model), "sliding_window", None) is None:
+                full_attention.add("")  # the only type of a model, which does not slide
+            self.unmasked = full_attention & self._masks.keys()
 
     def options(self, start: int, count: int) -> Table:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
-        padded sequence on, where the cache ends: the padding mask for models with ALiBi, and masks
-        by attention type with position ids for all others.
+        padded sequence on, where the cache ends: the padding mask for models with ALiBi, else masks
+        by attention type and position ids.
         """
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
@@ -136,8 +143,7 @@ class PositionsAndMasks:
             kind: None if kind in unmasked else mask[..., first : first + count, :end]
             for kind, mask in self._masks.items()
         }
-        # A model with one attention type takes its mask alone; the key is "" (`step_masks`).
-        return {"attention_mask": masks.get("", masks), "position_ids": positions}
+        return {"attention_mask": mask_argument(masks), "position_ids": positions}
 
     def _hold(self, start: int, count: int) -> None:
         """Make the masks of `count` steps from index `start` on, unless they are held, and those of
