@@ -77,15 +77,20 @@ def check_trainable(config: TrainingConfig) -> None:
 UNFIT = ("deepspeed", "fsdp", "gradient_checkpointing", "activation_checkpointing", "neftune")
 # Arguments that keep the default of Trainer, because loss, evaluation or resuming relies on it.
 UNCHANGED = (
-    *("optim", "label_names", "train_sampling_strategy", "label_smoothing_factor"),
-    *("load_best_model_at_end", "save_only_model", "eval_on_start", "per_device_eval_batch_size"),
+    "optim",
+    "label_names",
+    "train_sampling_strategy",
+    "label_smoothing_factor",
+    "load_best_model_at_end",
+    "save_only_model",
+    "eval_on_start",
+    "per_device_eval_batch_size",
 )
 
 
 def trainer_arguments(config: TrainingConfig) -> Table:
     """Return the arguments of Trainer: `fixed` ones follow from ulskip's keys,
-    `train.training_args` can change and add to `defaults`. Raise UsageError for others that it
-    names.
+    `train.training_args` can change and add to `defaults`. Raise UsageError for others in it.
     """
     train, given = config.train, config.train.training_args or {}
     evaluates = train.evaluate_every and (train.validation or train.held_out)
@@ -117,6 +122,14 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         # A step then has no gradient for skipped layers, or for the patches of other schedules.
         "ddp_find_unused_parameters": config.prompt_layers == "kept" or train.method == "adapter",
     }
+    _check_given(given, fixed)
+    return {**defaults, **fixed, **given}
+
+
+def _check_given(given: Table, fixed: Table) -> None:
+    """Raise UsageError if `train.training_args` names a fixed argument, or one that the training
+    cannot have.
+    """
     if given.get("lr_scheduler_type") == "reduce_lr_on_plateau":  # it needs one validation loss
         raise UsageError(
             "train.training_args.lr_scheduler_type=reduce_lr_on_plateau is not supported; use"
@@ -129,4 +142,3 @@ def trainer_arguments(config: TrainingConfig) -> Table:
                 " train.learning_rate, or for less memory train.batch_size and"
                 " train.gradient_accumulation_steps"
             )
-    return {**defaults, **fixed, **given}
