@@ -1,5 +1,4 @@
-"""The `ulskip` command: Typer commands, terminal output and progress bars, and nothing else.
-
-May import every other package. Start with `app.py`. Nothing here imports torch at module level, so
-that help, plans and usage errors answer at once.
+"""The `ulskip` command: Typer commands, terminal output and progress bars, and nothing else. Start
+with `app.py`. Nothing here imports torch at module level, so that help, plans and usage errors
+answer at once.
 """

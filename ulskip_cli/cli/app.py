@@ -1,7 +1,4 @@
-"""The `ulskip` command: its subcommands and its exit codes.
-
-Nothing here imports torch, so that help, plans and usage errors are fast.
-"""
+"""The `ulskip` command: its subcommands and its exit codes."""
 
 import os
 import re
@@ -54,7 +51,7 @@ INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardI
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code; an error prints one line, and its code is 2 for
+    """Run a command line and return its exit code; an error prints one line, and gives 2 for
     invalid input, or 1 for a failed run.
     """
     try:
@@ -123,7 +120,7 @@ def top(
 
 
 def _complain(message: str, code: int) -> int:
-    """Print a message on standard error, if there is one, and return the exit code."""
+    """Print a message, unless it is empty, on standard error; return the exit code."""
     if not message:
         return code
     print(f"ulskip: {one_line(message)}", file=sys.stderr)

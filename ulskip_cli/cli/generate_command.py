@@ -80,8 +80,8 @@ def generate(
 
 
 def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Separate the prompt, which is the first word, from the overrides. It is None if the first
-    word is an override; then a task must be among them, whose prompts are answered.
+    """Separate the prompt, the first word, from the overrides. It is None if that is an override;
+    then a task must be named, whose prompts are answered.
     """
     first, *others = words or [""]
     is_override = _is_override(first)
@@ -113,8 +113,8 @@ def _is_override(word: str) -> bool:
 
 
 def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> None:
-    """Compare the answers to one prompt, and show them while they are generated; before the first
-    prompt, show also the notes on all.
+    """Show the answers to one prompt while they are generated; before the first, also the notes on
+    all.
     """
     console = make_console()
     began = list[int]()  # sides whose answer began: 0 is the full model, 1 the kept layers
@@ -127,7 +127,7 @@ def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBar
         console.print(f"\n{printable(comparer.workload.examples[index].source)}", style="bold")
 
     def show(side: int, piece: str) -> None:
-        """Print the next piece of an answer, and a heading before its first piece."""
+        """Print the next piece of an answer, the first below a heading."""
         if piece:  # a bar may run until the first text
             bars.pause()
         if side not in began:

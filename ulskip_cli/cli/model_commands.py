@@ -60,8 +60,8 @@ def train(
 
 
 def training_lines(record: Table, output: Path) -> list[str]:
-    """Return the lines that summarize a training: steps, losses and warnings. `record` has the keys
-    of `TrainingRecord` in `training/training_run.py`.
+    """Return the lines that summarize a training; `record` has the keys of `TrainingRecord`
+    (training/training_run.py).
     """
     since = " since the run resumed" if record["resumed"] else ""
     lines = [

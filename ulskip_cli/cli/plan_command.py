@@ -1,6 +1,4 @@
-"""The commands that show something and load no weights: `ulskip plan` the kept layers, drawn and
-listed, `config` groups and keys, and `env` the machine.
-"""
+"""The commands that load no weights: `ulskip plan`, `config` and `env`."""
 
 import json
 from collections.abc import Sequence
@@ -67,8 +65,8 @@ def gigabytes(size: int) -> str:
 
 
 def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[str]:
-    """Draw and list the kept layers, with the predictions of the plan. `correction` is the label of
-    the correction, empty for none, and `weights` the text of their size.
+    """Draw and list the kept layers, with predictions. `correction` is a label, empty for none, and
+    `weights` the text of their size.
     """
     readers = "the kept" if plan.prompt_layers == "kept" else plan.prompt_layers
     facts = {
@@ -117,7 +115,7 @@ def _patches(plan: "Plan") -> str:
 
 
 def _kept(plan: "Plan", model: str) -> list[str]:
-    """Return the lines that draw and list the kept layers of the first steps."""
+    """Draw and list the kept layers of the first steps."""
     from ulskip_cli.core.schedule import listed
 
     use = "in each decode step"
@@ -133,9 +131,7 @@ def _kept(plan: "Plan", model: str) -> list[str]:
 
 
 def _exits(rule: "ExitRule", what: str) -> list[str]:
-    """Return the lines that describe early exit, in place of a drawing of kept layers; `what` names
-    the model and the strategy.
-    """
+    """Describe early exit in place of a drawing; `what` names model and strategy."""
     from ulskip_cli.core.schedule import listed
 
     threshold = "calibrated by the run"

@@ -30,12 +30,10 @@ TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class ProgressBars(ProgressCallback):
-    """Shows each phase as a bar, or as lines if standard error is not a terminal; a new phase
-    completes the last bar.
-    """
+    """Shows each phase as a bar, or as lines if standard error is no terminal."""
 
     def __init__(self, loading: str = "") -> None:
-        """Show, while torch is imported, that `loading` is loaded: the name of a model."""
+        """Show, while torch is imported, that the model `loading` is loaded."""
         self._loading = loading
         self.console = Console(stderr=True)
         self.bars = Progress(
@@ -64,14 +62,14 @@ class ProgressBars(ProgressCallback):
         return self
 
     def _write_lines(self) -> None:
-        """Write, in a thread, the state of a phase that has shown nothing for LINE_SECONDS."""
+        """Write, in a thread, the state of a phase after LINE_SECONDS of silence."""
         while not self._ended.wait(LINE_SECONDS / 30):
             line, silence = self.line(), time.monotonic() - self._shown_at
             if line and silence >= LINE_SECONDS:
                 self.note(line)
 
     def line(self) -> str:
-        """Return the state of the running phase as text; empty if it has ended."""
+        """Return the state of the running phase; empty if it has ended."""
         if self._task is None or self.bars.tasks[-1].finished:
             return ""
         task = self.bars.tasks[-1]  # that of the phase
@@ -127,7 +125,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
     """Shows a sweep: the phase of the running job, and a line for each new result."""
 
     def __init__(self, jobs: Sequence[Job], writes_tables: bool = True) -> None:
-        """Display these jobs, and write tables at intervals while rows come, and at the end."""
+        """Display these jobs, and write tables at intervals and at the end."""
         super().__init__(jobs[0].config.model.label)
         self._config = jobs[0].config
         self._writes_tables, self._written_at = writes_tables, float("-inf")
@@ -141,8 +139,8 @@ class SweepDisplay(ProgressBars, SweepObserver):
             self._write_tables(at_least_after=0)
 
     def job_settled(self, job: Job, record: Record, is_new: bool) -> None:
-        """Count a job as settled; show a new result and write the tables. A result that was stored
-        before the sweep is not new.
+        """Count a job; show its result and write tables if it `is_new`, not stored before the
+        sweep.
         """
         from ulskip_cli.experiments.statistics import sentence
 
@@ -157,7 +155,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
 
     def _time_left(self) -> str:
         """Tell how long the other points will take, by those that were measured; empty if none is
-        left or none was measured.
+        left or was measured.
         """
         count = self._total - self._settled
         if not count or not self._measured:
@@ -167,7 +165,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         return f" ({duration(mean * count)} left for {count} {noun})"
 
     def _write_tables(self, at_least_after: float) -> None:
-        """Write the tables, unless they were written fewer seconds ago, or are not wanted."""
+        """Write the tables, if they are wanted and the last writing is as many seconds ago."""
         is_early = time.monotonic() - self._written_at < at_least_after
         if is_early or not self._writes_tables:
             return
@@ -179,7 +177,7 @@ class SweepDisplay(ProgressBars, SweepObserver):
         self._written_at = time.monotonic()
 
     def _end_phase(self) -> None:
-        """Remove the bar, because a sweep has too many phases to keep those that ended."""
+        """Remove the bar: a sweep has too many phases to keep them."""
         if self._task is not None:
             self.bars.remove_task(self._task)
         self._label, self._task = "", None

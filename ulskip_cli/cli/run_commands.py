@@ -1,7 +1,5 @@
 """The commands that measure and store rows: `ulskip run`, `sweep`, `bench`, `tune` and `lm-eval`.
-
-All but the last run the points that have no row yet, with their baselines. `config_dir` of every
-command takes effect when it is parsed (`cli/shared.py`).
+`config_dir` of every command takes effect when it is parsed (`cli/shared.py`).
 """
 
 import os
@@ -208,8 +206,8 @@ def lm_eval(
 def _measure(
     ledger: "Ledger", as_json: bool, raises: bool = False, worker_words: Sequence[str] = ()
 ) -> None:
-    """Run the jobs that are to do, in this process unless the launcher starts workers with the
-    command line `worker_words`; show all rows and write tables and the paper's report.
+    """Run the jobs that are to do, here or by workers with the command line `worker_words`; show
+    all rows and write reports.
     """
     from ulskip_cli.cli.progress_bars import SweepDisplay
     from ulskip_cli.experiments.sweep import run_by_workers, run_jobs, start_over
@@ -240,9 +238,7 @@ def _measure(
 
 
 def _end_with_stdin() -> None:
-    """End this worker when its standard input is closed, because the process that started it has
-    ended.
-    """
+    """End this worker when the process that started it ends, which closes its standard input."""
     sys.stdin.buffer.read()  # returns at its end
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -269,8 +265,8 @@ def _show_dry_run(ledger: "Ledger", as_json: bool) -> None:
 def _show_outcome(
     outcome: "SweepOutcome", folder: "ResultsFolder", as_json: bool, lead: Sequence[str] = ()
 ) -> None:
-    """Print the rows of a command; raise RunError if a point failed. `lead` replaces the first
-    sentences, which name the best points.
+    """Print the rows of a command; raise RunError if a point failed. `lead` replaces the sentences
+    on the best points.
     """
     if as_json:
         print_json(outcome.as_json())
@@ -280,7 +276,6 @@ def _show_outcome(
 
 
 def _show_rows(outcome: "SweepOutcome", folder: "ResultsFolder", lead: Sequence[str]) -> None:
-    """Print the lead, a table, the warnings and the folder of some rows."""
     from ulskip_cli.experiments.statistics import sentence
     from ulskip_cli.report import tables, verdicts
     from ulskip_cli.report.rows import displayed, warnings

@@ -21,14 +21,12 @@ PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
 
 def parse_path(text: str) -> Path:
-    """Return the path of an option or an argument; raise UsageError if it is empty or not a valid
-    path.
-    """
+    """Return the path of an option or argument; raise UsageError for an invalid one."""
     return user_path(text, "an option or argument")
 
 
 def use_choices_of(folder: Path | None) -> Path | None:
-    """Make the choices in a user's folder known to the command, and return it, as typer asks."""
+    """Make the choices of a user's folder known, and return it, as typer asks."""
     from ulskip_cli.core.config import use_config_dir
 
     use_config_dir(folder)
@@ -36,7 +34,7 @@ def use_choices_of(folder: Path | None) -> Path | None:
 
 
 def each_key_once(words: list[str]) -> list[str]:
-    """Return the words of a command line; raise UsageError if two of them set one key."""
+    """Return the words; raise UsageError if two of them set one key."""
     keys = Counter(word.partition("=")[0].lstrip("+") for word in words if "=" in word)
     for key, count in keys.items():
         if count > 1:
@@ -74,7 +72,7 @@ PrintConfig = Annotated[
 
 
 def tell_unused(overrides: Sequence[str], configs: Sequence["Shared"]) -> None:
-    """Print a line for each key on the command line that has no effect on any configuration."""
+    """Print a line for each key that has no effect on any configuration."""
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
         reasons = [config.why_unused(key) for config in configs]
@@ -83,9 +81,7 @@ def tell_unused(overrides: Sequence[str], configs: Sequence["Shared"]) -> None:
 
 
 def make_console(pipe_columns: int = PIPE_COLUMNS) -> "Console":
-    """Return a console for standard output: texts are shown as they are, and long lines are not
-    wrapped.
-    """
+    """Return a console for standard output that shows texts as they are and wraps no lines."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else pipe_columns
@@ -98,14 +94,12 @@ def print_json(value: object) -> None:
 
 
 def print_rows(rows: Sequence[Table]) -> None:
-    """Print one row as a JSON object, and several as an object with the key `rows`."""
+    """Print one row as a JSON object, several under the key `rows`."""
     print_json(rows[0] if len(rows) == 1 else {"rows": rows})
 
 
 def print_yaml(*configs: "Shared") -> None:
-    """Print a configuration as YAML; for several points, print the first and the number of
-    points.
-    """
+    """Print the first configuration as YAML, and the number of points."""
     from ulskip_cli.core.config import to_yaml
 
     if len(configs) > 1:

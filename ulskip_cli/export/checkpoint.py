@@ -1,11 +1,8 @@
-"""Export of the kept layers as a folder that transformers loads: config, weights, tokenizer and
-model card.
-
-Only the class, the dtype and entries about layers differ from the source's config.json, so programs
-that read the source can read the export. A config cannot describe every view: GPT-2 can scale the
-attention of a layer by its index. Therefore the model of the new config is built on the meta device
-and compared with the view module by module, and the written folder is loaded and compared with the
-view by logits.
+"""Export of the kept layers as a folder that transformers loads. Only the class, the dtype and
+entries about layers differ from the source's config.json. A config cannot describe every view:
+GPT-2 can scale the attention of a layer by its index. Therefore the model of the new config is
+built on the meta device and compared with the view module by module, and the written folder is
+loaded and compared by logits.
 """
 
 import copy
@@ -62,7 +59,7 @@ _SAMPLE_BYTES = 1024
 
 @dataclass(frozen=True)
 class KeptLayers:
-    """The model of an export, and the view of its kept layers that the export stores."""
+    """The model of an export, and the view that the export stores."""
 
     source: Path  # the folder of the model's files
     loaded: LoadedModel
@@ -72,8 +69,8 @@ class KeptLayers:
 
 
 def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
-    """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain
-    it.
+    """Load the model and make its view; raise UsageError if no ordinary checkpoint can
+    contain it.
     """
     model = point.folder.model
     kept = point.plan.kept_layers
@@ -94,9 +91,9 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
 
 
 def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Table:
-    """Write the kept layers as a checkpoint, and for a pair also the full model; return the record
-    of the export. `folder` takes the place of `point.to` later. Raises UsageError if the model
-    cannot be exported, and RunError if the export differs from the view.
+    """Write the kept layers into `folder`, which takes the place of `point.to` later, and for a
+    pair also the full model; return the record. Raise UsageError if the model cannot be exported,
+    and RunError if the export differs from the view.
     """
     plan, model = point.plan, point.config.model
     exported = load_kept(point, progress)
@@ -137,9 +134,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
 
 
 def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:
-    """Save a model's weights with a given config.json, and the tokenizer and license files of its
-    source.
-    """
+    """Save a model with a config.json, and the tokenizer and license files of its source."""
     model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
         file.chmod(folder.stat().st_mode & 0o666)
@@ -153,10 +148,8 @@ def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Pa
 
 def weights_digest(folder: Path) -> str:
     """Return a hash of names, types, shapes and first bytes of all tensors in a folder's
-    safetensors.
-
-    `ulskip_vllm/pair_export.py` computes the same hash to check that two servers hold the models of
-    one pair.
+    safetensors. `ulskip_vllm/pair_export.py` computes the same, so that two servers can check that
+    they have one pair.
     """
     tensors = []
     for file in sorted(folder.glob("*.safetensors")):
@@ -176,8 +169,8 @@ def weights_digest(folder: Path) -> str:
 def _verify(
     point: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback
 ) -> str:
-    """Compare an exported folder with the view if request and memory allow it; describe the
-    checks, also that of the config, which `_shallow_config` has made.
+    """Compare an export with the view if request and memory allow it; describe this check and that
+    of `_shallow_config`.
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     needed = sum(parameter.nbytes for parameter in view.parameters())  # the export, beside the view
@@ -189,8 +182,8 @@ def _verify(
 
 
 def reason_not_to_compare(point: ResolvedExport, needed: int) -> str:
-    """Return why request or memory does not allow a comparison that needs so many bytes, as the end
-    of a sentence; otherwise an empty text.
+    """Return why request or memory does not allow to compare so many bytes, as the end of a
+    sentence, or an empty text.
     """
     if point.request.check is False:
         return " (--no-check)"
@@ -201,9 +194,7 @@ def reason_not_to_compare(point: ResolvedExport, needed: int) -> str:
 
 
 def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
-    """Compare an export with the view and describe the comparison; raise RunError if a logit or a
-    token differs.
-    """
+    """Compare an export with the view; raise RunError if a logit or a token differs."""
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True
     )
@@ -241,8 +232,8 @@ def logits_of(*models: PreTrainedModel) -> list[Tensor]:
 
 
 def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Return random token ids and their mask, both [prompts, prompt_len]; each call with a model of
-    the same vocabulary gives the same. The last prompt is padded on the left.
+    """Return random token ids and their mask, both [prompts, prompt_len], which depend on the
+    vocabulary size alone. The last prompt is padded on the left.
     """
     vocab_size = shallow_view.text_config(model).vocab_size
     input_ids = torch.randint(
@@ -267,9 +258,8 @@ def _greedy_tokens(model: PreTrainedModel) -> Tensor:
 
 
 def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> Table:
-    """Return the config.json of a view of the kept layers of the checkpoint in `folder`; raise
-    UsageError if no config can describe the view: its layers, or the weights that a skip adapter
-    has changed. For that, a model of the new config is built without weights and compared.
+    """Return the config.json of a view of the checkpoint in `folder`; raise UsageError if a model
+    that is built from it, without weights, is not like the view.
     """
     source = _read_config(folder)
     stored = json.loads((folder / CONFIG).read_text("utf-8"))
@@ -303,9 +293,9 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 def _shortened(
     stored: Table, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
 ) -> Table:
-    """Return `stored`, the config.json of the source, with the number of kept layers, and with
-    their entries alone in every list that has one per layer. Missing lists are added if the config
-    class would derive others from the number of layers than the view has.
+    """Return `stored`, the config.json of the source, with the number of kept layers, and their
+    entries alone in lists of one per layer. Lists are added where the config class would derive
+    others than the view has.
     """
     values = copy.deepcopy(stored)
     text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
@@ -330,10 +320,8 @@ def _shortened(
 def model_card(
     point: ResolvedExport, record: Table, skip_adapter: Table | None, has_chat: bool
 ) -> ModelCard:
-    """Return the model card of an export, with its metadata, from the template card.md.
-
-    `record` is that of `export_checkpoint`, `skip_adapter` that of `KeptLayers`. `has_chat` shows
-    the use of the tokenizer's chat template.
+    """Return the model card from card.md. `record` is that of `export_checkpoint`, `skip_adapter`
+    that of `KeptLayers`; `has_chat` shows how to use the chat template.
     """
     model, adapter = point.config.model, skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
@@ -373,7 +361,7 @@ def serving_page(plan: Plan, has_adapter: bool) -> str:
 
 
 def source_license(folder: Path) -> str | None:
-    """Return the license in the source model's card, or None if the card states no license."""
+    """Return the license in the source's model card, or None."""
     try:
         name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license
     except (ValueError, yaml.YAMLError):  # no file, not UTF-8, or no valid metadata

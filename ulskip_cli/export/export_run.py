@@ -1,5 +1,5 @@
-"""Export a schedule in one of the formats: check the request, write into a scratch folder, and
-replace the target when the export is complete. Only formats that contain weights import torch.
+"""Export in one of the formats: check the request, write into a scratch folder, then replace the
+target. Only formats that contain weights import torch.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class ResolvedExport:
 
     @property
     def next(self) -> str:
-        """The command that evaluates the exported checkpoint on the task of the request. Of a pair
-        transformers loads only the kept layers, so the command evaluates these in the source model.
+        """The command that evaluates the export on the task of the request. Of a pair transformers
+        loads only the kept layers, so it evaluates these in the source model.
         """
         if self.is_pair:
             return command_line(self.config, "run")
@@ -71,8 +71,8 @@ class ResolvedExport:
 
 
 def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
-    """Make the plan of a request, or raise UsageError if the format cannot describe the plan. A
-    schedule leaves out the correction.
+    """Make the plan of a request; raise UsageError if the format cannot describe it. A schedule
+    leaves out the correction.
     """
     name = request.format
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
@@ -96,11 +96,9 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
 def run_export(
     config: Config, request: ExportRequest, progress: ProgressCallback | None = None
 ) -> Table:
-    """Export the schedule of a configuration and return a record, which `summary` prints; its key
-    `to` is the written folder or file, and each format adds keys.
-
-    The target stays unchanged if the request is invalid or the model cannot be exported
-    (UsageError), and if the result differs from the view (RunError).
+    """Export a configuration and return a record for `summary`; `to` is the written folder or file.
+    The target stays unchanged if the request or the model is invalid (UsageError), and if the
+    result differs from the view (RunError).
     """
     point, progress = resolve_export(config, request), progress or ProgressCallback()
     kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
@@ -128,9 +126,7 @@ def _write(point: ResolvedExport, target: Path, progress: ProgressCallback) -> T
 
 
 def summary(record: Table) -> list[str]:
-    """Return the lines that describe an export on the terminal, from the record of `run_export`,
-    whose keys depend on the format.
-    """
+    """Return the lines that describe an export; the keys of `record` depend on the format."""
     to = record["to"]
     lines = [f"wrote {len(record['kept_layers'])} of {record['num_layers']} layers to {to}"]
     if adapter := record.get("skip_adapter"):
@@ -200,9 +196,7 @@ def check_target(target: Path, is_folder: bool) -> None:
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path whose content replaces the target if the block succeeds, as in `replacing`;
-    after a failure the target is unchanged.
-    """
+    """Yield a path whose content replaces the target unless the block fails."""
     check_target(target, is_folder)
     with contextlib.ExitStack() as stack:
         try:
@@ -218,8 +212,8 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
 
 
 def write_record(folder: Path, record: Table) -> Table:
-    """Write the record of an export into its folder, and return it with the key `files`, the files
-    that a later export may replace (`check_target`).
+    """Write the record of an export into its folder, and return it with `files`, those that a later
+    export may replace (`check_target`).
     """
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     record = {**record, "files": files}

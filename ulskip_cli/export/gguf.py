@@ -1,5 +1,5 @@
-"""Export of the kept layers as a GGUF file for llama.cpp; only Llama, Mistral and Qwen models with
-byte-level BPE.
+"""Export of the kept layers as a GGUF file for llama.cpp: Llama, Mistral and Qwen models with byte-
+level BPE.
 """
 
 import json
@@ -33,8 +33,8 @@ _PATTERNS = {f"{_WORDS}{{1,3}}{_OTHERS}": "llama-bpe", f"{_WORDS}{_OTHERS}": "qw
 
 
 def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -> Table:
-    """Write the kept layers as a GGUF file, load the file and compare it with the view; raise
-    RunError if they differ.
+    """Write the kept layers as a GGUF file, and compare the file with the view; raise RunError if
+    they differ.
     """
     plan, exported = point.plan, load_kept(point, progress)
     tokenizer = load_tokenizer(point.config.model)
@@ -68,8 +68,8 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
 
 
 def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Compare tensors, vocabulary and logits of the file with those of the view, which is converted
-    to float32 in place; describe the result, or raise RunError if they differ.
+    """Compare tensors, vocabulary and logits of the file with those of the view, which becomes
+    float32; describe the result, or raise RunError if they differ.
     """
     options = {"gguf_file": file.name}
     with counting_tensors(lambda done: None):  # in place of transformers' progress bar
@@ -105,8 +105,8 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
 
 
 def pre_tokenizer_name(spec: Table | None) -> str:
-    """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if
-    there is no name.
+    """Return llama.cpp's name for a pre-tokenizer of tokenizer.json; raise UsageError
+    without one.
     """
     spec = spec or {}
     steps = spec["pretokenizers"] if spec.get("type") == "Sequence" else [spec]
@@ -125,9 +125,8 @@ def pre_tokenizer_name(spec: Table | None) -> str:
 def _add_tokenizer(
     writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> None:
-    """Write a tokenizer into the header of a GGUF file; raise UsageError if llama.cpp has no such
-    tokenizer. `vocab_size` is the number of embeddings, which can be larger or smaller than that of
-    tokens.
+    """Write a tokenizer into the header; raise UsageError if llama.cpp has no such one.
+    `vocab_size`, the number of embeddings, can be larger or smaller than that of tokens.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())  # as in tokenizer.json
     model, normalizer = spec["model"], spec.get("normalizer")

@@ -170,19 +170,12 @@ class PageRow:
         return " · ".join(filter(None, map(self.record.value, DATA_SET)))
 
 
-class Texts:
-    """The texts of a page, each once, named by position."""
-
-    def __init__(self) -> None:
-        self._positions: dict[str, int] = {}
+class Texts(dict[str, int]):
+    """The texts of a page, each once, with their positions."""
 
     def add(self, text: str) -> int:
         """Return the position of a text, added if it is new."""
-        return self._positions.setdefault(text, len(self._positions))
-
-    def all(self) -> list[str]:
-        """Return the texts by position."""
-        return list(self._positions)
+        return self.setdefault(text, len(self))
 
 
 def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
@@ -205,7 +198,7 @@ def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
         notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(rows)} points")
         if data_set.runs:
             sets.append(data_set)
-    return ShownAnswers("; ".join(notes) + ".", sets, texts.all(), _changes(sets, texts.all()))
+    return ShownAnswers("; ".join(notes) + ".", sets, list(texts), _changes(sets, list(texts)))
 
 
 def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
@@ -213,7 +206,7 @@ def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
     same. All shown texts are added to `texts`.
     """
     stored = [read_answers(row.record.folder, row.record.id) for row in rows]
-    first = next(filter(None, stored), [])
+    first = next(filter(None, stored), [])  # of the first row that has any
     first_shown = first[:MAX_EXAMPLES]
     examples: list[dict[str, int | str]] = [
         {

@@ -1,6 +1,4 @@
-"""Encode a task's examples as token ids: fill the template, apply the chat template, truncate to
-the model's context.
-"""
+"""A task's examples as token ids, with its template and the chat template, within the context."""
 
 from __future__ import annotations
 
@@ -38,9 +36,7 @@ class EncodedExample:
 
 @dataclass(frozen=True)
 class PromptFormatter:
-    """Makes the prompts and responses of a task's examples for one model, as texts and as token
-    ids.
-    """
+    """Makes a task's prompts and responses for one model, as texts and as token ids."""
 
     template: Template
     tokenizer: PreTrainedTokenizerBase
@@ -50,12 +46,12 @@ class PromptFormatter:
     def for_task(
         cls, task: Task, tokenizer: PreTrainedTokenizerBase, chat_options: Table | None
     ) -> PromptFormatter:
-        """Make the formatter of a task for the model of a tokenizer."""
+        """Make the formatter of a task for the tokenizer of a model."""
         return cls(task.template_for(bool(tokenizer.chat_template)), tokenizer, chat_options or {})
 
     def format(self, example: Example) -> TextPair:
-        """Return the prompt and the expected response as texts, in the model's chat template if the
-        template is a chat; raise UsageError if the chat template fails.
+        """Return prompt and expected response as texts, in the chat template if the task's template
+        is a chat; raise UsageError if the chat template fails.
         """
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
@@ -76,9 +72,7 @@ class PromptFormatter:
         return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"
 
     def tokenize(self, pairs: Sequence[TextPair]) -> list[EncodedExample]:
-        """Tokenize prompts and responses; special tokens are added unless the chat template has
-        already added them.
-        """
+        """Tokenize prompts and responses; special tokens are added unless the chat template did."""
         tokenizer, chat = self.tokenizer, self.template.chat
         prompts, responses = [text for text, _ in pairs], [text for _, text in pairs]
         prompt_ids = tokenizer(prompts, add_special_tokens=not chat)["input_ids"]
@@ -102,11 +96,8 @@ class PromptFormatter:
         may_truncate_source: bool,
     ) -> list[EncodedExample]:
         """Encode examples so that each prompt and its new tokens fit into `context` positions; None
-        is unlimited.
-
-        If `may_truncate_source`, the end of a long source is dropped, but never the instruction.
-        Otherwise a prompt that is too long raises UsageError. A response is truncated at the end of
-        the context.
+        is unlimited. If `may_truncate_source`, the end of a long source is dropped; otherwise a
+        long prompt raises UsageError. A response ends with the context.
         """
         encoded = self.encode(examples)
         if context is None:
@@ -152,9 +143,7 @@ class PromptFormatter:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding id, or the EOS id if there is no padding id, or 0; the attention mask
-    hides padding.
-    """
+    """Return the padding id, else the EOS id, else 0; the attention mask hides padding."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     return int(pad if pad is not None else eos or 0)
 

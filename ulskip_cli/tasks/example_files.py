@@ -17,7 +17,7 @@ def examples_from_rows(
     rows: Sequence[Table], source_key: str, reference_key: str | None, origin: str
 ) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
-    source or reference; a `reference_key` of None stands for prompts without references.
+    a text; with a `reference_key` of None there are no references.
     """
     if not rows:
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
@@ -48,9 +48,7 @@ def _text(row: Table, key: str, types: Sequence[type]) -> str:
 
 
 def read_text(file: Path | zipfile.Path) -> str:
-    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, or
-    unreadable.
-    """
+    """Read a UTF-8 file, plain or gzipped; raise UsageError if it is missing or unreadable."""
     try:
         packed = file.read_bytes()
         raw = gzip.decompress(packed) if file.suffix == ".gz" else packed
@@ -65,9 +63,7 @@ def read_text(file: Path | zipfile.Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read a text file with one segment per line; raise UsageError for an empty file or an empty
-    line.
-    """
+    """Read a file with one segment per line; raise UsageError for an empty line."""
     lines = read_text(file).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -77,8 +73,7 @@ def read_lines(file: Path) -> list[str]:
 
 def read_objects(file: Path | zipfile.Path, texts: Sequence[str] = ()) -> list[Table]:
     """Read a file with one JSON object per line, plain or gzipped; skip blank lines. Raise
-    UsageError if another line is no object with texts under the keys `texts`, or if there are no
-    objects.
+    UsageError for a line without texts under the keys `texts`, and for an empty file.
     """
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -103,15 +98,15 @@ def read_objects(file: Path | zipfile.Path, texts: Sequence[str] = ()) -> list[T
 
 
 def is_dataset(name: str) -> bool:
-    """Return True for a hub id (owner/name) or the path of a local folder."""
+    """Return True for a hub id (owner/name) or a local folder."""
     return "/" in name or user_path(name, "task.dataset").is_dir()
 
 
 def load_dataset_rows(
     name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()
 ) -> list[Table]:
-    """Load a split of a hub dataset or folder. Without `subset`, use the first existing default
-    subset, or the only subset.
+    """Load a split of a hub dataset or folder. `subset` is by default the first existing one of
+    `default_subsets`, or the only one.
     """
     folder = user_path(name, "task.dataset")
     if not folder.is_dir():

@@ -1,6 +1,4 @@
-"""Tasks whose examples are rows of a JSONL file or a dataset: a user's own task, summaries of
-news articles, and Python functions.
-"""
+"""Tasks of JSONL files or datasets: a user's own task, summaries of news, and Python functions."""
 
 import re
 from collections.abc import Sequence
@@ -34,8 +32,8 @@ _CODE_BLOCK = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 class Jsonl(Task):
-    """Prompts and references under two keys of the rows of a JSONL file or a dataset, or prompts
-    alone, also as the lines of a text file.
+    """Prompts, perhaps with references, in the rows of a JSONL file or a dataset, or the lines of a
+    text file.
     """
 
     file: str | None = option(
@@ -102,8 +100,8 @@ class Jsonl(Task):
         return self._examples(load_dataset_rows(name, self.subset, self.split), name)
 
     def _check_one_source(self) -> None:
-        """Raise UsageError without a file or a dataset, and for both. The default dataset of a
-        subclass gives way to a file.
+        """Raise UsageError for no file or dataset, and for both. The default dataset of a subclass
+        gives way to a file.
         """
         default = type(self).model_fields["dataset"].default
         has_own_dataset = self.dataset is not None and self.dataset != default
@@ -119,16 +117,14 @@ class Jsonl(Task):
         )
 
     def _rows_of_file(self, path: Path) -> list[Table]:
-        """Read the JSON objects of a file, or the lines of a .txt file as prompts."""
+        """Read JSON objects, or the lines of a .txt file as prompts."""
         if not path.name.removesuffix(".gz").endswith(".txt"):
             return read_objects(path)
         lines = read_text(path).split("\n")
         return [{self.prompt_key: line} for line in lines if line.strip()]
 
     def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
-        """Convert rows to examples; if no row has the default key of references, these are prompts
-        alone.
-        """
+        """Convert rows to examples; if no row has the default key of references, there are none."""
         is_optional = self.reference_key == REFERENCE_KEY
         has_references = not is_optional or any(REFERENCE_KEY in row for row in rows)
         key = self.reference_key if has_references else None
@@ -169,14 +165,14 @@ class CnnDm(Jsonl):
         ]
 
     def held_out(self) -> Self | None:
-        """Return the bundled held-out articles; None if the data is not the bundled sample."""
+        """Return the bundled held-out articles; None for other data than the sample."""
         if self.file or self.dataset != "sample":
             return None
         return self.replace(dataset="held_out")
 
 
 class HumanEval(Jsonl):
-    """Beginnings of Python functions (HumanEval), with solutions as references, scored by running
+    """Beginnings of Python functions, with solutions as references, scored by running
     their tests.
     """
 
@@ -193,7 +189,7 @@ class HumanEval(Jsonl):
     )
 
     def scoring(self) -> Scoring:
-        """Return the metrics and their settings, with the permission to run code."""
+        """Return the metrics, with the permission to run code."""
         return replace(super().scoring(), allow_code=self.allow_code)
 
     def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
@@ -209,8 +205,8 @@ class HumanEval(Jsonl):
         ]
 
     def hypothesis(self, text: str) -> str:
-        """Return the code in an output: if it begins with indented lines, the body of the function,
-        these lines; otherwise the first code block; without both, the whole output.
+        """Return the code in an output: first indented lines, the body of the function; otherwise
+        the first code block; without both, the whole output.
         """
         lines, block = text.strip("\n").split("\n"), _CODE_BLOCK.search(text)
         # Two spaces, because prose may begin with one; an indented ``` begins a block, too.

@@ -137,7 +137,7 @@ class Wmt(Task):
         return _download(self.dataset, self.pair)
 
     def held_out(self) -> Self | None:
-        """Return the bundled held-out sentences; None if the data is not the bundled sample."""
+        """Return the bundled held-out sentences; None for other data than the sample."""
         return self.replace(dataset="held_out") if self.dataset == "sample" else None
 
     def template_fields(self) -> dict[str, str]:
@@ -155,8 +155,8 @@ class Wmt(Task):
 
 
 def _download(test_set: str, pair: str) -> tuple[Path, Path]:
-    """Return the files of sources and of references of a sacrebleu test set, which is downloaded
-    once; raise UsageError if sacrebleu does not have the set or the pair.
+    """Return the files of sources and references of a sacrebleu test set, downloaded once; raise
+    UsageError if sacrebleu lacks the set or the pair.
     """
     from sacrebleu.dataset import DATASETS
 

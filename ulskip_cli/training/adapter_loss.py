@@ -1,8 +1,6 @@
 """The loss of a skip adapter: patches and LoRA in the views of a frozen model, trained towards the
-model's own distribution.
-
-The prompt's keys and values and the full model's states come from the frozen model, so they are
-computed once and kept. A step costs the response tokens alone.
+model's own distribution. The outputs of the frozen model are computed once and kept, so a step
+costs the response tokens alone.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,17 +24,13 @@ from ulskip_cli.training.two_pass_loss import ADAPTER, LossWeights, TwoPassLoss,
 
 
 class AdapterLoss(TwoPassLoss):
-    """The loss of a skip adapter as a module; its trained parameters are the patches and the LoRA
-    matrices.
-    """
+    """The loss of a skip adapter; its trained parameters are the patches and the LoRA matrices."""
 
     def __init__(
         self, model: PreTrainedModel, start: SkipAdapter, train: TrainOptions, max_bytes: int
     ) -> None:
-        """Prepare LoRA and patches for training, with the values of `start`, which has a patch at
-        every gap. The weights of `model` are frozen, but not changed.
-
-        `max_bytes` bounds the stored outputs of the full model.
+        """Prepare LoRA and patches with the values of `start`, which has a patch at every gap. The
+        weights of `model` are not changed. `max_bytes` bounds the kept outputs of the full model.
         """
         # Layers that no view keeps need no LoRA.
         layers = sorted(set().union(*start.kept_sets))
@@ -68,8 +62,8 @@ class AdapterLoss(TwoPassLoss):
     def schedule_loss(
         self, batch: LossBatch, stages: tuple[Stage, ...], weights: LossWeights
     ) -> Tensor:
-        """Compute the loss of a batch under a schedule, summed over the labelled positions: the gap
-        loss, the cross-entropy and the divergence from the full model, each with its weight.
+        """Compute the loss of a batch, summed over the labelled positions: gap loss, cross-entropy
+        and divergence from the full model, each with its weight.
         """
         frozen = self.outputs.of(batch, with_states=weights.distillation + weights.gap > 0)
         # has a gradient even if all responses end before the first step that skips a layer
@@ -99,8 +93,7 @@ class AdapterLoss(TwoPassLoss):
     ) -> Tensor:
         """Compute the mean over the spans of |y - h|^2 / |h|^2, summed over the positions. A span
         is a gap with the kept layers around it. These run on the full model's state in front of
-        them and give y; h is the full model's state at the end of the span. `states` are those of
-        `FrozenBatch`.
+        them and give y; h is the full model's state at the end of the span.
         """
         depths = self.outputs.depths
         layerwise = self._layerwise(kept)
@@ -121,8 +114,8 @@ class AdapterLoss(TwoPassLoss):
         return torch.stack(losses).mean() if losses else states.new_zeros(())
 
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
-        """Return the trained tensors as an adapter with the given `record`. Folded patches are not
-        trained, so they are those of the start.
+        """Return the trained tensors as an adapter with `record`; folded patches are those of the
+        start.
         """
         patches = {}
         for kept, modules in zip(self.start.kept_sets, self.patches, strict=True):
@@ -132,8 +125,8 @@ class AdapterLoss(TwoPassLoss):
         return replace(self.start, patches=patches, lora=lora, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:
-        """Return the frozen model for all layers, else a view with the patches of this set and the
-        LoRA of its layers. Views are made once.
+        """Return the frozen model for all layers, else the view with the patches of this set and
+        LoRA.
         """
         if kept == self.all_layers:
             return self.outputs.model
@@ -146,7 +139,7 @@ class AdapterLoss(TwoPassLoss):
 
 @dataclass(frozen=True)
 class FrozenBatch:
-    """The outputs of the frozen model for one batch; training does not change them."""
+    """The frozen model's outputs for one batch, which training does not change."""
 
     prompt: EncodedPrompt
     # [positions, depths, hidden_size] at `FrozenOutputs.depths`, and at the labelled positions of
@@ -155,13 +148,13 @@ class FrozenBatch:
 
 
 class FrozenOutputs:
-    """The frozen model's outputs for the prompts and responses of a training, of which the first
-    `max_bytes` are kept.
+    """The frozen model's outputs for prompts and responses, of which the first `max_bytes` are
+    kept.
     """
 
     def __init__(self, model: PreTrainedModel, max_bytes: int, depths: Collection[int]) -> None:
-        """Make an empty store. It will have the prompts' keys and values, and the responses' states
-        in front of the layers `depths`, and behind the last layer.
+        """Make an empty store for the prompts' keys and values, and the responses' states in front
+        of the layers `depths` and behind the last layer.
         """
         self.model, self.layerwise = model, LayerwiseModel(model)
         num_layers = len(self.layerwise.layers)
@@ -177,10 +170,8 @@ class FrozenOutputs:
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Return the outputs for a batch; `with_states` includes the hidden states that predict the
-        response.
-
-        Prompts and responses run one by one, so that their outputs do not depend on batches, which
-        differ between epochs and in a resumed training.
+        response. Rows run one by one, so that their outputs do not depend on batches, which differ
+        between epochs and in a resumed training.
         """
         rows = list(_rows_of(batch)) if self._separable else [batch]
         prompts = [self._prompt(row) for row in rows]
@@ -202,7 +193,7 @@ class FrozenOutputs:
         return prompt
 
     def _response_states(self, prompt: EncodedPrompt, row: LossBatch) -> Tensor:
-        """Return the states of the response of a row (`FrozenBatch.states`), and keep them."""
+        """Return `FrozenBatch.states` of a row, and keep them."""
         key, labelled = (_key(row.prompt_ids), _key(row.labels)), row.is_labelled
         states = self._states.get(key)
         if states is None:
@@ -218,7 +209,7 @@ class FrozenOutputs:
         return states
 
     def _reserve(self, size: int) -> bool:
-        """Reserve memory for outputs that are kept; return False if there is not enough."""
+        """Reserve memory for kept outputs; return False if there is not enough."""
         if size > self.free_bytes:
             return False
         self.free_bytes -= size
@@ -226,9 +217,8 @@ class FrozenOutputs:
 
 
 def _rows_of(batch: LossBatch) -> Iterator[LossBatch]:
-    """Yield each row of a batch without padding as a batch of its own. A response of one token
-    keeps a second position, of padding: the layers do not read the last position, and need at least
-    one other.
+    """Yield each row without padding as a batch of its own. A response of one token keeps a second
+    position, of padding, because the layers do not read the last position, and need one other.
     """
     for index in range(len(batch.labels)):
         row, count = slice(index, index + 1), max(2, int(batch.is_labelled[index].sum()))
@@ -245,7 +235,7 @@ def _joined(prompts: Sequence[EncodedPrompt], mask: Tensor) -> EncodedPrompt:
     """Return several prompts as one with the mask [prompts, prompt_len] of their batch."""
 
     def padded(tensors: Sequence[Tensor]) -> Tensor:
-        """Join keys or values [1, heads, length, head_size], each padded on the left."""
+        """Join keys or values [1, heads, length, head_size], padded on the left."""
         missing = [mask.shape[1] - tensor.shape[2] for tensor in tensors]
         pairs = zip(tensors, missing, strict=True)
         return torch.cat([functional.pad(tensor, (0, 0, count, 0)) for tensor, count in pairs])

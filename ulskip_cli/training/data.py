@@ -1,4 +1,4 @@
-"""Load training texts, tokenize and batch them, and order the examples of an epoch."""
+"""Training texts: load, tokenize and batch them, and order the examples of an epoch."""
 
 import hashlib
 import json
@@ -42,9 +42,9 @@ class TrainingTexts:
 def load_training_texts(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> TrainingTexts:
-    """Load training and validation texts, in `tokenizer`'s chat format if it has one; raise
-    UsageError for unusable data. Validation texts are those of `train.validation`, keys that differ
-    from the task's, or else `train.held_out` examples that are not trained on.
+    """Load texts in `tokenizer`'s chat format if it has one; raise UsageError for unusable data.
+    Validation texts are those of `train.validation`, or else `train.held_out` examples that are not
+    trained on.
     """
     formatter = PromptFormatter.for_task(config.task, tokenizer, config.model.chat_options)
     train, count = _texts(config, formatter, config.task.examples()), config.train.held_out
@@ -65,8 +65,8 @@ def load_training_texts(
 
 
 def _validation_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> list[TextPair]:
-    """Make the texts of `train.validation`: keys of the task, and `limit`. They have references,
-    because a validation loss is always that of the references.
+    """Make the texts of `train.validation`, which has keys of the task, and `limit`. They have
+    references, because a validation loss is always that of the references.
     """
     changes = dict(config.train.validation or {})
     limit = changes.pop("limit", None)
@@ -81,9 +81,7 @@ def _validation_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase
 
 
 class TokenPairs(list[EncodedExample]):
-    """Prompts and responses as token ids; `num_too_long` counts the examples dropped for exceeding
-    `max_length`.
-    """
+    """Prompts and responses as token ids; `num_too_long` counts those dropped for `max_length`."""
 
     def __init__(self, examples: Sequence[EncodedExample], max_length: int | None) -> None:
         limit = max_length or math.inf
@@ -106,7 +104,7 @@ class TokenPairs(list[EncodedExample]):
 
 @dataclass(frozen=True)
 class LossBatch:
-    """The tensors of one batch, from which the loss is computed."""
+    """The tensors from which the loss of one batch is computed."""
 
     prompt_ids: Tensor  # [batch, prompt_len], padded on the left
     prompt_mask: Tensor  # [batch, prompt_len], 1 for tokens
@@ -126,8 +124,8 @@ class PairCollator:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """Return the tensors of a batch by their `LossBatch` field names; Trainer passes the
-        tensors as keyword arguments.
+        """Return the tensors of a `LossBatch` by field, which Trainer passes as keyword
+        arguments.
         """
         prompt_ids, prompt_mask = padded(
             [example.prompt_ids for example in examples], self.pad_token_id, left=True
@@ -144,9 +142,7 @@ class PairCollator:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A sampler that batches examples of similar length, in an order that depends only on `seed`
-    and the current `epoch`.
-    """
+    """A sampler that batches examples of similar length, by `seed` and `epoch` alone."""
 
     def __init__(
         self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]
@@ -157,7 +153,7 @@ class SimilarLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the indices of the examples of one epoch, batch after batch; Trainer cuts them into
+        """Yield the indices of one epoch, batch after batch; Trainer cuts them into
         batches again.
         """
         rng = random.Random(f"{self.seed} {self.epoch()}")
@@ -177,7 +173,7 @@ def _texts(
     config: TrainingConfig, formatter: PromptFormatter, examples: Sequence[Example]
 ) -> list[TextPair]:
     """Make the texts of `limit` examples after the first `offset`. If the task allows it, sources
-    are truncated so that prompt and response have at most `train.max_length` tokens.
+    are truncated so that prompt and response fit into `train.max_length` tokens.
     """
     task, offset, max_length = config.task, config.offset, config.train.max_length
     if offset >= len(examples):

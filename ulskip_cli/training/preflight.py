@@ -1,4 +1,4 @@
-"""The schedules that a training trains, and checks that need no weights. Imports no torch."""
+"""The schedules that a training trains, and checks that need no weights and no torch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ulskip_cli.strategies.static import KeepAll
 
 
 def run_at(config: TrainingConfig, ratio: float) -> Config:
-    """Return the run whose layers a training trains for a ratio. It is not validated."""
+    """Return the run, not validated, whose layers a training trains for a ratio."""
     values = {key: getattr(config, key) for key in Shared.model_fields}
     values |= {"correction": Correction(name="none"), "engine": engine_named(AUTO)}
     if ratio == 1:
@@ -28,9 +28,8 @@ def run_at(config: TrainingConfig, ratio: float) -> Config:
 def schedules(
     config: TrainingConfig, num_layers: int, lengths: Sequence[int] = ScheduleRequest.lengths
 ) -> dict[float, tuple[Stage, ...]]:
-    """Return the stages to train for each ratio. Positional strategies, whose layers change with
-    the position, choose them by `lengths`, the tokens of each response. Early exit trains all
-    layers, with a loss at each exit.
+    """Return the stages to train for each ratio. Positional strategies choose them by `lengths`,
+    the tokens of each response. Early exit trains all layers.
     """
     stages_by_ratio = dict[float, tuple[Stage, ...]]()
     for ratio in config.train.ratios:
@@ -41,8 +40,8 @@ def schedules(
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
-    """Return the depths at which early-exit training computes a loss, the full depth last; empty
-    for other strategies.
+    """Return the depths with a loss in early-exit training, the full depth last; empty
+    for others.
     """
     # The depths do not depend on the number of kept layers.
     rule = config.strategy.exit_rule(ScheduleRequest(num_layers, num_layers))
@@ -50,9 +49,7 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
 
 
 def check_trainable(config: TrainingConfig) -> None:
-    """Raise UsageError (NotApplicable for what no training supports) for a configuration with
-    which training would fail.
-    """
+    """Raise UsageError or NotApplicable for a configuration with which training would fail."""
     metadata, strategy, train = ModelFolder(config.model).metadata, config.strategy, config.train
     # The training of an adapter supports fewer needs (`COMMANDS` in core/capabilities.py).
     command = "train train.method=adapter" if train.method == "adapter" else "train"
@@ -80,15 +77,20 @@ def check_trainable(config: TrainingConfig) -> None:
 UNFIT = ("deepspeed", "fsdp", "gradient_checkpointing", "activation_checkpointing", "neftune")
 # Arguments that keep the default of Trainer, because loss, evaluation or resuming relies on it.
 UNCHANGED = (
-    *("optim", "label_names", "train_sampling_strategy", "label_smoothing_factor"),
-    *("load_best_model_at_end", "save_only_model", "eval_on_start", "per_device_eval_batch_size"),
+    "optim",
+    "label_names",
+    "train_sampling_strategy",
+    "label_smoothing_factor",
+    "load_best_model_at_end",
+    "save_only_model",
+    "eval_on_start",
+    "per_device_eval_batch_size",
 )
 
 
 def trainer_arguments(config: TrainingConfig) -> Table:
-    """Return the arguments of transformers' Trainer: `fixed` ones, which follow from ulskip's own
-    keys, and `defaults`, which `train.training_args` can change and add to. Raise UsageError if it
-    names an argument that ulskip fixes, or that the training cannot have.
+    """Return the arguments of Trainer: `fixed` ones follow from ulskip's keys,
+    `train.training_args` can change and add to `defaults`. Raise UsageError for others in it.
     """
     train, given = config.train, config.train.training_args or {}
     evaluates = train.evaluate_every and (train.validation or train.held_out)
@@ -120,6 +122,14 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         # A step then has no gradient for skipped layers, or for the patches of other schedules.
         "ddp_find_unused_parameters": config.prompt_layers == "kept" or train.method == "adapter",
     }
+    _check_given(given, fixed)
+    return {**defaults, **fixed, **given}
+
+
+def _check_given(given: Table, fixed: Table) -> None:
+    """Raise UsageError if `train.training_args` names a fixed argument, or one that the training
+    cannot have.
+    """
     if given.get("lr_scheduler_type") == "reduce_lr_on_plateau":  # it needs one validation loss
         raise UsageError(
             "train.training_args.lr_scheduler_type=reduce_lr_on_plateau is not supported; use"
@@ -132,4 +142,3 @@ def trainer_arguments(config: TrainingConfig) -> Table:
                 " train.learning_rate, or for less memory train.batch_size and"
                 " train.gradient_accumulation_steps"
             )
-    return {**defaults, **fixed, **given}

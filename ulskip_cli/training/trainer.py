@@ -1,4 +1,4 @@
-"""A subclass of transformers' Trainer with the two-pass loss, batches of similar length and a
+"""A Trainer of transformers with the two-pass loss, batches of similar length and a
 learning curve.
 """
 
@@ -54,7 +54,7 @@ class TrainingSetup:
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that draws a schedule for every step and evaluates the loss under each schedule."""
+    """A Trainer that draws a schedule for every step, and evaluates the loss under each."""
 
     def __init__(
         self, setup: TrainingSetup, progress: ProgressCallback, arguments: TrainingArguments
@@ -73,9 +73,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def _run_epoch(self, *args: object, **kwargs: object) -> None:
-        """Run an epoch, unless the checkpoint of the last step is continued: Trainer would run one
-        more.
-        """
+        """Run an epoch. After a checkpoint of the last step Trainer would run one more."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:
@@ -84,17 +82,15 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: object, inputs: Mapping[str, Tensor], *args: object, **kwargs: object
     ) -> object:
-        """Compute the loss under a schedule that is drawn from only the seed and the step, so that
-        all processes and resumed trainings agree.
+        """Compute the loss under a schedule drawn from the seed and the step alone, so that all
+        processes and resumed trainings agree.
         """
         rng = random.Random(f"{self.config.seed} {self.state.global_step}")
         (stages,) = rng.choices(list(self.schedules.values()))
         return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
     def training_step(self, *args: object, **kwargs: object) -> Tensor:
-        """Take a step; raise RunError if its loss is not finite, because all later ones would not
-        be either.
-        """
+        """Take a step; raise RunError if its loss is not finite, because no later one would be."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             step, rate = self.state.global_step, self.config.train.learning_rate
@@ -106,9 +102,9 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Compute and log validation losses in nats per token: the cross-entropy by target ratio
+        """Log validation losses in nats per token: the cross-entropy by target ratio
         (`eval_loss_2x`; `1x` is full depth), or of early-exit training by exit depth
-        (`eval_loss_6`). Trainer calls it every `train.evaluate_every` steps and at the end.
+        (`eval_loss_6`).
         """
         pairs, size = self.eval_dataset, self.args.per_device_train_batch_size
         totals, num_tokens = defaultdict[str, float](float), 0
@@ -128,7 +124,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def _validation_losses(self, batch: LossBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the target ratios or exit depths as text, each with the cross-entropy of a batch,
+        """Yield each target ratio or exit depth as text, with the cross-entropy of the batch,
         summed over its labelled positions.
         """
         module = self.model
@@ -141,9 +137,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             yield f"{ratio:g}x", module.schedule_loss(batch, stages, CROSS_ENTROPY)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        """Return the sampler that replaces Trainer's random order: examples of similar length share
-        a batch, which needs less padding.
-        """
+        """Return the sampler of similar lengths, which need less padding."""
         examples, batch_size = self.train_dataset, self.args.per_device_train_batch_size
         lengths = examples.lengths()
         if self.config.train.method == "adapter":  # outputs for prompts are kept and cost nothing
@@ -155,9 +149,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return SimilarLengthSampler(lengths, batch_size, self.config.seed, epoch)
 
     def create_optimizer(self, *args: object, **kwargs: object) -> object:
-        """Make the optimizer; the patches of a skip adapter have a learning rate of their own.
-        For all other trainings Trainer makes it.
-        """
+        """Make the optimizer; patches of a skip adapter have a learning rate of their own."""
         train, module = self.config.train, self.model
         rate, decay = train.learning_rate, train.weight_decay
         if self.optimizer is None and isinstance(module, AdapterLoss):
@@ -200,10 +192,8 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Advance the progress bar, log also at checkpoints, and log and evaluate at the last step.
-
-        A resumed training begins a new mean of losses at its checkpoint, so an uninterrupted
-        training does the same.
+        """Advance the progress bar, log at checkpoints, and log and evaluate at the last step. A
+        resumed training begins a new mean of losses at its checkpoint, so that every training must.
         """
         self._on_progress(state.global_step, self._loss)
         is_last = state.global_step >= state.max_steps
@@ -219,8 +209,8 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
 
 def training_arguments(config: TrainingConfig) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration; raise UsageError for what Trainer refuses,
-    and for a precision that it would ignore.
+    """Make the arguments of Trainer; raise UsageError for what Trainer refuses, and for a precision
+    that it would ignore.
     """
     device = loading.pick_device(config.model.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:  # the process's own, not the first

@@ -1,6 +1,4 @@
-"""Run one training, from its configuration to a plain model folder with its training.json: prepare
-the model, its texts and its loss, train, and save the weights and the record.
-"""
+"""One training, from its configuration to a plain model folder with its training.json."""
 
 import contextlib
 import json
@@ -145,9 +143,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
 
 
 def _within_context(config: TrainingConfig, context: int | None) -> TrainingConfig:
-    """Return the configuration with a `train.max_length` that the model's context can hold, because
-    the model cannot read longer examples.
-    """
+    """Return the configuration with a `train.max_length` that fits into the model's context."""
     if not context:
         return config
     length = min(context, config.train.max_length or context)
@@ -157,7 +153,7 @@ def _within_context(config: TrainingConfig, context: int | None) -> TrainingConf
 def _make_trainer(
     setup: TrainingSetup, progress: ProgressCallback, arguments: TrainingArguments
 ) -> SkipTrainer:
-    """Make the trainer, which moves the model to its device; raise RunError if the memory does not
+    """Make the trainer, which moves the model to its device; raise RunError if memory does not
     suffice, and UsageError for arguments that Trainer refuses.
     """
     try:
@@ -169,8 +165,8 @@ def _make_trainer(
 
 
 def _train(trainer: SkipTrainer, resume_from: str | None, output: Path) -> None:
-    """Train from the start or from a checkpoint; raise RunError if the memory does not suffice or
-    the disk of `output` is full.
+    """Train, from a checkpoint if there is one; raise RunError if memory or the disk of `output` is
+    full.
     """
     try:  # trackers that `report_to` names may print, and standard output belongs to `--json`
         with contextlib.redirect_stdout(sys.stderr), noticing_full_disk(output):
@@ -184,8 +180,8 @@ def _train(trainer: SkipTrainer, resume_from: str | None, output: Path) -> None:
 def prepare_training(
     config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback
 ) -> TrainingSetup:
-    """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do
-    not fit the settings.
+    """Load the model, tokenize the texts and build the loss; raise UsageError if they do not fit
+    the settings.
     """
     progress.phase(f"load {config.model.label}")
     model = _initial_model(config)
@@ -220,7 +216,7 @@ def prepare_training(
 
 def _initial_model(config: TrainingConfig) -> PreTrainedModel:
     """Load the model. Trained weights are float32, because bfloat16 would round small updates to
-    zero. Other methods train float32 adapters, so the model keeps its dtype.
+    zero; below float32 adapters, the model keeps its dtype.
     """
     dtype = "float32" if config.train.method == "full" else config.model.dtype
     # Trainer moves the model to its device, but answers and patches are computed before.
@@ -236,10 +232,9 @@ def with_responses(
     pad_token_id: int,
     progress: ProgressCallback,
 ) -> tuple[TokenPairs, list[int]]:
-    """Return the prompts of `references` with the responses that `train.responses` names, and the
-    ends of prompts that `train.prompt_share` asks for; too short responses are left out. Also
-    return the lengths of the responses without the ends of prompts, because the schedule of a
-    strategy follows the lengths of answers.
+    """Return the prompts of `references` with the responses of `train.responses`, and ends of
+    prompts as `train.prompt_share` asks; too short responses are left out. Also return the lengths
+    of the answers among them, by which positional strategies choose layers.
     """
     train = config.train
     prompts = answered = list(references)
@@ -264,7 +259,7 @@ def with_responses(
 
 def _with_room(config: TrainingConfig, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
     """Select the examples whose prompt and own answer fit into the model's context; raise
-    UsageError if there are none.
+    UsageError without any.
     """
     room = (ModelFolder(config.model).metadata.context or sys.maxsize) - config.own_length
     fitting = [example for example in examples if len(example.prompt_ids) <= room]
@@ -284,9 +279,9 @@ def _with_own_answers(
     pad_token_id: int,
     progress: ProgressCallback,
 ) -> list[EncodedExample]:
-    """Return the prompts of `references` with the model's own answers, of which `train.own.samples`
-    are generated for each, or read from the file that stores them; with `train.responses=both`,
-    each reference comes before the answers to its prompt.
+    """Return the prompts with the model's own answers, `train.own.samples` for each, generated or
+    read from their file; with `train.responses=both`, each reference comes before the answers to
+    its prompt.
     """
     train = config.train
     file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
@@ -303,7 +298,7 @@ def _with_own_answers(
 
 
 def _prompt_ends(examples: Sequence[EncodedExample], share: float) -> Iterator[EncodedExample]:
-    """Yield each prompt without its end, which is the response; the end is a share of it."""
+    """Yield each prompt without its end, a share of it, which is the response."""
     for example in examples:
         prompt = example.prompt_ids
         cut = max(1, round(len(prompt) * (1 - share)))
@@ -311,8 +306,8 @@ def _prompt_ends(examples: Sequence[EncodedExample], share: float) -> Iterator[E
 
 
 def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:
-    """Return the adapter that is trained further; raise UsageError if it belongs to other weights,
-    or has other layers, patches or ranks than the configuration.
+    """Return the adapter that is trained further; raise UsageError if its weights, layers, patches
+    or rank are others than those of the configuration.
     """
     read_record(folder, config.model, "train.start")  # raises UsageError for other weights
     start = SkipAdapter.load(folder)
@@ -360,8 +355,8 @@ def build_adapter_loss(
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder) -> str:
-    """Return a hash of everything that decides the weights. Texts and initial weights are hashed
-    instead of their paths.
+    """Return a hash of all that decides the weights: of texts and initial weights, not of their
+    paths.
     """
     values = config.changed(lambda key: config.changes_results(key, "train"))
     for name in ("task", "limit", "offset"):  # the texts stand for them
@@ -384,8 +379,8 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training run if it is complete, or None if it can begin or continue
-    in the output folder; raise UsageError if the folder holds anything else.
+    """Return the record of this training if it is complete, or None if it can begin or continue;
+    raise UsageError if the output folder holds anything else.
     """
     finished, begun = output / TRAINING, output / "checkpoints" / "identity"
     if finished.is_file():
@@ -404,9 +399,8 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
 
 
 def _is_unused(output: Path) -> bool:
-    """Return True if the folder is missing, or holds only what a killed run, or another rank,
-    leaves before it stores its identity: own answers, and in checkpoints/ a hidden temporary file
-    of `write_atomic`.
+    """Return True if the folder is missing, or holds only what a killed process leaves before it
+    stores its identity: own answers, and in checkpoints/ hidden temporary files.
     """
     if not output.is_dir():
         return not output.exists()
@@ -459,8 +453,8 @@ def _make_record(
 
 
 def _learning_curve(log: Sequence[Mapping[str, float]]) -> tuple[CurvePoint, ...]:
-    """Return the evaluations in the log of Trainer, e.g. `{"step": 10, "eval_loss_2x": 2.3}`; of
-    several at a step, the last.
+    """Return the evaluations in Trainer's log, e.g. `{"step": 10, "eval_loss_2x": 2.3}`; of several
+    at a step, the last.
     """
     curve = {}
     for entry in log:
@@ -489,8 +483,8 @@ def _warnings(config: TrainingConfig, losses: Sequence[float]) -> tuple[str, ...
 
 
 def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
-    """Save the skip adapter, or the model with its tokenizer, then the record, and remove the
-    checkpoints. The record comes after the weights, so that a folder with a record is complete.
+    """Save the skip adapter, or the model with its tokenizer, and then the record, so that a folder
+    with a record is complete; remove the checkpoints.
     """
     for unfinished in output.glob(".tmp*"):  # of safetensors, in a process that was killed
         unfinished.unlink()
@@ -533,9 +527,8 @@ def _adapter_record(setup: TrainingSetup, record: TrainingRecord) -> dict[str, o
 
 
 def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
-    """Return the newest readable checkpoint, or None; newer ones that cannot be read are removed.
-
-    A killed process leaves a cut-off checkpoint, and a crash of the machine leaves damaged files.
+    """Return the newest readable checkpoint, or None; remove newer ones, which a killed process or
+    a crash of the machine has damaged.
     """
     while newest := get_last_checkpoint(folder):
         if _is_readable(Path(newest)):
@@ -546,7 +539,7 @@ def last_checkpoint(folder: Path, progress: ProgressCallback) -> str | None:
 
 
 def _is_readable(checkpoint: Path) -> bool:
-    """Return True if a checkpoint has all its files, and the checksums of zipped ones are right."""
+    """Return True if a checkpoint has all its files, with right checksums of zipped ones."""
     try:  # Trainer writes its state last, so a checkpoint that was cut off has none
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         weights = list(checkpoint.glob("*.safetensors"))

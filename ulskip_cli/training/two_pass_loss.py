@@ -1,6 +1,4 @@
-"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer and DDP can wrap both
-passes.
-"""
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, which Trainer and DDP can wrap."""
 
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -45,8 +43,8 @@ CROSS_ENTROPY = LossWeights()  # the cross-entropy alone
 
 
 class TwoPassLoss(nn.Module):
-    """The training loss of a causal LM as a module. Its `state_dict` contains each trained tensor
-    once, and nothing else.
+    """The training loss of a causal LM. Its `state_dict` has each trained tensor once, and nothing
+    else.
     """
 
     # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight.
@@ -61,9 +59,9 @@ class TwoPassLoss(nn.Module):
         loss_weights: LossWeights = CROSS_ENTROPY,
         exits: Collection[int] = (),
     ) -> None:
-        """Wrap a causal LM; views are built at first use, when the weights are on their final
-        device. `prompt_layers` is `all`, or `kept` if the kept layers read the prompts too. With
-        the depths `exits`, it is the early-exit loss, averaged over them.
+        """Wrap a causal LM; views are built when the weights are on their final device.
+        `prompt_layers` is `all`, or `kept` if the kept layers read the prompts too. With the depths
+        `exits`, it is the early-exit loss.
         """
         super().__init__()
         self.model = model
@@ -90,11 +88,8 @@ class TwoPassLoss(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """Return the mean `loss` of a batch, a scalar; Trainer passes the tensors of `LossBatch` by
-        name.
-
-        `stages` is the schedule of the response; early-exit training does not use it.
-        `num_items_in_batch` is the number of labels in the whole optimizer step; None means the
-        labels of this batch.
+        name. Early exit ignores `stages`, the schedule of the response. `num_items_in_batch` is the
+        number of labels in the whole optimizer step; None means those of this batch.
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
         if self.exits:
@@ -124,10 +119,9 @@ class TwoPassLoss(nn.Module):
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
         """Yield the depth of every exit, ascending, and the cross-entropy of the batch if all
-        tokens exit there, summed in nats (CALM, Schuster et al. 2022, arXiv:2207.07061).
-
-        Prompt and response run through every layer, so all keys and values equal the full model's.
-        Only one exit's logits are in memory at a time; the backward pass computes them again.
+        tokens exit there, summed in nats (CALM, Schuster et al. 2022, arXiv:2207.07061). Keys and
+        values are the full model's. Only one exit's logits are in memory at a time; the backward
+        pass computes them again.
         """
         layerwise = self._layerwise(self.all_layers)
         prompt = encode_prompt(self.model, batch.prompt_ids, batch.prompt_mask)
@@ -180,8 +174,8 @@ class TwoPassLoss(nn.Module):
         self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None
     ) -> Tensor:
         """Return the logits [batch, response_len, vocab_size] of the responses under a schedule,
-        after the prompt that all layers read (`full_prompt`); without it, the layers of the first
-        stage read the prompt.
+        after the prompt that all layers read; without `full_prompt`, the layers of the first stage
+        read it.
         """
         if full_prompt is None:
             prompt_layers = stages[0].kept_layers
@@ -193,9 +187,7 @@ class TwoPassLoss(nn.Module):
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of logits [batch, length, vocab_size], summed over the labelled
-        positions.
-        """
+        """Return the sum over the labelled positions of the logits [batch, length, vocab_size]."""
         return functional.cross_entropy(
             logits.float().flatten(0, 1),
             labels.flatten(),
@@ -221,9 +213,9 @@ def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
 def with_lora(
     model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
 ) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
-    """Return a copy of a model that shares its weights, with LoRA on all linear layers of `layers`,
-    of which only the LoRA is trained. Also return the (layer, path in the layer) of each adapted
-    module by its path in the copy; none if the rank is 0.
+    """Return a copy of a model that shares its weights, with LoRA, which alone is trained, on all
+    linear layers of `layers`. Also return the (layer, path in the layer) of each adapted module by
+    its path in the copy; none if the rank is 0.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -256,9 +248,7 @@ def with_lora(
 
 
 def merged_lora(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with its LoRA, if it has any, merged into the weights, which changes the
-    weights of `model` in place.
-    """
+    """Return a model with its LoRA, if it has any, merged into the weights of `model`."""
     from peft.tuners.lora import LoraLayer
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -1,7 +1,5 @@
-"""Metrics that score a model's answers: their interface, a base for metrics that are means over
-segments, and one registry, `METRICS`, which reports use too.
-
-Start here, then read `overlap.py`; a new metric takes such a class, its test and an entry here.
+"""Metrics that score a model's answers, and their registry, `METRICS`. Start here, then read
+`overlap.py`; a new metric takes such a class, its test and an entry here.
 """
 
 from abc import ABC, abstractmethod
@@ -44,7 +42,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """A scorer, which reads its settings from those of the task."""
+    """A scorer, with the settings of the task."""
 
     name: str  # in `task.metrics`
     scoring: Scoring
@@ -60,16 +58,16 @@ class Metric(ABC):
 
 
 class SegmentMetric(Metric):
-    """A metric that is the mean of one value for each answer, compared by a paired bootstrap."""
+    """A metric that is the mean of a value for each answer, compared by a paired bootstrap."""
 
     signature: ClassVar[str]  # the settings of the scorer
 
     @abstractmethod
     def segments(self, texts: Sequence[str], answers: ScoredTexts) -> "Mapping[str, np.ndarray]":
-        """Return one value for each of `texts`, hypotheses of one system, by row key."""
+        """Return by row key one value for each of `texts`, hypotheses of one system."""
 
     def score(self, answers: ScoredTexts) -> Scores:
-        """Compute the means and, if the full model's answers are given, the comparison with it."""
+        """Compute the means, and compare with the full model's answers if they are given."""
         self.check(answers.references)
         measured = self.segments(answers.hypotheses, answers)
         full = {} if answers.full is None else self.segments(answers.full, answers)
@@ -88,8 +86,8 @@ def resamples(count: int) -> "np.ndarray":
 
 
 def comparison(full: float, delta: float, differences: "np.ndarray") -> dict[str, float]:
-    """Return the score of the full model, and the difference `delta` with its 95% interval;
-    `differences` has the difference in each bootstrap sample.
+    """Return the full model's score, and the difference `delta` with its 95% interval, from
+    `differences`, that in each bootstrap sample.
     """
     import numpy as np
 
@@ -98,8 +96,8 @@ def comparison(full: float, delta: float, differences: "np.ndarray") -> dict[str
 
 
 def compare_segments(measured: "np.ndarray", full: "np.ndarray") -> dict[str, float]:
-    """Compare the values of two systems for the same segments, [segments] each: return `full`,
-    `delta` and its 95% interval by a paired bootstrap.
+    """Compare the values [segments] of two systems: return `full`, `delta` and its 95% interval by
+    a paired bootstrap.
     """
     differences = measured - full
     sampled = differences[resamples(len(differences))].mean(axis=1)
@@ -204,9 +202,7 @@ def metrics_option(*default: str) -> Any:
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
-    """Make the metrics that a task names; raise UsageError if a metric cannot score the task's
-    references.
-    """
+    """Make the metrics of a task; raise UsageError if one cannot score the references."""
     if not scoring.metrics:
         raise UsageError(
             f"expected at least one metric in task.metrics, got none; known: {', '.join(METRICS)}"

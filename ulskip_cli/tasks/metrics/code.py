@@ -1,9 +1,7 @@
 """pass@1, the percentage of answers whose code passes the tests of its example (Chen et al. 2021).
-
 Each program runs in a Python process of its own with limits of time, memory and files, in an empty
-folder, without the environment's variables, and on Linux without a network where the system permits
-it. The limits stop accidents. They are no security boundary: a program can read and delete what its
-user can.
+folder, without the environment's variables, and on Linux without a network where permitted. The
+limits stop accidents and are no security boundary: a program can read and delete what its user can.
 """
 
 import contextlib
@@ -115,7 +113,7 @@ def _is_valid(code: str) -> bool:
 
 
 def passes(code: str) -> bool:
-    """Run a program within the limits, and return True if it runs to its end without an error."""
+    """Run a program within the limits; return True if it ends without an error."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (Path(folder) / "answer.py").write_text(code, "utf-8", "replace")
         process = subprocess.Popen(

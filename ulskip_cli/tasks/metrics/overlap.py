@@ -14,9 +14,7 @@ _ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops a
 
 
 class ExactMatch(SegmentMetric):
-    """Percentage of hypotheses that equal the reference, ignoring case and differences in white
-    space.
-    """
+    """Percentage of hypotheses that equal the reference but for case and white space."""
 
     signature = "case and white space folded"
 
@@ -31,10 +29,8 @@ def _folded(text: str) -> str:
 
 
 class Rouge(SegmentMetric):
-    """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
-
-    ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences,
-    references are not.
+    """ROUGE-1, 2, L and Lsum: mean F-measures in percent. ROUGE-Lsum needs one sentence per line:
+    hypotheses without line breaks are split into sentences, references are not.
     """
 
     signature = (
@@ -53,7 +49,7 @@ class Rouge(SegmentMetric):
             )
 
     def segments(self, texts: Sequence[str], answers: ScoredTexts) -> Mapping[str, np.ndarray]:
-        """Return the F-measure of each answer in percent by kind of ROUGE, which is the row key."""
+        """Return the F-measure of each answer in percent by kind of ROUGE, the row key."""
         from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 
         scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=True)

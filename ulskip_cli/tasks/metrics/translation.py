@@ -1,6 +1,4 @@
-"""BLEU and chrF, computed by sacrebleu and compared with the full model by a paired
-bootstrap.
-"""
+"""BLEU and chrF, computed by sacrebleu and compared by a paired bootstrap."""
 
 import logging
 from collections.abc import Sequence
@@ -18,9 +16,7 @@ class Sacrebleu(Metric):
     """A corpus metric of sacrebleu: BLEU or chrF2."""
 
     def make(self) -> SacrebleuMetric:
-        """Make BLEU with sacrebleu's tokenizer for the language, or chrF2, which needs no
-        tokenizer.
-        """
+        """Make BLEU with the tokenizer for the language, or chrF2, which needs none."""
         language = self.scoring.target_language or ""
         return BLEU(trg_lang=language) if self.name == "bleu" else CHRF()
 
@@ -47,17 +43,14 @@ class Sacrebleu(Metric):
 
 
 def compare_systems(metric: SacrebleuMetric, answers: ScoredTexts) -> dict[str, float]:
-    """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores and
-    95% interval.
-
-    Seed and draws are those of sacrebleu's `PairedTest`, which does not return the interval of the
-    difference.
+    """Compare with the full model by the paired bootstrap of Koehn 2004. Seed and draws are those
+    of sacrebleu's `PairedTest`, which does not return the interval of the difference.
     """
     assert answers.full is not None
     drawn = resamples(len(answers.references))
 
     def scored(texts: Sequence[str]) -> tuple[float, np.ndarray]:
-        """Return the score of a system, and its scores [samples] in the bootstrap samples."""
+        """Return the score of a system, and those [samples] in the bootstrap samples."""
         # counts of each segment, e.g. of its n-grams: [segments, counts]
         segments = np.array(metric._extract_corpus_statistics(texts, [answers.references]))
         score: float = metric._compute_score_from_stats(segments.sum(0)).score
