@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 GROUPS = ("model", "task", "strategy", "correction", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 CHOICES: dict[str, type[Choice]] = {
-    name: kind
+    name: base
     for name, field in Config.model_fields.items()
-    if (kind := options_in(field.annotation)) and issubclass(kind, Choice)
+    if (base := options_in(field.annotation)) and issubclass(base, Choice)
 }  # base classes of the groups whose presets name a class
 SEARCH_PATH = "hydra.searchpath"
 GLOBAL = "`# @package _global_`"  # says that the keys of a file are those of no group
@@ -518,16 +518,18 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
     command; refuse keys that the command does not read.
     """
     primary = primary_of(command)
-    kind, _ = PRIMARY[primary]
+    config_class, _ = PRIMARY[primary]
     parsed = parse_overrides(overrides)
     keys = [word.key_or_group for word in parsed if word.key_or_group != SEARCH_PATH]
     try:
-        config = parse(kind, _values(primary, parsed))
+        config = parse(config_class, _values(primary, parsed))
     except UnknownKey as error:
-        known = [key for key in keys if kind.readers(key)]
-        _refuse_unread(kind, known, command)  # first, because the command of a known key says more
+        known = [key for key in keys if config_class.readers(key)]
+        _refuse_unread(
+            config_class, known, command
+        )  # first, because the command of a known key says more
         raise _explained(error, keys, command) from None
-    _refuse_unread(kind, keys, command)
+    _refuse_unread(config_class, keys, command)
     return config
 
 
@@ -535,14 +537,18 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
     """Return the error for an unknown key with a better hint: which choice of its group or which
     section has it. Raise it if another command has the key. `keys` are those of the overrides.
     """
-    kind, groups = PRIMARY[primary_of(command)]
+    config_class, groups = PRIMARY[primary_of(command)]
     # The key of an override can be longer: of an unknown section, only the section is refused.
     key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
     if key is None:
         return UsageError(f"{error}; one of the chosen files has it")
     for other, _ in PRIMARY.values():
         # Of ratio=2, a training says below that its key is train.ratios.
-        if other is not kind and kind is not TrainingConfig and field_of(other, key):
+        if (
+            other is not config_class
+            and config_class is not TrainingConfig
+            and field_of(other, key)
+        ):
             _refuse_unread(other, [key], command)
     group, _, name = error.key.partition(".")
     if group in CHOICES and group in groups:
@@ -551,7 +557,7 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
         if owners:
             return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
     # A key that is given without its section, or in the singular, as num_beams or ratio.
-    for section, field in kind.model_fields.items():
+    for section, field in config_class.model_fields.items():
         options = options_in(field.annotation)
         for meant in (key, f"{key}s"):
             if options and meant in options.model_fields:
@@ -560,10 +566,10 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
     return UnknownKey(str(error), key)
 
 
-def _refuse_unread(kind: type[Shared], keys: Sequence[str], command: str) -> None:
+def _refuse_unread(config_class: type[Shared], keys: Sequence[str], command: str) -> None:
     """Raise UsageError for a key that the command does not read."""
     for key in keys:
-        readers = kind.readers(key)
+        readers = config_class.readers(key)
         if command not in readers and key != "experiment":  # a group without a field
             others = ", ".join(readers) or "no command"
             raise UsageError(
@@ -575,9 +581,9 @@ def _check_override(override: "Override", primary: str) -> None:
     """Raise UsageError if an override lists values, or sets what the name of a choice sets. Unknown
     keys get their error later.
     """
-    kind, groups = PRIMARY[primary]
+    config_class, groups = PRIMARY[primary]
     section, _, name = override.key_or_group.partition(".")
-    if override.is_sweep_override() and (section in groups or section in kind.model_fields):
+    if override.is_sweep_override() and (section in groups or section in config_class.model_fields):
         raise _list_error(str(override.input_line), section, primary)
     if section in groups and name in ("_target_", "name"):
         raise UsageError(
@@ -605,7 +611,7 @@ def _list_error(line: str, section: str, primary: str) -> UsageError:
 
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides."""
-    kind, groups = PRIMARY[primary]
+    config_class, groups = PRIMARY[primary]
     for override in overrides:  # first, because the search path decides which choices there are
         if override.key_or_group == SEARCH_PATH:
             _extend_search_path(_value_of(override))
@@ -631,7 +637,7 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     if "experiment" in files.config:
         file = group_choices("experiment")[str(files.choices["experiment"])]
         raise UsageError(f"expected {GLOBAL} as the first line of {file}, got another; add it")
-    values = _resolved(files, changed, kind)
+    values = _resolved(files, changed, config_class)
     values.pop("description", None)  # of an experiment
     for group in groups:
         if group in values:
@@ -676,9 +682,9 @@ def _extend_search_path(value: object) -> None:
         _set_user_dirs([*_user_dirs, *new], SEARCH_PATH)
 
 
-def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -> Table:
+def _resolved(files: Files, changed: Mapping[str, object], config_class: type[Shared]) -> Table:
     """Return the values of files with some values changed, by dotted key, and with interpolations
-    resolved. These may name any key of the class of the configuration, `kind`.
+    resolved. These may name any key of the class of the configuration, `config_class`.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -687,7 +693,7 @@ def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -
     try:
         for key, value in changed.items():
             OmegaConf.update(config, key, value, force_add=True)
-        return _interpolated(config, kind)
+        return _interpolated(config, config_class)
     except (OmegaConfBaseException, ValueError) as error:
         problem, _, _ = str(error).partition("\n")
         raise UsageError(
@@ -696,9 +702,9 @@ def _resolved(files: Files, changed: Mapping[str, object], kind: type[Shared]) -
         ) from None
 
 
-def _interpolated(config: "DictConfig", kind: type[Shared]) -> Table:
+def _interpolated(config: "DictConfig", config_class: type[Shared]) -> Table:
     """Return values in which `${KEY}` is replaced by the value of that key, or by its default in
-    the class `kind`.
+    the class `config_class`.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError
@@ -708,7 +714,7 @@ def _interpolated(config: "DictConfig", kind: type[Shared]) -> Table:
     except InterpolationKeyError:  # perhaps of a key that has its default
         defaults = {
             name: to_jsonable_python(field.get_default(call_default_factory=True))
-            for name, field in kind.model_fields.items()
+            for name, field in config_class.model_fields.items()
             if not field.is_required()
         }
         values = OmegaConf.to_container(OmegaConf.merge(defaults, config), resolve=True)
