@@ -9,7 +9,7 @@ the user.
 import json
 import pkgutil
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
@@ -107,14 +107,15 @@ class Options(BaseModel):
         """Convert a single value to a list if the field is a list, make the object of a choice, and
         refuse true and false for a number, which pydantic would read as 1 and 0.
         """
-        hint = cls.model_fields[str(info.field_name)].annotation
-        kind = options_in(hint)
-        if isinstance(value, dict) and kind and issubclass(kind, Choice):
-            return kind.chosen(value, str(info.field_name))
-        allowed = {*members(hint)}
+        name = str(info.field_name)
+        hint = cls.model_fields[name].annotation
+        section, allowed = options_in(hint), members(hint)
+        if isinstance(value, dict) and section and issubclass(section, Choice):
+            return section.chosen(value, name)
         if isinstance(value, str | int | float) and tuple in map(get_origin, allowed):
             return (value,)
-        if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
+        takes_numbers = int in allowed or float in allowed
+        if isinstance(value, bool) and takes_numbers and bool not in allowed:
             raise ValueError("a number is expected")
         return value
 
@@ -134,14 +135,16 @@ class Options(BaseModel):
         """
         values: Table = {}
         for name, value in self:
-            key, field = f"{prefix}{name}", type(self).model_fields.get(name)
+            key = f"{prefix}{name}"
             if accepts and not accepts(key):
                 continue
             if isinstance(value, Options):
-                if inner := value.changed(accepts, f"{key}."):
+                inner = value.changed(accepts, f"{key}.")
+                if inner:
                     values[name] = inner
-            # A row can have keys without a field here, of another version.
-            elif not field or value != field.get_default(call_default_factory=True):
+                continue
+            field = type(self).model_fields.get(name)  # None: a row has keys of another version
+            if not field or value != field.get_default(call_default_factory=True):
                 values[name] = to_jsonable_python(value)
         return values
 
@@ -242,24 +245,27 @@ def describe_type(hint: object, prefix: str = "") -> str:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:  # with a Field, whose metadata has bounds such as Ge(ge=1)
+        bounds = [bound for field in arguments[1:] for bound in getattr(field, "metadata", ())]
         limits = [
             f"{sign} {getattr(bound, name):.10g}"
-            for field in arguments[1:]
-            for bound in getattr(field, "metadata", ())
+            for bound in bounds
             for name, sign in SIGNS.items()
             if hasattr(bound, name)
         ]
         return " ".join([describe_type(arguments[0], prefix), *limits])
     if origin in (Union, types.UnionType):
-        return " or ".join(filter(None, (describe_type(part, prefix) for part in arguments)))
+        texts = [describe_type(part, prefix) for part in arguments]
+        return " or ".join(filter(None, texts))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
         element = describe_type(arguments[0])
         if element in NAMES.values():
             return f"a list of {element.removeprefix('a ')}s, written [a,b]"
-        return f"a list{f', each {element},' if element else ','} written [a,b]"
-    if section := options_in(hint):
+        each = f", each {element}" if element else ""
+        return f"a list{each}, written [a,b]"
+    section = options_in(hint)
+    if section:
         names = [name for name in section.model_fields if name != "name"]
         return f"a section of keys such as {prefix}{names[0]}" if names else MAPPING
     return MAPPING if origin is dict else NAMES.get(hint, "")
@@ -303,37 +309,55 @@ def misfit(
     came. `prefix` and `file` are those of `parse`; without a file, a user set the value as an
     override and gets advice on overrides.
     """
-    first = error.errors(include_url=False)[0]  # with the place (loc), type, input and bounds (ctx)
-    path: list[str] = []
-    field: FieldInfo | None = None
-    section = kind  # the class that has the last key of `path` as a field
-    inner: type[BaseModel] | None = kind  # the class of the next key; None below a plain value
-    for part in first["loc"]:
-        if inner is None:
-            break  # an element of a list, or a member of a union
-        section, field = inner, inner.model_fields.get(str(part))
-        path.append(str(part))
-        inner = options_in(field.annotation) if field else None
-    key = prefix + ".".join(path)
+    first = error.errors(include_url=False)[0]
+    key, section, field = _place(kind, first["loc"], prefix)
     group = key.rpartition(".")[0]
     what = f"{key} in {file}" if file else key
     if first["type"] == "extra_forbidden":
         known = [f"{group}.{name}".strip(".") for name in section.model_fields if name != "name"]
-        advice = "" if file else f"`{' '.join(['ulskip config', *group.split()])}` lists the keys"
-        return UnknownKey(str(unknown("key", what, known, advice)), key)
+        command = f"ulskip config {group}".strip()
+        return UnknownKey(
+            str(unknown("key", what, known, "" if file else f"`{command}` lists the keys")), key
+        )
     if first["type"] == "missing":
         advice = f"; add {key}=VALUE" if group and not file else ""
         return UsageError(f"expected a value for {what}, got none{advice}")
     hint = field.annotation if field else None
-    kinds = [member for member in members(hint) if member is not type(None)]
-    if kinds and all(get_origin(member) is Literal for member in kinds):  # a list of choices
+    allowed = [member for member in members(hint) if member is not type(None)]
+    if allowed and all(get_origin(member) is Literal for member in allowed):
         return unknown(what, first["input"], choices_of(hint))
+    expected = f"to be {describe_type(hint, f'{key}.') or 'of the type that its class declares'}"
+    bounds = first.get("ctx", {})  # e.g. {"ge": 1}; also other facts of the error
+    for name, sign in (SIGNS | LENGTHS).items():
+        # In a union the bound is one member's, and values of the others are allowed too.
+        if len(allowed) == 1 and name in bounds:
+            expected = f"{sign} {bounds[name]:.10g}"
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
     if field and not file and isinstance(field.default, int | float | str):
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
-    for name, sign in (SIGNS | LENGTHS).items():
-        # In a union the bound is one member's, and values of the others are allowed too.
-        if len(kinds) == 1 and name in first.get("ctx", {}):
-            return UsageError(f"expected {what} {sign} {first['ctx'][name]:.10g}, got {got}")
-    expected = describe_type(hint, f"{key}.") or "of the type that its class declares"
-    return UsageError(f"expected {what} to be {expected}, got {got}")
+    return UsageError(f"expected {what} {expected}, got {got}")
+
+
+class _Place(NamedTuple):
+    """The key that an error of pydantic is about."""
+
+    key: str  # dotted, with the prefix of `parse`
+    section: type[BaseModel]  # the class that declares the key or, if it is unknown, lacks it
+    field: FieldInfo | None  # None: unknown
+
+
+def _place(kind: type[BaseModel], path: Sequence[str | int], prefix: str) -> _Place:
+    """Return the last key on pydantic's path to an invalid value. What follows it on the path is
+    the number of an element of a list, or a member of a union.
+    """
+    names: list[str] = []
+    section: type[BaseModel] = kind
+    field: FieldInfo | None = None
+    inner: type[BaseModel] | None = kind  # the class of the next key; None below a plain value
+    for part in path:
+        if inner is None:
+            break
+        section, field = inner, inner.model_fields.get(str(part))
+        names.append(str(part))
+        inner = options_in(field.annotation) if field else None
+    return _Place(prefix + ".".join(names), section, field)
