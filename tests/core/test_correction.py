@@ -55,7 +55,7 @@ def test_a_linear_layer_with_a_folded_patch_adds_the_patch_to_its_output(name, h
 
 
 def test_kinds_that_take_no_time_are_those_that_a_checkpoint_can_contain():
-    assert {name for name, kind in KINDS.items() if not kind.takes_time} == {*FOLDED, "none"}
+    assert {name for name, kind in KINDS.items() if not kind.has_module} == {*FOLDED, "none"}
 
 
 @given(

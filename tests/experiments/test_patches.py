@@ -29,7 +29,7 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
     folder = tmp_path / "default" / "calibrations" / row["correction"]["id"]
     assert row["correction"]["kind"] == kind and "correction" not in full
     assert row["correction"]["ridge"] > 0
-    assert (row["correction"]["bytes"] > 0) == PATCHES[kind].takes_time
+    assert (row["correction"]["bytes"] > 0) == PATCHES[kind].has_module
     assert row["correction"]["base"]["fingerprint"] == ModelFolder(half.model).fingerprint
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns

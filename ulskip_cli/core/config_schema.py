@@ -544,7 +544,7 @@ class TrainingConfig(Shared):
                 f"train.method={train.method} does not support correction.{min(changed)}; use"
                 " train.method=adapter"
             )
-        trains_patches = trains_adapter and kind.takes_time
+        trains_patches = trains_adapter and kind.has_module
         if train.method != "full" and not train.lora.rank and not trains_patches:
             raise UsageError(
                 "train.lora.rank=0 trains nothing without patches that are not folded; use"

@@ -46,9 +46,9 @@ class PatchKind:
     name: ClassVar[str] = "none"
     text: ClassVar[str] = "LoRA alone"  # in help
     is_folded: ClassVar[bool] = False
-    # True if decode steps compute the patch, so that only ulskip can run it; False if an ordinary
-    # checkpoint can contain it.
-    takes_time: ClassVar[bool] = False
+    # True if a patch is a module at its gap, which decode steps compute and only ulskip can
+    # run; False if an ordinary checkpoint can contain it.
+    has_module: ClassVar[bool] = False
 
     parts: Parts  # the state of `module`, or the tensors of a folded patch
     # the linear layer that contains a folded patch: the number of its layer, and its path there
@@ -85,7 +85,7 @@ class PatchKind:
 class Dense(PatchKind):
     """A map `h + W h + b` with a full matrix `W`."""
 
-    name, text, takes_time = "full", "a matrix for each gap", True
+    name, text, has_module = "full", "a matrix for each gap", True
 
     @staticmethod
     def num_parameters(hidden_size: int) -> int:

@@ -281,7 +281,7 @@ def zero_adapter(
     hidden_size = shallow_view.text_config(model).hidden_size
     patches = {}
     for kept in kept_sets:
-        ends = gaps(kept, num_layers) if kind.takes_time else ()
+        ends = gaps(kept, num_layers) if kind.has_module else ()
         patches[kept] = {gap: kind(kind.module(hidden_size).state_dict()) for gap in ends}
     return SkipAdapter(num_layers, kind, patches)
 

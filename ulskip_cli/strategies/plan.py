@@ -138,17 +138,17 @@ class Plan(Schedule):
     @property
     def predicted_speedup(self) -> float | None:
         """The speedup predicted from the bytes of weights; None if they are unknown, and with
-        drafts.
+        drafts, because the speedup depends on how many are accepted.
         """
         weights = self.sizes.weights
-        if weights is None or self.drafts:  # the speedup depends on how many drafts are accepted
+        if weights is None or self.drafts:
             return None
         if self.later_stages:
             return weights.staged_speedup(schedule.step_counts(self.stages, self.timed_tokens - 1))
-        heads = self.exits.heads(self.target_kept) if self.exits else 1
-        # With early exit, a step runs the first R layers on average.
-        kept = self.kept_layers[: self.target_kept] if self.exits else self.kept_layers
-        return weights.predicted_speedup(kept, heads)
+        if self.exits:  # a step runs the first R layers on average
+            depth = self.target_kept
+            return weights.predicted_speedup(self.kept_layers[:depth], self.exits.heads(depth))
+        return weights.predicted_speedup(self.kept_layers)
 
     @property
     def patch_bytes(self) -> int | None:
@@ -160,13 +160,13 @@ class Plan(Schedule):
     def kv_bytes_per_token(self) -> int | None:
         """Keys and values of one token in all layers; None if unknown."""
         size = self.sizes.kv_per_layer
-        return size and size * self.num_layers
+        return None if size is None else size * self.num_layers
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
         """The part of `kv_bytes_per_token` that remains after the prompt."""
         size = self.sizes.kv_per_layer
-        return size and size * self.num_kept
+        return None if size is None else size * self.num_kept
 
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
@@ -181,23 +181,19 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
     needs exclude each other.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
-    new_tokens = config.speed.new_tokens
     request = schedule_request(config, num_layers)
-    count = request.num_kept  # R, on average
+    num_kept = request.num_kept
     stages = schedule.checked_stages(num_layers, strategy.stages(request))
+    target_speedup = config.ratio if strategy.follows_ratio else None
     plan = Plan(
         strategy=strategy.name,
         num_layers=num_layers,
         stages=stages,
-        prompt_layers=_prompt_layers(config, num_layers, stages[0]),
-        target_speedup=(
-            config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
-        ),
-        target_kept=count,
-        timed_tokens=(
-            _timed_tokens(stages, count, new_tokens) if strategy.is_positional else new_tokens
-        ),
-        exits=strategy.exit_rule(request) if count < num_layers else None,  # R = N: no exits
+        prompt_layers=_prompt_layers(config.prompt_layers, num_layers, stages[0]),
+        target_speedup=1.0 if strategy.keeps_all else target_speedup,
+        target_kept=num_kept,
+        timed_tokens=_timed_tokens(stages, num_kept, config.speed.new_tokens),
+        exits=strategy.exit_rule(request) if num_kept < num_layers else None,
         drafts=bool(config.decoding.draft_tokens),
     )
     needs = _needs(config, metadata, plan)
@@ -211,17 +207,18 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
     )
 
 
-def _prompt_layers(config: Config, num_layers: int, stage: Stage) -> str:
-    """Return the layers that read prompts before the first stage, `all` however they were named;
-    raise UsageError if the model has fewer.
+def _prompt_layers(asked: str, num_layers: int, first_stage: Stage) -> str:
+    """Return the value of `prompt_layers` that a plan has: `all` also for `kept` and `first:K` if
+    these are all layers. Raise UsageError for a K above N.
     """
-    count, asked = schedule.first_layers(config.prompt_layers), config.prompt_layers
-    if count and count > num_layers:
+    count = schedule.first_layers(asked)
+    if count is None:
+        count = len(first_stage.kept_layers)
+    elif count > num_layers:
         raise UsageError(
             f"expected at most {num_layers} layers, all of the model, got prompt_layers={asked}"
         )
-    reads_all = count == num_layers if count else len(stage.kept_layers) == num_layers
-    return "all" if reads_all else asked
+    return "all" if count == num_layers else asked
 
 
 def _warnings(config: Config, plan: Plan) -> Iterator[str]:
@@ -237,7 +234,7 @@ def _warnings(config: Config, plan: Plan) -> Iterator[str]:
             f"{name} keeps {kept:.3g} of {plan.num_layers} layers, but ratio={config.ratio:.4g}"
             f" asks for {wanted}"
         )
-    if config.correction.label == "adapter" and wanted == plan.num_layers:
+    if isinstance(config.correction, Adapter) and wanted == plan.num_layers:
         yield f"correction=adapter has no effect with {name}, which keeps all layers"
 
 
@@ -268,7 +265,7 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
             Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
             Need.FIRST_PROMPT: schedule.first_layers(plan.prompt_layers),
             Need.FITTED_PATCHES: config.correction.is_fitted,
-            Need.PATCHES: plan.sets_with_gaps and kind.takes_time,
+            Need.PATCHES: plan.sets_with_gaps and kind.has_module,
             Need.ADAPTER: isinstance(config.correction, Adapter),
             Need.NO_TOKENIZER: not metadata.has_tokenizer,
             Need.CALIBRATION: not config.strategy.is_calibrated,
@@ -293,32 +290,35 @@ def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)
-    # A training with exits trains the first layers up to each exit.
-    trained = [*(trained_for["kept_layers"] or {}).values(), *(list(range(end)) for end in exits)]
-    for later in (trained_for.get("later_stages") or {}).values():
-        trained += [stage["kept_layers"] for stage in later]
+    trained = [list(range(depth)) for depth in exits]  # an exit trains all layers before it
+    trained += (trained_for["kept_layers"] or {}).values()
+    for stages in (trained_for.get("later_stages") or {}).values():
+        trained += [stage["kept_layers"] for stage in stages]
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
 def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:
-    """Return the bytes that decode steps of a configuration with these needs read; None for unknown
-    ones.
-    """
-    kind = config.correction.patch_kind(config.model)
+    """Return the bytes that decode steps of a configuration with these needs read."""
+    kind, hidden_size = config.correction.patch_kind(config.model), metadata.hidden_size
     weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
-    patch = kind.num_parameters(metadata.hidden_size or 0) * weight_bytes
+    patch = kind.num_parameters(hidden_size or 0) * weight_bytes
     weights = config.engine.sizes(metadata, config.model.device, frozenset(needs))
-    weights = weights and replace(weights, patch=patch)
-    is_unknown = kind.takes_time and not metadata.hidden_size
+    if weights is not None:
+        weights = replace(weights, patch=patch)
+    is_unknown = kind.has_module and hidden_size is None
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)
 
 
-def _timed_tokens(stages: Sequence[Stage], count: int, tokens: int) -> int:
-    """Return the length of answers, as near to `tokens` as possible, over which a step runs `count`
-    layers on average.
+def _timed_tokens(stages: Sequence[Stage], num_kept: int, new_tokens: int) -> int:
+    """Return the length of timed answers: `new_tokens` with one stage, or else the nearest length
+    over which a step runs `num_kept` layers on average.
     """
-    longest = max(tokens, 4 * stages[-1].first_step + 2)  # most of its steps are in the last stage
-    return min(
-        range(2, longest + 1),
-        key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)),
-    )
+    # At four times the start of the last stage, three quarters of the steps are in it.
+    longest = max(new_tokens, 4 * stages[-1].first_step + 2)
+
+    def errors(length: int) -> tuple[float, int]:
+        """Return the error of the mean depth and, between equal ones, that of the length."""
+        depth = schedule.mean_kept(stages, [length])
+        return abs(depth - num_kept), abs(length - new_tokens)
+
+    return min(range(2, longest + 1), key=errors)
