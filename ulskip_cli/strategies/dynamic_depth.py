@@ -93,24 +93,25 @@ class SkipDecode(Strategy):
         low, high = 0.5, 8.0 * max(request.lengths)
         for _ in range(60):  # to the precision of a float
             middle = (low + high) / 2
-            low, high = (low, middle) if mean(middle) >= request.num_kept else (middle, high)
-        horizon = min(
-            (round(low, 4), round(high, 4)), key=lambda near: abs(mean(near) - request.num_kept)
-        )
+            if mean(middle) >= request.num_kept:
+                high = middle
+            else:
+                low = middle
+        rounded = round(low, 4), round(high, 4)
+        horizon = min(rounded, key=lambda near: abs(mean(near) - request.num_kept))
         return horizon, mean(horizon)
 
     def _stages(self, request: ScheduleRequest, horizon: float) -> tuple[Stage, ...]:
         """Return a stage for each step up to the horizon at which fewer layers run than before."""
-        num_layers = request.num_layers
-        most, fewest = self.depths(num_layers, request.num_kept)
-        shares = (min(step / horizon, 1.0) for step in range(math.ceil(horizon) + 1))
-        depths = [round(most - (most - fewest) * share) for share in shares]  # a(t)
-        # The skipped block begins behind the first w layers, so a(t) - w layers at the end remain.
-        return tuple(
-            Stage(step, without_block(num_layers, depth, WARMUP_LAYERS))
-            for step, depth in enumerate(depths)
-            if not step or depth < depths[step - 1]
-        )
+        most, fewest = self.depths(request.num_layers, request.num_kept)
+        stages: list[Stage] = []
+        for step in range(math.ceil(horizon) + 1):
+            depth = round(most - (most - fewest) * min(step / horizon, 1.0))  # a(t)
+            if not stages or depth < len(stages[-1].kept_layers):
+                # The first w and the last a(t) - w layers remain around a skipped block.
+                layers = without_block(request.num_layers, depth, WARMUP_LAYERS)
+                stages.append(Stage(step, layers))
+        return tuple(stages)
 
 
 class EarlyExit(Strategy):
@@ -157,12 +158,12 @@ class EarlyExit(Strategy):
                 f" {self.min_exit}; lower strategy.min_exit or the ratio"
             )
         return ExitRule(
-            request.num_layers,
-            request.num_kept,
-            self.threshold,
-            self.horizon or request.max_new_tokens,
-            self.min_exit,
-            self.every,
+            num_layers=request.num_layers,
+            target_depth=request.num_kept,
+            threshold=self.threshold,
+            horizon=self.horizon or request.max_new_tokens,
+            min_exit=self.min_exit,
+            every=self.every,
         )
 
     def calibrate(
@@ -179,17 +180,20 @@ class EarlyExit(Strategy):
         tried: list[tuple[float, float]] = []  # (threshold, mean depth)
         low, high = LOGITS
         for round_ in range(1, ROUNDS + 1):
-            middle = (low + high) / 2
-            # the lam whose logit(0.9 lam) is in the middle
-            threshold = float(f"{1 / (1 + math.exp(-middle)) / FALLS_TO:.9g}")
-            mean = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
-            tried.append((threshold, mean))
+            logit = (low + high) / 2
+            late_threshold = 1 / (1 + math.exp(-logit))  # 0.9 lam
+            threshold = float(f"{late_threshold / FALLS_TO:.9g}")
+            depth = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
+            tried.append((threshold, depth))
             held_out.tell(round_, ROUNDS)
-            if abs(mean - num_kept) <= MEAN_DEPTH_ERROR * num_kept:
+            if abs(depth - num_kept) <= MEAN_DEPTH_ERROR * num_kept:
                 break
-            low, high = (middle, high) if mean < num_kept else (low, middle)
-        threshold, mean = min(tried, key=lambda pair: abs(pair[1] - num_kept))
+            if depth < num_kept:
+                low = logit
+            else:
+                high = logit
+        threshold, depth = min(tried, key=lambda pair: abs(pair[1] - num_kept))
         return CalibrationResult(
             {"threshold": threshold, "horizon": horizon},
-            {"mean_kept_layers": mean, "tried": [list(pair) for pair in tried]},
+            {"mean_kept_layers": depth, "tried": [list(pair) for pair in tried]},
         )

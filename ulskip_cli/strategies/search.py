@@ -6,6 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
@@ -18,6 +19,10 @@ from ulskip_cli.core.strategy import (
     ScheduleRequest,
     Strategy,
 )
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
 CLUSTER_STARTS, CLUSTER_ROUNDS = 50, 20  # of k-means
@@ -77,10 +82,14 @@ class LoRP(BlockInfluence):
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Measure S in one pass over prompts and references, and order the layers."""
+        # The output of layer l is at depth l + 1; depth 0 is the input of the first layer.
         similar = [row[1:] for row in held_out.state_similarity()[1:]]
         layers = range(request.num_layers)
         locality = -math.log2(max(mean_of_pairs(similar, layers), sys.float_info.min))
-        groups = clusters(similar, 2 if locality >= 1 else 3 if locality >= 0.7 else 4)
+        num_clusters = 2
+        if locality < 1:
+            num_clusters = 3 if locality >= 0.7 else 4
+        groups = clusters(similar, num_clusters)
         order = skipping_order(similar, groups)
         return CalibrationResult(
             {"scores": [order.index(layer) for layer in layers]},
@@ -89,8 +98,8 @@ class LoRP(BlockInfluence):
 
 
 def skipping_order(similar: Sequence[Sequence[float]], groups: Sequence[Sequence[int]]) -> Layers:
-    """Return all layers in the order in which LoRP skips them, from their similarity and
-    clusters.
+    """Return all layers in the order in which LoRP skips them, from their similarity [layer][layer]
+    and their clusters.
     """
     ends = (len(similar) - 1, 0)
     candidates = list[list[int]]()  # of each cluster, the most redundant first
@@ -100,12 +109,13 @@ def skipping_order(similar: Sequence[Sequence[float]], groups: Sequence[Sequence
         candidates.append([layer for layer in ranked if layer not in ends])
     order = [layers.pop(0) for layers in candidates if layers]
     while any(candidates):
-        left = [[layer for layer in group if layer not in order] for group in groups]
-        means = [
-            mean_of_pairs(similar, group) if layers else -math.inf
-            for group, layers in zip(left, candidates, strict=True)
-        ]
-        order.append(candidates[means.index(max(means))].pop(0))
+        means = dict[int, float]()  # by the number of a cluster that can skip a layer
+        for index, group in enumerate(groups):
+            if candidates[index]:
+                remaining = [layer for layer in group if layer not in order]
+                means[index] = mean_of_pairs(similar, remaining)
+        densest = max(means, key=means.__getitem__)
+        order.append(candidates[densest].pop(0))
     return (*order, *ends)
 
 
@@ -117,34 +127,39 @@ def mean_of_pairs(similar: Sequence[Sequence[float]], group: Sequence[int]) -> f
 
 def clusters(similar: Sequence[Sequence[float]], count: int) -> list[list[int]]:
     """Return up to `count` clusters of layers by normalized spectral clustering with the affinity
-    (S + 1) / 2 (von Luxburg 2007, arXiv:0711.0189), in the order of their first layers: k-means of
-    the eigenvectors, the best of several starts.
+    (S + 1) / 2 (von Luxburg 2007, arXiv:0711.0189), in the order of their first layers.
     """
     import numpy  # not needed by plans
 
     affinity = (numpy.array(similar) + 1) / 2
     numpy.fill_diagonal(affinity, 0)
-    root = numpy.sqrt(affinity.sum(0))
-    vectors = numpy.linalg.eigh(affinity / root / root[:, None])[1][:, -count:] / root[:, None]
-    best, least = numpy.zeros(len(root), int), math.inf
+    root = numpy.sqrt(affinity.sum(0))  # of the degrees
+    _, eigenvectors = numpy.linalg.eigh(affinity / root / root[:, None])  # [layers, layers]
+    labels = _k_means(eigenvectors[:, -count:] / root[:, None], count)
+    groups = {label: list[int]() for label in labels}
+    for layer, label in enumerate(labels):
+        groups[label].append(layer)
+    return list(groups.values())
+
+
+def _k_means(vectors: "NDArray[float64]", count: int) -> list[int]:
+    """Return the cluster of each vector [vectors, dimensions] in the best of several starts."""
+    import numpy
+
+    best, least = numpy.zeros(len(vectors), int), math.inf
     rng = numpy.random.default_rng(0)
     for _ in range(CLUSTER_STARTS):
         centers = rng.choice(vectors, min(count, len(vectors)), replace=False)
         for _ in range(CLUSTER_ROUNDS):
-            distances = ((vectors[:, None] - centers) ** 2).sum(2)  # [layers, clusters]
+            distances = ((vectors[:, None] - centers) ** 2).sum(2)  # [vectors, clusters]
             nearest = distances.argmin(1)
-            centers = numpy.array(
-                [
-                    vectors[nearest == i].mean(0) if (nearest == i).any() else center
-                    for i, center in enumerate(centers)
-                ]
-            )
-        if (loss := distances.min(1).sum()) < least:
+            for cluster in numpy.unique(nearest):  # one without vectors keeps its center
+                centers[cluster] = vectors[nearest == cluster].mean(0)
+        loss = distances.min(1).sum()  # to the centers before the last change
+        if loss < least:
             best, least = nearest, loss
-    labels = best.tolist()
-    return [
-        [i for i in range(len(labels)) if labels[i] == label] for label in dict.fromkeys(labels)
-    ]
+    labels: list[int] = best.tolist()
+    return labels
 
 
 class OneBlock(Strategy):
@@ -182,20 +197,25 @@ class OneBlock(Strategy):
         num_layers, num_kept = request.num_layers, request.num_kept
         if num_kept == num_layers:  # no block to choose
             return CalibrationResult({"first": 1})
-        # All by the first layer of the block. Two thirds of the budget go to even distances.
-        firsts, losses = range(1, num_kept), dict[int, float]()
-        coarse = spread(firsts, max(1, 2 * self.budget // 3))
-        best, total = coarse[0], min(self.budget, len(firsts))
-        while len(losses) < total:
-            left = [first for first in coarse if first not in losses]
-            left = left or sorted(
-                set(firsts) - losses.keys(), key=lambda first: (abs(first - best), first)
-            )
+        firsts = range(1, num_kept)  # possible first layers of the block
+        total = min(self.budget, len(firsts))
+        losses = dict[int, float]()  # by the first layer
+
+        def measure(first: int) -> None:
             held_out.tell(len(losses) + 1, total)
-            losses[left[0]] = held_out.decode_loss(without_block(num_layers, num_kept, left[0]))
-            best = min(losses, key=lambda first: (losses[first], first))
+            losses[first] = held_out.decode_loss(without_block(num_layers, num_kept, first))
+
+        def best() -> int:
+            return min(losses, key=lambda first: (losses[first], first))
+
+        for first in spread(firsts, max(1, 2 * self.budget // 3)):
+            measure(first)
+        while len(losses) < total:
+            near = best()
+            left = set(firsts) - losses.keys()
+            measure(min(left, key=lambda first: (abs(first - near), first)))
         return CalibrationResult(
-            {"first": best}, {"losses": {str(first): losses[first] for first in sorted(losses)}}
+            {"first": best()}, {"losses": {str(first): losses[first] for first in sorted(losses)}}
         )
 
 
@@ -253,49 +273,49 @@ class Search(Strategy):
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
         """Swap one layer at a time, near layers first, and start again after each improvement until
-        the budget is used.
+        the budget is used or no swap improves the loss.
         """
-        num_layers, num_kept = request.num_layers, request.num_kept
         rng, losses = random.Random(self.seed), dict[Layers, float]()
         path: list[OptionValues] = []  # the improvements, for the row
 
-        def measure(layers: Layers) -> bool:
-            """Add the loss of these layers to `losses`, and to `path` if it is the lowest, and
-            return True then.
-            """
-            lowest = min(losses.values(), default=math.inf)
+        def improves(layers: Layers) -> bool:
+            """Measure the loss of these layers, and return True if it is the lowest."""
             held_out.tell(len(losses) + 1, self.budget)
+            lowest = min(losses.values(), default=math.inf)
             try:
-                losses[layers] = loss = held_out.decode_loss(layers)
+                loss = held_out.decode_loss(layers)
             except UsageError:  # e.g. no layer before a folded patch
-                losses[layers] = loss = math.inf
-            if loss >= lowest:
-                return False
-            path.append({"tried": len(losses), "loss": loss, "layers": list(layers)})
-            return True
+                loss = math.inf
+            losses[layers] = loss
+            if loss < lowest:
+                path.append({"tried": len(losses), "loss": loss, "layers": list(layers)})
+            return loss < lowest
 
-        starts = [schedule.even(num_layers, num_kept)]
-        # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
-        if held_out.corrects:
-            influence = BlockInfluence(scores=tuple(BlockInfluence.influence(held_out)))
-            blocks = [
-                without_block(num_layers, num_kept, first)
-                for first in spread(range(1, num_kept), BLOCKS)
-            ]
-            starts = [influence.kept_layers(request), *blocks, *starts]
-            starts = list(dict.fromkeys(starts))[: self.budget]
-        for start in starts:
-            measure(start)
-        while len(losses) < self.budget:
+        for start in self._starts(request, held_out):
+            improves(start)
+        has_improved = True
+        while has_improved and len(losses) < self.budget:
             best = min(losses, key=losses.__getitem__)
-            candidates = [layers for layers in swaps(best, num_layers, rng) if layers not in losses]
-            for candidate in candidates[: self.budget - len(losses)]:
-                if measure(candidate):
-                    break  # and start again from it
-            else:
-                break  # no swap improves the loss, or the budget is used up
+            others = swaps(best, request.num_layers, rng)
+            untried = [layers for layers in others if layers not in losses]
+            # `any` stops at the first improvement.
+            has_improved = any(map(improves, untried[: self.budget - len(losses)]))
         best = min(losses, key=losses.__getitem__)
         return CalibrationResult({"layers": list(best)}, {"path": path, "tried": len(losses)})
+
+    def _starts(self, request: ScheduleRequest, held_out: HeldOutMeasurements) -> list[Layers]:
+        """Return the schedules that are measured first. Patches favour neighbouring gaps: one
+        skipped block, or the layers of the least influence.
+        """
+        num_layers, num_kept = request.num_layers, request.num_kept
+        even = schedule.even(num_layers, num_kept)
+        if not held_out.corrects:
+            return [even]
+        influence = BlockInfluence(scores=tuple(BlockInfluence.influence(held_out)))
+        firsts = spread(range(1, num_kept), BLOCKS)
+        blocks = [without_block(num_layers, num_kept, first) for first in firsts]
+        starts = [influence.kept_layers(request), *blocks, even]
+        return list(dict.fromkeys(starts))[: self.budget]
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[Layers]:
