@@ -150,30 +150,29 @@ class AnswerPair:
         speeds if an answer is too short to be timed, and no speedup, because one pair of answers
         has no interval.
         """
-        difference = self.first_difference
-        differ = "the answers are equal"
-        if difference:
-            token, character = difference
-            before = printable(self.full.text[:character][-SHOWN:].strip())
-            differ = f"the answers differ from token {token + 1} on"
-            differ += f", after '{before}'" if before else ""
-        sides = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
-        is_short = min(len(side.token_ids) for side in sides.values()) < FOR_SPEED
-        facts = [
-            f"{name} {f'{len(side.token_ids)} tokens' if is_short else _speed_text(side)}"
-            for name, side in sides.items()
-        ]
-        if is_short:
+        answers = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
+        if min(len(answer.token_ids) for answer in answers.values()) < FOR_SPEED:
+            facts = [f"{name} {len(answer.token_ids)} tokens" for name, answer in answers.items()]
             facts.append(f"speeds are shown from {FOR_SPEED} tokens on")
-        return "; ".join([*facts, differ])
+        else:
+            facts = [f"{name} {_speed_text(answer)}" for name, answer in answers.items()]
+        if self.first_difference is None:
+            return "; ".join([*facts, "the answers are equal"])
+        token, character = self.first_difference
+        before = printable(self.full.text[:character][-SHOWN:].strip())
+        after = f", after '{before}'" if before else ""
+        return "; ".join([*facts, f"the answers differ from token {token + 1} on{after}"])
 
     def as_dict(self) -> Table:
         """Return all values, JSON-ready."""
-        values, at = asdict(self), self.first_difference
-        for name, side in (("full", self.full), ("kept", self.kept)):
-            values[name]["num_tokens"] = len(side.token_ids)
-            values[name]["tokens_per_second"] = side.tokens_per_second
-        values["first_difference"] = at and {"token": at[0], "character": at[1]}
+        values = asdict(self)
+        for name, answer in (("full", self.full), ("kept", self.kept)):
+            values[name]["num_tokens"] = len(answer.token_ids)
+            values[name]["tokens_per_second"] = answer.tokens_per_second
+        values["first_difference"] = None
+        if self.first_difference is not None:
+            token, character = self.first_difference
+            values["first_difference"] = {"token": token, "character": character}
         return values
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pydantic_core import to_jsonable_python
 
@@ -40,26 +40,36 @@ def overrides_of(config: Shared, command: str) -> list[str]:
             given[group] = name
             files = compose_files(primary, tuple(given.items()))
 
-    def changed(section: Options, prefix: str, stated: Table) -> Iterator[str]:
-        """Yield `key=value` for the values that the chosen files do not state already."""
-        for name, field in type(section).model_fields.items():
-            key, value = f"{prefix}{name}", getattr(section, name)
-            known = stated.get(name, field.get_default(call_default_factory=True))
-            is_preset_name = name == "name" and prefix  # which the word of its group sets
-            if is_preset_name or not config.uses(key, command):
-                continue
-            if isinstance(value, Options):
-                yield from changed(value, f"{key}.", known if isinstance(known, dict) else {})
-            elif known not in (value, to_jsonable_python(value)):
-                plain = change_texts(to_jsonable_python(value), _without_interpolations)
-                yield f"{key}={_text(escaped(plain) if is_text(key) else plain)}"
+    def is_used(key: str) -> bool:
+        return config.uses(key, command)
 
     choices = [
         f"{group}={name}"
         for group, name in names.items()
         if group in given and (group, name) != PATH_ALONE
     ]
-    return [*choices, *changed(config, "", files.values())]
+    return [*choices, *_changed(config, files.values(), is_used)]
+
+
+def _changed(
+    section: Options, stated: Table, is_used: Callable[[str], bool], prefix: str = ""
+) -> Iterator[str]:
+    """Yield `key=value` for the used values of a section that files do not state already; `prefix`
+    is the section in its keys, with a dot.
+    """
+    for name, field in type(section).model_fields.items():
+        key, value = f"{prefix}{name}", getattr(section, name)
+        is_preset_name = name == "name" and prefix  # which the word of its group sets
+        if is_preset_name or not is_used(key):
+            continue
+        known = stated.get(name, field.get_default(call_default_factory=True))
+        plain = to_jsonable_python(value)
+        if isinstance(value, Options):
+            inner = known if isinstance(known, dict) else {}
+            yield from _changed(value, inner, is_used, f"{key}.")
+        elif known not in (value, plain):  # a default is a value, and files state plain ones
+            plain = change_texts(plain, _without_interpolations)
+            yield f"{key}={_text(escaped(plain) if is_text(key) else plain)}"
 
 
 def _without_interpolations(text: str) -> str:
@@ -82,10 +92,11 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{_text(key)}:{_text(item)}' for key, item in value.items())}}}"
+        items = [f"{_text(key)}:{_text(item)}" for key, item in value.items()]
+        return f"{{{','.join(items)}}}"
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     text = str(value)
-    if not isinstance(value, str) or (_PLAIN.fullmatch(text) and text.lower() not in _WORDS):
-        return text
-    return quoted(text)
+    needs_quotes = text.lower() in _WORDS or not _PLAIN.fullmatch(text)
+    return quoted(text) if isinstance(value, str) and needs_quotes else text

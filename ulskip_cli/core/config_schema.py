@@ -139,7 +139,8 @@ class LauncherConfig(Options):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name == "inline" and (unread := self.changed()):
+        unread = self.changed()
+        if self.name == "inline" and unread:
             raise UsageError(
                 f"launcher.{min(unread)} requires workers; choose launcher=local, submitit or ray"
             )
@@ -204,8 +205,10 @@ class Shared(Options):
 
     def why_unused(self, key: str) -> str:
         """Return why the value of a key has no effect in this configuration, or an empty text."""
-        conditions = filter(None, (use.condition for use in self._uses(key)))
-        return next((rule.otherwise for rule in conditions if not rule.holds(self)), "")
+        for use in self._uses(key):
+            if use.condition and not use.condition.holds(self):
+                return use.condition.otherwise
+        return ""
 
     def changes_results(self, key: str, command: str) -> bool:
         """Return True if a command uses a key, and its value changes the results."""
@@ -227,13 +230,13 @@ class Shared(Options):
         their section.
         """
         uses = list[Use]()
-        kind: type[BaseModel] | None = cls
+        section: type[BaseModel] | None = cls
         for part in key.split("."):
-            field = kind.model_fields.get(part) if kind else None
-            if field is None:
+            if section is None or part not in section.model_fields:
                 break
+            field = section.model_fields[part]
             uses.append(use_of(field))
-            kind = options_in(field.annotation)
+            section = options_in(field.annotation)
         return uses
 
     def resolved(self) -> Table:
@@ -324,7 +327,7 @@ class Config(Shared):
     @field_validator("baseline_engine")
     @classmethod
     def _check_baseline_engine(cls, name: str | None) -> str | None:
-        return name and engine_named(name).name
+        return None if name is None else engine_named(name).name
 
     def identity(self, command: str = "run") -> str:
         """Return a hash of all values that change the results of a command, as 12 hexadecimal
@@ -507,7 +510,7 @@ class TrainOptions(Options):
         if self.responses == "reference" and self.own.changed():
             raise UsageError("train.own requires own answers; add train.responses=own or both")
         for key in self.changed():
-            if self.method not in METHODS_OF.get(key, (self.method,)):
+            if key in METHODS_OF and self.method not in METHODS_OF[key]:
                 raise UsageError(
                     f"train.method={self.method} does not support train.{key}; leave it out"
                 )
@@ -530,29 +533,35 @@ class TrainingConfig(Shared):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        train, strategy, kind = self.train, self.strategy, KINDS[self.correction.kind]
-        trains_adapter = train.method == "adapter"
+    def _check_device(self) -> Self:
         _, _, index = self.model.device.partition(":")
         if index not in ("", "0"):
             raise UsageError(
                 f"expected model.device=cuda to train, got {self.model.device}; choose the GPU by"
                 f" CUDA_VISIBLE_DEVICES={index}"
             )
-        if not trains_adapter and (changed := self.correction.changed()):
+        return self
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Self:
+        train, strategy, patch = self.train, self.strategy, KINDS[self.correction.kind]
+        trains_adapter = train.method == "adapter"
+        changed = self.correction.changed()
+        if changed and not trains_adapter:
             raise UsageError(
                 f"train.method={train.method} does not support correction.{min(changed)}; use"
                 " train.method=adapter"
             )
-        trains_patches = trains_adapter and kind.has_module
+        trains_patches = trains_adapter and patch.has_module
         if train.method != "full" and not train.lora.rank and not trains_patches:
             raise UsageError(
                 "train.lora.rank=0 trains nothing without patches that are not folded; use"
                 " train.lora.rank=16"
             )
-        if trains_adapter and kind.is_folded and (strategy.is_positional or len(train.ratios) > 1):
+        has_several_schedules = strategy.is_positional or len(train.ratios) > 1
+        if trains_adapter and patch.is_folded and has_several_schedules:
             raise UsageError(
-                f"train.method=adapter does not support correction.kind={kind.name} and several"
+                f"train.method=adapter does not support correction.kind={patch.name} and several"
                 " train.ratios or strategies with other layers at later positions; train one"
                 " adapter per ratio, or use correction.kind=full"
             )

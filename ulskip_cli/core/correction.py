@@ -141,7 +141,7 @@ class Folded(PatchKind):
         return weight + fold.t() @ weight, bias
 
 
-def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, Tensor]:
+def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
     """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `target = input
     weight + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
     """
@@ -150,11 +150,13 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, 
     sums, count = list[torch.Tensor](), 0  # over all batches, so that none has to be kept
     for inputs, targets in pairs:
         inputs, targets = inputs.cpu().double(), targets.cpu().double()  # MPS has no float64
-        parts = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
-        for total, part in zip(sums, parts, strict=False):  # no sums before the first batch
-            total.add_(part)
-        sums = sums or parts
+        terms = [inputs.T @ inputs, inputs.T @ targets, inputs.sum(0), targets.sum(0)]
         count += len(inputs)
+        if not sums:
+            sums = terms
+            continue
+        for total, term in zip(sums, terms, strict=True):
+            total.add_(term)
     squares, cross, input_sum, target_sum = sums
     input_mean, target_mean, gram = input_sum / count, target_sum / count, squares
     if has_bias:  # centered, so that the ridge does not penalize the bias
@@ -163,10 +165,11 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> dict[str, 
     # Inputs that do not vary have a Gram matrix of rounding errors, which must not set the scale.
     least = _LEAST_VARIANCE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
     scale = gram.diagonal().mean().clamp_min(least)
-    weight = torch.linalg.solve(
-        gram + ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross
-    )
-    return {"weight": weight, **({"bias": target_mean - input_mean @ weight} if has_bias else {})}
+    penalty = ridge * scale * torch.eye(len(gram), dtype=gram.dtype)
+    weight = torch.linalg.solve(gram + penalty, cross)
+    if not has_bias:
+        return {"weight": weight}
+    return {"weight": weight, "bias": target_mean - input_mean @ weight}
 
 
 NO_PATCHES = PatchKind

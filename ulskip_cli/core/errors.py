@@ -66,17 +66,19 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
     section = "".join(got.rpartition(".")[:2])
     if not all(name.startswith(section) for name in names):
         section = ""
-    known_in_it = [name.removeprefix(section) for name in names]
-    word = got.removeprefix(section)
-    near = [name for name in known_in_it if name.lower().startswith(word.lower())] if word else []
-    near = near or difflib.get_close_matches(word.lower(), known_in_it, 1)
-    hint = " or ".join(f"'{section}{name}'" for name in near[:3])
-    hint = f" did you mean {hint}?" if hint else ""
-    listed = f" known: {', '.join(names)}" if 0 < len(names) <= MAX_LISTED or not advice else ""
-    return UsageError(
-        f"unknown {kind} '{got}';{hint}{listed}"
-        + (f"{';' if listed else ''} {advice}" if advice else "")
-    )
+    inner_names = [name.removeprefix(section) for name in names]
+    word = got.removeprefix(section).lower()
+    near = [name for name in inner_names if word and name.lower().startswith(word)]
+    near = near or difflib.get_close_matches(word, inner_names, 1)
+    message = f"unknown {kind} '{got}';"
+    if near:
+        meant = [f"'{section}{name}'" for name in near[:3]]
+        message += f" did you mean {' or '.join(meant)}?"
+    if not advice:
+        return UsageError(f"{message} known: {', '.join(names)}")
+    if 0 < len(names) <= MAX_LISTED:
+        message += f" known: {', '.join(names)};"
+    return UsageError(f"{message} {advice}")
 
 
 def reason(error: BaseException, has_path: bool = False) -> str:

@@ -63,8 +63,9 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
         if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
             return folder.name  # the commit
-    patterns = [*TOKENIZER_FILES, "*.safetensors"] * weights
-    files = {file for pattern in patterns for file in config_file.parent.glob(pattern)}
+    files = set[Path]()
+    for pattern in (*TOKENIZER_FILES, "*.safetensors") if weights else ():
+        files.update(config_file.parent.glob(pattern))
     stamps = [_stamp(file) for file in sorted(filter(Path.is_file, files))]
     return _hashed(config_file.parent, config_file.read_bytes(), tuple(stamps))
 
@@ -89,8 +90,9 @@ def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ..
     digest = hashlib.sha256(config)
     for file, size, _ in stamps:
         digest.update(f"{file.relative_to(folder)} {size}".encode())
+        stride = _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES
         with file.open("rb") as stream:
-            for start in range(0, size, _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES):
+            for start in range(0, size, stride):
                 stream.seek(start)
                 digest.update(stream.read(_BLOCK_BYTES))
     return digest.hexdigest()

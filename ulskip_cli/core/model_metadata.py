@@ -134,6 +134,19 @@ class _Sizes(Options):
     dtype: str | None = _sized("dtype", "torch_dtype")
     model_type: str | None = None
 
+    def kv_bytes(self, weight_bytes: int | None) -> int | None:
+        """Return the bytes of keys and values of one token in one layer, None if unknown; a number
+        has `weight_bytes`.
+        """
+        heads, hidden = self.num_attention_heads, self.hidden_size
+        if heads is None or hidden is None or weight_bytes is None or self.kv_lora_rank:
+            return None
+        kv_heads = _number(self.num_key_value_heads) or heads
+        if self.multi_query and not self.new_decoder_architecture:
+            kv_heads = 1
+        head_dim = _number(self.head_dim) or hidden // heads
+        return 2 * kv_heads * head_dim * weight_bytes
+
 
 def _number(size: int | list[object] | None) -> int | None:
     return size if isinstance(size, int) else None
@@ -263,45 +276,43 @@ class ModelFolder:
     @cached_property
     def metadata(self) -> ModelMetadata:
         """The shape and the sizes of the model."""
-        model, file, sizes = self.model, self.file, self._sizes
-        num_layers, hidden = sizes.num_hidden_layers, sizes.hidden_size
-        # bytes of one loaded weight
-        width = DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype or "float32")
-        if file.parent == ASSETS / "shapes":
-            weights, total = _random_weights(file.stem, num_layers, width)
-        else:
-            # Loading converts tensors to the dtype; with auto, they keep their stored bytes.
-            tensors = {
-                name: StoredTensor(
-                    shape, math.prod(shape) * width if width and model.dtype != "auto" else size
-                )
-                for name, (shape, size) in self._tensors.items()
-            }
-            weights = sort_weight_sizes(tensors, num_layers, sizes.vocab_size or 0)
-            total = sum(tensor.num_bytes for tensor in tensors.values()) or None
-        kv_bytes = None
-        heads = sizes.num_attention_heads
-        if heads and hidden and width and not sizes.kv_lora_rank:
-            is_multi_query = sizes.multi_query and not sizes.new_decoder_architecture
-            kv_heads = 1 if is_multi_query else _number(sizes.num_key_value_heads) or heads
-            head_dim = _number(sizes.head_dim) or hidden // heads
-            kv_bytes = 2 * kv_heads * head_dim * width  # keys and values
+        model, sizes = self.model, self._sizes
+        stored_dtype = sizes.dtype or "float32"
+        weight_bytes = DTYPE_BYTES.get(stored_dtype if model.dtype == "auto" else model.dtype)
+        weights, total_bytes = self._weight_sizes(weight_bytes)
         # Random weights have no files, and a GGUF file is usually quantized.
         has_floats = model.source in ("bundled", "hf") and not self.gguf
         return ModelMetadata(
-            num_layers,
-            kv_bytes,
+            sizes.num_hidden_layers,
+            sizes.kv_bytes(weight_bytes),
             weights,
-            total,
-            hidden_size=hidden,
+            total_bytes,
+            hidden_size=sizes.hidden_size,
             vocab_size=sizes.vocab_size,
-            weight_bytes=width,
+            weight_bytes=weight_bytes,
             dtype=model.dtype,
             stored_dtype=sizes.dtype if has_floats else None,
             model_type=sizes.model_type,
             context=sizes.max_position_embeddings,
             has_tokenizer=self.has_tokenizer,
         )
+
+    def _weight_sizes(self, weight_bytes: int | None) -> tuple[WeightSizes | None, int | None]:
+        """Return the bytes of the head and of each layer, and of all weights, after loading; None
+        for unknown ones.
+        """
+        sizes = self._sizes
+        if self.file.parent == ASSETS / "shapes":
+            return _random_weights(self.file.stem, sizes.num_hidden_layers, weight_bytes)
+        tensors = self._tensors
+        if self.model.dtype != "auto" and weight_bytes:  # which loading converts all tensors to
+            tensors = {
+                name: StoredTensor(shape, math.prod(shape) * weight_bytes)
+                for name, (shape, _) in tensors.items()
+            }
+        total = sum(tensor.num_bytes for tensor in tensors.values())
+        weights = sort_weight_sizes(tensors, sizes.num_hidden_layers, sizes.vocab_size or 0)
+        return weights, total or None
 
     @property
     def _tensors(self) -> Mapping[str, StoredTensor]:

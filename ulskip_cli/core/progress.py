@@ -29,9 +29,9 @@ def duration(seconds: float) -> str:
     >>> duration(20), duration(60), duration(700), duration(6000)
     ('less than a minute', 'about 1 minute', 'about 12 minutes', 'about 1.7 hours')
     """
+    minutes = round(seconds / 60)
     if seconds < 45:
         return "less than a minute"
-    minutes = round(seconds / 60)
-    if minutes >= 90:
-        return f"about {seconds / 3600:.1f} hours"
-    return f"about {minutes} minute{'s' * (minutes != 1)}"
+    if minutes == 1:
+        return "about 1 minute"
+    return f"about {minutes} minutes" if minutes < 90 else f"about {seconds / 3600:.1f} hours"

@@ -130,31 +130,29 @@ class Task(Choice):
         is invalid.
         """
         name = self._template_name(has_chat)
-
-        def text_of(key: str, option_text: str | None, field_name: str) -> str:
-            """Return the text of the option, or else that of the template; it has to contain the
-            field.
-            """
-            text = self.templates.get(name, {}).get(key, "") if option_text is None else option_text
+        texts = dict(self.templates.get(name, {}))
+        options = {"prompt": self.prompt, "response": self.response}
+        required = {"prompt": "{source}", "response": "{reference}"}
+        for key, field_name in required.items():
+            option_text = options[key]
+            if option_text is not None:
+                texts[key] = option_text
+            text = texts.get(key, "")
             if field_name not in text:
                 raise UsageError(
                     f"expected {field_name} in task.{key} or task.templates.{name}.{key}, got"
                     f" {text[:80]!r}"
                 )
-            return text
-
-        prompt = text_of("prompt", self.prompt, "{source}")
-        response = text_of("response", self.response, "{reference}")
-        return Template(prompt, response, name == CHAT, self.template_fields())
+        return Template(texts["prompt"], texts["response"], name == CHAT, self.template_fields())
 
     def _template_name(self, has_chat: bool) -> str:
         """Return the key of the chosen template, for `auto` that of chat or the first one; `auto`
         itself for a task without templates, whose texts are the options prompt and response.
         """
         names, name = list(self.templates), self.template
-        if name == AUTO:
-            name = CHAT if has_chat and CHAT in names else [*names, AUTO][0]
         require_choice("task.template", name, [AUTO, *names])
+        if name == AUTO and names:
+            name = CHAT if has_chat and CHAT in names else names[0]
         if name == CHAT and not has_chat:
             others = ", ".join(key for key in names if key != CHAT)
             raise UsageError(
