@@ -67,7 +67,7 @@ def test_a_process_that_computes_counts_unless_it_is_a_child():
     try:
         meter = LoadMeter()
         time.sleep(0.5)
-        assert meter.other_cpus() > 0.1
+        assert meter.other_cpus(0.1) > 0.1
     finally:
         os.kill(int(foreign.stdout), signal.SIGKILL)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from operator import eq
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ulskip_cli.core.files import Table, printable
 
@@ -116,6 +116,13 @@ class Answer:
         return count / self.decode_seconds if count > 0 and self.decode_seconds else None
 
 
+class Difference(NamedTuple):
+    """Positions of the first token and of the first character in which two answers differ."""
+
+    token: int
+    character: int
+
+
 @dataclass(frozen=True)
 class AnswerPair:
     """The answers of the full model and of the kept layers to one prompt."""
@@ -136,14 +143,14 @@ class AnswerPair:
     """The answer of the kept layers, or with drafts."""
 
     @property
-    def first_difference(self) -> tuple[int, int] | None:
-        """The positions of the first token and of the first character that differ, counted from 0;
-        None if the answers are equal.
-        """
+    def first_difference(self) -> Difference | None:
+        """The first difference, counted from 0; None if the answers are equal."""
         full, kept = self.full, self.kept
         if full.token_ids == kept.token_ids:
             return None
-        return num_equal(full.token_ids, kept.token_ids), num_equal(full.text, kept.text)
+        return Difference(
+            num_equal(full.token_ids, kept.token_ids), num_equal(full.text, kept.text)
+        )
 
     def summary(self) -> str:
         """Return the speeds and the first difference in one line. It names lengths instead of
@@ -156,12 +163,14 @@ class AnswerPair:
             facts.append(f"speeds are shown from {FOR_SPEED} tokens on")
         else:
             facts = [f"{name} {_speed_text(answer)}" for name, answer in answers.items()]
-        if self.first_difference is None:
+        difference = self.first_difference
+        if difference is None:
             return "; ".join([*facts, "the answers are equal"])
-        token, character = self.first_difference
-        before = printable(self.full.text[:character][-SHOWN:].strip())
+        before = printable(self.full.text[: difference.character][-SHOWN:].strip())
         after = f", after '{before}'" if before else ""
-        return "; ".join([*facts, f"the answers differ from token {token + 1} on{after}"])
+        return "; ".join(
+            [*facts, f"the answers differ from token {difference.token + 1} on{after}"]
+        )
 
     def as_dict(self) -> Table:
         """Return all values, JSON-ready."""
@@ -169,10 +178,8 @@ class AnswerPair:
         for name, answer in (("full", self.full), ("kept", self.kept)):
             values[name]["num_tokens"] = len(answer.token_ids)
             values[name]["tokens_per_second"] = answer.tokens_per_second
-        values["first_difference"] = None
-        if self.first_difference is not None:
-            token, character = self.first_difference
-            values["first_difference"] = {"token": token, "character": character}
+        difference = self.first_difference
+        values["first_difference"] = None if difference is None else difference._asdict()
         return values
 
 

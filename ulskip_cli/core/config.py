@@ -612,18 +612,17 @@ def _list_error(line: str, section: str, primary: str) -> UsageError:
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides."""
     config_class, groups = PRIMARY[primary]
-    for override in overrides:  # first, because the search path decides which choices there are
-        if override.key_or_group == SEARCH_PATH:
-            _extend_search_path(_value_of(override))
     given = dict[str, str]()  # choices by group
     edits = list[str]()  # overrides of files that Hydra applies, such as ~KEY
     changed = dict[str, object]()  # values by dotted key
-    for override in overrides:
+    # The search path comes first, because it decides which choices there are.
+    for override in sorted(overrides, key=lambda word: word.key_or_group != SEARCH_PATH):
         _check_override(override, primary)
-        key, value = override.key_or_group, _value_of(override)
+        key = override.key_or_group
+        value = None if override.is_sweep_override() else override.value()
         if key == SEARCH_PATH:
-            continue
-        if override.is_delete() or override.package is not None:
+            _extend_search_path(value)
+        elif override.is_delete() or override.package is not None:
             edits.append(str(override.input_line))
         elif key not in groups:
             changed[key] = _unescaped(value) if is_text(key) else value
@@ -633,7 +632,8 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     files = compose_files(primary, tuple(given.items()), tuple(edits))
     path = changed.get("model.path")
     if "model.path" in changed and _is_own_checkpoint(path, given.get("model"), files):
-        files = compose_files(primary, (*given.items(), ("model", "hf")), tuple(edits))
+        given["model"] = "hf"
+        files = compose_files(primary, tuple(given.items()), tuple(edits))
     if "experiment" in files.config:
         file = group_choices("experiment")[str(files.choices["experiment"])]
         raise UsageError(f"expected {GLOBAL} as the first line of {file}, got another; add it")
@@ -643,11 +643,6 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
         if group in values:
             values[group] = _checked(group, str(files.choices.get(group)), values[group])
     return values
-
-
-def _value_of(override: "Override") -> object:
-    """Return the value of an override, or None if it lists values of a sweep."""
-    return None if override.is_sweep_override() else override.value()
 
 
 def _is_own_checkpoint(path: object, given: str | None, files: Files) -> bool:
@@ -663,8 +658,7 @@ def _is_own_checkpoint(path: object, given: str | None, files: Files) -> bool:
             f"expected model={given} or model.path, got model.path={path} too; leave out one of"
             " them"
         )
-    names_shape = source == "random"  # of random weights
-    return given is None and not names_shape
+    return given is None and source != "random"  # whose path is a shape
 
 
 def _extend_search_path(value: object) -> None:

@@ -18,7 +18,6 @@ from ulskip_cli.core.files import Table
 __version__ = "0.5.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
-MIN_SECONDS = 0.1  # operating systems count CPU time in steps of 10 ms
 OTHER_CPUS_LIMIT = 0.2  # CPUs that other processes may use without a remark
 NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that of guests
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
@@ -164,9 +163,10 @@ class LoadMeter:
     def __init__(self) -> None:
         self._before = self._read()
 
-    def other_cpus(self, min_seconds: float = MIN_SECONDS) -> float | None:
+    def other_cpus(self, min_seconds: float) -> float | None:
         """Return the mean number of CPUs that other processes used since the meter was made, or
-        None after a shorter time than `min_seconds`.
+        None after a shorter time than `min_seconds`, because CPU time is counted in steps of
+        10 ms.
         """
         clock, busy, own = (
             after - before for after, before in zip(self._read(), self._before, strict=True)
