@@ -33,12 +33,12 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     used = [group for group in PRIMARY[primary][1] if config.uses(group, command)]
     names = {group: str(getattr(config, group).name) for group in used}
     given = {group: names[group] for group in NAMED if group in names}
-    files = compose_files(primary, tuple(given.items()))
+    files = compose_files(primary, **given)
     # From the end: decoding=prompt_lookup selects a strategy, which then needs no word.
     for group, name in reversed(names.items()):
         if files.choices[group] != name:
             given[group] = name
-            files = compose_files(primary, tuple(given.items()))
+            files = compose_files(primary, **given)
 
     def is_used(key: str) -> bool:
         return config.uses(key, command)

@@ -344,16 +344,14 @@ def _set_user_dirs(folders: Sequence[Path], option: str) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def compose_files(
-    name: str, given: tuple[tuple[str, str], ...] = (), edits: tuple[str, ...] = ()
-) -> Files:
+def compose_files(name: str, *edits: str, **given: str) -> Files:
     """Compose a file and its defaults, as `hydra.compose` does, but without the configuration of
     Hydra itself, which takes longer than ours. Raise UsageError if a file is damaged, or if Hydra
     cannot compose it.
 
     `name` is the path of the file in a folder of configs: a primary file or a choice, e.g.
-    `strategy/unified`, for its values alone. `given` has the choice of each group that is not the
-    default, and `edits` has other overrides of files, such as `~KEY`.
+    `strategy/unified`, for its values alone. `given` are choices that are not the defaults, and
+    `edits` are other overrides of files, such as `~KEY`.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.defaults_list import Overrides, _create_defaults_list
@@ -362,7 +360,7 @@ def compose_files(
     path = create_config_search_path(str(config_dir()))
     for folder in _folders()[1:]:
         path.prepend(SEARCH_PATH, str(folder), "schema")  # Hydra's own entry, the last one
-    words = [f"{group}={quoted(choice)}" for group, choice in given]
+    words = [f"{group}={quoted(choice)}" for group, choice in given.items()]
     loader = ConfigLoaderImpl(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of a choice without `_self_`
@@ -375,7 +373,7 @@ def compose_files(
             config = loader._compose_config_from_defaults_list(defaults, files)
             loader._apply_overrides_to_config(overrides.config_overrides, config)
     except Exception as error:  # of a user's file, which may be damaged in any way
-        chosen = [f"{group}/{choice}" for group, choice in given] or [name]
+        chosen = [f"{group}/{choice}" for group, choice in given.items()] or [name]
         raise _file_error(error, chosen) from None
     return Files(config, overrides.known_choices)
 
@@ -629,11 +627,11 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
         elif (key, value) != ("experiment", None):  # null chooses none, as by default
             advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
             given[key] = require_choice(key, str(value), group_choices(key), advice)
-    files = compose_files(primary, tuple(given.items()), tuple(edits))
+    files = compose_files(primary, *edits, **given)
     path = changed.get("model.path")
     if "model.path" in changed and _is_own_checkpoint(path, given.get("model"), files):
         given["model"] = "hf"
-        files = compose_files(primary, tuple(given.items()), tuple(edits))
+        files = compose_files(primary, *edits, **given)
     if "experiment" in files.config:
         file = group_choices("experiment")[str(files.choices["experiment"])]
         raise UsageError(f"expected {GLOBAL} as the first line of {file}, got another; add it")

@@ -66,19 +66,18 @@ def keys_of(
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
         # A section has an object as its default, or none if a preset must be chosen.
-        if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
-            yield from keys_of(
-                inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.", commands
-            )
-        else:
-            yield ConfigKey(
-                prefix + name,
-                field.description or "",
-                choices_of(field.annotation),
-                describe_type(field.annotation),
-                None if value is PydanticUndefined else to_jsonable_python(value),
-                commands,
-            )
+        if inner and (isinstance(default, Options) or default is PydanticUndefined):
+            inner_values = value if isinstance(value, Mapping) else {}
+            yield from keys_of(inner, inner_values, f"{prefix}{name}.", commands)
+            continue
+        yield ConfigKey(
+            prefix + name,
+            field.description or "",
+            choices_of(field.annotation),
+            describe_type(field.annotation),
+            None if value is PydanticUndefined else to_jsonable_python(value),
+            commands,
+        )
 
 
 def describe_choices(group: str) -> dict[str, str]:
@@ -97,13 +96,9 @@ def group_keys(group: str, choice: str) -> list[ConfigKey]:
     """
     if group == "experiment":
         return []
-    values = read_choice(group, choice)
-    if group in CHOICES:
-        kind: type[BaseModel] | None = preset_class(group, choice)
-    else:
-        fields = Config.model_fields | TrainingConfig.model_fields
-        kind = options_in(fields[group].annotation)
-    return list(keys_of(kind, values, f"{group}.")) if kind else []
+    field = (Config.model_fields | TrainingConfig.model_fields)[group]
+    kind = preset_class(group, choice) if group in CHOICES else options_in(field.annotation)
+    return list(keys_of(kind, read_choice(group, choice), f"{group}.")) if kind else []
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
@@ -129,11 +124,12 @@ def describe(name: str) -> Panels:
         choices = {f"{group}=": ", ".join(group_choices(group)) for group in ALL_GROUPS}
         return [(title, choices), *((title, _meanings(keys)) for title, keys in sections)]
     known = [key for _, keys in sections for key in keys]
+    shown = [key for key in known if f"{key.name}.".startswith(f"{name}.")]
     panels = []
     if name in ALL_GROUPS:
         choices = {f"{name}={key}": text for key, text in describe_choices(name).items()}
         panels.append((f"Choices of {name}", choices))
-    if shown := [key for key in known if f"{key.name}.".startswith(f"{name}.")]:
+    if shown:
         panels.append((f"Keys of {name}", _meanings(shown)))
     if not panels:
         names = [*ALL_GROUPS, *(key.name for key in known)]

@@ -134,7 +134,8 @@ def checked_stages(num_layers: int, stages: Sequence[Stage]) -> tuple[Stage, ...
     kept = [set(checked(num_layers, stage.kept_layers)) for stage in stages]
     starts = [stage.first_step for stage in stages]
     is_nested = all(later < earlier for earlier, later in pairwise(kept))
-    if starts[:1] != [0] or starts != sorted(set(starts)) or not is_nested:
+    is_ascending = all(earlier < later for earlier, later in pairwise(starts))
+    if not stages or starts[0] != 0 or not is_ascending or not is_nested:
         raise UsageError(
             "expected a stage from step 0 on, and later ones that keep only layers of the stage"
             f" before, got {list(stages)}; correct `stages` of the strategy"

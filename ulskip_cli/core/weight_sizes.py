@@ -82,13 +82,15 @@ def sort_weight_sizes(
     stacks: dict[str, Counter[int]] = defaultdict(Counter)
     head = list[int]()  # sizes of the tensors that can be the head
     rest = 0  # small tensors that every step reads, such as the final norm
-    for name, (shape, size) in tensors.items():
-        if match := _LAYER.search(name):
-            stacks[name[: match.start()]][int(match[1])] += size
-        elif len(shape) == 2 and vocab_size in shape:
-            head.append(size)
-        elif len(shape) != 2 or not any(part in name for part in _LOOKED_UP):
-            rest += size
+    for name, (shape, num_bytes) in tensors.items():
+        layer = _LAYER.search(name)
+        is_matrix = len(shape) == 2
+        if layer:
+            stacks[name[: layer.start()]][int(layer[1])] += num_bytes
+        elif is_matrix and vocab_size in shape:
+            head.append(num_bytes)
+        elif not is_matrix or not any(part in name for part in _LOOKED_UP):
+            rest += num_bytes
     complete = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
     if len(complete) != 1 or not head:
         return None
