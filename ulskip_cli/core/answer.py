@@ -1,6 +1,4 @@
-"""How prompts are answered, the generated answer to a prompt, and the answers of the full model and
-of the kept layers to one prompt.
-"""
+"""How prompts are answered, and the answers of the full model and of the kept layers."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ FOR_SPEED = 16  # tokens of the shorter answer from which speeds are named
 
 @dataclass(frozen=True)
 class Ends:
-    """The tokens of a model that end and pad answers, and the tokenizer that finds stop strings."""
+    """The tokens that end and pad answers, and the tokenizer that finds stop strings."""
 
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0  # of shorter prompts and finished sequences
@@ -43,7 +41,7 @@ class Ends:
 
 @dataclass(frozen=True)
 class Request:
-    """How prompts are decoded, which is the same for all batches of a point."""
+    """How all batches of a point are decoded."""
 
     decoding: "DecodingConfig"
     length: int  # the maximal number of new tokens of an answer
@@ -53,16 +51,16 @@ class Request:
 
     @property
     def stop_token_ids(self) -> Sequence[int]:
-        """The tokens that end a sequence; empty with a forced length."""
+        """The tokens that end a sequence; none with a forced length."""
         return () if self.forced else self.ends.eos_token_ids
 
     @property
     def stops(self) -> Sequence[str]:
-        """The texts that end a sequence; empty with a forced length."""
+        """The texts that end a sequence; none with a forced length."""
         return () if self.forced else self.decoding.stop
 
     def is_stopped(self, token_ids: Sequence[int]) -> bool:
-        """Return True if the text of an answer's tokens has a stop string."""
+        """Return True if the text of these tokens has a stop string."""
         if not self.stops:
             return False
         assert self.ends.tokenizer is not None
@@ -70,8 +68,8 @@ class Request:
         return any(stop in text for stop in self.stops)
 
     def until_end(self, token_ids: Sequence[int]) -> list[int]:
-        """Return the tokens of a sequence up to its first EOS, and up to the token that completes
-        its first stop string.
+        """Return the tokens up to the first EOS, and up to the token that completes the first stop
+        string.
         """
         row, eos = list(token_ids), self.stop_token_ids
         first_eos = next((i for i, token in enumerate(row) if token in eos), len(row))
@@ -84,8 +82,7 @@ class Request:
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Truncate a text before its first stop string; return the text, and True if a stop string was
-    found.
+    """Truncate a text before its first stop string; return it, and True if one was found.
 
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)
@@ -96,7 +93,7 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class Answer:
-    """The generated answer to one prompt. Equal answers may have taken different times."""
+    """The answer to one prompt. Equal answers may have taken different times."""
 
     text: str
     """The decoded answer without special tokens."""
@@ -153,9 +150,9 @@ class AnswerPair:
         )
 
     def summary(self) -> str:
-        """Return the speeds and the first difference in one line. It names lengths instead of
-        speeds if an answer is too short to be timed, and no speedup, because one pair of answers
-        has no interval.
+        """Return speeds and the first difference in one line. It names lengths instead of speeds if
+        an answer is too short to be timed, and no speedup, because one pair of answers has no
+        interval.
         """
         answers = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
         if min(len(answer.token_ids) for answer in answers.values()) < FOR_SPEED:

@@ -1,8 +1,7 @@
-"""Configurations: Hydra composes YAML files and overrides, and their values become one frozen,
-typed and checked object.
+"""Configurations: Hydra composes YAML files and overrides into one frozen, checked object.
 
-`configs/<primary>.yaml` selects a file of each group. Files state only what differs from the
-defaults in the classes. The command line wins over an experiment, an experiment over other files.
+`configs/<primary>.yaml` selects a file of each group. Files state what differs from the defaults in
+the classes. The command line wins over an experiment, an experiment over other files.
 """
 
 import contextlib
@@ -68,7 +67,7 @@ ChoiceT = TypeVar("ChoiceT", bound=Choice)
 
 
 def compose(overrides: Sequence[str], command: str = "run") -> Config:
-    """Build the configuration of a command, such as `run` or `export --format hf`, from overrides.
+    """Build the configuration of a command, such as `run` or `export --format hf`.
 
     Raises UsageError for an invalid key or value, or a key that the command does not read.
     `make_plan` refuses values that exclude each other.
@@ -84,9 +83,9 @@ def compose(overrides: Sequence[str], command: str = "run") -> Config:
 
 
 def compose_prompts(overrides: Sequence[str]) -> Config:
-    """Build the checked configuration of `ulskip generate`; see `compose`. Unless a task is named,
-    the bundled translator gets the prompts of its task, and other models get the prompts as they
-    are or in their chat template.
+    """Build the configuration of `ulskip generate`; see `compose`. Unless a task is named, the
+    bundled translator gets the prompts of its task, other models the prompts as they are or in
+    their chat template.
     """
     config = compose(overrides, "generate")  # first, because the model decides below
     given_keys = {word.lstrip("+").partition("=")[0] for word in overrides}
@@ -102,7 +101,7 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
 
 
 def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
-    """Build the configuration of a command, which may be a grid of several points."""
+    """Build the configuration of a command, also of a grid."""
     command = command.partition(" ")[0]  # all formats of export read the same keys
     config: Config = _composed(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
@@ -111,20 +110,20 @@ def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
 
 
 def compose_training(overrides: Sequence[str]) -> TrainingConfig:
-    """Build the checked configuration of a training run; see `compose`."""
+    """Build the configuration of a training; see `compose`."""
     config: TrainingConfig = _composed("train", overrides)
     output = config.output.replace("{model}", config.model.name)
     return config.replace(output=output.replace("{strategy}", config.strategy.name))
 
 
 def compose_tuning(overrides: Sequence[str]) -> TuneConfig:
-    """Build the checked configuration of `ulskip tune`; see `compose`."""
+    """Build the configuration of `ulskip tune`; see `compose`."""
     return cast(TuneConfig, compose(overrides, "tune"))
 
 
 def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
-    """Build the decoding of `ulskip.generate`, greedy but for the keys in `values`; raise
-    UsageError for an invalid key or value, and for drafts, which that function does not make.
+    """Build the decoding of `ulskip.generate`, greedy but for `values`; raise UsageError for an
+    invalid key or value, and for drafts, which that function does not make.
     """
     refused = {"name", "draft", "draft_tokens"} & values.keys()
     if refused:
@@ -133,8 +132,8 @@ def decoding_of(values: Mapping[str, object]) -> DecodingConfig:
 
 
 def preset(group: str, name: str, options: Mapping[str, object] | None = None) -> Any:
-    """Return a choice of a group in CHOICES as an object, with some options changed; raise
-    UsageError for an unknown choice or option. The class is always that of the preset.
+    """Return a choice of a group in CHOICES with some options changed; raise UsageError for an
+    unknown choice or option. The class is always that of the preset.
     """
     chosen = read_choice(group, name)
     changed = {**chosen, **(options or {}), "_target_": chosen["_target_"]}
@@ -142,17 +141,15 @@ def preset(group: str, name: str, options: Mapping[str, object] | None = None) -
 
 
 def model_named(name: str) -> ModelConfig:
-    """Return the configuration of a model that `ulskip config model` lists, or of one in a folder
-    or on the hub.
-    """
+    """Return a model that `ulskip config model` lists, or one in a folder or on the hub."""
     if name in group_choices("model"):
         return parse(ModelConfig, read_choice("model", name), "model.")
     return parse(ModelConfig, {**read_choice("model", "hf"), "path": name}, "model.")
 
 
 def stored_choice(group: str, values: Mapping[str, object]) -> Any:
-    """Return the choice of a row, which stores its name and the options that differ from the
-    defaults of the class in its preset; raise UsageError if the class or an option is not known.
+    """Return the choice of a row, which stores its name and the options that are not defaults;
+    raise UsageError if the class or an option is not known.
     """
     name = str(values.get("name"))
     if "_target_" in values and not _user_dirs:  # rows store only the classes of users
@@ -163,7 +160,7 @@ def stored_choice(group: str, values: Mapping[str, object]) -> Any:
 
 @functools.cache
 def preset_class(group: str, name: str) -> type[Choice]:
-    """Return the class that a preset names, of a group in CHOICES."""
+    """Return the class that a preset of a group in CHOICES names."""
     files = group_choices(group)
     text = files[require_choice(group, name, files)].read_text("utf-8", errors="replace")
     # Most files state the class themselves; then reports need no Hydra, whose import takes 0.2 s.
@@ -175,36 +172,33 @@ def preset_class(group: str, name: str) -> type[Choice]:
 class StoredConfig(Config):
     """The configuration of a row: the values that its command used; the others are defaults.
 
-    It keeps the keys that this installation does not know, and all values of a choice whose class
-    it does not know, so that no two settings are taken for one.
+    It keeps unknown keys, and all values of a choice of an unknown class, so that no two settings
+    are taken for one.
     """
 
     model_config = ConfigDict(extra="allow")
 
     @classmethod
     def read(cls, values: Mapping[str, object]) -> "StoredConfig":
-        """Return the configuration in a row; raise UsageError if a known key has an invalid
-        value. A choice that the row does not store, because its command used none, is an unknown
-        one.
+        """Read a row; raise UsageError for an invalid value. A choice that the row lacks, because
+        its command used none, is an unknown one.
         """
         nodes = {**{group: {} for group in CHOICES}, **values}
         return parse(cls, {key: _read_section(key, node) for key, node in nodes.items()}, "config.")
 
     @classmethod
     def of(cls, config: Config, command: str = "run") -> "StoredConfig":
-        """Return what a row of a command stores of a configuration."""
+        """Return what a row of a command stores."""
         return cls.read(config.recorded(command))
 
     def uses(self, key: str, command: str) -> bool:
-        """Return True also for keys that this installation does not know, so that they stay in
-        the row.
-        """
+        """Return True also for unknown keys, so that they stay in the row."""
         return key.partition(".")[0] in (self.model_extra or ()) or super().uses(key, command)
 
 
 def _read_section(key: str, node: object) -> object:
-    """Return the value of a top-level key of a row, stored as `node`: an object for a choice or a
-    section, or else `node` itself. Objects keep what this installation does not know.
+    """Return the value of a top-level key of a row: an object for a choice or a section, which
+    keeps unknown keys, or else `node` itself.
     """
     if key in CHOICES:
         return _read_stored_choice(key, node)
@@ -244,15 +238,13 @@ def _keeping_all(known_class: type[BaseModel]) -> type[BaseModel]:
 
 
 def changed_choice(choice: ChoiceT, changes: Mapping[str, object], prefix: str) -> ChoiceT:
-    """Return a choice with some options changed and checked; raise UsageError, with `prefix` before
-    the key, for a value that does not fit.
-    """
+    """Return a choice with checked changes; an error shows `prefix` before the key."""
     return parse(type(choice), {**dict(choice), **changes}, prefix)
 
 
 def baseline_config(config: Config) -> Config:
-    """Return the configuration of the baseline: the same experiment with all layers and no drafts.
-    Keys that matter only to skipping get one value, so that the points of a sweep share a baseline.
+    """Return the same experiment with all layers and no drafts. Keys that matter only to skipping
+    get one value, so that the points of a sweep share a baseline.
     """
     return config.replace(
         strategy=preset("strategy", "full"),
@@ -267,7 +259,7 @@ def baseline_config(config: Config) -> Config:
 
 
 def to_yaml(config: Shared) -> str:
-    """Return the configuration as YAML, in the form that results folders store."""
+    """Return the YAML that results folders store."""
     import yaml
 
     return yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
@@ -280,15 +272,13 @@ _user_dirs: list[Path] = []  # of --config-dir and hydra.searchpath
 
 @dataclass(frozen=True)
 class Files:
-    """Composed files: their values, whose interpolations are not resolved yet, and the chosen file
-    of each group.
-    """
+    """Composed files: values, with interpolations as written, and the choice of each group."""
 
     config: "DictConfig"
     choices: Mapping[str, str | None]
 
     def values(self) -> Table:
-        """Return the values as nested dictionaries, with interpolations as they are written."""
+        """Return the values as nested dictionaries."""
         from omegaconf import OmegaConf
 
         return cast(Table, OmegaConf.to_container(self.config))
@@ -307,25 +297,22 @@ def _folders() -> list[Path]:
 
 
 def group_choices(group: str) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those
-    in the user's folders.
-    """
+    """Return the YAML files of a group by name: shipped ones, and those of plug-ins and users."""
     files = (path for folder in _folders() for path in sorted((folder / group).glob("*.yaml")))
     return {path.stem: path for path in files}
 
 
 def use_config_dir(folder: Path | None) -> None:
-    """Find choices also in a user's folder from now on, or only those of ulskip and plug-ins; raise
-    UsageError as `_set_user_dirs` does.
+    """Find choices also in a user's folder, or in none from now on; raise UsageError as
+    `_set_user_dirs` does.
     """
     if folder is not None or _user_dirs:
         _set_user_dirs([] if folder is None else [folder], "--config-dir")
 
 
 def _set_user_dirs(folders: Sequence[Path], option: str) -> None:
-    """Find choices in these folders of users from now on, in place of the earlier ones; an error
-    names the `option` with the folders. Raise UsageError if a file has the name of another choice,
-    because rows and other users know a choice by its name.
+    """Replace the folders of users, which `option` gave. Raise UsageError if a file has the name of
+    another choice, because rows and other users know a choice by its name.
     """
     preset_class.cache_clear()
     compose_files.cache_clear()
@@ -345,13 +332,11 @@ def _set_user_dirs(folders: Sequence[Path], option: str) -> None:
 
 @functools.lru_cache(maxsize=256)
 def compose_files(name: str, *edits: str, **given: str) -> Files:
-    """Compose a file and its defaults, as `hydra.compose` does, but without the configuration of
-    Hydra itself, which takes longer than ours. Raise UsageError if a file is damaged, or if Hydra
-    cannot compose it.
+    """Compose a file and its defaults as `hydra.compose` does, but without Hydra's own
+    configuration, which takes longer than ours. Raise UsageError if a file is damaged.
 
-    `name` is the path of the file in a folder of configs: a primary file or a choice, e.g.
-    `strategy/unified`, for its values alone. `given` are choices that are not the defaults, and
-    `edits` are other overrides of files, such as `~KEY`.
+    `name` is a primary file, or a choice such as `strategy/unified` for its values alone. `given`
+    are choices that are not the defaults, and `edits` other overrides of files, such as `~KEY`.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.defaults_list import Overrides, _create_defaults_list
@@ -379,7 +364,7 @@ def compose_files(name: str, *edits: str, **given: str) -> Files:
 
 
 def _file_error(error: Exception, chosen: Sequence[str]) -> UsageError:
-    """Return the one line for an error of Hydra, or of its YAML loader, in the `chosen` files, e.g.
+    """Return the line for an error of Hydra or its YAML loader in `chosen` files, e.g.
     `strategy/mine`.
     """
     import yaml
@@ -408,15 +393,15 @@ def _file_error(error: Exception, chosen: Sequence[str]) -> UsageError:
 
 
 def read_choice(group: str, choice: str) -> Table:
-    """Return the values in the YAML file of a choice and in its bases. Raise UsageError if the
-    group is one of CHOICES and the file does not name a class.
+    """Return the values in the file of a choice and in its bases. Raise UsageError if a group of
+    CHOICES gets no class.
     """
     require_choice(group, choice, group_choices(group))
     return _checked(group, choice, compose_files(f"{group}/{choice}").values().get(group))
 
 
 def description(group: str, choice: str) -> str:
-    """Return the description in the YAML file of a choice, or in its bases."""
+    """Return the description of a choice, or of its bases."""
     require_choice(group, choice, group_choices(group))
     values = compose_files(f"{group}/{choice}").values()
     node = values.get(group, values)  # the keys of an experiment are in no group
@@ -424,8 +409,8 @@ def description(group: str, choice: str) -> str:
 
 
 def _checked(group: str, choice: str, node: object) -> Table:
-    """Return the values of a group, `node`, without the description of the chosen file; raise
-    UsageError if they are no keys, or lack the name of a class.
+    """Return the values of a group without the description; raise UsageError if they are no keys,
+    or name no class.
     """
     if not isinstance(node, dict):
         raise UsageError(
@@ -449,8 +434,8 @@ def _checked(group: str, choice: str, node: object) -> Table:
 def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
     """Parse `key=value` overrides with Hydra's parser; in a sweep, a key can list values.
 
-    A value that Hydra's grammar refuses is read as a text, and so is the path of an existing file
-    with a comma, which would be a list.
+    A value that the grammar refuses is a text, and so is an existing path with a comma, which would
+    be a list.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -477,7 +462,7 @@ def parse_overrides(overrides: Sequence[str]) -> "list[Override]":
 
 
 def quoted(text: str) -> str:
-    r"""Write a text in quotes in the grammar of overrides.
+    r"""Quote a text in the grammar of overrides.
 
     >>> print(quoted('say "a\\"'))
     "say \"a\\\""
@@ -488,14 +473,12 @@ def quoted(text: str) -> str:
 
 
 def is_text(key: str) -> bool:
-    r"""Return True for keys in whose texts \n, \t and \\ stand for a line break, a tab and a
-    backslash.
-    """
+    r"""Return True for keys whose texts have escapes: \n, \t and \\."""
     return f"{key}.".startswith(_TEXT_KEYS)
 
 
 def escaped(value: object) -> object:
-    """Write the line breaks, tabs and backslashes in the texts of a value as two characters."""
+    """Write line breaks, tabs and backslashes in texts as two characters."""
     codes = {ord(character): code for code, character in _ESCAPES.items()}
     return change_texts(value, lambda text: text.translate(codes))
 
@@ -507,13 +490,13 @@ def _unescaped(value: object) -> object:
 
 
 def primary_of(command: str) -> str:
-    """Return the name of the primary configuration of a command, a key of PRIMARY."""
+    """Return the key of PRIMARY for a command."""
     return command if command in PRIMARY else "config"
 
 
 def _composed(command: str, overrides: Sequence[str]) -> Any:
-    """Return the configuration that overrides describe, of the class that PRIMARY has for the
-    command; refuse keys that the command does not read.
+    """Return the configuration of the command's class in PRIMARY; refuse keys that the command does
+    not read.
     """
     primary = primary_of(command)
     config_class, _ = PRIMARY[primary]
@@ -532,8 +515,8 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
 
 
 def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageError:
-    """Return the error for an unknown key with a better hint: which choice of its group or which
-    section has it. Raise it if another command has the key. `keys` are those of the overrides.
+    """Return the error for an unknown key with a hint: which choice of its group or which section
+    has it. Raise it if another command has the key. `keys` are those of the overrides.
     """
     config_class, groups = PRIMARY[primary_of(command)]
     # The key of an override can be longer: of an unknown section, only the section is refused.
@@ -576,9 +559,7 @@ def _refuse_unread(config_class: type[Shared], keys: Sequence[str], command: str
 
 
 def _check_override(override: "Override", primary: str) -> None:
-    """Raise UsageError if an override lists values, or sets what the name of a choice sets. Unknown
-    keys get their error later.
-    """
+    """Raise UsageError if an override lists values, or sets what the name of a choice sets."""
     config_class, groups = PRIMARY[primary]
     section, _, name = override.key_or_group.partition(".")
     if override.is_sweep_override() and (section in groups or section in config_class.model_fields):
@@ -644,9 +625,8 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
 
 
 def _is_own_checkpoint(path: object, given: str | None, files: Files) -> bool:
-    """Return True if a path that an override sets is a checkpoint of the user's own, and not one of
-    the model that the files choose. Raise UsageError if an override chose a model, `given`, that
-    has a path of its own.
+    """Return True if an overridden path is the user's checkpoint, and not one of the files' model.
+    Raise UsageError if an override chose a model, `given`, with a path of its own.
     """
     from omegaconf import OmegaConf
 
@@ -660,9 +640,7 @@ def _is_own_checkpoint(path: object, given: str | None, files: Files) -> bool:
 
 
 def _extend_search_path(value: object) -> None:
-    """Find choices also in the folders of an override of hydra.searchpath; raise UsageError if
-    they are no folders.
-    """
+    """Add the folders of an override of hydra.searchpath; raise UsageError if they are none."""
     if not isinstance(value, list):
         got = str(value)[:80]
         raise UsageError(
@@ -675,9 +653,7 @@ def _extend_search_path(value: object) -> None:
 
 
 def _resolved(files: Files, changed: Mapping[str, object], config_class: type[Shared]) -> Table:
-    """Return the values of files with some values changed, by dotted key, and with interpolations
-    resolved. These may name any key of the class of the configuration, `config_class`.
-    """
+    """Return the values of files, some `changed` by dotted key, with interpolations resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -695,9 +671,7 @@ def _resolved(files: Files, changed: Mapping[str, object], config_class: type[Sh
 
 
 def _interpolated(config: "DictConfig", config_class: type[Shared]) -> Table:
-    """Return values in which `${KEY}` is replaced by the value of that key, or by its default in
-    the class `config_class`.
-    """
+    """Replace `${KEY}` by the value of that key, or by its default in the class."""
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError
 

@@ -1,5 +1,5 @@
-"""The configuration of a run, a training and a tuning: every key with its type, default, help text
-and bounds.
+"""The configuration of a run, a training and a tuning: every key with type, default, help and
+bounds.
 """
 
 import functools
@@ -27,7 +27,7 @@ _MODEL = f"{_SCHEDULE} tune train"
 
 
 class DecodingConfig(Options):
-    """Options of decoding: how the next token is chosen. Presets are in `configs/decoding/`."""
+    """How the next token is chosen. Presets are in `configs/decoding/`."""
 
     name: str = option("custom", "name of the preset", identity=False)
     num_beams: int = option(1, "number of beams; 1: no beam search", ge=1, le=1000)
@@ -72,9 +72,7 @@ class DecodingConfig(Options):
         )
 
     def without_drafts(self) -> Self:
-        """Return the decoding of the baseline: it chooses tokens in the same way, but without
-        drafts.
-        """
+        """Return the decoding of the baseline, which chooses tokens in the same way."""
         if not self.draft_tokens:
             return self
         # Drafts exclude beams and sampling, so what remains is the preset greedy.
@@ -86,9 +84,7 @@ _SKIPPING = Condition(lambda config: not config.strategy.keeps_all, "all layers 
 
 
 class SpeedConfig(Options):
-    """Options of the speed measurement, which times the full model and the strategy in pairs on the
-    same prompts.
-    """
+    """The speed measurement: timed pairs of the full model and the strategy on the same prompts."""
 
     enabled: bool = option(True, "measure speed in timed pairs", used_by=_POINT)
     seconds: float = option(
@@ -112,8 +108,8 @@ class SpeedConfig(Options):
 
 
 class CalibrationConfig(Options):
-    """Options of the calibration: some strategies and patches are measured on held-out examples
-    before a run.
+    """The calibration: what some strategies and patches measure on held-out examples before a
+    run.
     """
 
     examples: int = option(64, "number of held-out examples", ge=1)
@@ -123,9 +119,7 @@ class CalibrationConfig(Options):
 
 
 class LauncherConfig(Options):
-    """Options of the launcher, which runs the points of a sweep. Presets are in
-    `configs/launcher/`.
-    """
+    """The launcher of a sweep's points. Presets are in `configs/launcher/`."""
 
     name: Literal["inline", "local", "submitit", "ray"] = option("inline", "launcher of a sweep")
     workers: int | None = option(None, "number of workers; null: one for each device", ge=1)
@@ -194,30 +188,28 @@ class Shared(Options):
 
     @property
     def answer_tokens(self) -> int:
-        """The maximum length of an answer in tokens."""
+        """The maximum tokens of an answer."""
         return self.max_new_tokens or self.task.max_new_tokens
 
     def uses(self, key: str, command: str) -> bool:
-        """Return True if a command reads a key, and its value has an effect in this
-        configuration.
-        """
+        """Return True if a command reads a key, and its value has an effect here."""
         return command in self.readers(key) and not self.why_unused(key)
 
     def why_unused(self, key: str) -> str:
-        """Return why the value of a key has no effect in this configuration, or an empty text."""
+        """Return why the value of a key has no effect here, or an empty text."""
         for use in self._uses(key):
             if use.condition and not use.condition.holds(self):
                 return use.condition.otherwise
         return ""
 
     def changes_results(self, key: str, command: str) -> bool:
-        """Return True if a command uses a key, and its value changes the results."""
+        """Return True if a command uses a key that changes results."""
         return self.uses(key, command) and all(use.changes_results for use in self._uses(key))
 
     @classmethod
     def readers(cls, key: str) -> list[str]:
-        """Return the commands that read a key, e.g. `speed.seconds`; a key of a section whose own
-        commands are not declared belongs to the commands of the section.
+        """Return the commands that read a key, e.g. `speed.seconds`; without any of its own, those
+        of its section.
         """
         declared = [use.commands for use in cls._uses(key) if use.commands]
         return sorted(frozenset.intersection(*declared)) if declared else []
@@ -240,16 +232,14 @@ class Shared(Options):
         return uses
 
     def resolved(self) -> Table:
-        """Return every value that a training.json stores: all but the launcher,
-        which says where a sweep runs.
+        """Return what configs/ID.yaml or training.json stores: all but the launcher, which says
+        where a sweep runs.
         """
         return {key: value for key, value in self.plain().items() if key != "launcher"}
 
 
 class Config(Shared):
-    """Configuration of one experiment. Its strategy, task, correction and engine are objects with
-    methods.
-    """
+    """Configuration of one experiment."""
 
     correction: Correction = option(
         ...,
@@ -330,18 +320,17 @@ class Config(Shared):
         return None if name is None else engine_named(name).name
 
     def identity(self, command: str = "run") -> str:
-        """Return a hash of all values that change the results of a command, as 12 hexadecimal
-        digits.
+        """Hash all values that change the results of a command, to 12 hexadecimal digits.
 
-        Values that are defaults are not hashed, so identities stay when ulskip gains an option.
-        Data and weights are not part of it.
+        Values that are defaults are left out, so identities stay when ulskip gains an option; so
+        are data and weights.
         """
         return fingerprint.key(self._recorded(lambda key: self.changes_results(key, command)))
 
     def recorded(self, command: str = "run") -> Table:
-        """Return the values that a row of a command stores: they differ from the defaults, and the
-        command uses them. Keys of a section that changes results, such as `decoding.name`, are
-        stored even if they change none; top-level keys such as `name` only if they change some.
+        """Return the values that a row of a command stores: used ones that are not defaults. Keys
+        of a section that changes results, such as `decoding.name`, are stored even if they change
+        none; top-level keys such as `name` only if they change some.
         """
         return self._recorded(
             lambda key: self.uses(key, command) and self._uses(key)[0].changes_results
@@ -349,22 +338,20 @@ class Config(Shared):
 
     @property
     def needs_held_out(self) -> bool:
-        """True if a run measures something on held-out examples: options of the strategy, or
-        patches.
-        """
+        """True if a run measures options or patches on held-out examples."""
         strategy = self.strategy
         return not strategy.is_calibrated or (self.correction.is_fitted and not strategy.keeps_all)
 
     @property
     def crosses_engines(self) -> bool:
-        """True if the baseline runs in another engine or weights format than the point."""
+        """True if the baseline runs in another engine or weights format."""
         return (
             self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
         )
 
     def _recorded(self, accepts: Callable[[str], bool]) -> Table:
-        """Return the values that differ from the defaults and whose keys `accepts` lets pass. The
-        full model, whose correction is not used, always has the correction none.
+        """Return accepted values that are not defaults. The full model, which uses no correction,
+        always has the correction none.
         """
         values = self.changed(accepts)
         if self.strategy.keeps_all and accepts("strategy"):
@@ -373,9 +360,7 @@ class Config(Shared):
 
 
 class TuneConfig(Config):
-    """Configuration of `ulskip tune`: the model, the task, the wanted speedup or quality, and the
-    candidates.
-    """
+    """Configuration of `ulskip tune`."""
 
     speedup: float | None = option(
         None, "wanted speedup over the full model, measured on this machine", gt=1, used_by="tune"
@@ -400,14 +385,14 @@ class TuneConfig(Config):
 
 
 class LoraOptions(Options):
-    """LoRA adapters on the linear layers, merged into the weights after training."""
+    """LoRA on the linear layers, merged into the weights after training."""
 
     rank: int = option(16, "rank of the adapters; 0, only with train.method=adapter: none", ge=0)
     alpha: int = option(32, "scale of the adapters (lora_alpha)", ge=1)
 
 
 class OwnResponses(Options):
-    """The full model's own answers as training responses; they are generated once and stored."""
+    """The full model's own answers as training responses, generated once and stored."""
 
     samples: int = option(
         1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1
@@ -438,7 +423,7 @@ METHODS_OF: Mapping[str, tuple[str, ...]] = {
 
 
 class TrainOptions(Options):
-    """Options of a training run with layer skipping. Presets are in `configs/train/`."""
+    """Options of a training. Presets are in `configs/train/`."""
 
     name: str = option("default", "name of the preset", identity=False)
     ratios: tuple[float, ...] = option(
@@ -518,9 +503,7 @@ class TrainOptions(Options):
 
 
 class TrainingConfig(Shared):
-    """Configuration of one training run: initial weights, examples, and the strategy to train
-    for.
-    """
+    """Configuration of one training."""
 
     train: TrainOptions = option(TrainOptions(), "the training", used_by="train")
     correction: TrainedPatches = option(
@@ -574,7 +557,5 @@ class TrainingConfig(Shared):
 
     @property
     def own_length(self) -> int:
-        """The limit of the model's own answers in tokens; 0 if it is trained on references
-        alone.
-        """
+        """The maximum tokens of the model's own answers; 0 without any."""
         return 0 if self.train.responses == "reference" else self.answer_tokens

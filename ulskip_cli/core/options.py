@@ -1,9 +1,7 @@
-"""Options: frozen, typed values with help text, bounds and choices for each field, and a one-line
-error for an invalid value.
+"""Options: frozen, typed values with help and bounds, and a one-line error for an invalid one.
 
-Every part of a configuration, and every JSON file that the program reads, is a class of `Options`.
-pydantic checks the values once, when they are read; `parse` turns its first error into one line for
-the user.
+Every part of a configuration and every JSON file is a class of `Options`. pydantic checks the
+values once, when they are read; `parse` turns its first error into one line for the user.
 """
 
 import json
@@ -74,24 +72,22 @@ def option(
     identity: bool = True,
     **bounds: Any,
 ) -> Any:
-    """Declare an option: its default, its help text, and bounds in pydantic's words (ge, gt, le,
-    lt, min_length).
+    """Declare an option with bounds in pydantic's words (ge, gt, le, lt, min_length).
 
-    `used_by` names the commands that read the option; by default, those of its section. `used_if`
-    tells when its value has an effect. `identity=False` marks an option that changes no result, so
-    that results do not depend on it.
+    `used_by` names the commands that read it; by default, those of its section. `used_if` tells
+    when its value has an effect. `identity=False` marks an option that changes no result.
     """
     use = Use(frozenset(used_by.split()), used_if, identity)
     return Field(default, description=text, json_schema_extra=use, **bounds)
 
 
 def use_of(field: FieldInfo) -> Use:
-    """Return the use that `option` declared for a field."""
+    """Return the use of a field."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, Use) else Use()
 
 
 class Options(BaseModel):
-    """A group of options. Objects are frozen; unknown keys are errors."""
+    """Frozen options; unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -104,7 +100,7 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _prepare(cls, value: object, info: ValidationInfo) -> object:
-        """Convert a single value to a list if the field is a list, make the object of a choice, and
+        """Make a list of a single value if the field is a list, make the object of a choice, and
         refuse true and false for a number, which pydantic would read as 1 and 0.
         """
         name = str(info.field_name)
@@ -120,7 +116,7 @@ class Options(BaseModel):
         return value
 
     def replace(self, **changes: object) -> Self:
-        """Return a copy with other values, which the caller has checked."""
+        """Return a copy with values that the caller has checked."""
         return self.model_copy(update=changes)
 
     def plain(self) -> Table:
@@ -128,10 +124,10 @@ class Options(BaseModel):
         return self.model_dump(mode="json", serialize_as_any=True)
 
     def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
-        """Return the values that differ from the defaults, JSON-ready.
+        """Return the values that are not defaults, JSON-ready.
 
-        `accepts` gets each dotted key and returns False for those that are left out; `prefix` is
-        the section of this object in those keys, with a dot.
+        `accepts` gets each dotted key and returns False to leave it out; `prefix` is the section of
+        this object in those keys, with a dot.
         """
         values: Table = {}
         for name, value in self:
@@ -150,21 +146,21 @@ class Options(BaseModel):
 
 
 class Stored(Options):
-    """Keys of a JSON file, whose other keys are ignored."""
+    """Keys of a JSON file; others are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Choice(Options):
-    """Options whose class is chosen by a preset: a strategy, a task, a correction, an engine."""
+    """Options whose class a preset names: a strategy, task, correction or engine."""
 
     is_known: ClassVar[bool] = True  # False in a row whose class or options are not installed
     name: str = option("", "name of the preset")
 
     @classmethod
     def named(cls, node: Mapping[str, object], group: str) -> type[Self]:
-        """Import the class that a preset of a group names in `_target_`; raise UsageError if it is
-        no subclass of this one.
+        """Import the class that a preset names in `_target_`; raise UsageError if it is no subclass
+        of this one.
 
         Only YAML files name classes, because the import of a class runs its module.
         """
@@ -185,23 +181,23 @@ class Choice(Options):
 
     @classmethod
     def chosen(cls, node: Mapping[str, object], group: str) -> Self:
-        """Return the object that the values of a preset of a group describe."""
+        """Return the object that the values of a preset describe."""
         values = {key: value for key, value in node.items() if key != "_target_"}
         return parse(cls.named(node, group), values, f"{group}.")
 
     @property
     def code(self) -> str:
-        """A hash of a user's code that defines the class; empty for a class of ulskip."""
+        """A hash of a user's code of the class; empty for a class of ulskip."""
         return code_fingerprint(type(self))
 
     def options(self) -> Table:
-        """Return the options that differ from their defaults, without the name."""
+        """Return the options that are not defaults, without the name."""
         values = super().changed()
         values.pop("name", None)
         return values
 
     def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
-        """Return the changed values with the name, and with the class unless ulskip defines it."""
+        """Return the changed values, the name, and the class unless ulskip defines it."""
         values, kind = super().changed(accepts, prefix), type(self)
         if not kind.__module__.startswith("ulskip_cli."):
             values["_target_"] = f"{kind.__module__}.{kind.__qualname__}"
@@ -211,10 +207,10 @@ class Choice(Options):
 def parse(
     kind: type[Parsed], values: Mapping[str, object], prefix: str = "", file: Path | None = None
 ) -> Parsed:
-    """Return the object that values describe; raise UsageError with the key of the first value that
-    does not fit.
+    """Return the object that values describe; raise UsageError for the first value that does not
+    fit.
 
-    The message shows `prefix` before the key. `file` is the JSON file that contains the values.
+    The message shows `prefix` before the key. `file` is the JSON file with the values.
     """
     try:
         return kind.model_validate(dict(values))
@@ -223,9 +219,7 @@ def parse(
 
 
 def load_json(path: Path, what: str) -> Table:
-    """Read the JSON object in a file; raise UsageError if the file is unreadable or contains no
-    JSON object.
-    """
+    """Read a JSON object; raise UsageError if there is none."""
     try:
         values = json.loads(path.read_text("utf-8"))
         problem = "" if isinstance(values, dict) else "no JSON object"
@@ -237,8 +231,7 @@ def load_json(path: Path, what: str) -> Table:
 
 
 def describe_type(hint: object, prefix: str = "") -> str:
-    """Name a type in plain words, or return an empty string for Any. The example of a key in a
-    section of options begins with `prefix`.
+    """Name a type in plain words; Any has none. `prefix` begins the example of a key in a section.
 
     >>> describe_type(int | None), describe_type(tuple[str, ...]), describe_type(Literal["a", "b"])
     ('a whole number or null', 'a list of texts, written [a,b]', 'a or b')
@@ -272,7 +265,7 @@ def describe_type(hint: object, prefix: str = "") -> str:
 
 
 def field_of(kind: type[BaseModel], key: str) -> FieldInfo | None:
-    """Return the field that a dotted key names; None if a preset decides its class."""
+    """Return the field of a dotted key; None if a preset decides its class."""
     first, _, rest = key.partition(".")
     field = kind.model_fields.get(first)
     if field is None or not rest:
@@ -282,13 +275,13 @@ def field_of(kind: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def choices_of(hint: object) -> tuple[str, ...]:
-    """Return the values of a type that allows only some texts, or nothing."""
+    """Return the texts that a type allows if it allows only some."""
     parts = [part for part in members(hint) if get_origin(part) is Literal]
     return tuple(str(value) for part in parts for value in get_args(part))
 
 
 def options_in(hint: object) -> type[BaseModel] | None:
-    """Return the class of options that a field holds, or None if it holds a plain value."""
+    """Return the class of options in a field, or None for a plain value."""
     parts = (part for part in members(hint) if isinstance(part, type))
     return next((part for part in parts if issubclass(part, BaseModel)), None)
 
@@ -305,9 +298,8 @@ def members(hint: object) -> list[object]:
 def misfit(
     kind: type[BaseModel], error: ValidationError, prefix: str = "", file: Path | None = None
 ) -> UsageError:
-    """Return the one line for the first error of pydantic: the key, what was expected, and what
-    came. `prefix` and `file` are those of `parse`; without a file, a user set the value as an
-    override and gets advice on overrides.
+    """Return the line for the first error of pydantic. `prefix` and `file` are those of `parse`;
+    without a file, a user set the value as an override and gets advice on overrides.
     """
     first = error.errors(include_url=False)[0]
     key, section, field = _place(kind, first["loc"], prefix)
@@ -347,8 +339,8 @@ class _Place(NamedTuple):
 
 
 def _place(kind: type[BaseModel], path: Sequence[str | int], prefix: str) -> _Place:
-    """Return the last key on pydantic's path to an invalid value. What follows it on the path is
-    the number of an element of a list, or a member of a union.
+    """Return the last key on pydantic's path to an invalid value. An element of a list or a member
+    of a union may follow it on the path.
     """
     names: list[str] = []
     section: type[BaseModel] = kind
