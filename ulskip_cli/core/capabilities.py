@@ -1,10 +1,9 @@
 """Capabilities: what a request needs, and what engines and commands support.
 
-`Plan.needs` is a set of `Need`. Each engine supports a set (`supports` of its class), each command
-too (`COMMANDS`), and a need that excludes others has its own set in `TOGETHER`. `make_plan` refuses
-the difference in one sentence that names what would work; nothing else asks what works together.
-`docs/combinations.md` is printed from these sets, and tests run every engine with every need, and
-every pair of needs, on a tiny model.
+`Plan.needs` is a set of `Need`. Each engine (`supports`), each command (`COMMANDS`) and each need
+that excludes others (`TOGETHER`) supports a set. `make_plan` refuses the difference in one sentence
+that names what would work; nothing else asks what works together. `docs/combinations.md` is printed
+from these sets, and tests run every engine with every need, and every pair of needs.
 """
 
 from collections.abc import Mapping, Set
@@ -91,9 +90,7 @@ COMMANDS: Mapping[str, frozenset[Need]] = {
 
 
 def check(needs: Set[Need], command: str) -> None:
-    """Raise NotApplicable if a command does not support a need, or if two needs exclude each
-    other.
-    """
+    """Raise NotApplicable if a command does not support a need, or two needs exclude each other."""
     missing = needs - COMMANDS[command]
     if missing:
         raise NotApplicable(
@@ -114,7 +111,7 @@ def needed(wanted: Mapping[Need, object]) -> frozenset[Need]:
 
 
 def texts(needs: Set[Need]) -> str:
-    """Name needs in the order of their declaration."""
+    """Name needs in declared order."""
     return " and ".join(need.text for need in Need if need in needs)
 
 

@@ -1,4 +1,4 @@
-"""The command line that makes a configuration: how other commands, records and exports name one."""
+"""The command line that makes a configuration, which records and exports name."""
 
 import json
 import re
@@ -19,13 +19,13 @@ _WORDS = ("true", "false", "null", "nan", "inf")
 
 
 def command_line(config: Shared, command: str, *more: str) -> str:
-    """Return the command line for a shell that runs a command with this configuration."""
+    """Return the line for a shell that runs a command with this configuration."""
     return shlex.join(["ulskip", command, *overrides_of(config, command), *more])
 
 
 def overrides_of(config: Shared, command: str) -> list[str]:
-    """Return the overrides that compose a configuration again: the model, the task, the choices of
-    other groups that are not selected by default, and the values in which it differs from them.
+    """Return the overrides that compose a configuration again: the model, the task, choices that
+    are not defaults, and values that differ from those of the choices.
 
     Keys that the command does not use are left out.
     """
@@ -54,8 +54,8 @@ def overrides_of(config: Shared, command: str) -> list[str]:
 def _changed(
     section: Options, stated: Table, is_used: Callable[[str], bool], prefix: str = ""
 ) -> Iterator[str]:
-    """Yield `key=value` for the used values of a section that files do not state already; `prefix`
-    is the section in its keys, with a dot.
+    """Yield `key=value` for used values that files do not state; `prefix` is the section, with a
+    dot.
     """
     for name, field in type(section).model_fields.items():
         key, value = f"{prefix}{name}", getattr(section, name)
@@ -73,7 +73,7 @@ def _changed(
 
 
 def _without_interpolations(text: str) -> str:
-    r"""Write a text so that no part of it is read as the value of another key.
+    r"""Escape a text so that no part is read as the value of another key.
 
     >>> print(_without_interpolations("${seed}"), _without_interpolations("a{b}"))
     \${seed} a{b}

@@ -1,5 +1,5 @@
-"""The reference of the configuration keys: one walk over the fields of the classes, and what
-`ulskip config` and the page of keys show of them.
+"""The reference of the configuration keys: one walk over the fields, and what `ulskip config` and
+the page of keys show of it.
 """
 
 import json
@@ -36,8 +36,8 @@ Panels = Iterable[tuple[str, Mapping[str, str]]]  # title, and texts by name
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One configuration key: its dotted name, meaning, choices, type in plain words, default, and
-    the commands that read it.
+    """A configuration key with its dotted name, its type in plain words, and the commands that read
+    it.
     """
 
     name: str
@@ -54,10 +54,9 @@ def keys_of(
     prefix: str = "",
     inherited: tuple[str, ...] = (),
 ) -> Iterator[ConfigKey]:
-    """Yield the keys of a class and of its sections, each with `prefix` before it.
+    """Yield the keys of a class and its sections, each after `prefix`.
 
-    `values` replace the defaults. A key that declares no commands gets the `inherited` commands,
-    those of its section.
+    `values` replace the defaults. A key without commands gets the `inherited` ones of its section.
     """
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:  # the name of a preset, which its choice sets
@@ -81,19 +80,17 @@ def keys_of(
 
 
 def describe_choices(group: str) -> dict[str, str]:
-    """Return the choices of a config group with their descriptions."""
+    """Return the choices of a group with descriptions."""
     return {name: description(group, name) for name in group_choices(group)}
 
 
 def default_choice(group: str) -> str | None:
-    """Return the choice of a config group that is selected by default, or None for experiments."""
+    """Return the default choice of a group; None for experiments."""
     return {**compose_files("train").choices, **compose_files("config").choices}.get(group)
 
 
 def group_keys(group: str, choice: str) -> list[ConfigKey]:
-    """Return the keys of a group with the values of one of its choices as defaults; experiments
-    have no keys.
-    """
+    """Return the keys of a choice, with its values as defaults; experiments have no keys."""
     if group == "experiment":
         return []
     field = (Config.model_fields | TrainingConfig.model_fields)[group]
@@ -102,8 +99,8 @@ def group_keys(group: str, choice: str) -> list[ConfigKey]:
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
-    """Return the keys of a primary configuration that are in no config group, also nested ones such
-    as `speed.seconds`. `sweep` has no keys of its own: it lists values of other keys.
+    """Return the keys in no group, also nested ones such as `speed.seconds`. `sweep` has none of
+    its own: it lists values of other keys.
     """
     kind, groups = PRIMARY[primary]
     keys = keys_of(kind, compose_files(primary).values())
@@ -112,7 +109,7 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 
 def describe(name: str) -> Panels:
     """Return what `ulskip config NAME` prints of a group, a choice such as `strategy=search`, a key
-    or a section of keys; without a name, of all. Raise UsageError for an unknown name.
+    or a section; without a name, of all. Raise UsageError for an unknown name.
     """
     group, _, choice = name.partition("=")
     if group in ALL_GROUPS and choice:
@@ -150,9 +147,7 @@ def _sections() -> Iterator[tuple[str, list[ConfigKey]]]:
 
 
 def _keys_of_choices(group: str) -> list[ConfigKey]:
-    """Return the keys of all choices of a group, with the values of the default choice if it has
-    the key.
-    """
+    """Return the keys of all choices of a group, preferring values of the default choice."""
     default, keys = default_choice(group), dict[str, ConfigKey]()
     for choice in sorted(group_choices(group), key=lambda name: name != default):
         for key in group_keys(group, choice):

@@ -1,9 +1,8 @@
-"""Engines: their base class, and how installed engines are found. Imports no torch and no library
-of an engine.
+"""Engines: their base class, and how installed engines are found. Imports no library of an engine.
 
-An engine is a subclass of `Engine`. Every engine, ours included, has a name through an entry point
-of the group `ulskip.engines`. Presets name the class in `_target_`; a distribution has its presets
-in the folder `configs/engine/` of the entry point's package.
+Every engine, ours included, is a subclass of `Engine` with a name through an entry point of the
+group `ulskip.engines`. A distribution has presets in the folder `configs/engine/` of the entry
+point's package.
 """
 
 import functools
@@ -69,28 +68,26 @@ class Engine(Choice):
         return require_choice("engine.weights", value, cls.formats)
 
     def session(self) -> type[Any]:
-        """Return the class of the engine's sessions, an `Session` of `engines/base.py`. The
-        method imports it, because configurations contain engines and are made without torch.
+        """Import and return the class of sessions, a `Session` of `engines/base.py`;
+        configurations, which contain engines, are made without torch.
         """
         raise NotImplementedError
 
     def open(self, views: Any, room: Any) -> Any:
-        """Return a session for `Views`, with memory for the batches of a `Room`; both are in
+        """Return a session for `Views`, with memory for the batches of a `Room`, both of
         `engines/base.py`.
         """
         return self.session()(views, room, self.weights)
 
     def engine_for(self, needs: Set[Need], model: object = None) -> "tuple[Engine, str | None]":
-        """Return the engine that decodes requests with these needs, and the reason if that is not
-        torch. An engine that is a choice among several, such as `auto`, returns another one, and
-        raises UsageError if none of them supports the `model`. Nothing else chooses engines.
+        """Return the engine for these needs, and the reason if that is not torch. An engine that is
+        a choice among several, such as `auto`, returns another one, and raises UsageError if none
+        supports the `model`. Nothing else chooses engines.
         """
         return self, f"engine={self.name}"
 
     def check(self, needs: Set[Need]) -> None:
-        """Raise NotApplicable if the engine does not support a need, and UsageError if its packages
-        are missing.
-        """
+        """Raise NotApplicable for an unsupported need, and UsageError for missing packages."""
         missing = needs - self.engine_for(needs)[0].supports
         if missing:
             raise NotApplicable(
@@ -109,13 +106,13 @@ class Engine(Choice):
 
     @classmethod
     def check_model(cls, config: Table) -> None:
-        """Raise UsageError if the engine does not support the model of a config.json; an engine
-        that cannot tell before it has the weights raises it then.
+        """Raise UsageError if the model of a config.json is not supported; an engine that cannot
+        tell before it has the weights raises it then.
         """
 
     def sizes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> WeightSizes | None:
-        """Return the bytes that a decode step reads in the engine's format, on the device that
-        `model.device` names.
+        """Return the bytes that a decode step reads in the engine's format; `device` is
+        `model.device`.
         """
         weights, width = metadata.weights, metadata.weight_bytes
         if weights is None or self.weights is None or width is None:
@@ -125,22 +122,20 @@ class Engine(Choice):
         return weights.scaled(layers, head)
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
-        """Return the bytes of all copies of the weights beside the model: by default for the
-        baseline, for the prompts and for the kept layers.
+        """Return the bytes of all copies of the weights beside the model: by default for baseline,
+        prompts and kept layers.
         """
         sizes = self.sizes(metadata, device, needs)
         return 3 * sizes.total if sizes else 0
 
 
 def engine_names() -> list[str]:
-    """Return the names of all installed engines; none is imported."""
+    """Return the names of installed engines; none is imported."""
     return list(_entry_points(tuple(sys.path)))
 
 
 def engine_class(name: str) -> type[Engine]:
-    """Import the class of an engine; raise UsageError if it is not installed or cannot be
-    imported.
-    """
+    """Import the class of an engine; raise UsageError if that fails."""
     points = _entry_points(tuple(sys.path))
     point = points[require_choice("engine", name, points)]
     try:
@@ -154,14 +149,12 @@ def engine_class(name: str) -> type[Engine]:
 
 
 def engine_named(name: str) -> Engine:
-    """Return the named engine with the model's own weight format."""
+    """Return an engine with the model's weight format."""
     return engine_class(name)(name=name)
 
 
 def plugin_config_dirs() -> list[Path]:
-    """Return the folders `configs` in the packages of engines from other distributions; no package
-    is imported.
-    """
+    """Return the folders `configs` of other distributions; none is imported."""
     packages = {point.module.partition(".")[0] for point in _entry_points(tuple(sys.path)).values()}
     specs = map(find_spec, sorted(packages - {__name__.partition(".")[0]}))  # without our own
     places = (spec.submodule_search_locations or () for spec in specs if spec)
@@ -171,7 +164,5 @@ def plugin_config_dirs() -> list[Path]:
 
 @functools.lru_cache(maxsize=8)
 def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
-    """Return the entry points of engines by name; `path` is `sys.path`, so that the cache follows
-    it.
-    """
+    """Return the entry points by name; `path` is `sys.path`, so that the cache follows it."""
     return {point.name: point for point in entry_points(group=GROUP)}

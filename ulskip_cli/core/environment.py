@@ -1,5 +1,5 @@
-"""The environment of a result: versions of code and packages, the machine, its load by other
-processes, and access to the Hugging Face hub.
+"""The environment of a result: versions, the machine, its load by other processes, and access to
+the Hugging Face hub.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
 
 
 def code() -> Table:
-    """Return the versions of this program and its packages, and the git commit and dirty flag of a
+    """Return versions of the program and its packages, and git commit and dirty flag of a
     checkout.
     """
     from importlib.metadata import version
@@ -38,9 +38,7 @@ def code() -> Table:
 
 
 def machine(device: str = "cuda") -> Table:
-    """Describe the machine: processor, threads, instruction set, and the name of the accelerator
-    (None without one).
-    """
+    """Describe processor, threads, instruction set and accelerator (None without one)."""
     import torch
 
     return {
@@ -64,9 +62,7 @@ def _accelerator(device: str) -> str | None:
 
 
 def origin(device: str) -> Table:
-    """Return the code version and the machine as one flat object; they must be the same for all
-    batches of a run.
-    """
+    """Return the versions and the machine, which must be the same for all batches of a run."""
     facts = {**code(), **machine(device)}
     del facts["git_dirty"]  # may change between two attempts
     return facts
@@ -74,10 +70,7 @@ def origin(device: str) -> Table:
 
 @contextlib.contextmanager
 def offline_if_hub_unreachable() -> Iterator[None]:
-    """Use only the local cache inside the block if the hub cannot be reached.
-
-    Each use checks the hub again.
-    """
+    """Use only the local cache inside the block if the hub cannot be reached now."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -92,8 +85,8 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 
 def check_hub_reachable() -> None:
-    """Raise OSError if HF_HUB_OFFLINE=1 is set, or the hub's host name cannot be resolved; the
-    hub's own client would retry for half a minute. From then on, that client logs errors alone.
+    """Raise OSError if HF_HUB_OFFLINE=1 is set, or the hub's name cannot be resolved; the hub's
+    client, which logs errors alone from now on, would retry for half a minute.
     """
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -109,7 +102,7 @@ def check_hub_reachable() -> None:
 
 @functools.cache  # the state at the first call is the code that runs, even if files change later
 def _git() -> Table:
-    """Return git_commit and git_dirty of the checkout; both are None in an installed package."""
+    """Return git_commit and git_dirty of the checkout; both None in an installed package."""
     root = Path(__file__).parents[2]
     # Runs write results there, which does not change the code.
     paths = [".", ":(exclude)results", ":(exclude)benchmarks/results"]
@@ -138,7 +131,7 @@ def cpu_field(*names: str) -> str:
 
 
 def cpu_flags() -> str:
-    """Return the processor's flags, such as `avx2`, or an empty text if the system lists none."""
+    """Return the processor's flags, such as `avx2`; empty if the system lists none."""
     return cpu_field("flags", "Features")
 
 
@@ -149,24 +142,21 @@ def processor() -> str:
 
 @functools.cache
 def runs_on_cpu(device: str) -> bool:
-    """Return True if `model.device` is the CPU, without importing torch; on macOS it is not."""
+    """Return True if `model.device` is the CPU, without torch; False on macOS."""
     has_accelerator = any(any(Path("/dev").glob(name)) for name in _ACCELERATORS)
     is_chosen = device == "auto" and platform.system() == "Linux" and not has_accelerator
     return device == "cpu" or is_chosen
 
 
 class LoadMeter:
-    """Measures the CPUs that other processes use, on average, on the CPUs that this process may
-    use.
-    """
+    """Measures how many of our CPUs other processes use on average."""
 
     def __init__(self) -> None:
         self._before = self._read()
 
     def other_cpus(self, min_seconds: float) -> float | None:
-        """Return the mean number of CPUs that other processes used since the meter was made, or
-        None after a shorter time than `min_seconds`, because CPU time is counted in steps of
-        10 ms.
+        """Return the mean number since the meter was made; None before `min_seconds`, because CPU
+        time is counted in steps of 10 ms.
         """
         clock, busy, own = (
             after - before for after, before in zip(self._read(), self._before, strict=True)
@@ -193,11 +183,11 @@ class LoadMeter:
 
 
 def is_crowded(other_cpus: float | None, threads: int) -> bool:
-    """Return True if other processes use CPUs that `threads` threads need too."""
+    """Return True if others use CPUs that `threads` threads need."""
     return other_cpus is not None and threads + other_cpus > len(cpus()) + OTHER_CPUS_LIMIT
 
 
 def cpus() -> set[int]:
-    """Return the numbers of the CPUs that this process may use."""
+    """Return the CPUs that this process may use."""
     own = getattr(os, "sched_getaffinity", None)
     return own(0) if own else set(range(os.cpu_count() or 1))

@@ -14,9 +14,7 @@ class UsageError(Exception):
 
 
 class UnknownKey(UsageError):
-    """The chosen config groups do not have the key `key`; other choices of the groups may have
-    it.
-    """
+    """The chosen config groups do not have `key`; other choices may have it."""
 
     def __init__(self, message: str, key: str) -> None:
         super().__init__(message)
@@ -24,24 +22,21 @@ class UnknownKey(UsageError):
 
 
 class NotApplicable(UsageError):
-    """The values are valid, but incompatible with one another; a sweep records such a point as not
+    """The values are valid, but exclude one another; a sweep records such a point as not
     applicable.
     """
 
 
 class RunError(Exception):
-    """A valid request failed while it ran; the command prints one line and ends with exit code
-    1.
-    """
+    """A valid request failed; the command prints one line and ends with exit code 1."""
 
 
 class StorageError(RunError):
-    """A results folder cannot be written; no further point can be stored, so a sweep stops."""
+    """A results folder cannot be written, so a sweep stops."""
 
 
 def one_line(message: str) -> str:
-    r"""Return a message as one line without control characters, in which long words and the end of
-    a long text are cut.
+    r"""Return a message on one line without control characters, with long words and a long end cut.
 
     >>> one_line("got 'a\nb\x1b[31m'")
     "got 'a b?[31m'"
@@ -54,8 +49,8 @@ def one_line(message: str) -> str:
 
 
 def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -> UsageError:
-    """Build the error for an unknown name; it suggests known names that begin in the same way, or
-    else the most similar one, and ends with `advice`. `kind` says what the name is of.
+    """Build the error for an unknown name of a `kind`; it suggests known names that begin in the
+    same way, or else the most similar one, and ends with `advice`.
 
     >>> str(unknown("spacing", "evn", ["even", "reference"]))
     "unknown spacing 'evn'; did you mean 'even'? known: even, reference"
@@ -82,8 +77,8 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
 
 
 def reason(error: BaseException, has_path: bool = False) -> str:
-    r"""Return the text of another library's exception on one line, or the name of its type;
-    `has_path` leaves out a file's path, which the message names already.
+    r"""Return another library's error on one line, or the name of its type; `has_path` leaves out a
+    file's path, which the message names already.
 
     >>> reason(ValueError("bad\nvalue")), reason(OSError(2, "No such file")), reason(KeyError())
     ('bad value', 'No such file', 'KeyError')
@@ -102,9 +97,7 @@ def reason(error: BaseException, has_path: bool = False) -> str:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str], advice: str = "") -> str:
-    """Return `got` if it is one of `known`; otherwise raise the error of `unknown`, which has the
-    same parameters.
-    """
+    """Return `got` if it is one of `known`; otherwise raise the error of `unknown`."""
     choices = list(known)
     if got not in choices:
         raise unknown(kind, got, choices, advice)

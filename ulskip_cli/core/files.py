@@ -1,5 +1,5 @@
-"""Crash-safe files: atomic writes, appended lines, JSON lines, and locks between processes; paths
-that users give, and texts of other people's files without control characters.
+"""Crash-safe files: atomic writes, appended lines, and locks between processes; paths that users
+give, and texts of other people's files.
 """
 
 import contextlib
@@ -36,17 +36,15 @@ def timestamp() -> str:
 
 
 def read_jsonl(path: Path) -> list[Table]:
-    """Read the JSON objects of a file, one per line; skip broken lines. A missing file has no
-    objects.
+    """Read the JSON objects of a file, one per line, without broken lines; a missing file has
+    none.
     """
     lines = path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []
     return [row for line in lines if (row := _object(line)) is not None]
 
 
 def read_object(path: Path) -> Table | None:
-    """Read the JSON object in a file; return None if the file is missing or contains no JSON
-    object.
-    """
+    """Read a JSON object; return None if there is none."""
     return _object(path.read_bytes()) if path.is_file() else None
 
 
@@ -59,9 +57,7 @@ def _object(text: str | bytes) -> Table | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all, through a temporary file; raise StorageError if the
-    write fails.
-    """
+    """Write a file completely or not at all; raise StorageError then."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         try:
@@ -125,7 +121,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
-    """Make the folder of a path, and raise StorageError if that or the block, which writes to the
+    """Make the folder of a path, and raise StorageError if that or the block, which writes the
     path, fails.
     """
     try:
@@ -156,8 +152,8 @@ def noticing_full_disk(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock inside the block and yield True. Without `wait`, yield False if another process
-    holds it; the block runs then, too. Raise StorageError if the lock file cannot be written.
+    """Hold a lock inside the block and yield True. Without `wait`, the block also runs if another
+    process holds it, and gets False. Raise StorageError if the file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -171,7 +167,7 @@ def lock(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Raise UsageError that names the option `key` if a folder cannot be created or written to."""
+    """Raise UsageError that names the option `key` if a folder cannot be written."""
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         tempfile.TemporaryFile(dir=existing).close()
@@ -182,8 +178,8 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def user_path(given: str | Path, key: str) -> Path:
-    """Return the path that a user gave, with `~` replaced; raise UsageError if a text cannot be a
-    path.
+    """Return a path that a user gave, with `~` replaced; raise UsageError if a text cannot be
+    one.
     """
     text = str(given)
     try:
@@ -202,7 +198,7 @@ def user_path(given: str | Path, key: str) -> Path:
 
 
 def is_existing(text: str) -> bool:
-    """Return True if a text names an existing file or folder."""
+    """Return True if a text is an existing path."""
     try:
         return Path(text).expanduser().exists()
     except (OSError, RuntimeError, ValueError):  # no text of a path
@@ -210,18 +206,18 @@ def is_existing(text: str) -> bool:
 
 
 def check_hub_id(name: str, key: str) -> None:
-    """Raise UsageError if a text, which names nothing on this machine, cannot be an id of the
-    Hugging Face hub: `name` or `owner/name`.
+    """Raise UsageError if a text, which is no local path, cannot be a hub id: `name` or
+    `owner/name`.
     """
     if not _HUB_ID.fullmatch(name) or Path(name).suffix in _SUFFIXES:
         raise UsageError(f"no such file or folder: {key}='{name}'; correct it, or give a hub id")
 
 
 def cache_dir() -> Path:
-    """Return the folder of compiled code and converted models: $ULSKIP_CACHE, or a folder in the
-    user's cache.
+    """Return the folder of compiled code and converted models: $ULSKIP_CACHE, or one in the user's
+    cache.
 
-    Raise UsageError if it belongs to another user, because ulskip runs the code in it.
+    Raise UsageError if it belongs to another user, because ulskip runs code from it.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("ULSKIP_CACHE") or Path(base) / "ulskip")
@@ -239,8 +235,8 @@ def cache_dir() -> Path:
 
 
 def printable(text: str) -> str:
-    r"""Return a text on one line, with spaces in place of other white space and escapes in place of
-    control characters, but for those that join letters.
+    r"""Return a text on one line, with escapes for control characters, but for those that join
+    letters.
 
     >>> print(printable("a\n\x1b[31mred"))
     a \x1b[31mred
@@ -265,12 +261,12 @@ def printable_lines(text: str) -> str:
 
 
 def all_printable(value: Any) -> Any:
-    """Return a JSON value in which all texts and keys are printable."""
+    """Return a JSON value with printable texts and keys."""
     return change_texts(value, printable)
 
 
 def change_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a JSON value with all its texts and keys changed; keys become texts, as in a file."""
+    """Return a JSON value with all texts and keys changed; keys become texts, as in a file."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
