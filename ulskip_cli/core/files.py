@@ -57,7 +57,7 @@ def _object(text: str | bytes) -> Table | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all; raise StorageError then."""
+    """Write a file completely or not at all; raise StorageError if that fails."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         try:

@@ -1,5 +1,5 @@
-"""Keys identify values: settings, data, layers. Fingerprints identify files: the weights, the
-tokenizer and the ends of answers of a model, and the code of a user.
+"""Keys identify values: settings, data, layers. Fingerprints identify files: those of a model, and
+the code of a user.
 """
 
 import hashlib
@@ -33,15 +33,15 @@ TOKENIZER_FILES = (
 
 
 def key(*parts: object) -> str:
-    """Return a hash of JSON values, options and dataclasses, 12 hexadecimal digits."""
+    """Hash JSON values, options and dataclasses to 12 hexadecimal digits."""
     text = json.dumps(to_jsonable_python([VERSION, *parts], serialize_as_any=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @cache
 def code_fingerprint(kind: type) -> str:
-    """Return a hash of the modules that define a class of a user, as they are when they are first
-    asked for; empty for a class of ulskip.
+    """Hash the modules of a user's class, as they are at the first call; empty for a class of
+    ulskip.
     """
     # The class and its bases up to the first one of ulskip.
     own = takewhile(lambda base: not base.__module__.startswith("ulskip_cli."), kind.__mro__)
@@ -51,8 +51,8 @@ def code_fingerprint(kind: type) -> str:
 
 
 def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
-    """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a
-    file from the hub.
+    """Hash a file, and the weights and tokenizer beside it; for a file from the hub return the
+    commit.
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would
     take minutes. Without `weights`, for a shape, only `config_file` is hashed.
@@ -71,9 +71,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
 
 def file_fingerprint(file: Path) -> str:
-    """Return a hash of the name and the content of a file; of a large one, of parts of the
-    content, see `folder_fingerprint`.
-    """
+    """Hash the name and content of a file; see `folder_fingerprint`."""
     return _hashed(file.parent, b"", (_stamp(file),))
 
 
@@ -84,8 +82,8 @@ def _stamp(file: Path) -> tuple[Path, int, int]:
 
 @cache
 def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash a configuration and the files of a folder; `stamps` has path, size and time of change of
-    each file. Files with the size and time of an earlier call are not read again.
+    """Hash a configuration and files with `stamps`: path, size and time of change. Files with the
+    stamp of an earlier call are not read again.
     """
     digest = hashlib.sha256(config)
     for file, size, _ in stamps:

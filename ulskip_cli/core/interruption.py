@@ -1,8 +1,5 @@
-"""SIGINT, SIGTERM and SIGHUP end a command in the same way: as a KeyboardInterrupt, with the exit
-code that shells use.
-
-Ctrl-C sends SIGINT, Slurm and `kill` send SIGTERM, and a closed terminal sends SIGHUP. Imports
-nothing slow.
+"""SIGINT (Ctrl-C), SIGTERM (Slurm, `kill`) and SIGHUP (a closed terminal) end a command as a
+KeyboardInterrupt, with the exit code that shells use. Imports nothing slow.
 """
 
 import atexit
@@ -26,15 +23,13 @@ class Interruption(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Handle the signals of this process from now on; a signal that nohup or a shell ignores stays
-    ignored.
-    """
+    """Handle the signals from now on; one that nohup or a shell ignores stays ignored."""
     sys.unraisablehook = _report_unraisable
     _handle(_interrupt)
 
 
 def release() -> None:
-    """Let a signal end the process without a message from now on, because the command has ended."""
+    """Let a signal end the process without a message, because the command has ended."""
     _handle(signal.SIG_DFL)
 
 
@@ -45,8 +40,8 @@ def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) 
 
 
 def end_process(code: int) -> NoReturn:
-    """End the process after its exit functions, without freeing the modules and waiting for
-    threads, which takes seconds after torch was imported.
+    """End the process after its exit functions; freeing modules and waiting for threads takes
+    seconds after torch was imported.
     """
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError):  # a closed pipe or terminal
@@ -56,8 +51,8 @@ def end_process(code: int) -> NoReturn:
 
 
 def received() -> bool:
-    """Return True if a signal came. A later exception can come from the signal, because Python
-    wraps exceptions in a class body.
+    """Return True if a signal came; a later exception can come from it, because Python wraps
+    exceptions in a class body.
     """
     return bool(_received)
 
@@ -69,7 +64,7 @@ def raise_if_interrupted() -> None:
 
 
 def exit_code() -> int:
-    """Return 128 + the number of the signal that came, as shells do; by default SIGINT."""
+    """Return 128 + the signal that came, as shells do; by default SIGINT."""
     return 128 + (_received[0] if _received else signal.SIGINT)
 
 
@@ -81,7 +76,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_terminal() -> None:
-    """Redirect output from the closed terminal, to which every write would fail."""
+    """Redirect output from the closed terminal, where every write would fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if os.isatty(descriptor):
@@ -89,8 +84,6 @@ def _leave_terminal() -> None:
 
 
 def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Report an exception that Python ignores, but not an interruption, which
-    `raise_if_interrupted` raises again.
-    """
+    """Report an exception that Python ignores, unless `raise_if_interrupted` raises it again."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)

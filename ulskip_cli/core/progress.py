@@ -4,18 +4,18 @@ from typing import Protocol
 
 
 class ReportProgress(Protocol):
-    """A callback that receives the finished part of a phase and a short note such as tokens/s."""
+    """A callback that receives the finished part of a phase and a note such as tokens/s."""
 
     def __call__(self, done: int, note: str = "") -> None:
         """Report progress."""
 
 
 class ProgressCallback:
-    """A receiver of progress, such as a progress bar. This base class ignores all progress."""
+    """A receiver of progress, such as a progress bar. This base class ignores it."""
 
     def phase(self, label: str, total: int = 1) -> ReportProgress:
-        """End the current phase, begin another unless it has the same label, and return a callback
-        for its progress.
+        """End the current phase, begin another unless it has the same label, and return its
+        callback.
         """
         return lambda done, note="": None
 

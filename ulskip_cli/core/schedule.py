@@ -29,17 +29,15 @@ class Stage:
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, Layers]]:
-    """Return for each stage `(count, layers)`: how many of the first `steps` decode steps use the
-    stage, and the layers of the stage.
-    """
+    """Return for each stage how many of the first `steps` decode steps use it, and its layers."""
     starts = [stage.first_step for stage in stages] + [steps]
     counts = [max(0, min(end, steps) - start) for start, end in pairwise(starts)]
     return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
 
 
 def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
-    """Return the mean number of layers per decode step over outputs of `lengths` tokens; prefill
-    generates the first token.
+    """Return the mean layers per decode step over outputs of `lengths` tokens, the first by
+    prefill.
 
     >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
     2.5
@@ -88,10 +86,10 @@ def even(num_layers: int, num_kept: int) -> Layers:
 
 
 def reference(num_layers: int, num_kept: int) -> Layers:
-    """Return the R layers that the published code of arXiv:2404.06954 picks, with its rounding.
+    """Return the R layers that the published code of arXiv:2404.06954 picks.
 
     They are the first R - 1 multiples of `step = int(N / (R - 1))`, and the last layer. If much of
-    the step is rounded off (N=32, R=21), the kept layers cluster at the bottom.
+    the step is rounded off (N=32, R=21), they cluster at the bottom.
 
     >>> reference(30, 6)
     (0, 6, 12, 18, 24, 29)
@@ -115,9 +113,7 @@ def first_layers(prompt_layers: str) -> int | None:
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> Layers:
-    """Return the layers as a tuple; raise UsageError unless they are distinct, ascending and within
-    0..N-1.
-    """
+    """Return the layers; raise UsageError unless they are distinct, ascending and within 0..N-1."""
     kept = tuple(layers)
     if not kept or list(kept) != sorted(set(kept) & set(range(num_layers))):
         raise UsageError(
@@ -128,8 +124,8 @@ def checked(num_layers: int, layers: Sequence[int]) -> Layers:
 
 
 def checked_stages(num_layers: int, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Return the stages; raise UsageError unless the first one begins at step 0, and each later one
-    keeps some of the layers of the one before.
+    """Return the stages; raise UsageError unless the first begins at step 0, and each later one
+    keeps some layers of the one before.
     """
     kept = [set(checked(num_layers, stage.kept_layers)) for stage in stages]
     starts = [stage.first_step for stage in stages]
@@ -146,7 +142,7 @@ def checked_stages(num_layers: int, stages: Sequence[Stage]) -> tuple[Stage, ...
 @dataclass(frozen=True)
 class ExitRule:
     """Depths (numbers of layers) at which a decode step may end, and the confidence, the gap of the
-    two largest probabilities, at which a step ends there.
+    two largest probabilities, that ends it.
     """
 
     num_layers: int  # N, the depth of a step that never exits
@@ -158,7 +154,7 @@ class ExitRule:
 
     @property
     def checks(self) -> tuple[int, ...]:
-        """Depths at which a step checks its confidence; there is no check at full depth.
+        """Depths of the checks; there is none at full depth.
 
         >>> ExitRule(12, 6, None, 64, min_exit=3, every=4).checks
         (3, 7, 11)
@@ -176,7 +172,7 @@ class ExitRule:
 
     def heads(self, depth: int) -> int:
         """Return how often a step of this depth runs the output head: at each check and at full
-        depth. Every step runs it at least once.
+        depth, and at least once.
         """
         checked = sum(check <= depth for check in self.checks)
         return max(1, checked + (depth == self.num_layers))

@@ -1,6 +1,4 @@
-"""The interface of strategies: a strategy chooses the layers of a decode step from integers,
-without torch.
-"""
+"""The interface of strategies, which choose the layers of a decode step from integers."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ OptionValues = Mapping[str, object]
 
 @dataclass(frozen=True)
 class ScheduleRequest:
-    """The request has all that a strategy knows when it chooses layers."""
+    """What a strategy knows when it chooses layers."""
 
     num_layers: int  # N, of the model
     num_kept: int  # R, the mean number of layers per decode step that is asked for
@@ -25,27 +23,27 @@ class ScheduleRequest:
 
 
 class HeldOutMeasurements(Protocol):
-    """Measurements of a model on held-out examples, which a calibration can request."""
+    """What a calibration can measure on held-out examples."""
 
     def output_lengths(self) -> list[int]:
-        """Return the number of tokens of the full model's answer to each example."""
+        """Return the tokens of the full model's answers."""
 
     def state_similarity(self) -> list[list[float]]:
-        """Return the mean cosine of the hidden states at each pair of the depths 0 to N; layer l
-        is between the depths l and l + 1.
+        """Return the mean cosine of the hidden states at each pair of depths 0 to N; layer l is
+        between the depths l and l + 1.
         """
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the mean cross-entropy of the references in nats per token if decode steps run
-        these layers.
+        """Return the mean cross-entropy of the references in nats per token with these layers in
+        decode steps.
 
-        With correction=patch, the loss includes patches that are fitted for these layers on other
+        With correction=patch, it includes patches that are fitted for these layers on other
         examples.
         """
 
     def mean_depth(self, options: OptionValues) -> float:
-        """Generate answers with these strategy options and return the mean number of layers per
-        decode step.
+        """Generate answers with these strategy options and return the mean layers per decode
+        step.
         """
 
     @property
@@ -58,7 +56,7 @@ class HeldOutMeasurements(Protocol):
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Option values that a calibration found, and its details for the row."""
+    """Option values that a calibration found, and details for the row."""
 
     options: OptionValues  # values for the calibrated options
     notes: OptionValues = field(default_factory=dict)
@@ -100,7 +98,7 @@ class Strategy(Choice):
 
     @property
     def exits_early(self) -> bool:
-        """True if a step can end before the last layer."""
+        """True if a step can end early."""
         return type(self).exit_rule is not Strategy.exit_rule
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
@@ -112,13 +110,11 @@ class Strategy(Choice):
         """Return the layers to run, ascending."""
 
     def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
-        """Return the stages of decoding, which run R layers per step on average."""
+        """Return the stages, which run R layers per step on average."""
         return (Stage(0, self.kept_layers(request)),)
 
     def exit_rule(self, request: ScheduleRequest) -> ExitRule | None:
-        """Return the rule that ends steps early, so that a step runs R layers on average; None if
-        no step ends early.
-        """
+        """Return the rule by which a step runs R layers on average; None if no step ends early."""
         return None
 
     def calibrate(

@@ -1,6 +1,4 @@
-"""The interface of tasks: examples, the prompts made from them, and the metrics that score the
-answers.
-"""
+"""The interface of tasks: examples, their prompts, and the metrics that score answers."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ CHAT = "chat"
 
 @dataclass(frozen=True)
 class Example:
-    """One source text and the reference answer that a hypothesis is compared with."""
+    """A source text and the reference that a hypothesis is compared with."""
 
     id: str
     source: str
@@ -29,13 +27,13 @@ class Example:
         return self.source, self.reference
 
     def plain(self) -> dict[str, str]:
-        """Return the values by name, JSON-ready, without `test` if there is none."""
+        """Return the values, JSON-ready, without an empty `test`."""
         return {key: text for key, text in asdict(self).items() if text or key != "test"}
 
 
 @dataclass(frozen=True)
 class Template:
-    """The formats of prompts, with `{source}` and the task's own fields, and of responses, with
+    """The formats of prompts, with `{source}` and the task's fields, and of responses, with
     `{reference}` and `{source}`.
     """
 
@@ -51,8 +49,8 @@ class Template:
         return _fill(self.prompt_format, {"source": example.source, **self.fields})
 
     def response(self, example: Example) -> str:
-        """Return the text that training and the decode loss expect, without EOS; it is empty
-        without a reference.
+        """Return what training and the decode loss expect, without EOS; empty without a
+        reference.
         """
         fields = {"reference": example.reference, "source": example.source}
         text = _fill(self.response_format, fields)
@@ -69,7 +67,7 @@ class Scoring:
 
 
 class Task(Choice):
-    """Examples, the prompts made from the examples, and the metrics that score the answers.
+    """Examples, their prompts, and the metrics that score the answers.
 
     A subclass defines `examples` and `data`.
     """
@@ -94,9 +92,7 @@ class Task(Choice):
 
     @property
     def may_truncate_source(self) -> bool:
-        """True if the end of a source may be dropped so that the prompt fits the model's
-        context.
-        """
+        """True if the end of a source may be dropped so that the prompt fits the context."""
         return False
 
     @property
@@ -106,9 +102,7 @@ class Task(Choice):
 
     @property
     def location(self) -> str:
-        """The place of the examples, by which data are compared: here the dataset, its subset and
-        its split.
-        """
+        """The place of the examples, by which data are compared."""
         return f"{self.data} {self.subset} {self.split}"
 
     @abstractmethod
@@ -116,9 +110,7 @@ class Task(Choice):
         """Return all examples in a fixed order."""
 
     def held_out(self) -> Self | None:
-        """Return a task with calibration examples that no run evaluates; return None if the task
-        has no such examples.
-        """
+        """Return a task with examples that no run evaluates, or None."""
         return None
 
     def template_fields(self) -> Mapping[str, str]:
@@ -126,9 +118,7 @@ class Task(Choice):
         return {}
 
     def template_for(self, has_chat: bool) -> Template:
-        """Return the template for a model with or without a chat template; raise UsageError if it
-        is invalid.
-        """
+        """Return the template for a model; raise UsageError if it is invalid."""
         name = self._template_name(has_chat)
         texts = dict(self.templates.get(name, {}))
         options = {"prompt": self.prompt, "response": self.response}
@@ -146,8 +136,8 @@ class Task(Choice):
         return Template(texts["prompt"], texts["response"], name == CHAT, self.template_fields())
 
     def _template_name(self, has_chat: bool) -> str:
-        """Return the key of the chosen template, for `auto` that of chat or the first one; `auto`
-        itself for a task without templates, whose texts are the options prompt and response.
+        """Return the key of the template, for `auto` that of chat or the first one; `auto` itself
+        for a task without templates, whose texts are the options prompt and response.
         """
         names, name = list(self.templates), self.template
         require_choice("task.template", name, [AUTO, *names])
@@ -162,7 +152,7 @@ class Task(Choice):
         return name
 
     def hypothesis(self, text: str) -> str:
-        """Extract the answer from a model's output: by default the whole output."""
+        """Extract the answer from a model's output."""
         return text.strip()
 
     def scoring(self) -> Scoring:
@@ -171,7 +161,7 @@ class Task(Choice):
 
 
 def check_references(examples: Sequence[Example], use: str) -> None:
-    """Raise UsageError if examples have no references; `use` names what requires them."""
+    """Raise UsageError if examples lack references, which `use` requires."""
     if not all(example.reference for example in examples):
         raise UsageError(
             f"{use} requires references, but these prompts have none; add them to every example"
@@ -180,9 +170,7 @@ def check_references(examples: Sequence[Example], use: str) -> None:
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:
-    """Fill the fields of a template; raise UsageError for a field that it does not have, and for
-    braces that are none of a field.
-    """
+    """Fill the fields of a template; raise UsageError for unknown fields, and for other braces."""
     try:
         return text.format(**fields)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

@@ -28,37 +28,32 @@ class WeightSizes:
 
     @property
     def total(self) -> int:
-        """The bytes of all layers and the head."""
+        """The bytes of layers and head."""
         return self.head + sum(self.layers)
 
     def scaled(self, layers: float, head: float) -> "WeightSizes":
-        """Return the sizes after the bytes of the layers and of the head are multiplied by these
-        factors, as for another format of the weights; patches keep their size.
+        """Return the sizes in another format, whose layers and head have these factors; patches
+        keep their size.
         """
         scaled = tuple(round(size * layers) for size in self.layers)
         return WeightSizes(round(self.head * head), scaled, self.patch)
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in
-        bytes.
-
-        A step runs the output head `heads` times.
+        """Return (head + all layers) / (heads * head + kept layers + patches), in bytes; a step
+        runs the output head `heads` times.
         """
         patches = self.patch * len(gaps(kept, len(self.layers)))
         step = heads * self.head + sum(self.layers[i] for i in kept) + patches
         return self.total / step
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup of decoding in stages; `steps` has for each stage the number
-        of its steps and its layers, as `schedule.step_counts` returns them.
-        """
+        """Return the predicted speedup of stages; `steps` is that of `schedule.step_counts`."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
 
 def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
-    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept
-    layer.
+    """Return the kept layers behind a gap; `num_layers` stands for one at the end.
 
     >>> gaps((0, 1, 4, 6), 8)
     [4, 6, 8]
@@ -73,8 +68,8 @@ def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
 def sort_weight_sizes(
     tensors: Mapping[str, StoredTensor], num_layers: int, vocab_size: int
 ) -> WeightSizes | None:
-    """Sum the bytes of a checkpoint's tensors by layer and for the head, as their names and shapes
-    tell; return None unless exactly one stack of layers has N layers.
+    """Sum the bytes of tensors by layer and for the head, as names and shapes tell; return None
+    unless exactly one stack has N layers.
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """

@@ -1,6 +1,4 @@
-"""Strategies whose depth differs between decode steps: with the position in the output, or with the
-confidence of the model.
-"""
+"""Strategies whose depth depends on the position in the output or on the model's confidence."""
 
 import math
 from dataclasses import replace
@@ -27,9 +25,8 @@ MEAN_DEPTH_ERROR = 0.01  # relative error of the mean depth that ends the search
 
 
 class SkipDecode(Strategy):
-    """Keep fewer layers at later positions, and R layers on average (SkipDecode, Del Corro et al.
-    2023). A layer that runs at a step ran at every earlier step, so that no keys and values are
-    missing.
+    """Keep fewer layers at later positions, and R on average (SkipDecode, Del Corro et al. 2023). A
+    layer of a step ran at every earlier step, so that no keys and values are missing.
 
     The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max -
     (max - min) min(t / T, 1))` layers run: the first w and the last a(t) - w. T is the `horizon`.
@@ -50,17 +47,17 @@ class SkipDecode(Strategy):
     )
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers of the first decode step, which runs the most layers."""
+        """Return the layers of the first step, the most."""
         return self.stages(request)[0].kept_layers
 
     def stages(self, request: ScheduleRequest) -> tuple[Stage, ...]:
-        """Return one stage for each depth, the deepest first."""
+        """Return one stage for each depth."""
         return self._stages(request, self.horizon or self.horizon_for(request)[0])
 
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
-        """Find the T at which the held-out answers run R layers per step on average."""
+        """Find the T at which held-out answers run R layers per step on average."""
         lengths = held_out.output_lengths()
         horizon, mean = self.horizon_for(replace(request, lengths=tuple(lengths)))
         return CalibrationResult(
@@ -69,8 +66,8 @@ class SkipDecode(Strategy):
         )
 
     def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
-        """Return the largest and the smallest number of layers of a step. `num_kept` lies halfway
-        between them; the largest is 4/3 of it, unless the smallest would be too few.
+        """Return the largest and smallest number of layers of a step. `num_kept` lies halfway
+        between; the largest is 4/3 of it, unless the smallest would be too few.
 
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
@@ -81,8 +78,8 @@ class SkipDecode(Strategy):
         return most, fewest
 
     def horizon_for(self, request: ScheduleRequest) -> tuple[float, float]:
-        """Return T, with four decimals, and the mean number of layers per step over answers of the
-        requested lengths, which grows with T.
+        """Return T, with four decimals, and the mean layers per step, which grow with T, over
+        answers of the requested lengths.
         """
 
         def mean(horizon: float) -> float:
@@ -102,7 +99,7 @@ class SkipDecode(Strategy):
         return horizon, mean(horizon)
 
     def _stages(self, request: ScheduleRequest, horizon: float) -> tuple[Stage, ...]:
-        """Return a stage for each step up to the horizon at which fewer layers run than before."""
+        """Return a stage for each step up to the horizon at which the depth falls."""
         most, fewest = self.depths(request.num_layers, request.num_kept)
         stages: list[Stage] = []
         for step in range(math.ceil(horizon) + 1):
@@ -115,8 +112,8 @@ class SkipDecode(Strategy):
 
 
 class EarlyExit(Strategy):
-    """End a step at the first check whose confidence passes a threshold, lam, which decays over a
-    horizon of T steps (CALM, Schuster et al. 2022, arXiv:2207.07061).
+    """End a step at the first check whose confidence passes a threshold, lam, which decays over T
+    steps (CALM, Schuster et al. 2022, arXiv:2207.07061).
     """
 
     threshold: float | None = option(
@@ -138,7 +135,7 @@ class EarlyExit(Strategy):
     depth_advice = "change strategy.threshold or raise calibration.examples"
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers 0 to N-1, because any of them may run."""
+        """Return all layers, because any of them may run."""
         return tuple(range(request.num_layers))
 
     @property
@@ -147,9 +144,7 @@ class EarlyExit(Strategy):
         return self.batch == "min"
 
     def exit_rule(self, request: ScheduleRequest) -> ExitRule:
-        """Return the exit rule for a model of this depth; T is the limit of an answer if the
-        strategy has no horizon.
-        """
+        """Return the exit rule; without a horizon, T is the limit of an answer."""
         # A first exit above the mean depth R would make every step deeper than R.
         highest = min(request.num_kept, request.num_layers - 1)
         if self.min_exit > highest:
@@ -169,9 +164,9 @@ class EarlyExit(Strategy):
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
-        """Set T to the full model's longest answer in tokens, and find lam by bisection on the mean
-        depth of answers. The bisection halves an interval of logit(0.9 lam), the threshold of late
-        steps, because that resolves thresholds near 0 and near 1.
+        """Set T to the full model's longest answer, and find lam by bisection on the mean depth of
+        answers. It halves an interval of logit(0.9 lam), the threshold of late steps, which
+        resolves thresholds near 0 and near 1.
         """
         horizon = self.horizon or max(held_out.output_lengths())
         num_kept = request.num_kept

@@ -1,5 +1,5 @@
-"""Plans: the layers to run, decided from a configuration and a model's metadata, with predictions.
-Imports no torch.
+"""Plans: the layers to run, decided from a configuration and a model's metadata. Imports no
+torch.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -30,7 +30,7 @@ PREDICTIONS = (
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Bytes that decode steps of a model read; None means unknown."""
+    """Bytes that decode steps read; None means unknown."""
 
     weights: WeightSizes | None = None  # in the engine's format, with patches
     patch: int | None = 0  # of the patch at each gap
@@ -39,8 +39,8 @@ class StepSizes:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The layers that read the prompt and those of each decode step: all that decoding has to know
-    of a strategy.
+    """The layers that read the prompt and those of each decode step: all that decoding knows of a
+    strategy.
     """
 
     num_layers: int
@@ -50,9 +50,7 @@ class Schedule:
 
     @staticmethod
     def from_layers(num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Schedule":
-        """Make a schedule from a list of layers and the depth of a model; raise UsageError for an
-        invalid list.
-        """
+        """Make a schedule of one stage; raise UsageError for an invalid list."""
         stages = (Stage(0, schedule.checked(num_layers, kept)),)
         return Schedule(num_layers, stages, prompt_layers)
 
@@ -94,24 +92,24 @@ class Schedule:
         ]
 
     def mean_kept(self, steps: int) -> float:
-        """Return the mean number of layers over the first `steps` decode steps; early exit returns
-        its target depth.
+        """Return the mean layers of the first `steps` decode steps; with early exit, the target
+        depth.
         """
         if self.exits:
             return float(self.exits.target_depth)
         return schedule.mean_kept(self.stages, [steps + 1])
 
     def cached_share(self, steps: int) -> float:
-        """Return the share of the first stage's keys and values that the first `steps` decode steps
-        read on average.
+        """Return the mean share of the first stage's keys and values that the first `steps` decode
+        steps read.
         """
         return self.mean_kept(steps) / self.num_kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Schedule):
-    """The schedule of one configuration on one model, what it needs, and a forecast of its depth,
-    bytes and speed, most of which are properties.
+    """The schedule of a configuration on a model, its needs, and a forecast of depth, bytes and
+    speed.
     """
 
     strategy: str  # name of the preset
@@ -127,7 +125,7 @@ class Plan(Schedule):
 
     @property
     def is_full_model(self) -> bool:
-        """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
+        """True for the plan of the baseline."""
         return self.keeps_all and not self.drafts and self.prompt_layers == "all"
 
     @property
@@ -137,8 +135,8 @@ class Plan(Schedule):
 
     @property
     def predicted_speedup(self) -> float | None:
-        """The speedup predicted from the bytes of weights; None if they are unknown, and with
-        drafts, because the speedup depends on how many are accepted.
+        """The speedup predicted from bytes of weights; None if they are unknown, and with drafts,
+        because it depends on how many are accepted.
         """
         weights = self.sizes.weights
         if weights is None or self.drafts:
@@ -164,7 +162,7 @@ class Plan(Schedule):
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
-        """The part of `kv_bytes_per_token` that remains after the prompt."""
+        """The part that remains after the prompt."""
         size = self.sizes.kv_per_layer
         return None if size is None else size * self.num_kept
 
@@ -176,9 +174,9 @@ class Plan(Schedule):
 
 
 def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> Plan:
-    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit
-    the model, and NotApplicable if the command or the engine does not support what it needs, or two
-    needs exclude each other.
+    """Make the plan of a configuration for a model; raise UsageError if settings do not fit the
+    model, and NotApplicable if command or engine do not support its needs, or needs exclude each
+    other.
     """
     strategy, num_layers = config.strategy, metadata.num_layers
     request = schedule_request(config, num_layers)
@@ -208,8 +206,8 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
 
 
 def _prompt_layers(asked: str, num_layers: int, first_stage: Stage) -> str:
-    """Return the value of `prompt_layers` that a plan has: `all` also for `kept` and `first:K` if
-    these are all layers. Raise UsageError for a K above N.
+    """Return the plan's `prompt_layers`: `all` also for `kept` and `first:K` if these are all
+    layers. Raise UsageError for a K above N.
     """
     count = schedule.first_layers(asked)
     if count is None:
@@ -239,7 +237,7 @@ def _warnings(config: Config, plan: Plan) -> Iterator[str]:
 
 
 def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
-    """Return what the strategy of a run knows when it chooses layers."""
+    """Return what the strategy of a run knows."""
     return ScheduleRequest(
         num_layers,
         config.strategy.num_kept(num_layers, config.ratio),
@@ -249,7 +247,7 @@ def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
 
 
 def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Need]:
-    """Return everything that a configuration needs with the layers of its plan."""
+    """Return all needs of a configuration."""
     kind = config.correction.patch_kind(config.model)
     # An engine then runs two models: all layers for the prompt, fewer from the first step on.
     skips_at_once = plan.num_kept < plan.num_layers
@@ -277,9 +275,9 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
 
 
 def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
-    """Return True if weights were trained with the layers of a plan, also for the prompts, and None
-    if it is unknown how they were trained. `trained_for` has keys of training.json: `kept_layers`
-    {ratio: layers}, `later_stages` {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
+    """Return True if weights were trained with the layers of a plan, also for the prompts; None if
+    unknown. `trained_for` has keys of training.json: `kept_layers` {ratio: layers}, `later_stages`
+    {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
     """
     if trained_for is None:
         return None
@@ -298,7 +296,7 @@ def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
 
 
 def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:
-    """Return the bytes that decode steps of a configuration with these needs read."""
+    """Return the bytes that decode steps with these needs read."""
     kind, hidden_size = config.correction.patch_kind(config.model), metadata.hidden_size
     weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
     patch = kind.num_parameters(hidden_size or 0) * weight_bytes

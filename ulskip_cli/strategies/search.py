@@ -1,5 +1,5 @@
-"""Strategies that choose layers on held-out examples: by block influence, as one skipped block, or
-by a search.
+"""Strategies that choose layers on held-out examples: by influence, as one block, or by a
+search.
 """
 
 import math
@@ -29,8 +29,8 @@ CLUSTER_STARTS, CLUSTER_ROUNDS = 50, 20  # of k-means
 
 
 class BlockInfluence(Strategy):
-    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out
-    text (ShortGPT, Men et al. 2024, arXiv:2403.03853).
+    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` (ShortGPT, Men
+    et al. 2024, arXiv:2403.03853).
     """
 
     scores: tuple[float, ...] | None = option(
@@ -41,7 +41,7 @@ class BlockInfluence(Strategy):
     stand_in = "evenly spread layers"
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers with the highest scores; the lower layer wins a tie."""
+        """Return the layers with the highest scores; the lower one wins a tie."""
         num_layers, scores = request.num_layers, self.scores
         if scores is None:
             return schedule.even(num_layers, request.num_kept)
@@ -56,7 +56,7 @@ class BlockInfluence(Strategy):
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
-        """Measure the scores in one pass over prompts and references."""
+        """Measure the scores in one pass."""
         return CalibrationResult({"scores": self.influence(held_out)})
 
     @staticmethod
@@ -67,12 +67,11 @@ class BlockInfluence(Strategy):
 
 
 class LoRP(BlockInfluence):
-    """Skip layers whose outputs are most similar to those of their cluster of layers (LoRP,
-    arXiv:2605.27786). A layer's score is its place in the order of skipping, which is the same for
-    every R.
+    """Skip layers whose outputs are most similar to those of their cluster (LoRP,
+    arXiv:2605.27786). A layer's score is its place in the order of skipping, the same for every R.
 
-    S_ij is the mean cosine of the outputs of layers i and j over tokens. Spectral clustering of
-    (S + 1) / 2 gives 2 clusters if the locality `-log2(mean_{i<j} S_ij)` is at least 1, 3 from 0.7,
+    S_ij is the mean cosine of the outputs of layers i and j over tokens. Spectral clustering of (S
+    + 1) / 2 gives 2 clusters if the locality `-log2(mean_{i<j} S_ij)` is at least 1, 3 from 0.7,
     else 4. The redundancy of a layer is its mean S to the others of its cluster. Each cluster skips
     its most redundant layer; then always that cluster skips one whose remaining layers have the
     highest mean S. The first and the last layer are skipped last.
@@ -81,7 +80,7 @@ class LoRP(BlockInfluence):
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
-        """Measure S in one pass over prompts and references, and order the layers."""
+        """Measure S in one pass, and order the layers."""
         # The output of layer l is at depth l + 1; depth 0 is the input of the first layer.
         similar = [row[1:] for row in held_out.state_similarity()[1:]]
         layers = range(request.num_layers)
@@ -98,9 +97,7 @@ class LoRP(BlockInfluence):
 
 
 def skipping_order(similar: Sequence[Sequence[float]], groups: Sequence[Sequence[int]]) -> Layers:
-    """Return all layers in the order in which LoRP skips them, from their similarity [layer][layer]
-    and their clusters.
-    """
+    """Return all layers in LoRP's order, from their similarity [layer][layer] and clusters."""
     ends = (len(similar) - 1, 0)
     candidates = list[list[int]]()  # of each cluster, the most redundant first
     for group in groups:
@@ -126,8 +123,8 @@ def mean_of_pairs(similar: Sequence[Sequence[float]], group: Sequence[int]) -> f
 
 
 def clusters(similar: Sequence[Sequence[float]], count: int) -> list[list[int]]:
-    """Return up to `count` clusters of layers by normalized spectral clustering with the affinity
-    (S + 1) / 2 (von Luxburg 2007, arXiv:0711.0189), in the order of their first layers.
+    """Return up to `count` clusters of layers, ordered by their first layers: normalized spectral
+    clustering with the affinity (S + 1) / 2 (von Luxburg 2007, arXiv:0711.0189).
     """
     import numpy  # not needed by plans
 
@@ -163,8 +160,8 @@ def _k_means(vectors: "NDArray[float64]", count: int) -> list[int]:
 
 
 class OneBlock(Strategy):
-    """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide
-    which ones.
+    """Skip N - R neighbouring layers between the first and the last one; held-out examples decide
+    which.
     """
 
     first: int | None = option(
@@ -176,7 +173,7 @@ class OneBlock(Strategy):
     stand_in = "the middle block"
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers around the block, which is in the middle before a calibration."""
+        """Return the layers around the block, in the middle before a calibration."""
         num_layers, num_kept = request.num_layers, request.num_kept
         firsts = range(1, num_kept)  # possible first layers of the block
         first = firsts[len(firsts) // 2] if self.first is None else self.first
@@ -191,8 +188,8 @@ class OneBlock(Strategy):
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
-        """Measure blocks at even distances, then between the neighbours of the best one, until the
-        budget is used.
+        """Measure blocks at even distances, then neighbours of the best one, until the budget is
+        used.
         """
         num_layers, num_kept = request.num_layers, request.num_kept
         if num_kept == num_layers:  # no block to choose
@@ -220,7 +217,7 @@ class OneBlock(Strategy):
 
 
 def without_block(num_layers: int, num_kept: int, first: int) -> Layers:
-    """Return the layers that remain if the block from layer `first` on is skipped.
+    """Return the layers without the block from layer `first` on.
 
     >>> without_block(6, 4, 2)
     (0, 1, 4, 5)
@@ -230,7 +227,7 @@ def without_block(num_layers: int, num_kept: int, first: int) -> Layers:
 
 
 def spread(values: Sequence[int], count: int) -> Sequence[int]:
-    """Return up to `count` values at even distances, the first and the last among them.
+    """Return up to `count` values at even distances, both ends among them.
 
     >>> spread([1, 2, 3, 4, 5], 3), spread([1, 2], 3), spread([1, 2, 3], 1)
     ([1, 3, 5], [1, 2], [2])
@@ -242,8 +239,8 @@ def spread(values: Sequence[int], count: int) -> Sequence[int]:
 
 
 class Search(Strategy):
-    """Keep the best R layers that a search with a fixed budget finds. With correction=patch, it
-    measures each schedule with patches.
+    """Keep the best R layers that a search with a fixed budget finds; with correction=patch it
+    measures schedules with patches.
     """
 
     layers: Layers | None = option(
@@ -256,8 +253,8 @@ class Search(Strategy):
     stand_in = "evenly spread layers, the start of the search"
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the layers found, or evenly spread layers before a search; raise UsageError if
-        the search was for another number of layers.
+        """Return the layers found, or evenly spread layers before a search; raise UsageError if it
+        was for another number.
         """
         num_layers, num_kept = request.num_layers, request.num_kept
         if self.layers is None:
@@ -319,8 +316,8 @@ class Search(Strategy):
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[Layers]:
-    """Return every schedule that exchanges one kept and one skipped layer, the nearest pairs first;
-    equally near ones are in random order.
+    """Return every schedule that exchanges one kept and one skipped layer, the nearest pairs first,
+    equally near ones in random order.
     """
     pairs = [(out, into) for out in kept for into in range(num_layers) if into not in kept]
     rng.shuffle(pairs)

@@ -1,6 +1,4 @@
-"""Strategies whose layers are known before any weight is read: the full model, unified skipping,
-the two simple baselines, and a user's own schedule.
-"""
+"""Strategies whose layers are known before any weight is read."""
 
 from typing import Literal
 
@@ -44,7 +42,7 @@ class Unified(Strategy):
         )
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return both ends and evenly spread layers between them."""
+        """Return both ends and evenly spread layers."""
         return SPACINGS[self.spacing](request.num_layers, request.num_kept)
 
 
@@ -76,7 +74,7 @@ class Custom(Strategy):
         return num_layers - len(self.skip) if self.skip else len(self.layers)
 
     def kept_layers(self, request: ScheduleRequest) -> Layers:
-        """Return the kept layers; raise UsageError if the model does not have the listed ones."""
+        """Return the kept layers; raise UsageError if the model lacks the listed ones."""
         if not self.skip:
             return schedule.checked(request.num_layers, self.layers)
         if self.layers:
