@@ -30,7 +30,7 @@ from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choic
 from ulskip_cli.core.files import Table, change_texts, is_existing
 from ulskip_cli.core.options import (
     Choice,
-    field_of,
+    has_field,
     options_in,
     parse,
     use_of,
@@ -528,7 +528,7 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
         if (
             other is not config_class
             and config_class is not TrainingConfig
-            and field_of(other, key)
+            and has_field(other, key)
         ):
             _refuse_unread(other, [key], command)
     group, _, name = error.key.partition(".")

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ulskip_cli.core import fingerprint, schedule
 from ulskip_cli.core.capabilities import Need, needed
@@ -15,7 +15,7 @@ from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UnknownKey, UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.model_metadata import ModelConfig as ModelConfig
-from ulskip_cli.core.options import Condition, Options, Use, option, options_in, use_of
+from ulskip_cli.core.options import Condition, Options, Use, fields_on, option, use_of
 from ulskip_cli.core.strategy import Strategy
 from ulskip_cli.core.task import Task
 
@@ -217,19 +217,10 @@ class Shared(Options):
     @classmethod
     @functools.lru_cache(maxsize=4096)
     def _uses(cls, key: str) -> list[Use]:
-        """Return the uses of the sections of a key and of the key, e.g. of `speed` and then of
-        `speed.seconds`. The options of a choice, whose class a preset decides, have only the use of
-        their section.
+        """Return the uses of the sections of a key and of the key. The options of a choice, whose
+        class a preset decides, have only the use of their section.
         """
-        uses = list[Use]()
-        section: type[BaseModel] | None = cls
-        for part in key.split("."):
-            if section is None or part not in section.model_fields:
-                break
-            field = section.model_fields[part]
-            uses.append(use_of(field))
-            section = options_in(field.annotation)
-        return uses
+        return [use_of(field) for field in fields_on(cls, key.split("."))]
 
     def resolved(self) -> Table:
         """Return what configs/ID.yaml or training.json stores: all but the launcher, which says

@@ -7,7 +7,7 @@ values once, when they are read; `parse` turns its first error into one line for
 import json
 import pkgutil
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
@@ -264,14 +264,24 @@ def describe_type(hint: object, prefix: str = "") -> str:
     return MAPPING if origin is dict else NAMES.get(hint, "")
 
 
-def field_of(kind: type[BaseModel], key: str) -> FieldInfo | None:
-    """Return the field of a dotted key; None if a preset decides its class."""
-    first, _, rest = key.partition(".")
-    field = kind.model_fields.get(first)
-    if field is None or not rest:
-        return field
-    section = options_in(field.annotation)
-    return field_of(section, rest) if section else None
+def fields_on(kind: type[BaseModel], path: Iterable[str]) -> list[FieldInfo]:
+    """Return the fields of the sections on a path of names and of its end, e.g. those of `speed`
+    and of `speed.seconds`; fewer if a name is unknown, or a preset decides its class.
+    """
+    fields = list[FieldInfo]()
+    section: type[BaseModel] | None = kind
+    for name in path:
+        if section is None or name not in section.model_fields:
+            break
+        fields.append(section.model_fields[name])
+        section = options_in(fields[-1].annotation)
+    return fields
+
+
+def has_field(kind: type[BaseModel], key: str) -> bool:
+    """Return True if a dotted key has a field; False if a preset decides its class."""
+    names = key.split(".")
+    return len(fields_on(kind, names)) == len(names)
 
 
 def choices_of(hint: object) -> tuple[str, ...]:
@@ -302,15 +312,20 @@ def misfit(
     without a file, a user set the value as an override and gets advice on overrides.
     """
     first = error.errors(include_url=False)[0]
-    key, section, field = _place(kind, first["loc"], prefix)
+    path = [str(part) for part in first["loc"]]  # may end with an element of a list, or a type
+    fields = fields_on(kind, path)
+    field = fields[-1] if fields else None
+    section = options_in(field.annotation) if field else kind
+    length = len(fields)
+    if section and length < len(path):  # which lacks the next key
+        field, length = None, length + 1
+    key = prefix + ".".join(path[:length])
     group = key.rpartition(".")[0]
     what = f"{key} in {file}" if file else key
-    if first["type"] == "extra_forbidden":
+    if section and first["type"] == "extra_forbidden":
         known = [f"{group}.{name}".strip(".") for name in section.model_fields if name != "name"]
-        command = f"ulskip config {group}".strip()
-        return UnknownKey(
-            str(unknown("key", what, known, "" if file else f"`{command}` lists the keys")), key
-        )
+        advice = "" if file else f"`{f'ulskip config {group}'.strip()}` lists the keys"
+        return UnknownKey(str(unknown("key", what, known, advice)), key)
     if first["type"] == "missing":
         advice = f"; add {key}=VALUE" if group and not file else ""
         return UsageError(f"expected a value for {what}, got none{advice}")
@@ -328,28 +343,3 @@ def misfit(
     if field and not file and isinstance(field.default, int | float | str):
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
     return UsageError(f"expected {what} {expected}, got {got}")
-
-
-class _Place(NamedTuple):
-    """The key that an error of pydantic is about."""
-
-    key: str  # dotted, with the prefix of `parse`
-    section: type[BaseModel]  # the class that declares the key or, if it is unknown, lacks it
-    field: FieldInfo | None  # None: unknown
-
-
-def _place(kind: type[BaseModel], path: Sequence[str | int], prefix: str) -> _Place:
-    """Return the last key on pydantic's path to an invalid value. An element of a list or a member
-    of a union may follow it on the path.
-    """
-    names: list[str] = []
-    section: type[BaseModel] = kind
-    field: FieldInfo | None = None
-    inner: type[BaseModel] | None = kind  # the class of the next key; None below a plain value
-    for part in path:
-        if inner is None:
-            break
-        section, field = inner, inner.model_fields.get(str(part))
-        names.append(str(part))
-        inner = options_in(field.annotation) if field else None
-    return _Place(prefix + ".".join(names), section, field)

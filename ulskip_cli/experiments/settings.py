@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.options import Options, field_of
+from ulskip_cli.core.options import Options, has_field
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import DETECTED, NOT_APPLICABLE, Outcome, Record, Settings
 
@@ -57,7 +57,7 @@ def all_settings(records: Sequence[Record]) -> list[dict[str, object]]:
     """
     rows = list(map(settings, records))
     for key in dict.fromkeys(key for row in rows for key in row if key not in DETECTED):
-        for row in rows if field_of(Config, key) is None else ():
+        for row in () if has_field(Config, key) else rows:
             row.setdefault(key, None)
     return rows
 
