@@ -42,22 +42,23 @@ def unsupported_by_gguf(config: Table) -> str | None:
     """Return what is expected and what a config.json has if GGUF does not support the model, or
     None.
     """
-    kind, window = config.get("model_type"), config.get("sliding_window")
+    model_type, window = config.get("model_type"), config.get("sliding_window")
     activation = config.get("hidden_act", "silu")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     # Qwen's window has an effect in some layers only, and only if the config asks for it.
-    slides = window and (kind == "mistral" or config.get("use_sliding_window"))
-    types = ", ".join(GGUF_ARCHITECTURES)
-    has_bias = config.get("attention_bias") or config.get("mlp_bias")
-    reasons = [
-        (kind not in GGUF_ARCHITECTURES, f"expected model_type={types}, got {kind}"),
-        (rope_type != "default", f"expected rope_type=default, got {rope_type}"),
-        (has_bias, "expected attention_bias=false and mlp_bias=false"),
-        (slides, f"expected sliding_window=null, got {window}"),
-        (activation != "silu", f"expected hidden_act=silu, got {activation}"),
-    ]
-    return next((reason for holds, reason in reasons if holds), None)
+    uses_window = model_type == "mistral" or config.get("use_sliding_window")
+    if model_type not in GGUF_ARCHITECTURES:
+        return f"expected model_type={', '.join(GGUF_ARCHITECTURES)}, got {model_type}"
+    if rope_type != "default":
+        return f"expected rope_type=default, got {rope_type}"
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        return "expected attention_bias=false and mlp_bias=false"
+    if window and uses_window:
+        return f"expected sliding_window=null, got {window}"
+    if activation != "silu":
+        return f"expected hidden_act=silu, got {activation}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,18 @@ def _read(file: Path, size: int, modified: int) -> GgufHeader:
 
 def _sizes(metadata: Table) -> Table:
     """Return the sizes under the keys of a transformers configuration."""
-    if (parts := metadata.get("split.count", 1)) != 1:
+    num_parts = metadata.get("split.count", 1)
+    if num_parts != 1:
         raise UsageError(
-            f"expected model.path to be a whole GGUF file, got one of {parts} parts; join them with"
-            " `llama-gguf-split --merge`"
+            f"expected model.path to be a whole GGUF file, got one of {num_parts} parts; join them"
+            " with `llama-gguf-split --merge`"
         )
     architecture = metadata["general.architecture"]
     sizes = {key: metadata.get(f"{architecture}.{name}") for key, name in _SIZES.items()}
     # Layers that predict several tokens at once are no layers of the decoder.
     sizes["num_hidden_layers"] -= metadata.get(f"{architecture}.nextn_predict_layers", 0)
-    if isinstance(heads := sizes["num_attention_heads"], list):  # one number for each layer
+    heads = sizes["num_attention_heads"]
+    if isinstance(heads, list):  # one number for each layer
         sizes["num_attention_heads"] = max(heads)
     sizes["model_type"] = architecture
     sizes["vocab_size"] = metadata.get("tokenizer.ggml.tokens")  # the reader counts lists of texts
@@ -131,7 +134,10 @@ def _read_header(file: mmap) -> tuple[Table, dict[str, tuple[int, ...]], set[int
     if file.read(4) != b"GGUF" or _number(file, _UINT32) not in (2, 3):
         raise ValueError("it does not begin as version 2 or 3 of the format")
     num_tensors, num_keys = _number(file, _UINT64), _number(file, _UINT64)
-    metadata = {_text(file): _value(file, _number(file, _UINT32)) for _ in range(num_keys)}
+    metadata = Table()
+    for _ in range(num_keys):  # each has its name, type and value, in this order
+        key = _text(file)
+        metadata[key] = _value(file, _number(file, _UINT32))
     shapes, types, last = dict[str, tuple[int, ...]](), set[int](), 0
     for _ in range(num_tensors):  # each has its name, sizes, type and place, in this order
         name = _text(file)

@@ -333,13 +333,19 @@ def misfit(
     allowed = [member for member in members(hint) if member is not type(None)]
     if allowed and all(get_origin(member) is Literal for member in allowed):
         return unknown(what, first["input"], choices_of(hint))
-    expected = f"to be {describe_type(hint, f'{key}.') or 'of the type that its class declares'}"
-    bounds = first.get("ctx", {})  # e.g. {"ge": 1}; also other facts of the error
-    for name, sign in (SIGNS | LENGTHS).items():
-        # In a union the bound is one member's, and values of the others are allowed too.
-        if len(allowed) == 1 and name in bounds:
-            expected = f"{sign} {bounds[name]:.10g}"
     got = json.dumps(first["input"], default=str, ensure_ascii=False)[:80]
     if field and not file and isinstance(field.default, int | float | str):
         got += f"; the default is {key}={json.dumps(field.default)}".replace('"', "")
-    return UsageError(f"expected {what} {expected}, got {got}")
+    # A bound in a union is one member's, and values of the others are allowed too.
+    bounds = first.get("ctx", {}) if len(allowed) == 1 else {}
+    return UsageError(f"expected {what} {_expected(hint, bounds, key)}, got {got}")
+
+
+def _expected(hint: object, bounds: Mapping[str, Any], key: str) -> str:
+    """Return what is expected of a value after a bound was broken, e.g. {"ge": 1}, or else the
+    type. pydantic's `bounds` can have other facts of the error.
+    """
+    for name, sign in (SIGNS | LENGTHS).items():
+        if name in bounds:
+            return f"{sign} {bounds[name]:.10g}"
+    return f"to be {describe_type(hint, f'{key}.') or 'of the type that its class declares'}"
