@@ -71,14 +71,15 @@ class Request:
         """Return the tokens up to the first EOS, and up to the token that completes the first stop
         string.
         """
-        row, eos = list(token_ids), self.stop_token_ids
-        first_eos = next((i for i, token in enumerate(row) if token in eos), len(row))
-        row = row[: first_eos + 1]
+        tokens, eos = list(token_ids), self.stop_token_ids
+        first_eos = next((i for i, token in enumerate(tokens) if token in eos), len(tokens))
+        tokens = tokens[: first_eos + 1]
         if not self.stops:
-            return row
+            return tokens
         # All longer beginnings contain the stop string too, so bisection finds the shortest.
-        lengths = range(len(row))
-        return row[: bisect_left(lengths, True, key=lambda length: self.is_stopped(row[:length]))]
+        lengths = range(len(tokens))
+        end = bisect_left(lengths, True, key=lambda length: self.is_stopped(tokens[:length]))
+        return tokens[:end]
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

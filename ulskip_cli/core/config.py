@@ -343,13 +343,14 @@ def compose_files(name: str, *edits: str, **given: str) -> Files:
     from hydra._internal.utils import create_config_search_path
 
     path = create_config_search_path(str(config_dir()))
-    for folder in _folders()[1:]:
-        path.prepend(SEARCH_PATH, str(folder), "schema")  # Hydra's own entry, the last one
-    words = [f"{group}={quoted(choice)}" for group, choice in given.items()]
+    for folder in _folders()[1:]:  # of plug-ins and users
+        path.prepend(SEARCH_PATH, str(folder), "schema")  # before Hydra's own entry, the last one
     loader = ConfigLoaderImpl(path)
+    words = [f"{group}={quoted(choice)}" for group, choice in given.items()]
+    words.extend(edits)
     try:
         with warnings.catch_warnings(action="ignore"):  # of a choice without `_self_`
-            parsed, files = loader._parse_overrides_and_create_caching_repo(name, [*words, *edits])
+            parsed, files = loader._parse_overrides_and_create_caching_repo(name, words)
             overrides = Overrides(files, parsed)
             defaults, _ = _create_defaults_list(files, name, overrides, False, skip_missing=False)
             if name in PRIMARY:  # a choice alone may select others in groups that are not there
@@ -506,9 +507,8 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
         config = parse(config_class, _values(primary, parsed))
     except UnknownKey as error:
         known = [key for key in keys if config_class.readers(key)]
-        _refuse_unread(
-            config_class, known, command
-        )  # first, because the command of a known key says more
+        # First, because the command of a known key says more.
+        _refuse_unread(config_class, known, command)
         raise _explained(error, keys, command) from None
     _refuse_unread(config_class, keys, command)
     return config
@@ -525,11 +525,7 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
         return UsageError(f"{error}; one of the chosen files has it")
     for other, _ in PRIMARY.values():
         # Of ratio=2, a training says below that its key is train.ratios.
-        if (
-            other is not config_class
-            and config_class is not TrainingConfig
-            and has_field(other, key)
-        ):
+        if config_class is not TrainingConfig and has_field(other, key):
             _refuse_unread(other, [key], command)
     group, _, name = error.key.partition(".")
     if group in CHOICES and group in groups:

@@ -75,10 +75,10 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     try:
-        try:
-            check_hub_reachable()
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
+        check_hub_reachable()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
