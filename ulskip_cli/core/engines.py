@@ -6,7 +6,6 @@ point's package.
 """
 
 import functools
-import itertools
 import os
 import sys
 from collections.abc import Mapping, Set
@@ -155,10 +154,13 @@ def engine_named(name: str) -> Engine:
 
 def plugin_config_dirs() -> list[Path]:
     """Return the folders `configs` of other distributions; none is imported."""
-    packages = {point.module.partition(".")[0] for point in _entry_points(tuple(sys.path)).values()}
-    specs = map(find_spec, sorted(packages - {__name__.partition(".")[0]}))  # without our own
-    places = (spec.submodule_search_locations or () for spec in specs if spec)
-    folders = (Path(place) / "configs" for place in itertools.chain.from_iterable(places))
+    modules = [point.module for point in _entry_points(tuple(sys.path)).values()]
+    packages = {module.partition(".")[0] for module in modules} - {"ulskip_cli"}
+    folders = list[Path]()
+    for package in sorted(packages):
+        spec = find_spec(package)
+        if spec and spec.submodule_search_locations:
+            folders += [Path(place) / "configs" for place in spec.submodule_search_locations]
     return list(filter(Path.is_dir, folders))
 
 

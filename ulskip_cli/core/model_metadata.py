@@ -220,8 +220,10 @@ class ModelFolder:
             return shapes / f"{model.path}.json"
         if self.is_shape:
             known = {file.stem: file for file in sorted(shapes.glob("*.json"))}
-            if model.path in known or path.is_file():
-                return known.get(model.path, path)
+            if model.path in known:
+                return known[model.path]
+            if path.is_file():
+                return path
             # A folder or a hub id, whose config.json is the shape, is a path as below.
             if "/" not in model.path and not path.exists():
                 raise unknown("model shape", model.path, known)
@@ -298,7 +300,11 @@ class ModelFolder:
         sizes = self._sizes
         if self.file.parent == ASSETS / "shapes":
             return _random_weights(self.file.stem, sizes.num_hidden_layers, weight_bytes)
-        tensors = self._tensors
+        tensors: Mapping[str, StoredTensor] = {}
+        if self.gguf:
+            tensors = read_gguf_header(self.gguf).tensors
+        elif not self.is_shape:
+            tensors = read_headers(self.file.parent)
         if self.model.dtype != "auto" and weight_bytes:  # which loading converts all tensors to
             tensors = {
                 name: StoredTensor(shape, math.prod(shape) * weight_bytes)
@@ -307,12 +313,6 @@ class ModelFolder:
         total = sum(tensor.num_bytes for tensor in tensors.values())
         weights = sort_weight_sizes(tensors, sizes.num_hidden_layers, sizes.vocab_size or 0)
         return weights, total or None
-
-    @property
-    def _tensors(self) -> Mapping[str, StoredTensor]:
-        if self.gguf:
-            return read_gguf_header(self.gguf).tensors
-        return {} if self.is_shape else read_headers(self.file.parent)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -196,7 +196,10 @@ def listed(layers: Sequence[int]) -> str:
     >>> listed((0, 1, 2, 5, 7, 8))
     '0-2, 5, 7, 8'
     """
-    return ", ".join(
-        f"{start}-{end - 1}" if end - start > 2 else ", ".join(map(str, range(start, end)))
-        for start, end in layer_ranges(layers)
-    )
+    parts = list[str]()
+    for start, end in layer_ranges(layers):
+        if end - start > 2:
+            parts.append(f"{start}-{end - 1}")
+        else:
+            parts.extend(map(str, range(start, end)))
+    return ", ".join(parts)
