@@ -341,7 +341,7 @@ def misfit(
     return UsageError(f"expected {what} {_expected(hint, bounds, key)}, got {got}")
 
 
-def _expected(hint: object, bounds: Mapping[str, Any], key: str) -> str:
+def _expected(hint: object, bounds: Mapping[str, float], key: str) -> str:
     """Return what is expected of a value after a bound was broken, e.g. {"ge": 1}, or else the
     type. pydantic's `bounds` can have other facts of the error.
     """
