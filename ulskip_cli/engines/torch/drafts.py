@@ -125,12 +125,12 @@ class CopyDrafter:
         """Return at most `most` drafts [count] behind the text `ids` [1, len]."""
         self._count_accepted(ids[0])
         looked_up = self._look_up(ids, most)
-        self._drafts, self._start = ids[0, :0], ids.shape[1]
+        self._start = ids.shape[1]
         if len(looked_up) >= LONG_MATCH:
+            self._drafts = looked_up[:0]  # none of the copy
             return looked_up
         count = self._length.best(most)
-        if count:
-            self._drafts = draft_tokens(self._steps, ids[:, -1:], count)
+        self._drafts = draft_tokens(self._steps, ids[:, -1:], count) if count else looked_up[:0]
         return self._drafts
 
     @functools.cached_property
