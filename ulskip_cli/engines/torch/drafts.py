@@ -19,8 +19,8 @@ from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
 
 MOST_DRAFTS = 7  # the kernels read at most 8 tokens at once
 LONG_MATCH = 3  # tokens; their continuation is more often right than the copy
-_TIMED = 1, 4, 8  # tokens of the checks that are timed
-_ROUNDS, _SECONDS = 3, 0.2  # at least; the least time of each counts
+_TIMED_COUNTS = 1, 4, 8  # tokens of the checks that are timed
+_MIN_ROUNDS, _MIN_SECONDS = 3, 0.2  # of timing; the least time of each counts
 _FADE = 0.98  # of earlier counts at each check
 # The acceptance that is assumed first, and again while nothing is drafted, weighs as many drafts.
 _ASSUMED, _WEIGHT = 0.85, 2.0
@@ -31,9 +31,9 @@ class DraftLength:
     drafts do not pay. The share of accepted drafts is counted; earlier ones fade.
     """
 
-    def __init__(self, draft: float, checks: Sequence[float]) -> None:
+    def __init__(self, draft_seconds: float, check_seconds: Sequence[float]) -> None:
         """Take the seconds of a draft, and of checks of 1, 2, ... tokens; a step is the first."""
-        self._draft, self._checks = draft, checks
+        self._draft_seconds, self._check_seconds = draft_seconds, check_seconds
         self._tried = self._accepted = 0.0
 
     @property
@@ -43,12 +43,13 @@ class DraftLength:
 
     def best(self, most: int) -> int:
         """Return the best number of drafts, at most `most`."""
-        share = self.acceptance
-        tokens, likely, rates = 0.0, 1.0, list[float]()
-        for count, seconds in enumerate(self._checks[: most + 1]):
-            tokens += likely  # expected: arXiv:2211.17192, equation 1
-            likely *= share
-            rates.append(tokens / (count * self._draft + seconds))
+        acceptance = self.acceptance
+        tokens, probability = 0.0, 1.0  # expected tokens: arXiv:2211.17192, equation 1
+        rates = list[float]()  # tokens a second, by number of drafts
+        for count, seconds in enumerate(self._check_seconds[: most + 1]):
+            tokens += probability
+            probability *= acceptance
+            rates.append(tokens / (count * self._draft_seconds + seconds))
         return rates.index(max(rates))
 
     def count(self, drafted: int, accepted: int) -> None:
@@ -67,10 +68,11 @@ def missing_for_copies(model: PreTrainedModel) -> str | None:
 
 def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
     """Time drafts of `copy` and checks of `model` behind a short prompt."""
-    ids = torch.arange(1, max(_TIMED) + 1)[None] % model.vocab_size
-    mask = torch.ones_like(ids)
-    cache, banned = model.encode(ids, mask).cache, ids[0, :0]
-    steps = NativeSteps(model, cache, mask, max(_TIMED) + 1)
+    most = max(_TIMED_COUNTS)
+    ids = torch.arange(1, most + 1)[None] % model.vocab_size
+    mask, no_tokens = torch.ones_like(ids), ids[0, :0]
+    cache = model.encode(ids, mask).cache
+    steps = NativeSteps(model, cache, mask, most + 1)
     drafts = steps.beside(copy, range(len(cache.layers)))
 
     def draft_seconds() -> float:
@@ -82,26 +84,28 @@ def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
     def check_seconds(count: int) -> float:
         """Return the seconds of a check of `count` tokens."""
         began = time.perf_counter()
-        steps.choose(torch.cat([ids[:, :1], ids[:, 1:count]], dim=1), banned).tolist()
+        # joined as `Drafting` joins the last token and its drafts
+        steps.choose(torch.cat([ids[:, :1], ids[:, 1:count]], dim=1), no_tokens).tolist()
         steps.remove(count)
         return time.perf_counter() - began
 
-    # in turns, so that a pause of the machine does not change one of them alone
-    times, began = list[list[float]](), time.perf_counter()
-    while len(times) < _ROUNDS or time.perf_counter() - began < _SECONDS:
-        times.append([draft_seconds(), *map(check_seconds, _TIMED)])
-    draft, *checks = map(min, zip(*times, strict=True))
-    return DraftLength(draft, numpy.interp(range(1, MOST_DRAFTS + 2), _TIMED, checks).tolist())
+    rounds, began = list[list[float]](), time.perf_counter()
+    while len(rounds) < _MIN_ROUNDS or time.perf_counter() - began < _MIN_SECONDS:
+        # in turns, so that a pause of the machine does not change one of them alone
+        rounds.append([draft_seconds(), *map(check_seconds, _TIMED_COUNTS)])
+    draft, *checks = map(min, zip(*rounds, strict=True))
+    by_count = numpy.interp(range(1, MOST_DRAFTS + 2), _TIMED_COUNTS, checks)
+    return DraftLength(draft, by_count.tolist())
 
 
 def draft_tokens(steps: DecodeSteps, token: Tensor, count: int) -> Tensor:
     """Return the `count` most likely tokens, [count], behind `token` [1, 1], one after the other. A
     check overwrites the keys and values that they add.
     """
-    tokens, banned = [token], token[0, :0]  # no token is banned
+    tokens, no_tokens = [token], token[0, :0]
     for _ in range(count):
         # -1, where no logit is finite, is no token that a model can read
-        tokens.append(steps.choose(tokens[-1], banned).clamp(min=0))
+        tokens.append(steps.choose(tokens[-1], no_tokens).clamp(min=0))
     steps.remove(count)  # the check adds these positions again
     return torch.cat(tokens[1:], dim=1)[0]
 
@@ -120,12 +124,13 @@ class CopyDrafter:
     def __call__(self, ids: Tensor, most: int) -> Tensor:
         """Return at most `most` drafts [count] behind the text `ids` [1, len]."""
         self._count_accepted(ids[0])
-        drafts = self._look_up(ids, most)
-        if len(drafts) >= LONG_MATCH:
-            self._drafts = drafts[:0]
-            return drafts
-        count, self._start = self._length.best(most), ids.shape[1]
-        self._drafts = draft_tokens(self._steps, ids[:, -1:], count) if count else drafts[:0]
+        looked_up = self._look_up(ids, most)
+        self._start = ids.shape[1]
+        if len(looked_up) >= LONG_MATCH:
+            self._drafts = looked_up[:0]  # none of the copy
+            return looked_up
+        count = self._length.best(most)
+        self._drafts = draft_tokens(self._steps, ids[:, -1:], count) if count else looked_up[:0]
         return self._drafts
 
     @functools.cached_property

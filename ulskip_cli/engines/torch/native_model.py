@@ -30,7 +30,6 @@ from ulskip_cli.engines.torch.static_cache import (
     Cursor,
     FixedLayer,
     PositionsAndMasks,
-    mask_argument,
     step_masks,
     unsupported_by_loop,
 )
@@ -526,8 +525,8 @@ def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list
     masks = step_masks(model, cache, torch.ones(1, seen, dtype=torch.long), 2)
     places = torch.arange(seen, seen + 2)[None]
     ids = torch.zeros_like(places)
-    options = {"attention_mask": mask_argument(masks), "position_ids": places}
-    inputs = layerwise.enter(ids, cache, **options)
+    mask_or_masks = masks.get("", masks)  # as `PositionsAndMasks.options` gives them
+    inputs = layerwise.enter(ids, cache, attention_mask=mask_or_masks, position_ids=places)
     windows = list[int]()
     for _, arguments in inputs.calls:
         mask = arguments.get("attention_mask")  # [1, 1, 2, seen + 2], 0 where a token attends

@@ -4,7 +4,6 @@ internals of transformers.
 
 import copy
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from ulskip_cli.inference import kv_cache, shallow_view
 
 # Steps whose masks are held at once: the masks of all steps grow with the square of their number.
 MASKED_STEPS = 256
-MaskT = TypeVar("MaskT", bound=Tensor | None)
 
 
 @dataclass
@@ -94,11 +92,6 @@ def step_masks(
     return masks if isinstance(masks, dict) else {"": masks}
 
 
-def mask_argument(masks: dict[str, MaskT]) -> MaskT | dict[str, MaskT]:
-    """Return masks of `step_masks` as models take them: the only one alone, else by type."""
-    return masks.get("", masks)
-
-
 class PositionsAndMasks:
     """The position ids and masks of a batch for passes over one or several tokens."""
 
@@ -143,7 +136,8 @@ class PositionsAndMasks:
             kind: None if kind in unmasked else mask[..., first : first + count, :end]
             for kind, mask in self._masks.items()
         }
-        return {"attention_mask": mask_argument(masks), "position_ids": positions}
+        # A model with one attention type takes its mask alone; the key is "" (`step_masks`).
+        return {"attention_mask": masks.get("", masks), "position_ids": positions}
 
     def _hold(self, start: int, count: int) -> None:
         """Make the masks of `count` steps from index `start` on, unless they are held, and those of

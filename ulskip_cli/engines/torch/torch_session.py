@@ -30,16 +30,15 @@ PROMPT_TOKENS = {torch.float32: 1024, torch.bfloat16: 128}
 
 
 class TorchSession(SteppingSession):
-    """Decoding with the views of a plan: a torch model encodes the prompts of a batch, and the
-    decode steps extend the KV cache of its prompts. The views of the stages run the steps, and
-    with early exit each step ends at a depth of its own.
+    """Decoding with the views of a plan: one model encodes the prompts of a batch, and the decode
+    steps of the stages' views extend their KV cache, with early exit each to a depth of its own.
     """
 
     steps: DecodeSteps  # of the batch
 
     @functools.cached_property
     def step_model(self) -> Callable[[PreTrainedModel], NativeModel | PreTrainedModel]:
-        """A function that returns the model of a view's steps, which is made once in a session."""
+        """A function that returns the model that runs a view's steps; each is made once."""
         return functools.cache(self.views.backend.step_model)
 
     @functools.cached_property
@@ -52,11 +51,11 @@ class TorchSession(SteppingSession):
         """The model that reads short prompts in the kernels; None if a forward pass reads all
         prompts. A cache of sliding windows has only the end of a prompt, which a forward pass cuts.
         """
-        view = self.views.prompt_model
-        is_view = view in (self.views.model, self.views.stages[0].view)
-        if not is_view or not isinstance(self.views.backend, Native):
-            return None
-        model = self.step_model(view)
+        reader = self.views.prompt_model
+        reads_by_first = reader not in (self.views.model, self.views.stages[0].view)
+        if reads_by_first or not isinstance(self.views.backend, Native):
+            return None  # the kernels cannot read by prompt_layers=first:K
+        model = self.step_model(reader)
         return model if isinstance(model, NativeModel) and not model.slides else None
 
     @functools.cached_property
@@ -73,22 +72,21 @@ class TorchSession(SteppingSession):
         return measure_draft_length(model, self.draft_model)
 
     def prepare(self, request: Request) -> None:
-        """Make what runs the batch, which packs the weights."""
+        """Make the cached models that run batches, which packs the weights."""
         models = [self.step_model(stage.view) for stage in self.views.stages]
-        are_native = [isinstance(model, NativeModel) for model in models]
         _ = self.prompt_kernels
         if _drafts_by_copy(request):
             _ = self.draft_length
-        if self.views.exits and not all(are_native):
+        if self.views.exits and not all(isinstance(model, NativeModel) for model in models):
             _ = self.layerwise
 
     def encode(self, prompts: Prompts, request: Request, watch: Watch = UNWATCHED) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after its prompts. If a forward pass
         encodes them, `watch.on_prompt` gets the encoded prompts.
         """
-        ids, mask, native = prompts.input_ids, prompts.attention_mask, self.prompt_kernels
-        if native and ids.numel() <= PROMPT_TOKENS[native.dtype]:
-            prompt = native.encode(ids, mask)
+        ids, mask, in_kernels = prompts.input_ids, prompts.attention_mask, self.prompt_kernels
+        if in_kernels and ids.numel() <= PROMPT_TOKENS[in_kernels.dtype]:
+            prompt = in_kernels.encode(ids, mask)
         else:
             prompt = encode_prompt(self.views.prompt_model, ids, mask)
             watch.on_prompt(prompt)
@@ -102,15 +100,18 @@ class TorchSession(SteppingSession):
         self, view: PreTrainedModel, prompts: Prompts, request: Request, cache: DynamicCache
     ) -> DecodeSteps:
         """Return the decode steps of a view after prompts, whose pruned cache they take over."""
-        model, batch = self.step_model(view), (cache, prompts.attention_mask, request.length)
-        if not self.views.exits:
-            is_native = isinstance(model, NativeModel)
-            return NativeSteps(model, *batch) if is_native else EagerSteps(model, *batch)
+        model, rule = self.step_model(view), self.views.exits
+        batch = cache, prompts.attention_mask, request.length
+        steps: NativeSteps | LayerwiseSteps
         if isinstance(model, NativeModel):
-            parts: NativeSteps | LayerwiseSteps = NativeSteps(model, *batch)
+            steps = NativeSteps(model, *batch)
+        elif rule:
+            steps = LayerwiseSteps(self.layerwise, model, *batch)
         else:
-            parts = LayerwiseSteps(self.layerwise, model, *batch)
-        return ExitSteps(parts, self.views.exits, prompts.input_ids, request.stop_token_ids)
+            return EagerSteps(model, *batch)
+        if not rule:
+            return steps
+        return ExitSteps(steps, rule, prompts.input_ids, request.stop_token_ids)
 
     def check(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
