@@ -25,7 +25,8 @@ def ready(tmp_path, model_folder):
         small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6"]
         small.append("max_new_tokens=5")
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
-        _, workload = Models().encode(resolve(config))
+        point = resolve(config)
+        workload = Models().encode(point, point.held_out)
         return config, load(config.model), workload
 
     return make

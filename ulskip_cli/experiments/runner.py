@@ -6,21 +6,21 @@ a run without a task, which times random prompts.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config
-from ulskip_cli.core.config_schema import ModelConfig
-from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.engines.base import Views
+from ulskip_cli.engines.base import BatchOutput, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ForcedTexts
@@ -51,7 +51,7 @@ from ulskip_cli.experiments.paired_timing import (
     time_pairs,
     timed_request,
 )
-from ulskip_cli.experiments.point import Point
+from ulskip_cli.experiments.point import Point, TaskExamples
 from ulskip_cli.experiments.record import CorrectionUsed, Outcome, Quality, Record, Section
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.inference.batching import BatchSize, free_unused_memory
@@ -66,26 +66,21 @@ NOISE_SHARE = 1 / 3  # of speed.seconds: the time in which the full model is tim
 
 @dataclass
 class Models:
-    """The tokenizers, weights and full model's decoder that all points of a process share. Each is
-    loaded once; only the last model stays in memory.
+    """Owns the tokenizers, weights and full model's decoder that all points of a process share.
+    Each is loaded once; only the last model stays in memory.
     """
 
     progress: ProgressCallback = field(default_factory=ProgressCallback)
+    # by source and path of the model
     _tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = field(default_factory=dict)
-    _model: tuple[ModelConfig, LoadedModel] | None = None
-    _full: tuple[Engine, Decoder] | None = None
+    _loaded: LoadedModel | None = None
+    _full: Decoder | None = None  # of `_loaded`, in the engine of the last baseline
 
-    def encode(self, point: Point) -> tuple[Workload | None, Workload | None]:
-        """Encode a point's examples and held-out examples without weights; raise UsageError if the
-        context is too short. None stands for random prompts, or for no held-out examples.
+    def encode(self, point: Point, data: TaskExamples | None) -> Workload | None:
+        """Encode the examples or the held-out examples of a point, without weights; raise
+        UsageError if the context is too short.
         """
-        if point.data is None:
-            return None, None
-        tokenizer = self.tokenizer(point.folder.model)
-        workload, held_out = encode_examples(point.data, point, tokenizer), None
-        if point.held_out:
-            held_out = encode_examples(point.held_out, point, tokenizer)
-        return workload, held_out
+        return encode_examples(data, point, self.tokenizer(point.folder.model)) if data else None
 
     def tokenizer(self, config: ModelConfig) -> PreTrainedTokenizerBase:
         """Return the tokenizer of a model."""
@@ -99,35 +94,44 @@ class Models:
         was made.
         """
         config = point.folder.model
-        if self._model is None or self._model[0] != config:
-            self._model = self._full = None  # a decoder would keep the weights that are freed here
+        if self._loaded is None or self._loaded.folder.model != config:
+            self._loaded = self._full = None  # both hold the weights that are freed here
             free_unused_memory()
             self.progress.phase(f"load {config.label}")
             loaded = load(config, self.progress)
             if loaded.model.device.type == "cpu":
                 compiling = "compile the CPU kernels, once per machine"
-                kernels.load_kernels(lambda: self.progress.phase(compiling))
-            self._model = config, loaded
-        loaded = self._model[1]
-        if loaded.folder.fingerprint != point.folder.fingerprint:
+                kernels.load_kernels(on_build=lambda: self.progress.phase(compiling))
+            self._loaded = loaded
+        if self._loaded.folder.fingerprint != point.folder.fingerprint:
             raise RunError(
                 f"the weights of {config.path} changed since the run was prepared; repeat the run"
             )
-        return loaded
+        return self._loaded
 
-    def decoders(self, run: "PreparedRun") -> tuple[Decoder, Decoder]:
-        """Return the decoders of the full model and of the schedule; all points share the full
-        model's. A baseline is timed against itself: in a library one decoder is both sides, so
-        that the library holds the weights once, and in torch each side has its own sessions.
+    def decoders(self, run: "PreparedRun") -> "Decoders":
+        """Return the decoders of a run; all points share the full model's.
+
+        A baseline is timed against itself: in a library one decoder is both sides, so that the
+        library holds the weights once, and in torch each side has its own sessions.
         """
-        config, loaded = run.point.config, run.loaded
-        decoder = Decoder(Views.of(loaded.model, run.plan, run.adapter), config.engine)
+        config, model = run.point.config, run.loaded.model
+        strategy = Decoder(Views.of(model, run.plan, run.adapter), config.engine)
+        if run.is_baseline and strategy.is_runtime:
+            return Decoders(strategy, strategy)
         if run.is_baseline:
-            return decoder, decoder if decoder.is_runtime else Decoder(decoder.views, config.engine)
+            return Decoders(Decoder(strategy.views, config.engine), strategy)
         engine = baseline_config(config).engine
-        if self._full is None or self._full[0] != engine:
-            self._full = engine, Decoder(Views.of(loaded.model, run.plan.full), engine)
-        return self._full[1], decoder
+        if self._full is None or self._full.asked != engine:
+            self._full = Decoder(Views.of(model, run.plan.full), engine)
+        return Decoders(self._full, strategy)
+
+
+class Decoders(NamedTuple):
+    """The decoders of the two sides that a point compares."""
+
+    full: Decoder  # the full model's
+    strategy: Decoder  # the schedule's
 
 
 @dataclass(frozen=True)
@@ -160,30 +164,25 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
         baseline = None
     config, folder = point.config, ResultsFolder.of(point.config)
     torch.manual_seed(config.seed)
-    full, decoder = models.decoders(run)
-    # values on which answers depend and that are not a part of the id
-    origin = {
-        **environment.origin(str(run.loaded.model.device)),
-        "linear_backend": decoder.backend(decoder.engine(config.decoding)[0]).name,
-        "answered_by": key(run.calibration, run.correction, run.workload and run.workload.prompts),
-    }
+    decoders = models.decoders(run)
+    origin = _origin_of_answers(run, decoders.strategy)
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.id), origin, run.started_at)
     try:
-        answers, quality = _evaluate(run, full, decoder, baseline, checkpoints, models.progress)
+        answers, quality = _evaluate(run, decoders, baseline, checkpoints, models.progress)
     except InvalidLogitsError:
         checkpoints.remove()
         raise
-    timed = _time(run, full, decoder, models.progress) if config.speed.enabled else None
+    timed = _time(run, decoders, models.progress) if config.speed.enabled else None
     models.progress.phase("write")
     if answers:  # with their row, because an earlier row keeps its answers until then
         folder.save_generations(point.id, answers.generations)
     settings = point.settings.replace(
-        baseline_id=baseline and baseline.id,
+        baseline_id=baseline.id if baseline else None,
         correction=run.correction,
         chat=run.workload.formatter.template.chat if run.workload else None,
     )
     outcome = Outcome(wall_seconds=checkpoints.elapsed_seconds)
-    record = _make_record(run, decoder, timed, answers, settings, quality, outcome)
+    record = _make_record(run, decoders.strategy, timed, answers, settings, quality, outcome)
     folder.save(record)
     checkpoints.remove()
     return record
@@ -192,115 +191,120 @@ def run_point(point: Point, models: Models, baseline: Record | None = None) -> R
 def prepare_run(point: Point, models: Models) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration."""
     started_at, config = time.monotonic(), point.config
-    workload, held_out = models.encode(point)
+    workload = models.encode(point, point.data)
+    held_out = models.encode(point, point.held_out)
     loaded = models.load(point)
+    evaluator = HeldOutEvaluator(config, loaded, held_out, models.progress) if held_out else None
     # Before weights are downloaded or drawn, the point has no sizes of them.
     plan = replace(point.plan, sizes=step_sizes(config, loaded.metadata, point.plan.needs))
-    evaluator = held_out and HeldOutEvaluator(config, loaded, held_out, models.progress)
     calibration = None
     if evaluator and not config.strategy.is_calibrated:
         plan, calibration = evaluator.calibrate_strategy()
-    adapter, entry = load_adapter(config, plan)
-    used = CorrectionUsed(name="adapter", **entry) if entry else None
-    if config.correction.is_fitted and not plan.keeps_all:
-        if evaluator:
-            adapter, used = evaluator.calibrate_patches(plan)
-        else:  # of a benchmark
-            adapter, used = zero_patches(config, loaded, plan)
-    return PreparedRun(
-        point=point,
-        loaded=loaded,
-        workload=workload,
-        plan=plan,
-        calibration=calibration,
-        correction=used,
-        adapter=adapter,
-        started_at=started_at,
-    )
+    adapter, correction = _corrected(config, loaded, plan, evaluator)
+    return PreparedRun(point, loaded, workload, plan, calibration, correction, adapter, started_at)
+
+
+def _corrected(
+    config: Config, loaded: LoadedModel, plan: Plan, evaluator: HeldOutEvaluator | None
+) -> tuple[SkipAdapter | None, CorrectionUsed | None]:
+    """Return the tensors that correct the layers of a plan, and what a row stores of them: patches
+    are fitted by `evaluator` (None in a benchmark), an adapter is loaded.
+    """
+    if not config.correction.is_fitted:
+        adapter, entry = load_adapter(config, plan)
+        return adapter, CorrectionUsed(name="adapter", **entry) if entry else None
+    if plan.keeps_all:
+        return None, None
+    return evaluator.calibrate_patches(plan) if evaluator else zero_patches(config, loaded, plan)
+
+
+def _origin_of_answers(run: PreparedRun, decoder: Decoder) -> Table:
+    """Return values on which answers depend and that are not a part of the id: finished batches
+    of another origin are not resumed.
+    """
+    engine, _ = decoder.engine(run.point.config.decoding)
+    prompts = run.workload.prompts if run.workload else None
+    return {
+        **environment.origin(str(decoder.device)),
+        "linear_backend": decoder.backend(engine).name,
+        "answered_by": key(run.calibration, run.correction, prompts),
+    }
 
 
 def _evaluate(
     run: PreparedRun,
-    full: Decoder,
-    decoder: Decoder,
+    decoders: Decoders,
     baseline: Record | None,
     checkpoints: BatchCheckpoints,
     progress: ProgressCallback,
 ) -> tuple[TaskAnswers | None, Quality]:
-    """Generate and score answers, and measure the decode loss of the references and the agreement
-    with the baseline's answers. With answers=false, measure the loss alone; random prompts have
-    neither.
+    """Generate and score answers, then measure decode loss and agreement by teacher forcing.
+
+    Without answers (answers=false) the loss is measured alone; random prompts have no quality.
     """
-    config, workload = run.point.config, run.workload
+    config, workload, decoder = run.point.config, run.workload, decoders.strategy
     if workload is None:
         return None, Quality()
-    stored = list[Table]()
+    baseline_answers, baseline_hypotheses = list[Table](), None
     if config.answers and baseline:
-        stored = ResultsFolder.of(config).generations(baseline.id)
-    texts = ForcedTexts(
-        workload.prompts,
-        [example.response_ids for example in workload.encoded] if _has_loss(run) else [],
-        BatchSize(LOSS_BATCH),
-        workload.pad_token_id,
-        [row["token_ids"] for row in stored] if _compares_tokens(run, decoder) else [],
-    )
+        baseline_answers = ResultsFolder.of(config).generations(baseline.id)
+        baseline_hypotheses = [answer["hypothesis"] for answer in baseline_answers]
+    texts = _forced_texts(run, workload, decoder, baseline_answers)
     answers, quality = None, Quality()
     if config.answers:
-        hypotheses = [row["hypothesis"] for row in stored] if baseline else None
         answers = generate_answers(decoder, workload, config, progress, checkpoints, texts)
-        quality = score_answers(answers, workload, hypotheses, progress)
-        texts.size.lower(answers.batch_size.used)
+        quality = score_answers(answers, workload, baseline_hypotheses, progress)
+        texts.size.lower(answers.batch_size.used)  # larger batches ran out of memory
     if texts.references:
-        truncated = sum(example.truncated_response for example in workload.encoded)
-        quality = quality.replace(num_truncated_references=truncated)
-    values = measure_by_teacher_forcing(texts, decoder, full, config.strategy.name, progress)
-    return answers, quality.replace(**values)
+        num_truncated = sum(example.truncated_response for example in workload.encoded)
+        quality = quality.replace(num_truncated_references=num_truncated)
+    name = config.strategy.name
+    measured = measure_by_teacher_forcing(texts, decoder, decoders.full, name, progress)
+    return answers, quality.replace(**measured)
 
 
-def _has_loss(run: PreparedRun) -> bool:
-    """Return True if the decode loss of the references is measured. Tasks whose answers are right
-    or wrong have no loss beside their answers.
+def _forced_texts(
+    run: PreparedRun, workload: Workload, decoder: Decoder, baseline_answers: Sequence[Table]
+) -> ForcedTexts:
+    """Return the texts on which teacher forcing measures a run: the references for the decode
+    loss, and the baseline's answers for the agreement, each empty if that is not measured.
     """
-    assert run.workload
-    names = run.workload.task.scoring().metrics
-    is_judged = all(metrics.METRICS[name].is_binary for name in names)
-    has_references = bool(run.workload.examples[0].reference)
-    return has_references and not (run.point.config.answers and is_judged)
+    plan, config = run.plan, run.point.config
+    names = workload.task.scoring().metrics
+    # Answers that are right or wrong are judged as such, without a loss beside them.
+    is_judged = config.answers and all(metrics.METRICS[name].is_binary for name in names)
+    references, answers = list[list[int]](), list[list[int]]()
+    if workload.examples[0].reference and not is_judged:
+        references = [example.response_ids for example in workload.encoded]
+    # Drafts for all layers have the same answers, and another library gives no logits.
+    has_same_answers = plan.drafts and plan.keeps_all
+    if not (has_same_answers or config.crosses_engines or decoder.is_runtime):
+        answers = [answer["token_ids"] for answer in baseline_answers]
+    pad, size = workload.pad_token_id, BatchSize(LOSS_BATCH)
+    return ForcedTexts(workload.prompts, references, size, pad, answers)
 
 
-def _compares_tokens(run: PreparedRun, decoder: Decoder) -> bool:
-    """Return True if the agreement with the baseline's answers is measured: not with drafts for all
-    layers, which have the same answers, not of two engines, and not in a library, which has no
-    logits.
+def _time(run: PreparedRun, decoders: Decoders, progress: ProgressCallback) -> TimedPairs:
+    """Time the schedule of a run, and the full model unless baseline=false, on the task's prompts
+    or on random ones.
     """
-    has_same_answers = run.plan.drafts and run.plan.keeps_all
-    return not (has_same_answers or run.point.config.crosses_engines or decoder.is_runtime)
-
-
-def make_pair(run: PreparedRun, full: Decoder, decoder: Decoder, batch_size: int) -> Pair:
-    """Return the full model (none with baseline=false) and the schedule of a run as the two sides
-    of a timed pair, on the task's prompts or on random ones.
-    """
-    config, workload, model = run.point.config, run.workload, run.loaded.model
-    answer = answer_request(config, workload, model)
-    request = timed_request(answer, run.plan.timed_tokens, decoder.views)
-    if workload:
-        prompts = task_prompts(workload, request.length, batch_size)
-    else:
-        vocab_size, length = text_config(model).vocab_size, config.speed.prompt_tokens
-        prompts = random_prompts(vocab_size, length, batch_size, config.seed)
-    return Pair(full if config.baseline else None, decoder, prompts, request)
-
-
-def _time(
-    run: PreparedRun, full: Decoder, decoder: Decoder, progress: ProgressCallback
-) -> TimedPairs:
-    """Time the schedule of a run, and the full model if it has a baseline."""
-    config, speed = run.point.config, run.point.config.speed
+    config, workload, speed = run.point.config, run.workload, run.point.config.speed
+    model = run.loaded.model
     if run.is_baseline:  # against itself, which shows noise alone
         speed = speed.replace(seconds=NOISE_SHARE * speed.seconds)
-    pair_of_size = partial(make_pair, run, full, decoder)
-    return time_pairs(pair_of_size, config.batch_size, speed, config.strategy.name, progress)
+    answer = answer_request(config, workload, model)
+    request = timed_request(answer, run.plan.timed_tokens, decoders.strategy.views)
+    full = decoders.full if config.baseline else None
+
+    def make_pair(batch_size: int) -> Pair:
+        if workload:
+            batches = task_prompts(workload, request.length, batch_size)
+        else:
+            vocab_size = text_config(model).vocab_size
+            batches = random_prompts(vocab_size, speed.prompt_tokens, batch_size, config.seed)
+        return Pair(full, decoders.strategy, batches, request)
+
+    return time_pairs(make_pair, config.batch_size, speed, config.strategy.name, progress)
 
 
 def _make_record(
@@ -315,20 +319,23 @@ def _make_record(
     """
     config, plan, workload = run.point.config, run.plan, run.workload
     pairs = timed.strategy if timed else ()
-    outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
-    described = describe_schedule(plan, outputs if answers or plan.exits else [], pairs)
-    described = described.replace(calibration=run.calibration)
+    evaluated: Sequence[BatchOutput] = ()
+    if answers:
+        evaluated = answers.outputs
+    elif plan.exits:
+        evaluated = pairs  # the only outputs with exit depths
+    used = describe_schedule(plan, evaluated, pairs).replace(calibration=run.calibration)
     if config.crosses_engines:  # the cost model compares layers in one engine
-        described = described.replace(predicted_speedup=None)
+        used = used.replace(predicted_speedup=None)
     num_examples = len(workload.examples) if workload else 0
     provenance = describe_provenance(config, plan, run.loaded, decoder, num_examples)
-    measured = list[Section]()
-    if outputs:
-        throughput = measure_throughput(outputs, source)
-        if timed and not answers:
-            throughput = throughput.replace(compile_seconds=timed.compile_seconds)
-        measured.append(throughput)
+    measured: list[Section] = [used, provenance]
+    if answers:
+        measured.append(measure_throughput(answers.outputs, "evaluation"))
+    elif timed:
+        rates = measure_throughput(pairs, "timed pairs")
+        measured.append(rates.replace(compile_seconds=timed.compile_seconds))  # with the warm-up
     if timed:
         measured.append(timed.timing().replace(step_bytes=bytes_per_step(plan, pairs[0])))
-    record = Record.joined(*sections, described, provenance, *measured)
+    record = Record.joined(*sections, *measured)
     return record.replace(warnings=run_warnings(config, plan, record))

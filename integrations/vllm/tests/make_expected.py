@@ -31,7 +31,7 @@ MODELS = {"tiny": ["ratio=2"], "smollm2-135m": ["ratio=1.25"]}
 def prompts_of(name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if name == "tiny":
         point = resolve(compose(["task=wmt"]))
-        workload, _ = Models().encode(point)
+        workload = Models().encode(point, point.data)
         return [tokenizer.decode(ids) for ids in workload.prompts[:NUM_PROMPTS]]
     articles = [
         json.loads(line)["article"]
