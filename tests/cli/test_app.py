@@ -32,7 +32,7 @@ def test_bench_compares_engines_and_leaves_tables(ulskip, overrides, tmp_path):
         assert part in out
     assert "[6/6] full engine transformers batch size 2: " in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
-    expected = "runs.jsonl configs table.csv table.md"
+    expected = "runs.jsonl table.csv table.md"
     assert files - {".locks"} == {*expected.split()}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     points = [(row["batch_size"], row["engine"]) for row in told["rows"]]

@@ -60,6 +60,7 @@ def _table4(group: Group) -> TableSection:
         Column("target", lambda record: f"{record.target_speedup:g}x"),
         Column("approach", group.approach),
         *(column for column in shown if column not in (STRATEGY, DECODE_RATE)),
+        *tables.harness_columns(group.records),
         *(Column(f"tok/s,\nbatch {size}", partial(rate, size=size)) for size in group.batches),
     ]
     lines = []

@@ -129,7 +129,7 @@ def cell(line: object, column: Column) -> str:
 def long_section(records: Sequence[Record]) -> TableSection:
     """Make the table of all values, with the settings in which the records differ."""
     records = ordered(records)
-    return _section(records, [*COLUMNS, *_harness(records)], explanations(records))
+    return _section(records, [*COLUMNS, *harness_columns(records)], explanations(records))
 
 
 def short_section(records: Sequence[Record]) -> TableSection:
@@ -143,7 +143,8 @@ def short_section(records: Sequence[Record]) -> TableSection:
         notes.append(NO_REFERENCES)
     if not metrics:  # only a table of benchmarks has the columns of bandwidth
         notes += _speed_notes(records)
-    return _section(records, first_columns(metrics), [*notes, *reasons(records)])
+    columns = [*first_columns(metrics), *harness_columns(records)]
+    return _section(records, columns, [*notes, *reasons(records)])
 
 
 def _section(
@@ -187,7 +188,7 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     return columns
 
 
-def _harness(records: Sequence[Record]) -> list[Column]:
+def harness_columns(records: Sequence[Record]) -> list[Column]:
     """Make a column for each score of lm-evaluation-harness. Its key is a metric, e.g. `acc`, or
     with a filter, e.g. `acc strict-match`; `acc_stderr` has the standard error.
     """
