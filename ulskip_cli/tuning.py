@@ -32,7 +32,9 @@ from ulskip_cli.strategies.plan import make_plan
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
-BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")  # engines that are tried with all layers
+# that are tried with all layers
+BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")
+DRAFTS = ("prompt_lookup", "self_speculative")
 # For the estimate of the time: bytes of weights that are read in a second, letters of a token,
 # tokens of a prompt that are read in the time of a decode step, how often a point reads its prompts
 # for answers and losses, and its least number of timed pairs.
@@ -213,7 +215,7 @@ class Tuning:
             measured = self._measure([point.replace(**changes) for point in points])
             # Strategies can choose the same layers; with the same patches one of them is enough.
             distinct = dict[object, Config]()
-            for point, row in sorted(measured, key=lambda pair: pair[1].decode_loss or 0.0):
+            for point, row in sorted(measured, key=lambda pair: _loss(pair[1])):
                 distinct.setdefault((row.kept_layers, point.correction.label), point)
             changes = {"answers": True, "baseline": True, "speed": speed}
             points = [point.replace(**changes) for point in distinct.values()]
@@ -446,10 +448,14 @@ def _candidate(text: str, choice: Config) -> Config:
     return choice.replace(strategy=strategy, correction=correction)
 
 
+def _loss(record: Record) -> float:
+    """Return the decode loss by which candidates are ranked; one that was not measured is last."""
+    return math.inf if record.decode_loss is None else record.decode_loss
+
+
 def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:
-    """Return what may be faster with all layers: drafts by look-up at batch size 1, and engines of
-    llama.cpp unless the request names an engine. The texts are what cannot run here, each with the
-    reason.
+    """Return what may be faster with all layers: drafts at batch size 1, and engines of llama.cpp
+    unless the request names an engine. The texts are what cannot run here, each with the reason.
     """
     full, points, left_out = configuration.baseline_config(choice), list[Config](), list[str]()
     changes_by_name = {
@@ -458,10 +464,9 @@ def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], 
         if choice.engine.name == AUTO
     }
     if choice.batch_size == 1:
-        drafts = configuration.read_choice("decoding", "prompt_lookup")
-        keys = ("name", "draft", "draft_tokens")
-        decoding = choice.decoding.replace(**{key: drafts[key] for key in keys})
-        changes_by_name["decoding=prompt_lookup"] = {"decoding": decoding}
+        for name in DRAFTS:
+            drafts = configuration.read_choice("decoding", name)
+            changes_by_name[f"decoding={name}"] = {"decoding": full.decoding.replace(**drafts)}
     for name, changes in changes_by_name.items():
         point = full.replace(**changes)
         try:

@@ -9,6 +9,8 @@ BAD = [
     (["limit=3", "--", "--tasks", "x"], "does not read limit"),
     (["--tasks", "x"], "unknown option --tasks"),
     (["--", "x", "--tasks", "x"], "'x'"),
+    (["--", "--limit", "2"], "`-- --tasks arc_easy`"),
+    ([], "`-- --tasks arc_easy`"),
 ]
 BAD_OPTIONS = [
     (["--tasks", "x", "--ratio", "2"], "--ratio 2"),

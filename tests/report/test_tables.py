@@ -84,6 +84,13 @@ def test_rows_of_several_tasks_are_compared_with_their_own_full_model():
     assert all({line["BLEU"], line["R-L"]} > {"–"} for line in lines)
 
 
+def test_scores_of_the_harness_are_columns_of_all_tables():
+    row = sweep_row(lm_eval={"acc": 0.5, "acc_stderr": 0.1, "acc_norm strict": 0.25})
+    for make in (tables.long_section, tables.short_section):
+        (line,) = lines_of(make([row]))
+        assert (line["acc"], line["acc norm strict"]) == ("0.5±0.1", "0.25")
+
+
 def test_a_first_reader_sees_few_columns_and_the_share_of_full():
     section = tables.short_section([FULL, HALF.replace(predicted_speedup=1.7)])
     assert lines_of(section)[1]["of full"] == "83%"

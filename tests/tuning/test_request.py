@@ -84,15 +84,16 @@ def test_a_trained_adapter_is_a_candidate_with_its_own_layers(folders):
 
 
 ENGINES = ["llama_cpp q8_0", "llama_cpp q4_0"]
+DRAFTS = ["prompt_lookup", "self_speculative"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (["batch_size=1"], [*ENGINES, "prompt_lookup"]),
+        (["batch_size=1"], [*ENGINES, *DRAFTS]),
         (["batch_size=8"], ENGINES),
-        (["batch_size=1", "engine=torch"], ["prompt_lookup"]),
-        (["batch_size=1", "engine=llama_cpp_q8_0"], ["prompt_lookup"]),
+        (["batch_size=1", "engine=torch"], DRAFTS),
+        (["batch_size=1", "engine=llama_cpp_q8_0"], DRAFTS),
         (["batch_size=1", "decoding.num_beams=2"], []),
         (["batch_size=8", "engine=torch"], []),
     ],
@@ -105,7 +106,8 @@ def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(installed, ov
         assert point.strategy.keeps_all and not point.correction.label
         assert (point.task, point.limit) == (request.choice.task, request.choice.limit)
         drafts = point.decoding.draft_tokens
-        found.append("prompt_lookup" if drafts else f"{point.engine.name} {point.engine.weights}")
+        engine = f"{point.engine.name} {point.engine.weights}"
+        found.append(point.decoding.name if drafts else engine)
         assert point.crosses_engines is not bool(drafts)
     assert found == names
 
@@ -113,7 +115,7 @@ def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(installed, ov
 def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     request = resolved("speedup=2", "batch_size=1")
-    assert [point.decoding.name for point in request.beside] == ["prompt_lookup"]
+    assert [point.decoding.name for point in request.beside] == DRAFTS
     names = [f"engine=llama_cpp_{weights}:" for weights in ("q8_0", "q4_0")]
     for text, name in zip(request.left_out, names, strict=True):
         assert text.startswith(name) and "pip install" in text
@@ -122,7 +124,7 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
 def test_the_outlook_says_what_is_tried_and_how_long_it_takes():
     few = ["limit=20", "choice_examples=16", "engine=torch", "batch_size=1", "speed.seconds=30"]
     text = resolved("speedup=1.5", *few).outlook()
-    for part in ("4 candidates at 7 of 12 layers", "best 2", "1 other way", "16 ex", "20 others"):
+    for part in ("4 candidates at 7 of 12 layers", "best 2", "2 other ways", "16 ex", "20 others"):
         assert part in text
     minutes = int(text.rpartition("about ")[2].split()[0])
     assert 2 <= minutes <= 5  # at least the seconds of five timed points

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.ledger import Ledger, SweepOutcome
     from ulskip_cli.experiments.results import ResultsFolder
 
+# beginnings of the harness's options that name tasks, or print its help
+_NAMING_TASKS = ("--task", "-t", "--config", "-C", "--help", "-h")
+
 
 def run(
     overrides: Overrides,
@@ -184,6 +187,11 @@ def lm_eval(
     if print_config:
         print_yaml(chosen)
         return
+    if not any(word.startswith(_NAMING_TASKS) for word in words):
+        raise UsageError(
+            "expected tasks of lm-evaluation-harness behind `--`, got none; an example is"
+            " `-- --tasks arc_easy`"
+        )
     if find_spec("lm_eval") is None:
         raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
     from ulskip_cli.cli.progress_bars import ProgressBars

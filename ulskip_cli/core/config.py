@@ -523,16 +523,16 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
     key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
     if key is None:
         return UsageError(f"{error}; one of the chosen files has it")
-    for other, _ in PRIMARY.values():
-        # Of ratio=2, a training says below that its key is train.ratios.
-        if config_class is not TrainingConfig and has_field(other, key):
-            _refuse_unread(other, [key], command)
     group, _, name = error.key.partition(".")
     if group in CHOICES and group in groups:
         choices = group_choices(group)
         owners = [choice for choice in choices if name in preset_class(group, choice).model_fields]
         if owners:
             return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
+    for other, _ in PRIMARY.values():
+        # Of ratio=2, a training says below that its key is train.ratios.
+        if config_class is not TrainingConfig and has_field(other, key):
+            _refuse_unread(other, [key], command)
     # A key that is given without its section, or in the singular, as num_beams or ratio.
     for section, field in config_class.model_fields.items():
         options = options_in(field.annotation)

@@ -23,6 +23,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
 from ulskip_cli.core.fingerprint import key
 from ulskip_cli.core.options import parse
@@ -219,7 +220,8 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     for every task.
 
     `words` are options of the harness, which win over ours: the model with the `overrides` of its
-    configuration, batch size, device, and the folder of the harness's JSON.
+    configuration, batch size, device, and the folder of the harness's JSON. Raises UsageError for
+    unknown tasks.
     """
     if "name" not in config.model_fields_set:
         config = config.replace(name=EXPERIMENT)
@@ -234,6 +236,10 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     try:
         with environment.offline_if_hub_unreachable():
             cli_evaluate()
+    except ValueError as error:
+        if str(error).startswith("Tasks not found"):
+            raise UsageError(f"{error}; `lm-eval ls tasks` lists all") from None
+        raise
     finally:
         sys.argv = arguments
     for file in set(output.rglob(RESULTS)) - before:

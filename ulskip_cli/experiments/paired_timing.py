@@ -191,7 +191,8 @@ def measure_units(
     last = measure_pairs(pair, range(1))
     pair_seconds = sum(output.total_seconds for output in (*last.full, *last.strategy))
     timed = replace(last, full=(), strategy=(), precision=speed.precision)
-    report = progress.phase(f"{label}: seconds of timing", max(1, round(speed.seconds)))
+    total = max(1, round(speed.seconds))
+    report = progress.phase(f"{label}: seconds of timing", total)
     read_rate = bandwidth_meter(pair.strategy.device)
     began, elapsed, meter = time.monotonic(), 0.0, LoadMeter()
 
@@ -212,7 +213,8 @@ def measure_units(
         )
         before, elapsed = elapsed, time.monotonic() - began
         pair_seconds = max(1e-9, (elapsed - before) / count)  # other processes may slow it down
-        report(round(elapsed))
+        # The phase ends after its last unit, which can take longer than was asked for.
+        report(min(round(elapsed), total - 1), f"{len(timed.units)} of {UNITS} units or more")
     return replace(timed, other_cpus=meter.other_cpus(MIN_LOAD_SECONDS))
 
 

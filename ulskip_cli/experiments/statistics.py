@@ -261,7 +261,9 @@ def _subject(record: Record) -> str:
     if record.keeps_all:
         return f"the full model runs {record.num_layers} layers"
     if record.draft_tokens and record.strategy == "full":
-        return f"the full model checks {record.label}"
+        has_drafts = record.acceptance_rate is not None
+        made = f"checks {record.label}" if has_drafts else "made no drafts, which did not pay"
+        return f"the full model {made}"
     engine = f" in {record.decoded_by}" * (record.config.engine.name not in ("auto", "torch"))
     return f"{record.label} keeps {record.summary}{engine}"
 
