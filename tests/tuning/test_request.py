@@ -93,7 +93,7 @@ DRAFTS = ["prompt_lookup", "self_speculative"]
         (["batch_size=1"], [*ENGINES, *DRAFTS]),
         (["batch_size=8"], ENGINES),
         (["batch_size=1", "engine=torch"], DRAFTS),
-        (["batch_size=1", "engine=llama_cpp_q8_0"], DRAFTS),
+        (["batch_size=1", "engine=llama_cpp_q8_0"], DRAFTS[:1]),
         (["batch_size=1", "decoding.num_beams=2"], []),
         (["batch_size=8", "engine=torch"], []),
     ],
