@@ -31,6 +31,7 @@ REFUSED = {  # what a line of words says, by command
         "seed=1 seed=1": "expected seed once,",
         "strategy=unifed": "unified",
         "correction=pach": "patch",
+        "correction.kind=folded": "requires correction=patch",
         "correction.kind=full": "correction.kind",
         "model=gpt2": "model.path=",
         "max_new_token=9": "max_new_tokens",

@@ -115,7 +115,7 @@ def tune(ulskip, tmp_path, monkeypatch):
 def test_points_are_rows_and_the_command_runs_the_last_one_again(tune, ulskip, tmp_path):
     wish = ["speedup=1.3", TWO, "finalists=1", "batch_size=1"]
     code, found, err = tune(*wish)
-    assert code == 0 and "1 other way" in err, err
+    assert code == 0 and "2 other ways" in err, err
     (look_up,) = [row for row in found["tried"] if row.get("draft_tokens")]
     assert look_up["num_examples"] == 8 and look_up["measured_speedup"]
     stored = stored_rows(tmp_path / "results/tune")
