@@ -338,6 +338,17 @@ def compose_files(name: str, *edits: str, **given: str) -> Files:
     `name` is a primary file, or a choice such as `strategy/unified` for its values alone. `given`
     are choices that are not the defaults, and `edits` other overrides of files, such as `~KEY`.
     """
+    words = [f"{group}={quoted(choice)}" for group, choice in given.items()]
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a choice without `_self_`
+            return _compose_by_hydra(name, [*words, *edits])
+    except Exception as error:  # of a user's file, which may be damaged in any way
+        chosen = [f"{group}/{choice}" for group, choice in given.items()] or [name]
+        raise _file_error(error, chosen) from None
+
+
+def _compose_by_hydra(name: str, words: Sequence[str]) -> Files:
+    """Compose a file with overrides of choices and files; any error of Hydra can be raised."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.defaults_list import Overrides, _create_defaults_list
     from hydra._internal.utils import create_config_search_path
@@ -346,21 +357,14 @@ def compose_files(name: str, *edits: str, **given: str) -> Files:
     for folder in _folders()[1:]:  # of plug-ins and users
         path.prepend(SEARCH_PATH, str(folder), "schema")  # before Hydra's own entry, the last one
     loader = ConfigLoaderImpl(path)
-    words = [f"{group}={quoted(choice)}" for group, choice in given.items()]
-    words.extend(edits)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of a choice without `_self_`
-            parsed, files = loader._parse_overrides_and_create_caching_repo(name, words)
-            overrides = Overrides(files, parsed)
-            defaults, _ = _create_defaults_list(files, name, overrides, False, skip_missing=False)
-            if name in PRIMARY:  # a choice alone may select others in groups that are not there
-                overrides.ensure_overrides_used()
-                overrides.ensure_deletions_used()
-            config = loader._compose_config_from_defaults_list(defaults, files)
-            loader._apply_overrides_to_config(overrides.config_overrides, config)
-    except Exception as error:  # of a user's file, which may be damaged in any way
-        chosen = [f"{group}/{choice}" for group, choice in given.items()] or [name]
-        raise _file_error(error, chosen) from None
+    parsed, files = loader._parse_overrides_and_create_caching_repo(name, list(words))
+    overrides = Overrides(files, parsed)
+    defaults, _ = _create_defaults_list(files, name, overrides, False, skip_missing=False)
+    if name in PRIMARY:  # a choice alone may select others in groups that are not there
+        overrides.ensure_overrides_used()
+        overrides.ensure_deletions_used()
+    config = loader._compose_config_from_defaults_list(defaults, files)
+    loader._apply_overrides_to_config(overrides.config_overrides, config)
     return Files(config, overrides.known_choices)
 
 
@@ -584,35 +588,47 @@ def _list_error(line: str, section: str, primary: str) -> UsageError:
     )
 
 
+@dataclass(frozen=True)
+class _Overrides:
+    """The overrides of a command, by what they do."""
+
+    choices: Mapping[str, str]  # by group
+    values: Mapping[str, object]  # by dotted key
+    edits: Sequence[str]  # overrides of files that Hydra applies, such as ~KEY
+
+    @classmethod
+    def of(cls, primary: str, overrides: "Sequence[Override]") -> "_Overrides":
+        """Check overrides and sort them; those of the search path take effect at once."""
+        _, groups = PRIMARY[primary]
+        choices, values, edits = dict[str, str](), dict[str, object](), list[str]()
+        # The search path comes first, because it decides which choices there are.
+        for override in sorted(overrides, key=lambda word: word.key_or_group != SEARCH_PATH):
+            _check_override(override, primary)
+            key = override.key_or_group
+            value = None if override.is_sweep_override() else override.value()
+            if key == SEARCH_PATH:
+                _extend_search_path(value)
+            elif override.is_delete() or override.package is not None:
+                edits.append(str(override.input_line))
+            elif key not in groups:
+                values[key] = _unescaped(value) if is_text(key) else value
+            elif (key, value) != ("experiment", None):  # null chooses none, as by default
+                advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
+                choices[key] = require_choice(key, str(value), group_choices(key), advice)
+        return cls(choices, values, edits)
+
+
 def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     """Return the values of the chosen files and of the overrides."""
     config_class, groups = PRIMARY[primary]
-    given = dict[str, str]()  # choices by group
-    edits = list[str]()  # overrides of files that Hydra applies, such as ~KEY
-    changed = dict[str, object]()  # values by dotted key
-    # The search path comes first, because it decides which choices there are.
-    for override in sorted(overrides, key=lambda word: word.key_or_group != SEARCH_PATH):
-        _check_override(override, primary)
-        key = override.key_or_group
-        value = None if override.is_sweep_override() else override.value()
-        if key == SEARCH_PATH:
-            _extend_search_path(value)
-        elif override.is_delete() or override.package is not None:
-            edits.append(str(override.input_line))
-        elif key not in groups:
-            changed[key] = _unescaped(value) if is_text(key) else value
-        elif (key, value) != ("experiment", None):  # null chooses none, as by default
-            advice = f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}"
-            given[key] = require_choice(key, str(value), group_choices(key), advice)
-    files = compose_files(primary, *edits, **given)
-    path = changed.get("model.path")
-    if "model.path" in changed and _is_own_checkpoint(path, given.get("model"), files):
-        given["model"] = "hf"
-        files = compose_files(primary, *edits, **given)
+    asked = _Overrides.of(primary, overrides)
+    files = compose_files(primary, *asked.edits, **asked.choices)
+    if _names_own_checkpoint(asked, files):
+        files = compose_files(primary, *asked.edits, **{**asked.choices, "model": "hf"})
     if "experiment" in files.config:
         file = group_choices("experiment")[str(files.choices["experiment"])]
         raise UsageError(f"expected {GLOBAL} as the first line of {file}, got another; add it")
-    values = _resolved(files, changed, config_class)
+    values = _resolved(files, asked.values, config_class)
     values.pop("description", None)  # of an experiment
     for group in groups:
         if group in values:
@@ -620,19 +636,22 @@ def _values(primary: str, overrides: "Sequence[Override]") -> Table:
     return values
 
 
-def _is_own_checkpoint(path: object, given: str | None, files: Files) -> bool:
+def _names_own_checkpoint(asked: _Overrides, files: Files) -> bool:
     """Return True if an overridden path is the user's checkpoint, and not one of the files' model.
-    Raise UsageError if an override chose a model, `given`, with a path of its own.
+    Raise UsageError if an override chose a model with a path of its own.
     """
     from omegaconf import OmegaConf
 
+    if "model.path" not in asked.values:
+        return False
+    path, chosen = asked.values["model.path"], asked.choices.get("model")
     source, own = (OmegaConf.select(files.config, f"model.{key}") for key in ("source", "path"))
-    if given and source not in ("hf", "random") and path != own:
+    if chosen and source not in ("hf", "random") and path != own:
         raise UsageError(
-            f"expected model={given} or model.path, got model.path={path} too; leave out one of"
+            f"expected model={chosen} or model.path, got model.path={path} too; leave out one of"
             " them"
         )
-    return given is None and source != "random"  # whose path is a shape
+    return chosen is None and source != "random"  # whose path is a shape
 
 
 def _extend_search_path(value: object) -> None:

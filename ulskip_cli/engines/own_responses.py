@@ -3,7 +3,7 @@ training's folder.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,50 +40,86 @@ def generate_own_responses(
     others with sampling. Stored answers of the same weights and settings are read from `file`; new
     ones are added to it.
     """
-    decoding, seed = request.decoding, request.seed
-    sampled = replace(request, decoding=decoding.replace(do_sample=True))
-    requests = [  # one for each answer to a prompt
-        replace(request, decoding=decoding.replace(num_beams=options.num_beams)),
-        *(replace(sampled, seed=seed + 7919 * sample) for sample in range(1, options.samples)),
-    ]
-    keys = [_key(model, each) for each in requests]
-    prompt_keys = [key(ids) for ids in prompts]
-    stored = {  # token ids by the keys of prompt and settings
-        (row["prompt"], row["key"]): row["token_ids"]
-        for row in read_jsonl(file)
-        if row.get("key") in keys
-    }
     depth = shallow_view.num_layers(model)
     decoder = Decoder(Views.of(model, Schedule.from_layers(depth, range(depth))))
-    label = f"own answers to {len(prompts)} prompts"
     total = len(prompts) * options.samples
-    report = progress.phase(label, total)
-    order = longest_first(list(map(len, prompts)))
-    for sample, (sample_request, settings_key) in enumerate(zip(requests, keys, strict=True)):
-        is_stored = [(prompt_keys[prompt], settings_key) in stored for prompt in order]
-        finished = [*is_stored, False].index(False)  # the prompts before the first without answer
-        # A batch that was stored in part is generated again, so that sampling repeats.
-        if finished < len(order):
-            finished -= finished % BATCH_SIZE
+    report = progress.phase(f"own answers to {len(prompts)} prompts", total)
+    columns = []  # the answers to all prompts, of each sample
+    for sample, sample_request in enumerate(_sample_requests(request, options)):
 
         def on_tokens(done: int, tokens: int, sample: int = sample) -> None:
             report(sample * len(prompts) + done, f"{tokens} tokens")
 
-        for positions, output in decoder.answer_all(
-            prompts, sample_request, BatchSize(BATCH_SIZE), on_tokens, skip=finished
-        ):
-            for position, ids in zip(positions, output.token_ids, strict=True):
-                name = prompt_keys[position]
-                stored[name, settings_key] = ids
-                answer = {"prompt": name, "sample": sample, "token_ids": ids, "key": settings_key}
-                append_line(file, json.dumps(answer))
-    answers = [[stored[name, settings_key] for settings_key in keys] for name in prompt_keys]
+        stored = _StoredAnswers(file, sample, _key(model, sample_request))
+        _answer_missing(decoder, prompts, sample_request, stored, on_tokens)
+        columns.append([stored[ids] for ids in prompts])
+    answers = [list(samples) for samples in zip(*columns, strict=True)]
     if not any(map(any, answers)):
         raise UsageError(
             "expected answers of the model to train on, got only empty ones; use"
             " train.responses=reference"
         )
     return answers
+
+
+def _sample_requests(request: Request, options: OwnResponses) -> Iterator[Request]:
+    """Yield the request of each answer to a prompt."""
+    decoding, seed = request.decoding, request.seed
+    yield replace(request, decoding=decoding.replace(num_beams=options.num_beams))
+    sampled = replace(request, decoding=decoding.replace(do_sample=True))
+    for sample in range(1, options.samples):
+        yield replace(sampled, seed=seed + 7919 * sample)
+
+
+class _StoredAnswers:
+    """The stored answers of one sample number, made with the settings of one key."""
+
+    def __init__(self, file: Path, sample: int, settings: str) -> None:
+        """Read the answers in `file` whose key is `settings`."""
+        self.file, self.sample, self.settings = file, sample, settings
+        rows = (row for row in read_jsonl(file) if row.get("key") == settings)
+        self.by_prompt: dict[str, list[int]] = {row["prompt"]: row["token_ids"] for row in rows}
+
+    def __contains__(self, prompt: list[int]) -> bool:
+        """Return True if the prompt with these token ids has an answer."""
+        return key(prompt) in self.by_prompt
+
+    def __getitem__(self, prompt: list[int]) -> list[int]:
+        """Return the token ids of the answer to a prompt."""
+        return self.by_prompt[key(prompt)]
+
+    def add(self, prompt: list[int], token_ids: list[int]) -> None:
+        """Append an answer to the file."""
+        self.by_prompt[key(prompt)] = token_ids
+        row = {"prompt": key(prompt), "sample": self.sample}
+        append_line(self.file, json.dumps(row | {"token_ids": token_ids, "key": self.settings}))
+
+
+def _answer_missing(
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    request: Request,
+    stored: _StoredAnswers,
+    on_tokens: Callable[[int, int], None],
+) -> None:
+    """Generate and store the answers that are missing. A batch that was stored in part is generated
+    again, so that sampling repeats.
+    """
+    order = longest_first(list(map(len, prompts)))
+    is_stored = [prompts[position] in stored for position in order]
+    if all(is_stored):
+        return
+    finished = is_stored.index(False)  # the prompts before the first without answer
+    batches = decoder.answer_all(
+        prompts,
+        request,
+        BatchSize(BATCH_SIZE),
+        on_tokens,
+        skip=finished - finished % BATCH_SIZE,
+    )
+    for positions, output in batches:
+        for position, ids in zip(positions, output.token_ids, strict=True):
+            stored.add(prompts[position], ids)
 
 
 def greedy_request(model: PreTrainedModel, pad_token_id: int, length: int, seed: int) -> Request:

@@ -16,7 +16,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UnknownKey, UsageError
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Glob, Override
 
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
@@ -32,8 +32,8 @@ def points(
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
     they name no experiment, `preset` is used, the experiment of a command of the same name, such as
-    `bench`. Without a preset, the grid has the named values
-    alone, or is that of the default experiment if no key of a point is named.
+    `bench`. Without a preset, the grid has the named values alone, or is that of the default
+    experiment if no key of a point is named.
     """
     command = preset or "sweep"
     composed = list(_grid(_with_experiment(overrides, preset), command))
@@ -125,6 +125,19 @@ def _composed(
             texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
 
 
+def _matching(pattern: "Glob", override: "Override") -> list[str]:
+    """Return the choices of the group of an override that match a pattern."""
+    group = override.key_or_group
+    names = list(group_choices(group)) if group in GROUPS else []
+    chosen = pattern.filter(names)
+    if not chosen:
+        raise UsageError(
+            f"expected a pattern that matches one of {', '.join(names) or 'a config group'}, got"
+            f" '{override.input_line}'; list values, e.g. {group}=A,B"
+        )
+    return chosen
+
+
 def _values(override: "Override") -> list[str]:
     """Return the values of an override as texts, but of a long sweep only one more than a grid may
     have.
@@ -132,7 +145,6 @@ def _values(override: "Override") -> list[str]:
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
-    key = override.key_or_group
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if override.is_delete() or override.package is not None:
@@ -142,13 +154,7 @@ def _values(override: "Override") -> list[str]:
         )
     value = override.value()
     if isinstance(value, Glob):
-        names = list(group_choices(key)) if key in GROUPS else []
-        if chosen := value.filter(names):
-            return chosen
-        raise UsageError(
-            f"expected a pattern that matches one of {', '.join(names) or 'a config group'}, got"
-            f" '{override.input_line}'; list values, e.g. {key}=A,B"
-        )
+        return _matching(value, override)
     try:
         return [str(text) for text in islice(override.sweep_string_iterator(), MAX_POINTS + 1)]
     except (HydraException, ValueError):

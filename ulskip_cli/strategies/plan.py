@@ -285,14 +285,19 @@ def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
     begins_with_all = plan.num_kept == plan.num_layers  # so that all layers read the prompt
     if not begins_with_all and prompts != plan.prompt_layers:
         return False
-    exits = trained_for.get("exits") or []
     if plan.exits:
-        return set(plan.exits.checks) <= set(exits)
-    trained = [list(range(depth)) for depth in exits]  # an exit trains all layers before it
-    trained += (trained_for["kept_layers"] or {}).values()
+        return set(plan.exits.checks) <= set(trained_for.get("exits") or [])
+    trained = _trained_layers(trained_for)
+    return all(stage.kept_layers in trained for stage in plan.stages)
+
+
+def _trained_layers(trained_for: Table) -> set[Layers]:
+    """Return the sets of layers that a training used; an exit trains all layers before it."""
+    trained = {tuple(range(depth)) for depth in trained_for.get("exits") or []}
+    trained.update(map(tuple, (trained_for["kept_layers"] or {}).values()))
     for stages in (trained_for.get("later_stages") or {}).values():
-        trained += [stage["kept_layers"] for stage in stages]
-    return all(list(stage.kept_layers) in trained for stage in plan.stages)
+        trained.update(tuple(stage["kept_layers"]) for stage in stages)
+    return trained
 
 
 def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:

@@ -95,23 +95,30 @@ class AdapterLoss(TwoPassLoss):
         is a gap with the kept layers around it. These run on the full model's state in front of
         them and give y; h is the full model's state at the end of the span.
         """
-        depths = self.outputs.depths
-        layerwise = self._layerwise(kept)
-        ids, labelled = batch.response_ids[:, :-1], batch.is_labelled
-        has_states = labelled[:, 1:]
+        by_depth = dict(zip(self.outputs.depths, states.unbind(1), strict=True))
         losses = []
         for start, end in spans(kept, len(self.all_layers)):
-            # Layers add keys and values to the cache in `inputs`, so each span has its own.
-            inputs = layerwise.after(prompt, ids, labelled, kept)
-            hidden = torch.zeros_like(inputs.hidden)
-            hidden[has_states] = states[:, depths.index(start)]
-            for index, layer in enumerate(kept):
-                if start <= layer < end:
-                    hidden = layerwise.layer(index, hidden, inputs)
-            target = states[:, depths.index(end)].float()
-            error = (hidden[has_states].float() - target).pow(2).sum(-1)
-            losses.append((error / target.pow(2).sum(-1)).sum())
+            layers = range(start, end)
+            output = self._run_span(batch, kept, layers, prompt, by_depth[start])
+            losses.append(_relative_error(output, by_depth[end]))
         return torch.stack(losses).mean() if losses else states.new_zeros(())
+
+    def _run_span(
+        self, batch: LossBatch, kept: Layers, span: range, prompt: EncodedPrompt, states: Tensor
+    ) -> Tensor:
+        """Run the kept layers of a span on the states [positions, hidden_size] in front of it;
+        return those behind it.
+        """
+        layerwise = self._layerwise(kept)
+        # Layers add keys and values to the cache in `inputs`, so each span has its own.
+        inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled, kept)
+        has_states = batch.is_labelled[:, 1:]
+        hidden = torch.zeros_like(inputs.hidden)
+        hidden[has_states] = states
+        for index, layer in enumerate(kept):
+            if layer in span:
+                hidden = layerwise.layer(index, hidden, inputs)
+        return hidden[has_states]
 
     def adapter(self, record: dict[str, object]) -> SkipAdapter:
         """Return the trained tensors as an adapter with `record`; folded patches are those of the
@@ -135,6 +142,15 @@ class AdapterLoss(TwoPassLoss):
             by_layer = {int(layer): patch for layer, patch in patches.items()}
             self._views[kept] = patched_view(self.model, kept, by_layer)
         return self._views[kept]
+
+
+def _relative_error(states: Tensor, target: Tensor) -> Tensor:
+    """Return |states - target|^2 / |target|^2 of [positions, hidden_size], summed over the
+    positions.
+    """
+    target = target.float()
+    error = (states.float() - target).pow(2).sum(-1)
+    return (error / target.pow(2).sum(-1)).sum()
 
 
 @dataclass(frozen=True)
