@@ -142,7 +142,7 @@ readme-demo: setup ## Measure the table of `make demo` in the README again
 CODER ?= qwen2.5-coder-0.5b-q4_k_m.gguf
 REAL_MODEL = $(BIN)/python recipes/real_model
 
-results: setup ## Make every folder of results/ but serving and multi30k: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; six hours, resumable, on an idle machine
+results: setup ## Make every folder of results/ but serving and multi30k: DATA=folder of multi30k/, cnn_dm/, humaneval/ and wmt22/; eight hours, resumable, on an idle machine
 	@test -d "$(DATA)/humaneval" || { echo "expected DATA=FOLDER with multi30k/, cnn_dm/, humaneval/ and wmt22/"; exit 2; }
 	$(MAKE) reproduce NAME=reproduce  # 20 minutes
 	$(BIN)/ulskip bench experiment=engines batch_size=1  # 5 minutes
@@ -152,6 +152,7 @@ results: setup ## Make every folder of results/ but serving and multi30k: DATA=f
 	$(REAL_MODEL)/adapter.py --model $(CODER) --data $(DATA)  # 40 minutes
 	$(REAL_MODEL)/reproduce.py --model $(CODER) --data $(DATA)  # an hour and a half
 	$(BIN)/python recipes/tune/reproduce.py --data $(DATA) --coder $(CODER)  # an hour
+	$(BIN)/python recipes/which_layers/reproduce.py --data $(DATA) --coder $(CODER) --only smollm2-news  # two hours
 	$(MAKE) readme-demo  # a minute
 
 verify: setup ## Measure figures of README and docs/ again, and say which hold on this machine; five minutes; ARGS='--only README'

@@ -382,7 +382,7 @@ def answer(scored: Mapping[str, Scored], speeds: Sequence[Record]) -> list[str]:
         lines.append(f"- **{title}**, mean share of the full model's score: {', '.join(texts_)}.")
     costs = [
         f"{len(row.kept_layers or ())} of {row.num_layers} layers"
-        f"{' with a patch' * bool(row.correction)} {row.measured_speedup:.2f}x"
+        f"{' with a patch' if row.correction else ''} {row.measured_speedup:.2f}x"
         for row in speeds
         if row.strategy == "unified" and row.prompt_layers == "all" and row.measured_speedup
     ]
@@ -410,11 +410,15 @@ def speed_table(rows: Sequence[Record]) -> str:
 
 
 def plot(scored: Mapping[str, Scored], file: Path) -> None:
-    """Plot the share of quality over the layers: a panel for each case, solid with patches."""
+    """Plot the share of quality over the layers: a panel for each measured case, solid with
+    patches.
+    """
     with plots.applied():
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        for axes, (name, case) in zip(figure.subplots(1, len(CASES)), CASES.items(), strict=True):
-            cells = shares(name, scored)
+        measured = [name for name in CASES if shares(name, scored)]
+        figure = Figure(figsize=(3.2 * max(2, len(measured)), 4.2), layout="constrained")
+        panels = figure.subplots(1, len(measured), squeeze=False)[0]
+        for axes, name in zip(panels, measured, strict=True):
+            case, cells = CASES[name], shares(name, scored)
             axes.set_title(case.title)
             axes.axhline(1, color=plots.FAINT, linewidth=1)
             for strategy, label in NAMES.items():
