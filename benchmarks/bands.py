@@ -46,7 +46,8 @@ class Band(NamedTuple):
     def text(self) -> str:
         """Return the band with two digits, e.g. `1.9 (1.7 to 2.2; 3 machines)`."""
         value, low, high = (two_digits(end or 0.0) for end in self.interval)
-        return f"{value} ({low} to {high}; {self.count} machine{'s' * (self.count > 1)})"
+        machines = "1 machine" if self.count == 1 else f"{self.count} machines"
+        return f"{value} ({low} to {high}; {machines})"
 
 
 def two_digits(value: float) -> str:

@@ -133,14 +133,17 @@ class Tuning:
         seconds = (num_points + 1) * self._timing_seconds(choosing)
         seconds += (num_points + 1 + 2 * count) * self._work_seconds(choosing)
         seconds += 2 * self._work_seconds(last)
-        ways = [
-            f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss, the"
-            f" best {scored} by their answers" * bool(count),
-            f"{beside} other way{'s' * (beside > 1)}" * bool(beside),
-        ]
+        ways = []
+        if count:
+            ways.append(
+                f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss,"
+                f" the best {scored} by their answers"
+            )
+        if beside:
+            ways.append(f"{beside} other way{'s' if beside > 1 else ''}")
         return (
-            f"tries {', and '.join(filter(None, ways))} on {len(choosing)} examples; then the best"
-            f" of all on {len(last)} others: {duration(seconds)}"
+            f"tries {', and '.join(ways)} on {len(choosing)} examples; then the best of all on"
+            f" {len(last)} others: {duration(seconds)}"
         )
 
     def _work_seconds(self, examples: Sequence[Example]) -> float:

@@ -152,7 +152,7 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
     is_on_cpu = (record.device or "cpu").startswith("cpu")
     machine = record.environment
     threads = machine.threads if machine and is_on_cpu else 1
-    fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" * (threads > 1)
+    fewer = ", or set OMP_NUM_THREADS to the number of free CPUs" if threads > 1 else ""
     if machine and environment.is_crowded(record.other_cpus, threads):
         yield (
             f"{record.strategy}: other processes used {record.other_cpus:.1f} CPUs during the timed"
@@ -181,9 +181,10 @@ def _adjustments(config: Config, record: Record) -> Iterator[str]:
             )
     if reason := record.linear_backend_reason:
         is_missing = reason == kernels.build_failure()
+        compiler = "; install a C++ compiler that works, e.g. g++" if is_missing else ""
         yield (
             f"decode steps ran layer by layer instead of in one call of the CPU kernels ({reason}),"
-            f" so they may be slower{'; install a C++ compiler that works, e.g. g++' * is_missing}"
+            f" so they may be slower{compiler}"
         )
 
 

@@ -275,8 +275,8 @@ class Environment(Section):
     @property
     def version(self) -> str:
         """The version of the code and its commit."""
-        commit = (self.git_commit or "no commit")[:10] + " (modified)" * bool(self.git_dirty)
-        return f"{self.ulskip} at {commit}"
+        commit = self.git_commit[:10] if self.git_commit else "no commit"
+        return f"{self.ulskip} at {commit}{' (modified)' if self.git_dirty else ''}"
 
     @property
     def machine(self) -> str:

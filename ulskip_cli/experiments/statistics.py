@@ -264,8 +264,10 @@ def _subject(record: Record) -> str:
         has_drafts = record.acceptance_rate is not None
         made = f"checks {record.label}" if has_drafts else "made no drafts, which did not pay"
         return f"the full model {made}"
-    engine = f" in {record.decoded_by}" * (record.config.engine.name not in ("auto", "torch"))
-    return f"{record.label} keeps {record.summary}{engine}"
+    keeps = f"{record.label} keeps {record.summary}"
+    if record.config.engine.name in ("auto", "torch"):
+        return keeps
+    return f"{keeps} in {record.decoded_by}"
 
 
 def _speed_text(record: Record) -> list[str]:
@@ -275,16 +277,18 @@ def _speed_text(record: Record) -> list[str]:
     value = f"{record.speedup.value:.2f}x"
     if record.speedup.low is None:
         return [f"{value} is not certain, because too few units were timed"]
-    engine = f" in {record.full_engine}" * bool(record.full_engine)
+    engine = f" in {record.full_engine}" if record.full_engine else ""
     if not is_faster(record):
         is_tie = verdict(record.speedup, 1.0) == TIE
         slower = f"decodes {value} as fast, slower than the full model{engine}"
         return [f"no measurable gain in speed ({value})" if is_tie else slower]
     total = record.with_prompt
-    is_lost = total and total.low is not None and verdict(total, 1.0) != HOLDS
-    than = f" as the full model{engine}" * bool(engine)
-    lost = ", no measurable gain including the prompt" * bool(is_lost)
-    return [f"decodes {value} as fast{than}{lost}"]
+    text = f"decodes {value} as fast"
+    if engine:
+        text += f" as the full model{engine}"
+    if total and total.low is not None and verdict(total, 1.0) != HOLDS:
+        text += ", no measurable gain including the prompt"
+    return [text]
 
 
 def score_text(record: Record) -> list[str]:

@@ -130,7 +130,9 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
     model_card(point, record, adapter_entry, has_chat).save(folder / CARD)
-    return {**export_run.write_record(folder, record), "next": point.next}
+    # The default task is a translation, which a chat model was not made for.
+    next_command = point.next_command("generate" if has_chat else "run")
+    return {**export_run.write_record(folder, record), "next": next_command}
 
 
 def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:

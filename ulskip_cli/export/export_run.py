@@ -50,19 +50,18 @@ class ResolvedExport:
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
 
-    @property
-    def next(self) -> str:
-        """The command that evaluates the export on the task of the request. Of a pair transformers
-        loads only the kept layers, so it evaluates these in the source model.
+    def next_command(self, command: str) -> str:
+        """Return the line that runs `command` with the export, on the task of the request. Of a pair
+        transformers loads only the kept layers, so the line runs these in the source model.
         """
         if self.is_pair:
-            return command_line(self.config, "run")
+            return command_line(self.config, command)
         config = self.config.replace(
             model=self.config.model.saved_in(self.to),
             strategy=configuration.preset("strategy", "full"),
             correction=configuration.preset("correction", "none"),
         )
-        return command_line(config, "run")
+        return command_line(config, command)
 
     @property
     def is_pair(self) -> bool:

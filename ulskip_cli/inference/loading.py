@@ -175,11 +175,11 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
         },
         "that no module has": {name for name in surplus if not _OLD_BUFFERS.search(name)},
     }
-    counts = [
-        f"{len(names)} {problem} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)})"
-        for problem, names in problems.items()
-        if names
-    ]
+    counts = []
+    for problem, names in problems.items():
+        more = ", ..." if len(names) > 3 else ""
+        if names:
+            counts.append(f"{len(names)} {problem} ({', '.join(sorted(names)[:3])}{more})")
     if counts:
         raise UsageError(
             f"cannot load '{path}': expected the tensors of a {type(model).__name__} with the sizes"
