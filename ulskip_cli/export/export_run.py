@@ -51,8 +51,8 @@ class ResolvedExport:
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
 
     def next_command(self, command: str) -> str:
-        """Return the line that runs `command` with the export, on the task of the request. Of a pair
-        transformers loads only the kept layers, so the line runs these in the source model.
+        """Return the line that runs `command` with the export, on the task of the request. Of a
+        pair transformers loads only the kept layers, so the line runs these in the source model.
         """
         if self.is_pair:
             return command_line(self.config, command)
