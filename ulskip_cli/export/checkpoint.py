@@ -301,10 +301,7 @@ def _shortened(
     """
     values = copy.deepcopy(stored)
     text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
-    text = values  # the entries of the language model, which a multimodal config has under a key
-    for key in source.sub_configs:
-        if getattr(source, key, None) is text_source:
-            text = values.setdefault(key, {})
+    text = _text_entries(values, source)
     # Some classes have another name for the count, such as n_layer; files can have either.
     count_key = text_view.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     stored_keys = {count_key, "num_hidden_layers"} & text.keys()
@@ -316,6 +313,18 @@ def _shortened(
         is_list = "layer" in key and isinstance(value, (list, tuple))
         if is_list and list(getattr(derived, key, None) or ()) != list(value):
             text[key] = list(value)
+    return values
+
+
+def _text_entries(values: Table, source: PreTrainedConfig) -> Table:
+    """Return the entries of the language model in a config.json, which are under a key if the model
+    is multimodal.
+    """
+    text_source = source.get_text_config(decoder=True)
+    for key in source.sub_configs:
+        if getattr(source, key, None) is text_source:
+            entries: Table = values.setdefault(key, {})
+            return entries
     return values
 
 

@@ -40,32 +40,46 @@ class GgufTensors:
         """Return a tensor's values in the layout of GGUF, and the type in which they are stored;
         numpy has no bfloat16 and no blocks, so the values of these types are unsigned integers.
         """
+        tensor, stored_type = self.tensors[name], self._stored_type(name)
+        if architecture(self.config) == "llama":
+            tensor = _in_rotated_order(name, tensor, self.config)
+        if stored_type in DTYPES:
+            tensor = tensor.to(DTYPES[stored_type]).contiguous()
+            if stored_type is _BF16:
+                tensor = tensor.view(torch.uint16)
+            return tensor.numpy(), stored_type
+        if tensor.shape[-1] % 32:  # the size of a block
+            raise UsageError(
+                f"{stored_type.name} requires rows of a multiple of 32 weights, got"
+                f" {tensor.shape[-1]} ({name})"
+            )
+        return gguf.quants.quantize(tensor.float().numpy(), stored_type), stored_type
+
+    def _stored_type(self, name: str) -> Type:
+        """Return the type in which a tensor is stored; raise UsageError if GGUF has none for it."""
         tensor = self.tensors[name]
-        heads = self.config["num_attention_heads"]
-        counts = {"q_proj": heads, "k_proj": self.config.get("num_key_value_heads") or heads}
-        for part, count in counts.items():
-            if f".{part}." in name and architecture(self.config) == "llama":
-                # GGUF has the two rows of a rotation side by side, Hugging Face half a head apart.
-                halves = tensor.reshape(count, 2, -1, tensor.shape[-1])
-                tensor = halves.transpose(1, 2).reshape(tensor.shape)
         if tensor.dtype not in TYPES:
             raise UsageError(
                 f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16"
                 " or bfloat16"
             )
-        wanted = self.head if "embed" in name or "lm_head" in name else self.matrices
-        stored_type = TYPES[tensor.dtype] if wanted is None else wanted
         if tensor.dim() == 1:
-            stored_type = _F32
-        if stored_type not in DTYPES:  # quantized in blocks of 32
-            if tensor.shape[-1] % 32:
-                raise UsageError(
-                    f"{stored_type.name} requires rows of a multiple of 32 weights, got"
-                    f" {tensor.shape[-1]} ({name})"
-                )
-            return gguf.quants.quantize(tensor.float().numpy(), stored_type), stored_type
-        tensor = tensor.to(DTYPES[stored_type]).contiguous()
-        return (tensor.view(torch.uint16) if stored_type is _BF16 else tensor).numpy(), stored_type
+            return _F32
+        is_head = "embed" in name or "lm_head" in name
+        return (self.head if is_head else self.matrices) or TYPES[tensor.dtype]
+
+
+def _in_rotated_order(name: str, tensor: Tensor, config: Table) -> Tensor:
+    """Return a matrix of a Llama model; in that of queries or keys, the two rows that rotary
+    embeddings rotate together are side by side in GGUF, and half a head apart in Hugging Face.
+    """
+    heads = config["num_attention_heads"]
+    if ".k_proj." in name:
+        heads = config.get("num_key_value_heads") or heads
+    elif ".q_proj." not in name:
+        return tensor
+    halves = tensor.reshape(heads, 2, -1, tensor.shape[-1])
+    return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def architecture(config: Table) -> str:

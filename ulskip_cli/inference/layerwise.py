@@ -84,7 +84,9 @@ class LayerwiseModel:
                 " whose states continue token by token; use correction=none"
             )
         layers = range(len(self.layers)) if kept is None else kept
-        options = shallow_view.placing(self._shell, prompt.whole_mask(ids, ids_mask), ids.shape[1])
+        options = shallow_view.mask_and_positions(
+            self._shell, prompt.whole_mask(ids, ids_mask), ids.shape[1]
+        )
         return self.enter(ids, kv_cache.fork_cache(prompt.cache, layers), **options)
 
     def states(self, inputs: LayerInputs) -> Iterator[Tensor]:
@@ -181,7 +183,9 @@ def reading_first(model: PreTrainedModel, prompt_layers: str) -> PreTrainedModel
             ids, last = input_ids[:, :-1], input_ids[:, -1:]
             if length := ids.shape[1]:
                 fill(
-                    layerwise.enter(ids, cache, **shallow_view.placing(model, mask[:, :-1], length))
+                    layerwise.enter(
+                        ids, cache, **shallow_view.mask_and_positions(model, mask[:, :-1], length)
+                    )
                 )
             logits = shallow_view.forward_with_cache(model, last, mask, cache)
             return CausalLMOutputWithPast(logits=logits, cache=cache)
@@ -208,7 +212,7 @@ def state_similarity(
     order = sorted(texts, key=len, reverse=True)
     for start in range(0, len(order), batch_size):
         ids, mask = padded(order[start : start + batch_size], 0, left=True, device=model.device)
-        options = shallow_view.placing(model, mask, ids.shape[1])
+        options = shallow_view.mask_and_positions(model, mask, ids.shape[1])
         inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
         tokens = mask.bool()
         units = [

@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging
@@ -167,6 +169,18 @@ def converted_gguf(file: Path, dtype: str, progress: ProgressCallback) -> Path:
 
 def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -> None:
     """Write the model and tokenizer of a GGUF file to `folder`; all ends of answers become EOS."""
+    model, tokenizer = _read_gguf(file, dtype, progress)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = _ends_of_answers(tokenizer, model.config.vocab_size) or None
+    progress.phase("write the converted model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _read_gguf(
+    file: Path, dtype: str, progress: ProgressCallback
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a GGUF file; raise UsageError if transformers cannot."""
     count = len(read_gguf_header(file).tensors)
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     report = progress.phase(f"convert {file.name} to {dtype}, once", count)
@@ -176,7 +190,7 @@ def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -
             model = AutoModelForCausalLM.from_pretrained(
                 dtype=dtype, quantization_config=GgufConfig(dequantize=True), **source
             )
-            tokenizer = AutoTokenizer.from_pretrained(**source)
+            return model, AutoTokenizer.from_pretrained(**source)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -184,14 +198,15 @@ def _convert(file: Path, dtype: str, folder: Path, progress: ProgressCallback) -
             f"expected a GGUF file that transformers reads, got {file} ({reason(error)}); use the"
             " folder of the model in the format of Hugging Face"
         ) from error
-    size, vocabulary = model.config.vocab_size, tokenizer.get_vocab()
+
+
+def _ends_of_answers(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    """Return the ids of tokens that end an answer; a tokenizer may have more tokens than the
+    model.
+    """
+    vocabulary = tokenizer.get_vocab()
     ends = {tokenizer.eos_token_id, *(vocabulary.get(token) for token in _ENDS)} - {None}
-    ends = {end for end in ends if end < size}  # a tokenizer may have more tokens than the model
-    for config in (model.config, model.generation_config):
-        config.eos_token_id = sorted(ends) or None
-    progress.phase("write the converted model")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return sorted(end for end in ends if end < vocab_size)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ output of the last linear layer in front of the gap as its input (ReplaceMe, arX
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 
@@ -200,19 +200,23 @@ class PatchFitter:
                     for state, entry in zip(states, entries, strict=True)
                 ]
                 continue
-            folding = _FoldingLayer(layerwise, place, kind)
-            first = states[0]
+            folding, first = _FoldingLayer(layerwise, place, kind), states[0]
             ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
             # New inputs, because the cache in `entries` has these positions already.
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
-            pairs = (
-                (output[batch.counted], batch.lacking(following, state[batch.counted]))
-                for batch, (state, output) in zip(self.batches, ran, strict=True)
-            )
-            patch = kind.solve(pairs, ridge, folding.has_bias)
+            patch = kind.solve(self._lacking(ran, following), ridge, folding.has_bias)
             states = [state + patch.added(output) for state, output in ran]
             patches[following] = replace(patch, place=(layer, folding.path))
         return patches
+
+    def _lacking(
+        self, ran: Sequence[tuple[Tensor, Tensor]], depth: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the input and output of a folded patch's regression for each batch: what its linear
+        layer returned, and what the layer's output lacks of the full model's states at `depth`.
+        """
+        for batch, (state, output) in zip(self.batches, ran, strict=True):
+            yield output[batch.counted], batch.lacking(depth, state[batch.counted])
 
 
 class _FoldingLayer:
@@ -222,7 +226,7 @@ class _FoldingLayer:
 
     def __init__(self, layerwise: LayerwiseModel, place: int, kind: type[PatchKind]) -> None:
         """Find the last linear layer inside layer number `place`, into which a patch is folded."""
-        self._layerwise, self._place, self._kind = layerwise, place, kind
+        self._layerwise, self._place, self.kind = layerwise, place, kind
         self._layer = layerwise.layers[place]
         linears = [
             (name, module)
@@ -270,7 +274,7 @@ class _FoldingLayer:
 
     def _refusal(self) -> UsageError:
         return UsageError(
-            f"correction.kind={self._kind.name} is not supported with {type(self._layer).__name__},"
+            f"correction.kind={self.kind.name} is not supported with {type(self._layer).__name__},"
             f" which does not add the output of its last linear layer ({self.path}) to the hidden"
             " state unchanged; use correction.kind=full"
         )

@@ -221,7 +221,7 @@ def forward_with_cache(
             for i, length in enumerate(lengths)
         ]
         return steps[-1] if last_only else torch.cat(steps, dim=1)
-    options = placing(model, attention_mask, new_len)
+    options = mask_and_positions(model, attention_mask, new_len)
     limit = {}
     if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters:
         # A position, whose states are copied, instead of a count, whose states are a view: torch
@@ -235,7 +235,9 @@ def forward_with_cache(
     return logits[:, -1:] if last_only else logits
 
 
-def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Tensor]:
+def mask_and_positions(
+    model: PreTrainedModel, attention_mask: Tensor, new_len: int
+) -> dict[str, Tensor]:
     """Return the mask [batch, cached_len + new_len] and, if the model takes them, the position ids
     [batch, new_len] of a forward pass, as its arguments by name; padding is not counted.
     """

@@ -240,20 +240,18 @@ def _corrections(
     patches = {kept: dict[int, PatchKind]() for kept in kept_sets}
     matrices = defaultdict[Place, dict[str, Tensor]](dict)
     for name, tensor in tensors.items():
-        group, rest = name.split(".", 1)
-        index, rest = ("0", rest) if group == "lora" else rest.split(".", 1)
-        layer, module = rest.split(".", 1)
-        path, _, part = module.rpartition(".")
-        place, kept = (int(layer), path), kept_sets[int(index)]
-        if group == "lora":
-            matrices[place][part] = tensor
-        elif group == "fold":
-            gap = min(behind for behind in (*kept, num_layers) if behind > place[0])
-            patch = patches[kept].setdefault(gap, kind({}, place))
-            patch.parts[part] = tensor
-        else:
-            patch = patches[kept].setdefault(place[0], kind({}))
-            patch.parts[module.removeprefix("linear.")] = tensor
+        match name.split("."):
+            case ["lora", layer, *path, part]:
+                matrices[int(layer), ".".join(path)][part] = tensor
+            case ["fold", index, layer, *path, part]:
+                kept, place = kept_sets[int(index)], (int(layer), ".".join(path))
+                gap = min(behind for behind in (*kept, num_layers) if behind > place[0])
+                patches[kept].setdefault(gap, kind({}, place)).parts[part] = tensor
+            case ["patch", index, gap_name, "linear", *path]:
+                patch = patches[kept_sets[int(index)]].setdefault(int(gap_name), kind({}))
+                patch.parts[".".join(path)] = tensor
+            case _:
+                raise ValueError(f"{name} is no tensor of a skip adapter")
     return patches, {place: Lora(found["A"], found["B"]) for place, found in matrices.items()}
 
 

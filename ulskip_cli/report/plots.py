@@ -91,7 +91,17 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_title(shortened(group.label, MAX_TITLE))
-    metric = str(primary(group.records))
+    handles = _draw_rows(axes, rows, str(primary(group.records)), gate)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
+    return figure
+
+
+def _draw_rows(
+    axes: "Axes", rows: Sequence[Record], metric: str, gate: float
+) -> dict[str, "Artist"]:
+    """Draw rows, the full model with the quality gate, and the Pareto front; return the entries of
+    the legend by label.
+    """
     points = [_at(row, metric) for row in rows]
     gains = [_at(row, metric) for row in rows if may_gain(row)]
     compared = rows[0].vs_baseline.get(metric)
@@ -101,7 +111,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         points += [full, at_gate]
         gains.append(full)
     _limit_to(axes, points)
-    handles = dict[str, "Artist"]()  # of the legend, by label
+    handles = dict[str, "Artist"]()
     front = pareto_front(gains, lower_is_better=metric == DECODE_LOSS.key)
     if len(front) > 1:
         handles["Pareto front"] = _draw_front(axes, front)
@@ -116,8 +126,7 @@ def _quality(groups: Sequence[Group], gate: float) -> "Figure | None":
         xlabel=f"{kind} decode speedup at batch size {rows[0].batch_size} (numbers: ratio)",
         ylabel=TITLES[metric],
     )
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1.6)
-    return figure
+    return handles
 
 
 def _speedup(row: Record) -> float:

@@ -66,25 +66,13 @@ class LlamaContext:
             raise RunError(f"llama.cpp could not load {file}; delete it and repeat the run")
         vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
-        rows = room.batch_size * room.num_tokens  # tokens of all sequences
-        options = llama_cpp.llama_context_default_params()
-        # Another version has another layout of this structure, so its defaults are misread.
-        if {options.type_k, options.type_v} != {llama_cpp.GGML_TYPE_F16}:
-            raise UsageError(
-                f"expected the llama.cpp of llama-cpp-python {llama_cpp.__version__}, got another "
-                "version; correct or unset LLAMA_CPP_LIB_PATH"
-            )
-        options.n_ctx, options.n_batch, options.n_ubatch = rows, rows, min(rows, 512)
-        options.n_seq_max = room.batch_size
-        options.n_threads = options.n_threads_batch = torch.get_num_threads()
-        if exact:
-            options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
-            options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        options = _context_options(room, exact)
         self._context = llama_cpp.llama_init_from_model(self._model, options)
         if not self._context:
             size = f"{room.batch_size} x {room.num_tokens} tokens"
             raise RunError(f"llama.cpp could not allocate {size}; use a smaller batch_size")
-        self._batch = llama_cpp.llama_batch_init(rows, 0, 1)  # token ids, one sequence for each
+        # token ids, one sequence for each
+        self._batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
         self._lengths = dict[int, int]()  # of the sequences, in tokens
 
     def __del__(self) -> None:
@@ -149,6 +137,28 @@ class LlamaContext:
         self._lengths[sequence] = source._lengths[sequence]
 
 
+def _context_options(room: Room, exact: bool) -> llama_cpp.llama_context_params:
+    """Return the options of a context for the batches of `room`; raise UsageError if the library of
+    llama.cpp is not the one that llama-cpp-python declares.
+    """
+    options = llama_cpp.llama_context_default_params()
+    # Another version has another layout of this structure, so its defaults are misread.
+    if {options.type_k, options.type_v} != {llama_cpp.GGML_TYPE_F16}:
+        raise UsageError(
+            f"expected the llama.cpp of llama-cpp-python {llama_cpp.__version__}, got another "
+            "version; correct or unset LLAMA_CPP_LIB_PATH"
+        )
+    num_tokens = room.batch_size * room.num_tokens  # of all sequences
+    options.n_ctx = options.n_batch = num_tokens
+    options.n_ubatch = min(num_tokens, 512)
+    options.n_seq_max = room.batch_size
+    options.n_threads = options.n_threads_batch = torch.get_num_threads()
+    if exact:
+        options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
+        options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return options
+
+
 def with_layers(state: ndarray, kept: Sequence[int]) -> ndarray:
     """Return the serialized state of a sequence, [bytes], with only the layers `kept`.
 
@@ -197,9 +207,8 @@ class LlamaCppSession(SteppingSession):
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
         self.contexts = [self._load(stage.view) for stage in views.stages]
         self.view = self.contexts[0]  # of the current stage
-        encodes = views.prompt_model is views.stages[0].view
-        # encodes the prompts
-        self.full = self.view if encodes else self._load(views.prompt_model)
+        is_same = views.prompt_model is views.stages[0].view
+        self.prompt_context = self.view if is_same else self._load(views.prompt_model)
 
     def _load(self, model: PreTrainedModel) -> LlamaContext:
         return LlamaContext(write_gguf(model, self.weights), self._room, self.weights == "f32")
@@ -214,16 +223,17 @@ class LlamaCppSession(SteppingSession):
         """
         rows = unpadded(prompts.input_ids, prompts.attention_mask)
         self._sequences = list(range(len(rows)))
-        self.full.clear()
-        logits = self.full.append(dict(enumerate(rows)))
+        self.prompt_context.clear()
+        logits = self.prompt_context.append(dict(enumerate(rows)))
         self.view = self.contexts[0]
-        if self.full is not self.view:
-            self._move(self.full, self.views.stages[0].places)
-        full, kept = (
-            sum(map(context.state_bytes, self._sequences)) for context in (self.full, self.view)
-        )
-        self.kv_bytes = full, kept
+        if self.prompt_context is not self.view:
+            self._move(self.prompt_context, self.views.stages[0].places)
+        self.kv_bytes = self._bytes_in(self.prompt_context), self._bytes_in(self.view)
         return logits
+
+    def _bytes_in(self, context: LlamaContext) -> int:
+        """Return the size of the keys and values of all sequences in a context."""
+        return sum(map(context.state_bytes, self._sequences))
 
     def switch(self, stage: int) -> None:
         """Continue with the view of a later stage, which takes over the keys and values of its
