@@ -130,9 +130,7 @@ def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCal
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
     model_card(point, record, adapter_entry, has_chat).save(folder / CARD)
-    # The default task is a translation, which a chat model was not made for.
-    next_command = point.next_command("generate" if has_chat else "run")
-    return {**export_run.write_record(folder, record), "next": next_command}
+    return {**export_run.write_record(folder, record), "next": point.next_command(has_chat)}
 
 
 def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:

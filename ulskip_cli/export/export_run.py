@@ -4,13 +4,14 @@ target. Only formats that contain weights import torch.
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.command_line import command_line
+from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason
@@ -50,18 +51,22 @@ class ResolvedExport:
     made_by: str  # version and command
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
 
-    def next_command(self, command: str) -> str:
-        """Return the line that runs `command` with the export, on the task of the request. Of a
-        pair transformers loads only the kept layers, so the line runs these in the source model.
+    def next_command(self, has_chat: bool) -> str:
+        """Return the line that evaluates the export on the task of the request, or that answers a
+        prompt with it, because the default task, translation, suits no chat model. Of a pair
+        transformers loads only the kept layers, so the line runs these in the source model.
         """
-        if self.is_pair:
-            return command_line(self.config, command)
-        config = self.config.replace(
-            model=self.config.model.saved_in(self.to),
-            strategy=configuration.preset("strategy", "full"),
-            correction=configuration.preset("correction", "none"),
-        )
-        return command_line(config, command)
+        config = self.config
+        if not self.is_pair:
+            config = config.replace(
+                model=config.model.saved_in(self.to),
+                strategy=configuration.preset("strategy", "full"),
+                correction=configuration.preset("correction", "none"),
+            )
+        if not has_chat or config.task != configuration.compose([], "run").task:
+            return command_line(config, "run")
+        config = config.replace(task=configuration.preset("task", "jsonl"))
+        return shlex.join(["ulskip", "generate", "PROMPT", *overrides_of(config, "generate")])
 
     @property
     def is_pair(self) -> bool:
