@@ -136,7 +136,7 @@ def test_adapters_of_different_kinds_are_refused(model, write):
         Adapter(path=(str(one), str(other))).patch_kind(model)
 
 
-METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, weight_bytes=2)
+METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, bytes_per_weight=2)
 
 
 def predicted(*overrides):

@@ -34,7 +34,7 @@ def test_presets_set_the_weights_and_the_baseline_has_the_same_engine():
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=8), st.integers(1, 10**9))
 def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(layers, head):
     sizes = WeightSizes(64 * head, tuple(64 * layer for layer in layers))
-    metadata = ModelMetadata(len(layers), None, sizes, weight_bytes=2)
+    metadata = ModelMetadata(len(layers), None, sizes, bytes_per_weight=2)
     native, bf16, eight, four = (
         LlamaCpp(weights=name).sizes(metadata, "cpu", set())
         for name in (None, "bf16", "q8_0", "q4_0")

@@ -13,7 +13,7 @@ from reference import (
 from ulskip_cli.engines.base import Prompts
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.layerwise import reading_first, state_similarity
+from ulskip_cli.inference.layerwise import prompt_model_of, state_similarity
 from ulskip_cli.inference.shallow_view import forward_with_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
@@ -39,7 +39,7 @@ def test_layers_above_the_first_get_keys_and_values_of_the_state_behind_these(mo
     count, prompts = 2, Prompts.padded(TEXTS, 0)
     ids, mask = prompts.input_ids, prompts.attention_mask
     with unchanged(model):
-        found = encode_prompt(reading_first(model, f"first:{count}"), ids, mask)
+        found = encode_prompt(prompt_model_of(model, f"first:{count}"), ids, mask)
     cache = kv_cache.new_cache(model)
     for layer in range(NUM_LAYERS):
         # a model in which this layer follows the first ones
@@ -57,7 +57,7 @@ def test_layers_above_the_first_get_keys_and_values_of_the_state_behind_these(mo
 
 
 def test_the_first_of_all_layers_are_all_of_them(model):
-    assert reading_first(model, f"first:{NUM_LAYERS}") is model
+    assert prompt_model_of(model, f"first:{NUM_LAYERS}") is model
     wanted = plan_for("ratio=2").as_dict()
     assert plan_for("ratio=2", f"prompt_layers=first:{NUM_LAYERS}").as_dict() == wanted
 

@@ -89,7 +89,7 @@ def test_comparisons_and_settings_to_filter_by_are_on_the_page(tmp_path):
 
 def collected(tmp_path, stored, rows=None):
     rows = read_records([write_folder(tmp_path / "x", rows or small_sweep(), stored)])
-    return html_page.collect(grouped(rows), rows)
+    return html_page.shown_answers(grouped(rows), rows)
 
 
 def test_the_note_counts_what_is_left_out(tmp_path, monkeypatch):

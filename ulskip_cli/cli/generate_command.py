@@ -113,8 +113,8 @@ def _is_override(word: str) -> bool:
 
 
 def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBars") -> None:
-    """Show the answers to one prompt while they are generated; before the first, also the notes on
-    all.
+    """Show the answers to one prompt while they are generated; above the first prompt, also the
+    notes that hold for all prompts.
     """
     console = make_console()
     began = list[int]()  # sides whose answer began: 0 is the full model, 1 the kept layers
@@ -128,7 +128,7 @@ def _compare_and_show(comparer: "PromptComparer", index: int, bars: "ProgressBar
 
     def show(side: int, piece: str) -> None:
         """Print the next piece of an answer, the first below a heading."""
-        if piece:  # a bar may run until the first text
+        if piece:  # until the first text, a bar shows that the prompt is read
             bars.pause()
         if side not in began:
             if began:

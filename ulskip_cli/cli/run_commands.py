@@ -57,7 +57,7 @@ def run(
         print_yaml(chosen)
     else:
         # The error of the only point ends the command.
-        _measure(Ledger(make_jobs([chosen]), force=force), as_json, raises=True)
+        _run_and_show(Ledger(make_jobs([chosen]), force=force), as_json, raises=True)
 
 
 def bench(
@@ -80,7 +80,7 @@ def bench(
     if print_config:
         print_yaml(*grid)
     else:
-        _measure(Ledger(make_jobs(grid, command="bench"), force=force), as_json)
+        _run_and_show(Ledger(make_jobs(grid, command="bench"), force=force), as_json)
 
 
 def sweep(
@@ -126,12 +126,13 @@ def sweep(
         with SweepDisplay(jobs, writes_tables=False) as observer:
             run_jobs(ledger, observer)
         return
-    words = list(overrides)  # of the command line of workers
+    # The options are in force here; workers get them on their command lines.
+    words = list(overrides)
     if config_dir:
         words += ["--config-dir", str(config_dir)]
     if force:
         words.append("--force")
-    _measure(ledger, as_json, worker_words=words)
+    _run_and_show(ledger, as_json, worker_words=words)
 
 
 def tune(
@@ -211,7 +212,7 @@ def lm_eval(
         make_console().print(f"written to {folder.path}/")
 
 
-def _measure(
+def _run_and_show(
     ledger: "Ledger", as_json: bool, raises: bool = False, worker_words: Sequence[str] = ()
 ) -> None:
     """Run the jobs that are to do, here or by workers with the command line `worker_words`; show

@@ -50,7 +50,7 @@ class PatchKind:
 
     parts: Parts  # the state of `module`, or the tensors of a folded patch
     # the linear layer that contains a folded patch: the number of its layer, and its path there
-    place: tuple[int, str] = (0, "")
+    address: tuple[int, str] = (0, "")
 
     @staticmethod
     def num_parameters(hidden_size: int) -> int:

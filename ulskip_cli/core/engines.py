@@ -113,7 +113,7 @@ class Engine(Choice):
         """Return the bytes that a decode step reads in the engine's format; `device` is
         `model.device`.
         """
-        weights, width = metadata.weights, metadata.weight_bytes
+        weights, width = metadata.weights, metadata.bytes_per_weight
         if weights is None or self.weights is None or width is None:
             return weights
         # bytes in the engine's format for each byte of the model's

@@ -96,7 +96,7 @@ class ModelMetadata:
     total_bytes: int | None = None
     hidden_size: int | None = None
     vocab_size: int | None = None
-    weight_bytes: int | None = None  # of one weight
+    bytes_per_weight: int | None = None
     dtype: str | None = None  # of the loaded weights
     stored_dtype: str | None = None  # of the files, unless they are quantized
     model_type: str | None = None
@@ -134,16 +134,16 @@ class _Sizes(Options):
     dtype: str | None = _sized("dtype", "torch_dtype")
     model_type: str | None = None
 
-    def kv_bytes(self, weight_bytes: int | None) -> int | None:
+    def kv_bytes(self, bytes_per_weight: int | None) -> int | None:
         """Return the bytes of keys and values of one token in one layer; None if unknown."""
         heads, hidden = self.num_attention_heads, self.hidden_size
-        if heads is None or hidden is None or weight_bytes is None or self.kv_lora_rank:
+        if heads is None or hidden is None or bytes_per_weight is None or self.kv_lora_rank:
             return None
         kv_heads = _number(self.num_key_value_heads) or heads
         if self.multi_query and not self.new_decoder_architecture:
             kv_heads = 1
         head_dim = _number(self.head_dim) or hidden // heads
-        return 2 * kv_heads * head_dim * weight_bytes
+        return 2 * kv_heads * head_dim * bytes_per_weight
 
 
 def _number(size: int | list[object] | None) -> int | None:
@@ -274,18 +274,18 @@ class ModelFolder:
         """The shape and the sizes of the model."""
         model, sizes = self.model, self._sizes
         stored_dtype = sizes.dtype or "float32"
-        weight_bytes = DTYPE_BYTES.get(stored_dtype if model.dtype == "auto" else model.dtype)
-        weights, total_bytes = self._weight_sizes(weight_bytes)
+        bytes_per_weight = DTYPE_BYTES.get(stored_dtype if model.dtype == "auto" else model.dtype)
+        weights, total_bytes = self._weight_sizes(bytes_per_weight)
         # Random weights have no files, and a GGUF file is usually quantized.
         has_floats = model.source in ("bundled", "hf") and not self.gguf
         return ModelMetadata(
             sizes.num_hidden_layers,
-            sizes.kv_bytes(weight_bytes),
+            sizes.kv_bytes(bytes_per_weight),
             weights,
             total_bytes,
             hidden_size=sizes.hidden_size,
             vocab_size=sizes.vocab_size,
-            weight_bytes=weight_bytes,
+            bytes_per_weight=bytes_per_weight,
             dtype=model.dtype,
             stored_dtype=sizes.dtype if has_floats else None,
             model_type=sizes.model_type,
@@ -293,21 +293,21 @@ class ModelFolder:
             has_tokenizer=self.has_tokenizer,
         )
 
-    def _weight_sizes(self, weight_bytes: int | None) -> tuple[WeightSizes | None, int | None]:
-        """Return the bytes of head and layers, and of all weights, after loading; None if
-        unknown.
+    def _weight_sizes(self, bytes_per_weight: int | None) -> tuple[WeightSizes | None, int | None]:
+        """Return the bytes that head and layers take once they are loaded, and those of all
+        weights; None if unknown.
         """
         sizes = self._sizes
-        if self.file.parent == ASSETS / "shapes":
-            return _random_weights(self.file.stem, sizes.num_hidden_layers, weight_bytes)
+        if self.file.parent == ASSETS / "shapes":  # has no tensors; a file has their counts
+            return _random_weights(self.file.stem, sizes.num_hidden_layers, bytes_per_weight)
         tensors: Mapping[str, StoredTensor] = {}
         if self.gguf:
             tensors = read_gguf_header(self.gguf).tensors
         elif not self.is_shape:
             tensors = read_headers(self.file.parent)
-        if self.model.dtype != "auto" and weight_bytes:  # which loading converts all tensors to
+        if self.model.dtype != "auto" and bytes_per_weight:  # which loading converts all tensors to
             tensors = {
-                name: StoredTensor(shape, math.prod(shape) * weight_bytes)
+                name: StoredTensor(shape, math.prod(shape) * bytes_per_weight)
                 for name, (shape, _) in tensors.items()
             }
         total = sum(tensor.num_bytes for tensor in tensors.values())
@@ -327,16 +327,18 @@ class ModelFolder:
 
 
 def _random_weights(
-    shape: str, num_layers: int, weight_bytes: int | None
+    shape: str, num_layers: int, bytes_per_weight: int | None
 ) -> tuple[WeightSizes | None, int | None]:
     """Return the bytes of head and layers, and of all weights of a shape; None if unknown."""
     # by shape: the numbers of parameters under `head`, `layer` (one layer) and `total`
     shapes = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8"))
     counts = shapes.get(shape)
-    if not counts or not weight_bytes:
+    if not counts or not bytes_per_weight:
         return None, None
-    layers = (counts["layer"] * weight_bytes,) * num_layers
-    return WeightSizes(counts["head"] * weight_bytes, layers), counts["total"] * weight_bytes
+    layers = (counts["layer"] * bytes_per_weight,) * num_layers
+    return WeightSizes(counts["head"] * bytes_per_weight, layers), counts[
+        "total"
+    ] * bytes_per_weight
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:

@@ -27,7 +27,7 @@ from ulskip_cli.core.schedule import ExitRule, Layers
 from ulskip_cli.engines.torch.native_model import Backend, recognize
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.inference.layerwise import LayerwiseModel, reading_first
+from ulskip_cli.inference.layerwise import LayerwiseModel, prompt_model_of
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
@@ -41,7 +41,7 @@ class Views:
     """
 
     model: PreTrainedModel  # with all layers
-    # encodes the prompts: the model itself, the view of the first stage, or `reading_first`
+    # encodes the prompts: the model itself, the view of the first stage, or `prompt_model_of`
     prompt_model: PreTrainedModel
     stages: tuple[StageView, ...]  # of decoding
     exits: ExitRule | None = None  # the rule of early exit; its stage has all layers
@@ -61,7 +61,7 @@ class Views:
         # the layers that have keys and values of the prompt
         cached_layers = schedule.kept_layers if schedule.prompt_layers == "kept" else every_layer
         stages = shallow_view.stage_views(schedule.stages, cached_layers, view)
-        prompt_model = reading_first(view(cached_layers), schedule.prompt_layers)
+        prompt_model = prompt_model_of(view(cached_layers), schedule.prompt_layers)
         return cls(model, prompt_model, stages, schedule.exits)
 
     @functools.cached_property

@@ -188,15 +188,15 @@ class Ledger:
         return newest if number >= self.began or stays_refused else None
 
     def state(self, job: Job) -> JobState:
-        """Return the state of a job; a refused job counts as settled."""
-        settled = self.record(job)
-        if settled and settled.is_done:
+        """Return whether a job is done, refused or to do, with the reason."""
+        record = self.record(job)
+        if record and record.is_done:
             return JobState(DONE, "")
         if job.refused:
-            record = job.failure_record(job.refused)
-            return JobState(record.status, record.reason or "")
+            refusal = job.failure_record(job.refused)
+            return JobState(refusal.status, refusal.reason or "")
         notes = [self.why_again(job)]
-        # the first line has the origin
+        # A line for each batch, below one that says which code and machine generated them.
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
         if num_batches > 0:
             notes.insert(0, f"finished batches: {num_batches}")

@@ -33,8 +33,8 @@ class GgufTensors:
 
     tensors: Mapping[str, Tensor]
     config: Table  # of the written model
-    matrices: Type | None = None  # None: the type of each tensor. Vectors are float32
-    head: Type | None = None  # of embedding and head
+    matrix_type: Type | None = None  # None: the type of each tensor
+    head_type: Type | None = None  # of embedding and head
 
     def array(self, name: str) -> tuple[np.ndarray, Type]:
         """Return a tensor's values in the layout of GGUF, and the type in which they are stored;
@@ -63,10 +63,10 @@ class GgufTensors:
                 f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16"
                 " or bfloat16"
             )
-        if tensor.dim() == 1:
+        if tensor.dim() == 1:  # llama.cpp adds and multiplies by vectors in float32 alone
             return _F32
         is_head = "embed" in name or "lm_head" in name
-        return (self.head if is_head else self.matrices) or TYPES[tensor.dtype]
+        return (self.head_type if is_head else self.matrix_type) or TYPES[tensor.dtype]
 
 
 def _in_rotated_order(name: str, tensor: Tensor, config: Table) -> Tensor:

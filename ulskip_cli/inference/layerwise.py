@@ -154,7 +154,7 @@ class LayerwiseModel:
         return (hidden,) if self._in_tuples else hidden
 
 
-def reading_first(model: PreTrainedModel, prompt_layers: str) -> PreTrainedModel:
+def prompt_model_of(model: PreTrainedModel, prompt_layers: str) -> PreTrainedModel:
     """Return a model that reads prompts as `first:K` says, and `model` itself for other texts.
 
     All tokens of a prompt but the last pass the first K layers, and the others get their keys and

@@ -99,7 +99,7 @@ def _loaded_metadata(model: PreTrainedModel, folder: ModelFolder) -> ModelMetada
         folder.metadata,
         num_layers=depth,
         weights=weights,
-        weight_bytes=model.dtype.itemsize,
+        bytes_per_weight=model.dtype.itemsize,
         total_bytes=total,
     )
 

@@ -20,7 +20,7 @@ from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel, reading_first
+from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel, prompt_model_of
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -59,12 +59,12 @@ class PatchFitter:
         prompt_layers: str = "all",
         batch_size: int = 16,
     ) -> None:
-        """Encode the prompts, the longest first, or if `prompt_layers` is "kept" later with the
-        responses. Examples whose response has fewer than two tokens are left out:
-        the prompt predicts the first, so no decode step would run.
+        """Encode the prompts, the longest first. If `prompt_layers` is "kept", views encode them
+        later, together with the responses. Examples whose response has fewer than two tokens are
+        left out: the prompt predicts the first, so no decode step would run.
         """
         self.model, self.prompt_layers = model, prompt_layers
-        self.prompt_model = reading_first(model, prompt_layers)
+        self.prompt_model = prompt_model_of(model, prompt_layers)
         self.device = model.device
         self.full = LayerwiseModel(model)
         self.num_layers = len(self.full.layers)
@@ -206,7 +206,7 @@ class PatchFitter:
             folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
             patch = kind.solve(self._lacking(ran, following), ridge, folding.has_bias)
             states = [state + patch.added(output) for state, output in ran]
-            patches[following] = replace(patch, place=(layer, folding.path))
+            patches[following] = replace(patch, address=(layer, folding.path))
         return patches
 
     def _lacking(

@@ -31,7 +31,9 @@ from ulskip_cli.strategies.plan import Plan
 
 WEIGHTS = "adapter.safetensors"
 FORMAT = 1
-Place = tuple[int, str]  # of a linear layer: the number of its layer, and its path there
+LinearAddress = tuple[
+    int, str
+]  # the number of a decoder layer, and the path of a linear layer in it
 
 
 class GapPatch(nn.Module):
@@ -116,7 +118,7 @@ class SkipAdapter:
     kind: type[PatchKind]
     # by kept layers, and there by the layer behind the gap, or the model's number of layers
     patches: Mapping[Layers, Mapping[int, PatchKind]]
-    lora: Mapping[Place, Lora] = field(default_factory=dict)
+    lora: Mapping[LinearAddress, Lora] = field(default_factory=dict)
     record: Table = field(default_factory=dict)  # base model, and how the adapter was made
 
     @property
@@ -159,11 +161,12 @@ class SkipAdapter:
         folded patches or LoRA of the layers `kept`.
         """
         stack = shallow_view.decoder_layers(model)
-        folds = {patch.place: patch for patch in self.patches[kept].values() if patch.is_folded}
+        folds = {patch.address: patch for patch in self.patches[kept].values() if patch.is_folded}
         changed = {}
-        for place in {*folds, *(place for place in self.lora if place[0] in kept)}:
-            module = stack[place[0]].get_submodule(place[1])
-            changed[module] = _changed_linear(module, folds.get(place), self.lora.get(place))
+        for address in {*folds, *(address for address in self.lora if address[0] in kept)}:
+            layer, path = address
+            module = stack[layer].get_submodule(path)
+            changed[module] = _changed_linear(module, folds.get(address), self.lora.get(address))
         return shallow_view.substituted(model, changed)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -178,7 +181,7 @@ class SkipAdapter:
             for gap, patch in patches.items():
                 prefix = f"patch.{index}.{gap}.linear"
                 if patch.is_folded:
-                    prefix = "fold.{}.{}.{}".format(index, *patch.place)
+                    prefix = "fold.{}.{}.{}".format(index, *patch.address)
                 tensors |= {f"{prefix}.{name}": part for name, part in patch.parts.items()}
         for (layer, path), (down, up) in self.lora.items():
             tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
@@ -235,24 +238,24 @@ def _corrections(
     kind: type[PatchKind],
     kept_sets: Sequence[Layers],
     num_layers: int,
-) -> tuple[dict[Layers, dict[int, PatchKind]], dict[Place, Lora]]:
+) -> tuple[dict[Layers, dict[int, PatchKind]], dict[LinearAddress, Lora]]:
     """Return patches and LoRA from tensors by their names, which `SkipAdapter.tensors` explains."""
     patches = {kept: dict[int, PatchKind]() for kept in kept_sets}
-    matrices = defaultdict[Place, dict[str, Tensor]](dict)
+    matrices = defaultdict[LinearAddress, dict[str, Tensor]](dict)
     for name, tensor in tensors.items():
         match name.split("."):
             case ["lora", layer, *path, part]:
                 matrices[int(layer), ".".join(path)][part] = tensor
             case ["fold", index, layer, *path, part]:
-                kept, place = kept_sets[int(index)], (int(layer), ".".join(path))
-                gap = min(behind for behind in (*kept, num_layers) if behind > place[0])
-                patches[kept].setdefault(gap, kind({}, place)).parts[part] = tensor
+                kept, address = kept_sets[int(index)], (int(layer), ".".join(path))
+                gap = min(behind for behind in (*kept, num_layers) if behind > int(layer))
+                patches[kept].setdefault(gap, kind({}, address)).parts[part] = tensor
             case ["patch", index, gap_name, "linear", *path]:
                 patch = patches[kept_sets[int(index)]].setdefault(int(gap_name), kind({}))
                 patch.parts[".".join(path)] = tensor
             case _:
                 raise ValueError(f"{name} is no tensor of a skip adapter")
-    return patches, {place: Lora(found["A"], found["B"]) for place, found in matrices.items()}
+    return patches, {address: Lora(found["A"], found["B"]) for address, found in matrices.items()}
 
 
 def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table | None]:

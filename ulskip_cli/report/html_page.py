@@ -40,7 +40,7 @@ def write_page(report: Report, written: Sequence[Path]) -> Path:
     labels = {id(record): group.approach(record) for group in groups for record in group.records}
     share_of = {id(share.record): share for share in shares(records, report.gate)}
     metrics = sorted({share.title for share in share_of.values()})
-    answers = collect(groups, records)
+    answers = shown_answers(groups, records)
     text = _template().render(
         report=report,
         plot=base64.b64encode(plot[1].read_bytes()).decode() if plot else None,
@@ -178,7 +178,7 @@ class Texts(dict[str, int]):
         return self.setdefault(text, len(self))
 
 
-def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
+def shown_answers(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
     """Read the answers to the first `MAX_EXAMPLES` examples of each data set, of the `MAX_RUNS`
     runs with the smallest batches. `records` are the rows of the page.
     """
@@ -198,7 +198,9 @@ def collect(groups: Sequence[Group], records: Sequence[Record]) -> ShownAnswers:
         notes.append(f"{label}: {counts}, answers of {len(data_set.runs)} of {len(rows)} points")
         if data_set.runs:
             sets.append(data_set)
-    return ShownAnswers("; ".join(notes) + ".", sets, list(texts), _changes(sets, list(texts)))
+    return ShownAnswers(
+        "; ".join(notes) + ".", sets, list(texts), _compared_texts(sets, list(texts))
+    )
 
 
 def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
@@ -275,7 +277,7 @@ def _baseline(row: PageRow, rows: Sequence[PageRow]) -> int | None:
     return next(iter([*exact, *fulls]), None)
 
 
-def _changes(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
+def _compared_texts(sets: Sequence[DataSet], texts: Sequence[str]) -> dict[str, list[int]]:
     """Compare every answer with its reference and with the full model's answer."""
     pairs = set[tuple[int, int]]()
     for data_set in sets:

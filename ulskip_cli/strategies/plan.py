@@ -303,8 +303,8 @@ def _trained_layers(trained_for: Table) -> set[Layers]:
 def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need]) -> StepSizes:
     """Return the bytes that decode steps with these needs read."""
     kind, hidden_size = config.correction.patch_kind(config.model), metadata.hidden_size
-    weight_bytes = metadata.weight_bytes or 2  # as most checkpoints have
-    patch = kind.num_parameters(hidden_size or 0) * weight_bytes
+    bytes_per_weight = metadata.bytes_per_weight or 2  # as most checkpoints have
+    patch = kind.num_parameters(hidden_size or 0) * bytes_per_weight
     weights = config.engine.sizes(metadata, config.model.device, frozenset(needs))
     if weights is not None:
         weights = replace(weights, patch=patch)

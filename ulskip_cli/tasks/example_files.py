@@ -57,8 +57,8 @@ def read_text(file: Path | zipfile.Path) -> str:
         raise UsageError(f"no such file: {file}") from None
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise UsageError(
-            f"expected {file} to be text in UTF-8, got {reason(error, True)}; convert it, or use"
-            " another file"
+            f"expected {file} to be text in UTF-8, got {reason(error, has_path=True)}; convert it,"
+            " or use another file"
         ) from None
 
 

@@ -17,7 +17,7 @@ from ulskip_cli.core.config_schema import TrainOptions
 from ulskip_cli.core.schedule import Layers, Stage, layer_ranges
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import Lora, Place, SkipAdapter, patched_view
+from ulskip_cli.inference.skip_adapter import LinearAddress, Lora, SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, divergence, encode_prompt
 from ulskip_cli.training.data import LossBatch
 from ulskip_cli.training.two_pass_loss import ADAPTER, LossWeights, TwoPassLoss, with_lora
@@ -32,32 +32,35 @@ class AdapterLoss(TwoPassLoss):
         """Prepare LoRA and patches with the values of `start`, which has a patch at every gap. The
         weights of `model` are not changed. `max_bytes` bounds the kept outputs of the full model.
         """
+        # Folded patches, which have one set, are merged into the weights and not trained.
+        with_folds = replace(start, lora={}).merged(model, start.kept_sets[0])
         # Layers that no view keeps need no LoRA.
         layers = sorted(set().union(*start.kept_sets))
-        # Folded patches, which have one set, are merged into the weights; LoRA is trained on.
-        merged = replace(start, lora={}).merged(model, start.kept_sets[0])
-        lora_model, self.lora_paths = with_lora(merged, layers, train.lora)
+        lora_model, self.lora_paths = with_lora(with_folds, layers, train.lora)
         super().__init__(lora_model, prompt_layers="all", loss_weights=LossWeights.of(train))
         self.start = start
-        depths = set[int]()  # whose states the gap loss reads
-        self.patches = nn.ModuleList()  # by set, and there by the layer behind the gap
+        # All other patches are modules, by set, and there by the layer behind the gap.
+        self.patches = nn.ModuleList()
         for kept in start.kept_sets:
-            if train.gap_weight:
-                depths.update(*spans(kept, start.num_layers))
             modules = start.modules(kept, model)
             self.patches.append(nn.ModuleDict({str(gap): modules[gap] for gap in modules}))
+        depths = set[int]()  # whose states the gap loss compares: both ends of each span
+        if train.gap_weight:
+            for kept in start.kept_sets:
+                depths.update(*spans(kept, start.num_layers))
         self.outputs = FrozenOutputs(model, max_bytes, depths)
-        for place, (down, up), scale in self._lora():
-            if place in start.lora:  # `start` is an adapter that is trained further
-                down.data.copy_(start.lora[place].down)
-                up.data.copy_(start.lora[place].up / scale)  # stored as `scale * up`
+        for address, (down, up), scale in self._lora():
+            if address in start.lora:  # `start` is an adapter that is trained further
+                down.data.copy_(start.lora[address].down)
+                # peft multiplies the product by `scale`, and an adapter stores `scale * up`
+                up.data.copy_(start.lora[address].up / scale)
 
-    def _lora(self) -> Iterator[tuple[Place, Lora, float]]:
-        """Yield the place of every adapted module, its matrices, and the scale of their product."""
-        for path, place in self.lora_paths.items():
+    def _lora(self) -> Iterator[tuple[LinearAddress, Lora, float]]:
+        """Yield address, matrices and the scale of their product of every adapted module."""
+        for path, address in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
             lora = Lora(module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight)
-            yield place, lora, module.scaling[ADAPTER]
+            yield address, lora, module.scaling[ADAPTER]
 
     def schedule_loss(
         self, batch: LossBatch, stages: tuple[Stage, ...], weights: LossWeights
@@ -128,7 +131,7 @@ class AdapterLoss(TwoPassLoss):
         for kept, modules in zip(self.start.kept_sets, self.patches, strict=True):
             trained = {int(gap): module.patch for gap, module in cast(Any, modules).items()}
             patches[kept] = {**self.start.patches[kept], **trained}
-        lora = {place: Lora(down, scale * up) for place, (down, up), scale in self._lora()}
+        lora = {address: Lora(down, scale * up) for address, (down, up), scale in self._lora()}
         return replace(self.start, patches=patches, lora=lora, record=record)
 
     def _view(self, kept: Layers) -> PreTrainedModel:

@@ -55,23 +55,23 @@ class Torch(Engine):
         """
         packed = self._packed(metadata, device)
         vocab_size, hidden = metadata.vocab_size, metadata.hidden_size
-        if not packed or not vocab_size or not hidden or metadata.weight_bytes is None:
+        if not packed or not vocab_size or not hidden or metadata.bytes_per_weight is None:
             return metadata.weights
         is_screened = metadata.model_type in NATIVE_TYPES and not needs & WHOLE_HEAD
         return replace(packed, head=vocab_size * (hidden + 12)) if is_screened else packed
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
-        """Return the bytes of the copies in the kernels' layout; a head in 8 bits is made beside
-        the packed head, and all weights in 4 bits for drafts.
+        """Return the bytes of the copies in the kernels' layout: all weights; the head again, if
+        decode steps read it in 8 bits; and all weights in 4 bits for drafts.
         """
-        packed, read = self._packed(metadata, device), self.sizes(metadata, device, needs)
-        if not packed or not read:
+        packed, read_in_step = self._packed(metadata, device), self.sizes(metadata, device, needs)
+        if not packed or not read_in_step:
             return 0
-        screen = read.head if read.head != packed.head else 0
-        draft = 0
+        eight_bit_head = read_in_step.head if read_in_step.head != packed.head else 0
+        draft_model = 0
         if Need.COPY_DRAFTS in needs and metadata.weights and metadata.dtype:
-            draft = round(metadata.weights.total / DTYPE_BYTES[metadata.dtype] * FOUR_BITS)
-        return packed.total + screen + draft
+            draft_model = round(metadata.weights.total / DTYPE_BYTES[metadata.dtype] * FOUR_BITS)
+        return packed.total + eight_bit_head + draft_model
 
     @staticmethod
     def _packed(metadata: "ModelMetadata", device: str) -> WeightSizes | None:
