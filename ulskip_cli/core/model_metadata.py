@@ -250,8 +250,8 @@ class ModelFolder:
 
     @cached_property
     def _sizes(self) -> _Sizes:
-        """The sizes, of whose language model if there are several; raises UsageError for an
-        unsupported model.
+        """The sizes of the language model, which can be a part of the model; raises UsageError for
+        an unsupported model.
         """
         file, config = self.file, self.config
         if config.get("is_encoder_decoder"):
