@@ -19,6 +19,7 @@ from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.model_metadata import ModelConfig
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, Example, check_references
@@ -419,9 +420,22 @@ def _num_kept_for_speedup(
 
 
 def _candidate(text: str, choice: Config) -> Config:
-    """Return `choice` with a candidate's strategy and correction. Its text has keys such as
-    `strategy=search correction=patch`, or the folder of a trained adapter,
-    `correction.path=runs/a`, which runs the layers that it was trained for.
+    """Return `choice` with the strategy and correction of a candidate's text."""
+    chosen = configuration.compose(_overrides_of_candidate(text, choice.model), "run")
+    strategy, correction = chosen.strategy, chosen.correction
+    if strategy.keeps_all:
+        raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
+    is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
+    # Engines that cannot add patches to hidden states can load them folded into the weights.
+    if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
+        correction = correction.replace(kind="folded")
+    return choice.replace(strategy=strategy, correction=correction)
+
+
+def _overrides_of_candidate(text: str, model: ModelConfig) -> list[str]:
+    """Return the overrides in a candidate's text, such as `strategy=search correction=patch`. A
+    trained adapter, `correction.path=runs/a`, runs the first layers that it was trained for, unless
+    the text names a strategy.
     """
     words = text.split()
     if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
@@ -437,18 +451,10 @@ def _candidate(text: str, choice: Config) -> Config:
                 f"expected strategy=NAME or correction.path=FOLDER in each candidate, got"
                 f" '{text[:80]}'; for example candidates=['strategy=search correction=patch']"
             )
-        record = read_record(user_path(path.partition("=")[2], path), choice.model)
-        layers = ",".join(map(str, record.kept_sets[0]))
+        adapter = read_record(user_path(path.partition("=")[2], path), model)
+        layers = ",".join(map(str, adapter.kept_sets[0]))
         words += ["strategy=custom", f"strategy.layers=[{layers}]"]
-    chosen = configuration.compose_unvalidated(words, "run")
-    strategy, correction = chosen.strategy, chosen.correction
-    if strategy.keeps_all:
-        raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
-    is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
-    # Engines that cannot add patches to hidden states can load them folded into the weights.
-    if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
-        correction = correction.replace(kind="folded")
-    return choice.replace(strategy=strategy, correction=correction)
+    return words
 
 
 def _loss(record: Record) -> float:

@@ -668,7 +668,9 @@ def _extend_search_path(value: object) -> None:
 
 
 def _resolved(files: Files, changed: Mapping[str, object], config_class: type[Shared]) -> Table:
-    """Return the values of files, some `changed` by dotted key, with interpolations resolved."""
+    """Return the values of files, some `changed` by dotted key, with interpolations resolved; these
+    can name keys that only `config_class` has, with their defaults.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

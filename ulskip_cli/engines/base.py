@@ -61,6 +61,7 @@ class Views:
         # the layers that have keys and values of the prompt
         cached_layers = schedule.kept_layers if schedule.prompt_layers == "kept" else every_layer
         stages = shallow_view.stage_views(schedule.stages, cached_layers, view)
+        # `first:K` passes prompts through fewer layers, and the others only fill their cache
         prompt_model = prompt_model_of(view(cached_layers), schedule.prompt_layers)
         return cls(model, prompt_model, stages, schedule.exits)
 

@@ -176,14 +176,14 @@ class Decoder:
 
 def _check_memory(engine: Engine, views: Views) -> None:
     """Raise RunError if the free memory cannot hold a copy of each model in the engine's format.
-    Embedding and head count with the bits of the layers, of which they have at least as many.
+    The estimate is a lower bound: embedding and head may have more bits than the layers.
     """
     models = {views.prompt_model, *(stage.view for stage in views.stages)}
-    bits: float = 8 * views.model.dtype.itemsize
+    bits_per_weight: float = 8 * views.model.dtype.itemsize
     if engine.weights:
-        bits, _ = engine.formats[engine.weights]
+        bits_per_weight, _bits_of_head = engine.formats[engine.weights]
     num_weights = sum(weight.numel() for model in models for weight in model.parameters())
-    needed = num_weights * bits / 8
+    needed = num_weights * bits_per_weight / 8
     free = psutil.virtual_memory().available
     if needed > free:
         raise RunError(

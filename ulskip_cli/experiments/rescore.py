@@ -55,8 +55,8 @@ def rescore(
     folder: ResultsFolder, record: Record, extra: Sequence[str] = (), allow_code: bool = False
 ) -> RescoredRun:
     """Score a run's stored generations by its own and the `extra` metrics, unless they have no
-    references; `allow_code` runs the code of answers, which a row cannot allow. Raises UsageError
-    if the row has no configuration, or a task that is not installed.
+    references. Code in answers runs only with `allow_code`, whatever the row says, because rows can
+    come from others. Raises UsageError if the row names no task, or one that is not installed.
     """
     if not record.uses("task"):
         raise UsageError(
@@ -69,7 +69,7 @@ def rescore(
     if not all(answer["reference"] for answer in answers):
         return RescoredRun(record, record)
     texts = _texts(answers)
-    if len(full) == len(answers):
+    if len(full) == len(answers):  # else the baseline's are not stored
         texts = replace(texts, full=_texts(full).hypotheses)
     scoring = task.scoring()
     names = tuple(dict.fromkeys([*scoring.metrics, *extra]))

@@ -52,9 +52,9 @@ class ResolvedExport:
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
 
     def next_command(self, has_chat: bool) -> str:
-        """Return the line that evaluates the export on the task of the request, or that answers a
-        prompt with it, because the default task, translation, suits no chat model. Of a pair
-        transformers loads only the kept layers, so the line runs these in the source model.
+        """Return the line that evaluates the export on the task of the request. The default task,
+        translation, suits no chat model, so there the line answers a prompt. Transformers cannot
+        run both models of a pair, so for a pair the line skips layers of the source model.
         """
         config = self.config
         if not self.is_pair:
@@ -70,7 +70,7 @@ class ResolvedExport:
 
     @property
     def is_pair(self) -> bool:
-        """True if prompts run through more layers than decode steps."""
+        """True if the export has two models: one reads prompts with all layers, one decodes."""
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
 

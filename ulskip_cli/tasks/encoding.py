@@ -135,7 +135,7 @@ class PromptFormatter:
         longest = bisect.bisect_left(lengths, True, key=is_too_long)
         if not longest:
             raise UsageError(
-                f"example {example.id}: the prompt without the source exceeds the"
+                f"example {example.id}: the prompt with one letter of the source exceeds the"
                 f" {max(0, max_prompt_tokens)} tokens that the model's context leaves for a prompt;"
                 " lower max_new_tokens, or shorten task.prompt"
             )

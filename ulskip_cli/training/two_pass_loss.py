@@ -93,7 +93,7 @@ class TwoPassLoss(nn.Module):
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
         if self.exits:
-            total = depth_weighted_mean(self.exit_losses(batch))
+            total = depth_weighted_mean(self.exit_losses(batch))  # over depths, summed over labels
         else:
             total = self.schedule_loss(batch, stages, self.loss_weights)
         count = batch.is_labelled.sum() if num_items_in_batch is None else num_items_in_batch

@@ -86,7 +86,7 @@ class Torch(Engine):
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return this engine; raise UsageError if it does not support the model."""
-        if problem := _problem(model, needs):
+        if problem := _unsupported_property(model, needs):
             methods = needs & METHODS
             refused = f"{texts(methods)} with {problem}" if methods else problem
             remedy = remedies(methods) or "engine=auto, which selects another engine"
@@ -101,13 +101,13 @@ class Auto(Torch):
 
     def engine_for(self, needs: Set[Need], model: object = None) -> tuple[Engine, str | None]:
         """Return the engine of our loop, or transformers and the reason."""
-        reason = texts(needs - Torch.supports) or _problem(model, needs)
+        reason = texts(needs - Torch.supports) or _unsupported_property(model, needs)
         if reason and not needs & METHODS:
             return Transformers(name="transformers"), reason
         return Torch(name="torch").engine_for(needs, model)
 
 
-def _problem(model: object, needs: Set[Need]) -> str | None:
+def _unsupported_property(model: object, needs: Set[Need]) -> str | None:
     """Return the property of a model that the loop does not support, or None."""
     if model is None:
         return None
@@ -116,6 +116,8 @@ def _problem(model: object, needs: Set[Need]) -> str | None:
     from ulskip_cli.inference.shallow_view import LENGTH_DEPENDENT, depends_on_length
 
     if needs & DRAFTS and depends_on_length(model):
-        return LENGTH_DEPENDENT  # a check of several tokens rotates them otherwise than steps
+        # All tokens of a pass are rotated for its last position, so a check of several drafts would
+        # rotate all but the last otherwise than steps of one token do.
+        return LENGTH_DEPENDENT
     problem = unsupported_by_loop(model)
     return problem or (missing_for_copies(model) if Need.COPY_DRAFTS in needs else None)

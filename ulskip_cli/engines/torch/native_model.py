@@ -242,8 +242,9 @@ class NativeModel:
         are given. All are contiguous.
 
         `tokens` [batch, count] are embedded; without them, `states` [batch, count, hidden_size] are
-        the inputs of the first layer. The outputs of the last layer are written to `states`. Norm
-        and head run for `logits` [batch, count, vocab_size], float32, or for a `choice`.
+        the inputs of the first layer. Given `states` also get the outputs of the last layer. Norm
+        and head run only to fill `logits` [batch, count, vocab_size], float32, or for a `choice`,
+        which gets the most likely tokens without logits.
         """
         kernels.library().ulskip_step(
             byref(self._model),
