@@ -460,7 +460,7 @@ NOTE = (
 def page(folder: Path, scored: Mapping[str, Scored]) -> str:
     """Return the page of all rows."""
     rows = [row for row in ResultsFolder(folder).records() if row.is_done]
-    speeds = [row for row in rows if row.command == "bench" and row.baseline_id]
+    speeds = [row for row in rows if row.command == "bench"]
     parts = ["# Which layers?", "\n".join(answer(scored, speeds)), "![Quality](quality.svg)"]
     for name, case in CASES.items():
         if entries := of_case(name, scored):
