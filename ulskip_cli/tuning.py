@@ -39,7 +39,7 @@ DRAFTS = ("prompt_lookup", "self_speculative")
 # For the estimate of the time: bytes of weights that are read in a second, letters of a token,
 # tokens of a prompt that are read in the time of a decode step, how often a point reads its prompts
 # for answers and losses, and its least number of timed pairs.
-BYTES_PER_SECOND, LETTERS, READ_AT_ONCE, READS, PAIRS = 5e9, 4, 20, 5, 4
+BYTES_PER_SECOND, LETTERS, READ_AT_ONCE, READS, PAIRS = 1e10, 4, 20, 5, 4
 
 # Returns the display of some jobs.
 Observe = Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
