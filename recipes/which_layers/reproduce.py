@@ -441,7 +441,7 @@ def plot(scored: Mapping[str, Scored], file: Path) -> None:
             axes.set_xticks(case.depths)
         figure.axes[0].set_ylabel("share of the full model's score")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) or 1)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
         plots.save_figure(figure, file)
 
 
