@@ -68,7 +68,7 @@ class Screen(NamedTuple):
 
 
 class ScreenCounts(NamedTuple):
-    """What screens did so far."""
+    """Counts of what screens did so far."""
 
     choices: int
     exact_rows: int  # of the head, which they left to compute exactly, in all choices
@@ -209,7 +209,7 @@ class NativeModel:
 
     @property
     def screen_counts(self) -> ScreenCounts:
-        """What the screens of this model did so far."""
+        """The counts of what the screens of this model did so far."""
         return ScreenCounts(self._screened_choices, int(self._exact_rows))
 
     @property
