@@ -66,7 +66,8 @@ class GgufTensors:
         if tensor.dim() == 1:  # llama.cpp adds and multiplies by vectors in float32 alone
             return _F32
         is_head = "embed" in name or "lm_head" in name
-        return (self.head_type if is_head else self.matrix_type) or TYPES[tensor.dtype]
+        wanted = self.head_type if is_head else self.matrix_type
+        return TYPES[tensor.dtype] if wanted is None else wanted
 
 
 def _in_rotated_order(name: str, tensor: Tensor, config: Table) -> Tensor:

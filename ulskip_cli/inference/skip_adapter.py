@@ -31,9 +31,8 @@ from ulskip_cli.strategies.plan import Plan
 
 WEIGHTS = "adapter.safetensors"
 FORMAT = 1
-LinearAddress = tuple[
-    int, str
-]  # the number of a decoder layer, and the path of a linear layer in it
+# the number of a decoder layer, and the path of a linear layer in it
+LinearAddress = tuple[int, str]
 
 
 class GapPatch(nn.Module):
