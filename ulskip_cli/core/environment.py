@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ulskip_cli.core.files import Table
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 OTHER_CPUS_LIMIT = 0.2  # CPUs that other processes may use without a remark
