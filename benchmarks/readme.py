@@ -1,13 +1,14 @@
 """Insert the tables that runs have written into README.md and docs/, between their markers.
 
 A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... | rows: C, D, ... -->`,
-which selects columns, and rows by their first cell or first two cells, and drops the notes between
-the table and its last paragraph, the provenance. `FILE | section: BEGINNING | columns: ...` takes
-the table of the section whose heading begins so. The block ends with `<!-- end -->`. How weights
-were trained and the versions of packages are left to the file.
+which selects columns, and rows by their first cells, and drops the notes between the table and its
+last paragraph, the provenance. `FILE | section: BEGINNING | columns: ...` takes the table of the
+section whose heading begins so. The block ends with `<!-- end -->`. How weights were trained and
+the versions of packages are left to the file.
 """
 
 import re
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ def fill_tables(text: str) -> str:
 def select(text: str, columns: list[str], chosen: list[str]) -> str:
     """Reduce the first table of a text to the named columns and chosen rows, or to all if none are
     named, and the paragraphs after it to the last one, if that is the provenance. A row is named by
-    its first cell or its first two cells.
+    as many of its first cells as tell it apart.
     """
     paragraphs = re.split(r"\n{2,}", text)
     first = next(i for i, paragraph in enumerate(paragraphs) if paragraph.startswith("|"))
@@ -57,7 +58,7 @@ def select(text: str, columns: list[str], chosen: list[str]) -> str:
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     indices = [rows[0].index(column) for column in columns or rows[0]]
     if chosen:
-        named = (row for row in rows[2:] if {row[0], " ".join(row[:2])} & {*chosen})
+        named = (row for row in rows[2:] if {*accumulate(row, "{} {}".format)} & {*chosen})
         rows = [*rows[:2], *named]  # the heads, and the line below them
     short = "\n".join(f"| {' | '.join(row[index] for index in indices)} |" for row in rows)
     return "\n\n".join([short, *(note for note in notes[-1:] if "ulskip " in note)])

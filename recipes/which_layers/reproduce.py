@@ -311,13 +311,17 @@ def starred(samples: Mapping[Cell, np.ndarray]) -> set[Cell]:
 
 
 HEADS = ("layers", "strategy", "patch", "prompt", "calibrated on")
-HEADS += ("score", "of full", "minus unified", "agreement")
+HEADS += ("score", "of full", "minus unified", "agreement", "times as fast")
 
 
-def table(name: str, scored: Mapping[str, Scored]) -> str:
-    """Return the table of a case."""
+def table(name: str, scored: Mapping[str, Scored], speeds: Sequence[Record]) -> str:
+    """Return the table of a case. Its speedups are those of unified skipping with as many layers
+    and the same correction, because equal numbers of layers cost the same.
+    """
     cells = {Cell.of(entry.row): entry for entry in of_case(name, scored)}
-    full = cells[Cell(CASES[name].num_layers, "full", False, "all", False)]
+    num_layers = CASES[name].num_layers
+    timed = {Cell.of(row): row.speedup for row in speeds if row.num_layers == num_layers}
+    full = cells[Cell(num_layers, "full", False, "all", False)]
     samples = {
         cell: resampled(entry.scores - cells[cell.rival].scores)
         for cell, entry in cells.items()
@@ -333,6 +337,7 @@ def table(name: str, scored: Mapping[str, Scored]) -> str:
             star = "*" if cell in stars else ""
             difference = f"{delta:+.1f}{star} ({low:+.1f} to {high:+.1f})"
         agreement = entry.row.agreement
+        speedup = timed.get(cell.rival._replace(prompt="all"))
         lines.append(
             (
                 f"{cell.layers}/{entry.row.num_layers}",
@@ -344,6 +349,7 @@ def table(name: str, scored: Mapping[str, Scored]) -> str:
                 f"{entry.scores.mean() / full.scores.mean():.0%}",
                 difference,
                 "–" if agreement is None else f"{agreement:.3f}",
+                speedup.text(".2f") if speedup else "–",
             )
         )
     return markdown_table(HEADS, lines, 5)
@@ -451,7 +457,8 @@ NOTE = (
     " correction and the same prompt, or from the full model, with its 95% interval by the paired"
     " bootstrap; \\* marks differences that are significant after Holm's correction for the number"
     " of comparisons in a table. With `first:K`, prompts pass K layers. Calibrated on: the examples"
-    " that chose layers and fitted patches; other text is code for news and news for code. Solid"
+    " that chose layers and fitted patches; other text is code for news and news for code. Times as"
+    " fast: the speedup of a decode step of unified skipping in the table of speeds. Solid"
     " lines of the plot have patches. `recipes/which_layers/reproduce.py` writes this page,"
     " `answers.jsonl.gz` has every answer with its score."
 )
@@ -464,7 +471,10 @@ def page(folder: Path, scored: Mapping[str, Scored]) -> str:
     parts = ["# Which layers?", "\n".join(answer(scored, speeds)), "![Quality](quality.svg)"]
     for name, case in CASES.items():
         if entries := of_case(name, scored):
-            parts += [f"## {case.title} · {len(entries[0].scores)} examples", table(name, scored)]
+            parts += [
+                f"## {case.title} · {len(entries[0].scores)} examples",
+                table(name, scored, speeds),
+            ]
     parts += ["## Speed · batch 1, 600 tokens of prompt", speed_table(speeds), NOTE]
     return "\n\n".join([*parts, provenance(rows)]) + "\n"
 
