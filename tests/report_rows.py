@@ -29,7 +29,7 @@ def made(row, config):
 
 def configured(record, **changes):
     """Return a record with values added to its configuration, e.g. `model={"name": "n"}`."""
-    config = record.config.changed()
+    config = record.config.non_defaults()
     for key, value in changes.items():
         section = config.get(key)
         config[key] = {**section, **value} if isinstance(section, dict) else value
@@ -169,7 +169,7 @@ def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
     known = sweep_row(strategy, target, batch)
     kept = {key: getattr(known, key) for key in ("id", "dataset", "folder")}
     reason = f"{strategy} decodes one sequence at a time"
-    return made({**kept, "status": status, "reason": reason}, known.config.changed())
+    return made({**kept, "status": status, "reason": reason}, known.config.non_defaults())
 
 
 def write_rows(path, rows):

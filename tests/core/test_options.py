@@ -101,7 +101,7 @@ def test_a_single_value_is_a_list_of_one():
 
 def test_objects_are_frozen_and_tell_what_differs_from_the_defaults():
     whole = parse(Whole, {**NEEDED, "share": 0.5, "part": {"size": 2}})
-    assert whole.changed() == {"needed": "x", "part": {"size": 2}}
+    assert whole.non_defaults() == {"needed": "x", "part": {"size": 2}}
     assert whole.replace(share=0.25).share == 0.25 and whole.share == 0.5
     with pytest.raises(ValueError, match="frozen"):
         whole.share = 0.1

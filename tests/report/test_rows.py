@@ -85,7 +85,7 @@ def test_a_failed_record_joins_the_group_of_its_sweep():
     point = Settings.of(compose(["model=tiny"]), "x")
     failed = Record.joined(point, Outcome(status=FAILED, reason="out of memory"))
     failed = failed.replace(folder="results/x")
-    config = {key: failed.config.changed()[key] for key in ("model", "task", "decoding")}
+    config = {key: failed.config.non_defaults()[key] for key in ("model", "task", "decoding")}
     rows = [configured(row, **config).replace(chat=False) for row in small_sweep()]
     (group,) = grouped([*rows, failed])
     assert not group.records[-1].is_done

@@ -52,7 +52,7 @@ class DecodingConfig(Options):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unread = self.changed().keys() & {"temperature", "top_p", "top_k"}
+        unread = self.non_defaults().keys() & {"temperature", "top_p", "top_k"}
         if unread and not self.do_sample:
             key = f"decoding.{min(unread)}"
             raise UnknownKey(
@@ -133,7 +133,7 @@ class LauncherConfig(Options):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unread = self.changed()
+        unread = self.non_defaults()
         if self.name == "inline" and unread:
             raise UsageError(
                 f"launcher.{min(unread)} requires workers; choose launcher=local, submitit or ray"
@@ -344,7 +344,7 @@ class Config(Shared):
         """Return accepted values that are not defaults. The full model, which uses no correction,
         always has the correction none.
         """
-        values = self.changed(accepts)
+        values = self.non_defaults(accepts)
         if self.strategy.keeps_all and accepts("strategy"):
             values["correction"] = {"name": "none"}
         return values
@@ -483,9 +483,9 @@ class TrainOptions(Options):
             raise UsageError(
                 "expected train.validation or train.held_out, got both; set one of them"
             )
-        if self.responses == "reference" and self.own.changed():
+        if self.responses == "reference" and self.own.non_defaults():
             raise UsageError("train.own requires own answers; add train.responses=own or both")
-        for key in self.changed():
+        for key in self.non_defaults():
             if key in METHODS_OF and self.method not in METHODS_OF[key]:
                 raise UsageError(
                     f"train.method={self.method} does not support train.{key}; leave it out"
@@ -520,7 +520,7 @@ class TrainingConfig(Shared):
     def _check_method(self) -> Self:
         train, strategy, patch = self.train, self.strategy, KINDS[self.correction.kind]
         trains_adapter = train.method == "adapter"
-        changed = self.correction.changed()
+        changed = self.correction.non_defaults()
         if changed and not trains_adapter:
             raise UsageError(
                 f"train.method={train.method} does not support correction.{min(changed)}; use"

@@ -123,7 +123,7 @@ class Options(BaseModel):
         """Return every value, JSON-ready."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
-    def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
+    def non_defaults(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
         """Return the values that are not defaults, JSON-ready.
 
         `accepts` gets each dotted key and returns False to leave it out; `prefix` is the section of
@@ -135,7 +135,7 @@ class Options(BaseModel):
             if accepts and not accepts(key):
                 continue
             if isinstance(value, Options):
-                inner = value.changed(accepts, f"{key}.")
+                inner = value.non_defaults(accepts, f"{key}.")
                 if inner:
                     values[name] = inner
                 continue
@@ -192,13 +192,13 @@ class Choice(Options):
 
     def options(self) -> Table:
         """Return the options that are not defaults, without the name."""
-        values = super().changed()
+        values = super().non_defaults()
         values.pop("name", None)
         return values
 
-    def changed(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
+    def non_defaults(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
         """Return the changed values, the name, and the class unless ulskip defines it."""
-        values, kind = super().changed(accepts, prefix), type(self)
+        values, kind = super().non_defaults(accepts, prefix), type(self)
         if not kind.__module__.startswith("ulskip_cli."):
             values["_target_"] = f"{kind.__module__}.{kind.__qualname__}"
         return values

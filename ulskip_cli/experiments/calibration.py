@@ -165,9 +165,9 @@ class HeldOutEvaluator:
         }
         name = key(
             CALIBRATION,
-            strategy.changed(),
+            strategy.non_defaults(),
             strategy.code,
-            config.correction.changed(),
+            config.correction.non_defaults(),
             _without_name(self.loaded.folder.model),
             self.loaded.folder.fingerprint,
             {name: depends[name] for name in strategy.calibrated_for},
@@ -196,7 +196,7 @@ class HeldOutEvaluator:
             CALIBRATION,
             _without_name(self.loaded.folder.model),
             base.fingerprint,
-            patch.changed(),
+            patch.non_defaults(),
             plan.sets_with_gaps,
             config.prompt_layers,
             # of own answers
@@ -307,7 +307,7 @@ def zero_patches(
 
 
 def _without_name(options: Options) -> Table:
-    return options.changed(lambda key: key != "name")
+    return options.non_defaults(lambda key: key != "name")
 
 
 def _num_tokens(examples: Sequence[EncodedExample]) -> int:

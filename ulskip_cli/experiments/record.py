@@ -321,7 +321,7 @@ class Settings(Section):
 
     @field_serializer("config")
     def _write_config(self, config: StoredConfig) -> Table:
-        return config.changed()
+        return config.non_defaults()
 
     def uses(self, key: str) -> bool:
         """Return True if the run used a key of the configuration."""

@@ -63,7 +63,7 @@ def rescore(
             f"{folder.runs_path}: expected a task in row {record.id}, got none; repeat the run to"
             " score it"
         )
-    task: Task = stored_choice("task", record.config.task.changed())
+    task: Task = stored_choice("task", record.config.task.non_defaults())
     answers = _generations(folder, record.id, record)
     full = _generations(folder, record.baseline_id, record) if record.baseline_id else []
     if not all(answer["reference"] for answer in answers):

@@ -358,7 +358,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
     """Return a hash of all that decides the weights: of texts and initial weights, not of their
     paths.
     """
-    values = config.changed(lambda key: config.changes_results(key, "train"))
+    values = config.non_defaults(lambda key: config.changes_results(key, "train"))
     for name in ("task", "limit", "offset"):  # the texts stand for them
         values.pop(name, None)
     values.pop("output", None)  # the place of the weights does not change them

@@ -26,7 +26,7 @@ def library(request):
             patch.setattr(kernels, "_loaded", [])
         if reason := kernels.load_kernels():
             pytest.skip(f"no kernels: {reason}")
-        if not kernels.library().ulskip_screens():
+        if not kernels.library().ulskip_has_byte_products():
             pytest.skip("the processor has no products with 4 bits")
         yield
 
@@ -133,6 +133,6 @@ def test_float32_and_bfloat16_weights_of_the_same_values_have_the_same_bits():
 
 
 def test_a_processor_without_these_products_is_refused(monkeypatch):
-    monkeypatch.setattr(kernels.library(), "ulskip_screens", lambda: False)
+    monkeypatch.setattr(kernels.library(), "ulskip_has_byte_products", lambda: False)
     with pytest.raises(NotImplementedError, match="AVX2"):
         kernels.pack_in_four_bits(torch.randn(3, 3))

@@ -1,4 +1,4 @@
-"""Models are recognized by what they compute, and the screened head chooses as the whole one."""
+"""Models are recognized by what they compute, and bounds choose the tokens of the whole head."""
 
 import pytest
 import torch
@@ -141,12 +141,17 @@ def chosen_and_logits(native, states, banned=()):
     padding = torch.zeros(1, dtype=torch.int32)
     batch = kernels.Batch(1, len(states), 0, len(states), padding.data_ptr())
     native.run(None, batch, states=states[None].clone(), logits=logits)
-    chosen, left = torch.empty(1, len(states), dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    chosen, exact_rows = (
+        torch.empty(1, len(states), dtype=torch.long),
+        torch.zeros(1, dtype=torch.long),
+    )
     ids = torch.tensor(banned, dtype=torch.long)
-    choice = kernels.Choice(chosen.data_ptr(), ids.data_ptr(), len(ids), left.data_ptr())
-    native.run(None, batch, states=states[None].clone(), choice=choice)
+    choice = kernels.ChosenTokens(
+        chosen.data_ptr(), ids.data_ptr(), len(ids), exact_rows.data_ptr()
+    )
+    native.run(None, batch, states=states[None].clone(), chosen=choice)
     logits[..., ids] = -torch.inf
-    return chosen[0], logits[0], int(left)
+    return chosen[0], logits[0], int(exact_rows)
 
 
 NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-30, 1e30, 3.0, -7.0, 127.0, 1 / 127])
@@ -155,7 +160,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 
 @settings(max_examples=200)
 @given(data=st.data(), dtype=DTYPES, seed=st.integers(0, 999))
-def test_the_screen_leaves_the_choice_of_the_whole_head(data, dtype, seed):
+def test_bounds_choose_the_tokens_of_the_whole_head(data, dtype, seed):
     torch.manual_seed(seed)
     vocab, hidden = data.draw(st.integers(1, 100)), data.draw(st.sampled_from([8, 30, 64]))
     rows = torch.randn(vocab, hidden) * data.draw(NUMBERS)
@@ -174,15 +179,15 @@ def test_the_screen_leaves_the_choice_of_the_whole_head(data, dtype, seed):
     assert torch.equal(chosen, wanted)
 
 
-def test_a_screen_of_a_large_head_leaves_few_rows():
+def test_few_rows_of_a_large_head_are_computed_exactly():
     torch.manual_seed(0)
     native = model_with_head(torch.randn(20_000, 256))
-    chosen, logits, left = chosen_and_logits(native, torch.randn(50, 256))
+    chosen, logits, exact_rows = chosen_and_logits(native, torch.randn(50, 256))
     assert torch.equal(chosen, logits.argmax(-1))
-    assert left < 50 * 20
+    assert exact_rows < 50 * 20
 
 
-def test_a_head_that_was_written_is_screened_anew(llama):
+def test_a_head_that_was_written_is_copied_anew(llama):
     generate(decoder_for(llama, "strategy=full"), *batch(False), 12)
     with torch.no_grad():
         llama.lm_head.weight[:] = torch.randn_like(llama.lm_head.weight)
@@ -192,7 +197,7 @@ def test_a_head_that_was_written_is_screened_anew(llama):
     assert output.token_ids == wanted[:, ids.shape[1] :].tolist()
 
 
-def test_a_screen_that_leaves_many_rows_is_given_up(llama):
+def test_bounds_that_leave_many_rows_are_given_up(llama):
     with torch.no_grad():
         llama.lm_head.weight[:] = llama.lm_head.weight[0]  # all logits are equal
     decoder = decoder_for(llama, "strategy=full")

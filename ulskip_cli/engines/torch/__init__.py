@@ -57,8 +57,8 @@ class Torch(Engine):
         vocab_size, hidden = metadata.vocab_size, metadata.hidden_size
         if not packed or not vocab_size or not hidden or metadata.bytes_per_weight is None:
             return metadata.weights
-        is_screened = metadata.model_type in NATIVE_TYPES and not needs & WHOLE_HEAD
-        return replace(packed, head=vocab_size * (hidden + 12)) if is_screened else packed
+        is_bounded = metadata.model_type in NATIVE_TYPES and not needs & WHOLE_HEAD
+        return replace(packed, head=vocab_size * (hidden + 12)) if is_bounded else packed
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
         """Return the bytes of the copies in the kernels' layout: all weights; the head again, if

@@ -150,7 +150,7 @@ class NativeSteps(DecodeSteps):
         super().__init__(model, cache, mask, length)
         self.padding = (mask == 0).sum(dim=1).int()
         self.layers = model.bind(cache)
-        self._counts_before = model.screen_counts
+        self._counts_before = model.exact_row_counts
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
@@ -160,19 +160,19 @@ class NativeSteps(DecodeSteps):
         return logits
 
     def choose(self, tokens: Tensor, banned: Tensor) -> Tensor:
-        """Return the most likely tokens, by a screen if the model has one."""
+        """Return the most likely tokens, by bounds if the model has a head in 8 bits."""
         chosen = self.model.choose(self.layers, self.batch(tokens), tokens.contiguous(), banned)
         self.cursor.length += tokens.shape[1]
         return chosen
 
     def details(self) -> Table:
-        """Return the mean number of rows of the head that the screen left to compute exactly in
+        """Return the mean number of rows of the head that were computed exactly for a token in
         this batch; None if all are computed.
         """
-        counts, before = self.model.screen_counts, self._counts_before
-        choices = counts.choices - before.choices
+        counts, before = self.model.exact_row_counts, self._counts_before
+        tokens = counts.tokens - before.tokens
         rows = counts.exact_rows - before.exact_rows
-        return {"head_rows": rows / choices if choices else None}
+        return {"head_rows": rows / tokens if tokens else None}
 
     def enter(self, tokens: Tensor) -> Tensor:
         """Return the states [batch, count, hidden_size] of `tokens` [batch, count], which follow
@@ -209,7 +209,7 @@ class NativeSteps(DecodeSteps):
     def switch(self, model: NativeModel, places: Sequence[int]) -> None:
         """Continue with another model, whose layers have these places in the prompt's cache."""
         super().switch(model, places)
-        self.layers, self._counts_before = model.bind(self.cache), model.screen_counts
+        self.layers, self._counts_before = model.bind(self.cache), model.exact_row_counts
 
 
 class ExitSteps(DecodeSteps):

@@ -63,7 +63,7 @@ def missing_for_copies(model: PreTrainedModel) -> str | None:
     backend = recognize(model)
     if not isinstance(backend, Native):
         return f"steps outside the native kernels ({backend.reason or 'not on a CPU'})"
-    return None if kernels.library().ulskip_screens() else "a processor without AVX2"
+    return None if kernels.library().ulskip_has_byte_products() else "a processor without AVX2"
 
 
 def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:

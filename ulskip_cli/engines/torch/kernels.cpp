@@ -287,7 +287,7 @@ void multiply_rows(const typename W::X* x, int64_t rows, int64_t stride, const u
                                                        std::min(chunk, units - k), sums + m * kPanel);
 }
 
-constexpr int kScreened = kBlock / 2;  // rows, whose inputs have two parts
+constexpr int kTwoPartRows = kBlock / 2;  // rows, whose inputs have two parts
 
 // The sums of both parts, of 7 bits and a sign, of M rows of inputs with a panel of 8-bit values. x: [M rows `stride` apart, 2,
 // 4 quads].
@@ -387,8 +387,8 @@ void add_groups(const Group* x, const uint32_t* weights, int64_t groups, float* 
 // The sums [rows, kPanel] of any number of rows of groups with a panel.
 void multiply_groups(const Group* x, int64_t rows, const uint32_t* weights, int64_t groups, float* sums) {
   static constexpr decltype(&add_groups<1>) kByRows[] = {add_groups<1>, add_groups<2>, add_groups<3>, add_groups<4>};
-  for (int64_t m = 0; m < rows; m += kScreened)
-    kByRows[std::min<int64_t>(kScreened, rows - m) - 1](x + m * groups, weights, groups, sums + m * kPanel);
+  for (int64_t m = 0; m < rows; m += kTwoPartRows)
+    kByRows[std::min<int64_t>(kTwoPartRows, rows - m) - 1](x + m * groups, weights, groups, sums + m * kPanel);
 }
 
 // Weights divided by their scale and rounded to values from -8 to 7.
@@ -594,18 +594,18 @@ struct Model {
   const void* embedding;  // [vocab, hidden]
   Norm norm;
   Linear head;
-  const uint32_t* screen;  // the head in 8 bits, q = scale * (bits - 128): [panels, quads, kPanel]; or null
+  const uint32_t* byte_head;  // the head in 8 bits, q = scale * (bits - 128): [panels, quads, kPanel]; or null
   const float *scale, *error, *size;  // of each row, [panels * kPanel]: error |w - q| and size |q|
   int64_t quads;
   const void* rows;  // the head as it is: [vocab, hidden]
 };
 
 // Greedy choices: the most likely token of each row. Tokens in `banned` are never chosen.
-struct Choice {
+struct ChosenTokens {
   int64_t* tokens;  // [rows]; -1 if no logit is finite
   const int64_t* banned;
   int64_t num_banned;
-  std::atomic<int64_t>* left;  // counts the rows of the head that the 8-bit copy leaves; or null
+  std::atomic<int64_t>* exact_rows;  // counts the rows of the head that are computed exactly; or null
 };
 
 struct Batch {
@@ -664,7 +664,7 @@ class Step {
     gated_.resize(rows_ * inner_);
   }
 
-  void run(const int64_t* tokens, Number* states, float* logits, const Choice* choice);
+  void run(const int64_t* tokens, Number* states, float* logits, const ChosenTokens* chosen);
 
  private:
   struct Own {  // of a thread
@@ -835,30 +835,30 @@ class Step {
   };
 
   // Removes what cannot be chosen from the values of outputs n to n + kLanes.
-  Floats possible(Floats values, int64_t n, const Choice& choice) const {
+  Floats possible(Floats values, int64_t n, const ChosenTokens& chosen) const {
     const auto drop = [&](int64_t lane) {
       if (lane >= 0 && lane < kLanes) values[lane] = -std::numeric_limits<float>::infinity();
     };
-    for (int64_t i = 0; i < choice.num_banned; i++) drop(choice.banned[i] - n);
+    for (int64_t i = 0; i < chosen.num_banned; i++) drop(chosen.banned[i] - n);
     for (int64_t lane = model_.vocab - n; lane < kLanes; lane++) drop(lane);
     return values;
   }
 
   // Computes the logits of panels of the head as the model does, and updates the best tokens of each row.
-  void take(const X* x, int64_t rows, Range panels, const Choice& choice, Best* best, Own& own) {
+  void take(const X* x, int64_t rows, Range panels, const ChosenTokens& chosen, Best* best, Own& own) {
     multiply<Number>(model_.head, x, rows, width_, panels, own.sums, [&](int64_t r, int64_t n, Floats sum) {
       Ints tokens;
       for (int lane = 0; lane < kLanes; lane++) tokens[lane] = int32_t(n) + lane;
-      best[r].take(possible(sum, n, choice), tokens);
+      best[r].take(possible(sum, n, chosen), tokens);
     });
   }
 
-  // The most likely tokens, from all rows of the head or from those that the screen leaves.
-  void choose(const Choice& choice, Own& own) {
+  // The most likely tokens, from all rows of the head or from those whose bounds allow it.
+  void choose(const ChosenTokens& chosen, Own& own) {
     const X* x = normed(model_.norm, own);
     const Range panels = share(model_.head.panels(), own.thread, team_.size());
     Best* best = best_.data() + own.thread * rows_;
-    if (model_.screen) screen(x, panels, choice, best, own); else take(x, rows_, panels, choice, best, own);
+    if (model_.byte_head) choose_by_bounds(x, panels, chosen, best, own); else take(x, rows_, panels, chosen, best, own);
     team_.wait();
     const Range rows = share(rows_, own.thread, team_.size());
     for (int64_t r = rows.begin; r < rows.end; r++) {
@@ -870,14 +870,14 @@ class Step {
           const bool wins = found.logit[lane] > most || (found.logit[lane] == most && found.token[lane] < token);
           if (found.token[lane] >= 0 && wins) most = found.logit[lane], token = found.token[lane];
         }
-      choice.tokens[r] = std::isfinite(most) ? token : -1;
+      chosen.tokens[r] = std::isfinite(most) ? token : -1;
     }
   }
 
   // |w.h - q.h'| <= |w - q| |h| + |q| |h - h'|, with the rounding of the sums: only rows whose upper bound reaches the
   // largest lower bound can have the largest logit. Products with these rows, whose only error is that of their sums,
   // leave fewer of them, and only their panels are computed as in the whole head.
-  void screen(const X* x, Range panels, const Choice& choice, Best* best, Own& own) {
+  void choose_by_bounds(const X* x, Range panels, const ChosenTokens& chosen, Best* best, Own& own) {
     constexpr float kMost = 8191, kPart = 128;  // of a state: 14 bits, in two parts
     const int64_t wide = model_.quads * 4, outputs = model_.head.panels() * kPanel;
     const float of_sum = (model_.hidden + 64) * 0x1p-23f;  // the largest error of a sum, as a share of |w| |h|
@@ -908,17 +908,17 @@ class Step {
     };
     std::vector<Floats> lower(rows_, all(-std::numeric_limits<float>::infinity()));
     static constexpr decltype(&add_panel<1>) kByRows[] = {add_panel<1>, add_panel<2>, add_panel<3>, add_panel<4>};
-    Ints sums[kScreened][2][kVectors];
+    Ints sums[kTwoPartRows][2][kVectors];
     for (int64_t p = panels.begin; p < panels.end; p++)
       for (int64_t first = 0, count; first < rows_; first += count) {
-        count = std::min<int64_t>(kScreened, rows_ - first);
-        kByRows[count - 1](states.data() + first * 2 * wide, 2 * wide, model_.screen + p * model_.quads * kPanel, model_.quads, sums);
+        count = std::min<int64_t>(kTwoPartRows, rows_ - first);
+        kByRows[count - 1](states.data() + first * 2 * wide, 2 * wide, model_.byte_head + p * model_.quads * kPanel, model_.quads, sums);
         for (int64_t r = first; r < first + count; r++)
           for (int v = 0; v < kVectors; v++) {
             const int64_t n = p * kPanel + v * kLanes;
             const auto [highs, lows] = std::pair{sums[r - first][0][v], sums[r - first][1][v]};
             const Floats product = __builtin_convertvector(highs, Floats) * kPart + __builtin_convertvector(lows, Floats) - sum[r];
-            const Floats estimate = possible(product * load<Floats>(model_.scale + n) * step[r], n, choice);
+            const Floats estimate = possible(product * load<Floats>(model_.scale + n) * step[r], n, chosen);
             store(estimates_.data() + r * outputs + n, estimate);
             const Floats least = estimate - bound(r, n);
             lower[r] = least > lower[r] ? least : lower[r];
@@ -951,12 +951,12 @@ class Step {
           near.push_back({n + lane, ends[1]});
         }
       }
-      if (choice.left) choice.left->fetch_add(near.size());
+      if (chosen.exact_rows) chosen.exact_rows->fetch_add(near.size());
       int64_t taken = -1;
       for (const Near& row : near)
         if (!(row.upper < reached) && row.index / kPanel != taken) {
           taken = row.index / kPanel;
-          take(x + r * width_, 1, {taken, taken + 1}, choice, best + r, own);
+          take(x + r * width_, 1, {taken, taken + 1}, chosen, best + r, own);
         }
     }
   }
@@ -986,16 +986,16 @@ class Step {
   Team team_;
   std::vector<float> hidden_, other_, query_;
   std::vector<X> attended_, gated_;
-  std::vector<float> estimates_, lower_;  // of the screen, [rows, outputs] and [threads, rows]
+  std::vector<float> estimates_, lower_;  // by the head in 8 bits, [rows, outputs] and [threads, rows]
   std::vector<Best> best_;                // [threads, rows]
 };
 
 template <class Number>
-void Step<Number>::run(const int64_t* tokens, Number* states, float* logits, const Choice* choice) {
-  if (choice) {
+void Step<Number>::run(const int64_t* tokens, Number* states, float* logits, const ChosenTokens* chosen) {
+  if (chosen) {
     best_.resize(team_.size() * rows_);
     lower_.resize(team_.size() * rows_);
-    if (model_.screen) estimates_.resize(rows_ * model_.head.panels() * kPanel);
+    if (model_.byte_head) estimates_.resize(rows_ * model_.head.panels() * kPanel);
   }
 #pragma omp parallel num_threads(team_.size())
   {
@@ -1014,7 +1014,7 @@ void Step<Number>::run(const int64_t* tokens, Number* states, float* logits, con
       multiply<Number>(model_.head, x, rows_, width_, share(model_.head.panels(), own.thread, team_.size()), own.sums,
                        [&](int64_t r, int64_t n, Floats sum) { store_part(logits + r * model_.vocab + n, sum, model_.vocab - n); });
     }
-    if (choice) choose(*choice, own);
+    if (chosen) choose(*chosen, own);
   }
 }
 
@@ -1044,7 +1044,7 @@ void product(const Linear& linear, const Number* x, Number* out, int64_t rows, i
 extern "C" {
 
 // True if products with values of 4 and 8 bits are implemented for this processor.
-bool ulskip_screens() {
+bool ulskip_has_byte_products() {
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
   return true;
 #else
@@ -1053,11 +1053,11 @@ bool ulskip_screens() {
 }
 
 void ulskip_step(const Model* model, const Layer* layers, int64_t num_layers, const Batch* batch, const int64_t* tokens,
-                 void* states, float* logits, const Choice* choice, bool is_float, int32_t threads) {
+                 void* states, float* logits, const ChosenTokens* chosen, bool is_float, int32_t threads) {
   if (is_float)
-    Step<float>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<float*>(states), logits, choice);
+    Step<float>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<float*>(states), logits, chosen);
   else
-    Step<BFloat16>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<BFloat16*>(states), logits, choice);
+    Step<BFloat16>(*model, layers, num_layers, *batch, threads).run(tokens, static_cast<BFloat16*>(states), logits, chosen);
 }
 
 // Packs weights [outputs, inputs] in 4 bits: [panels, groups, kUnit].

@@ -91,7 +91,7 @@ class Model(Structure):
         ("embedding", c_void_p),
         ("norm", Norm),
         ("head", Linear),
-        ("screen", c_void_p),
+        ("byte_head", c_void_p),
         *((name, c_void_p) for name in ("scale", "error", "size")),
         ("quads", c_int64),
         ("rows", c_void_p),
@@ -110,14 +110,14 @@ class Batch(Structure):
     ]
 
 
-class Choice(Structure):
+class ChosenTokens(Structure):
     """The structure says where the most likely tokens are written, and which are not chosen."""
 
     _fields_ = [
         ("tokens", c_void_p),
         ("banned", c_void_p),
         ("num_banned", c_int64),
-        ("left", c_void_p),
+        ("exact_rows", c_void_p),
     ]
 
 
@@ -129,7 +129,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "ulskip_linear": (None, [*[c_void_p] * 3, c_int64, c_int64, c_bool, c_int32]),
     "ulskip_pack": (None, [*[c_void_p] * 2, c_int64, c_int64, c_bool, c_int32]),
-    "ulskip_screens": (c_bool, []),
+    "ulskip_has_byte_products": (c_bool, []),
 }
 
 
@@ -225,9 +225,9 @@ def pack_in_four_bits(weight: Tensor) -> PackedWeight:
 
     A group's scale is the one of 13 with the least squared error; it is NaN if a weight is not
     finite. Products round their inputs to 8 bits in the same groups. Raise NotImplementedError on
-    a processor for which `library().ulskip_screens()` is false.
+    a processor for which `library().ulskip_has_byte_products()` is false.
     """
-    if not library().ulskip_screens():
+    if not library().ulskip_has_byte_products():
         raise NotImplementedError("products with 4-bit weights need a processor with AVX2")
     rows = weight.detach().contiguous()
     outputs, inputs = rows.shape

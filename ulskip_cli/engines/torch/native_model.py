@@ -47,16 +47,16 @@ _COMPARED_PROMPT, _COMPARED_TOKENS = 6, 2
 # output, which is rounded.
 _ROUNDING_ERROR = {torch.float32: (1e-3, 1e-5), torch.bfloat16: (0.05, 2**-7)}
 COPIES_MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
-# The share of a head's rows that a choice may compute exactly; with more, a screen does not pay.
+# The share of a head's rows that may be computed exactly for a token; with more, bounds do not pay.
 _MOST_EXACT = 0.02
-_LEAST_CHOICES = 64  # before the share counts
+_LEAST_TOKENS = 64  # before the share counts
 
 
 class UnrecognizedError(Exception):
     """The message is the property of a model for which the kernels have no step."""
 
 
-class Screen(NamedTuple):
+class ByteHead(NamedTuple):
     """A copy of a head [vocab_size, hidden_size] in 8 bits, with which the kernels see which tokens
     cannot be the most likely. A number for each row is in a tensor [panels * 32].
     """
@@ -67,11 +67,13 @@ class Screen(NamedTuple):
     size: Tensor  # a bound of the norm of the row
 
 
-class ScreenCounts(NamedTuple):
-    """Counts of what screens did so far."""
+class ExactRowCounts(NamedTuple):
+    """How many rows of the head were computed exactly, because their bounds allowed the largest
+    logit.
+    """
 
-    choices: int
-    exact_rows: int  # of the head, which they left to compute exactly, in all choices
+    tokens: int  # that were chosen with bounds
+    exact_rows: int  # for all these tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +88,15 @@ class Native:
     # attends to, UNLIMITED for all.
     windows: Mapping[nn.Module, int]
     weights: Copies[PackedWeight]
-    screens: Copies[Screen] = field(default_factory=lambda: Copies(make_screen))
+    byte_heads: Copies[ByteHead] = field(default_factory=lambda: Copies(make_byte_head))
     four_bit_weights: Copies[PackedWeight] = field(
         default_factory=lambda: Copies(kernels.pack_in_four_bits)
     )
 
     def step_model(self, view: PreTrainedModel) -> "NativeModel":
         """Return what runs the steps of a view."""
-        screens = self.screens if kernels.library().ulskip_screens() else None
-        return NativeModel(view, self.windows, self.weights, screens)
+        byte_heads = self.byte_heads if kernels.library().ulskip_has_byte_products() else None
+        return NativeModel(view, self.windows, self.weights, byte_heads)
 
     def draft_model(self, view: PreTrainedModel) -> "NativeModel":
         """Return what runs the steps of a view with all weights in 4 bits."""
@@ -180,11 +182,11 @@ class NativeModel:
         view: PreTrainedModel,
         windows: Mapping[nn.Module, int],
         weights: Copies[PackedWeight],
-        screens: Copies[Screen] | None = None,
+        byte_heads: Copies[ByteHead] | None = None,
     ) -> None:
         """Pack the weights that no other view has packed; raise UnrecognizedError if a module is of
-        another kind. The parameters are those of `Native`; without `screens`, choices compute the
-        whole head.
+        another kind. The parameters are those of `Native`; without `byte_heads`, tokens are chosen
+        by the whole head.
         """
         decoder, layers = _decoder_and_layers(view)
         head, embedding = view.get_output_embeddings(), view.get_input_embeddings()
@@ -202,15 +204,15 @@ class NativeModel:
         )
         # cosines and sines, [2, capacity, head_dim]
         self._rotations = torch.empty(2, 0, 0)
-        self._screened_choices = 0
+        self._num_bounded = 0
         self._exact_rows = torch.zeros(1, dtype=torch.long)  # the kernels add to it
-        if screens:
-            self._use_screen(screens.of(head), head)
+        if byte_heads:
+            self._use_byte_head(byte_heads.of(head), head)
 
     @property
-    def screen_counts(self) -> ScreenCounts:
-        """The counts of what the screens of this model did so far."""
-        return ScreenCounts(self._screened_choices, int(self._exact_rows))
+    def exact_row_counts(self) -> ExactRowCounts:
+        """How many rows were computed exactly so far."""
+        return ExactRowCounts(self._num_bounded, int(self._exact_rows))
 
     @property
     def vocab_size(self) -> int:
@@ -236,14 +238,14 @@ class NativeModel:
         tokens: Tensor | None = None,
         states: Tensor | None = None,
         logits: Tensor | None = None,
-        choice: kernels.Choice | None = None,
+        chosen: kernels.ChosenTokens | None = None,
     ) -> None:
         """Run layers (None: none) for the new tokens of a batch, and write into the tensors that
         are given. All are contiguous.
 
         `tokens` [batch, count] are embedded; without them, `states` [batch, count, hidden_size] are
         the inputs of the first layer. Given `states` also get the outputs of the last layer. Norm
-        and head run only to fill `logits` [batch, count, vocab_size], float32, or for a `choice`,
+        and head run only to fill `logits` [batch, count, vocab_size], float32, or for `chosen`,
         which gets the most likely tokens without logits.
         """
         kernels.library().ulskip_step(
@@ -252,7 +254,7 @@ class NativeModel:
             len(layers or ()),
             byref(batch),
             *(None if held is None else held.data_ptr() for held in (tokens, states, logits)),
-            None if choice is None else byref(choice),
+            None if chosen is None else byref(chosen),
             self.dtype == torch.float32,
             torch.get_num_threads(),
         )
@@ -292,20 +294,20 @@ class NativeModel:
         self, layers: "Array[kernels.Layer]", batch: kernels.Batch, tokens: Tensor, banned: Tensor
     ) -> Tensor:
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
-        where no logit is finite; tokens in `banned` are not chosen. If the screen leaves too many
-        rows of the head to compute exactly, this model does not use it any more.
+        where no logit is finite; tokens in `banned` are not chosen. If too many rows of
+        the head have to be computed exactly, this model uses no bounds any more.
         """
-        chosen = torch.empty_like(tokens)
-        choice = kernels.Choice(
-            chosen.data_ptr(), banned.data_ptr(), len(banned), self._exact_rows.data_ptr()
+        next_tokens = torch.empty_like(tokens)
+        chosen = kernels.ChosenTokens(
+            next_tokens.data_ptr(), banned.data_ptr(), len(banned), self._exact_rows.data_ptr()
         )
-        self.run(layers, batch, tokens, choice=choice)
-        if self._model.screen is not None:
-            self._screened_choices += tokens.numel()
-            most = _MOST_EXACT * self.vocab_size * self._screened_choices
-            if self._screened_choices >= _LEAST_CHOICES and int(self._exact_rows) > most:
-                self._model.screen = None
-        return chosen
+        self.run(layers, batch, tokens, chosen=chosen)
+        if self._model.byte_head is not None:
+            self._num_bounded += tokens.numel()
+            most = _MOST_EXACT * self.vocab_size * self._num_bounded
+            if self._num_bounded >= _LEAST_TOKENS and int(self._exact_rows) > most:
+                self._model.byte_head = None
+        return next_tokens
 
     def _at(self, tensor: Tensor) -> int:
         """Return the address of a tensor for a structure, and keep the tensor alive; refuse it if
@@ -380,13 +382,13 @@ class NativeModel:
         widths = {layer.head_dim for layer in self._layers if layer.cos is not None}
         _require(widths <= {self._rotations.shape[2]}, self._rotary)
 
-    def _use_screen(self, screen: Screen, head: nn.Module) -> None:
-        """Let choices use the screen of a head, and the head's own rows for what it leaves."""
-        self._tensors += screen
+    def _use_byte_head(self, byte_head: ByteHead, head: nn.Module) -> None:
+        """Choose tokens by bounds, and by exact logits of the rows whose bounds allow it."""
+        self._tensors += byte_head
         model = self._model
-        model.screen, model.quads = screen.bits.data_ptr(), screen.bits.shape[1]
-        model.scale, model.error = screen.scale.data_ptr(), screen.error.data_ptr()
-        model.size, model.rows = screen.size.data_ptr(), self._at(linear_weight(head).detach())
+        model.byte_head, model.quads = byte_head.bits.data_ptr(), byte_head.bits.shape[1]
+        model.scale, model.error = byte_head.scale.data_ptr(), byte_head.error.data_ptr()
+        model.size, model.rows = byte_head.size.data_ptr(), self._at(linear_weight(head).detach())
 
 
 def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Layer]":
@@ -394,8 +396,8 @@ def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Laye
     return (kernels.Layer * 1).from_buffer(layers, index * sizeof(kernels.Layer))
 
 
-def make_screen(weight: Tensor) -> Screen:
-    """Return the screen of a head [vocab_size, hidden_size]."""
+def make_byte_head(weight: Tensor) -> ByteHead:
+    """Return the copy in 8 bits of a head [vocab_size, hidden_size], with its bounds."""
     rows = weight.detach()
     peak = rows.abs().amax(dim=1).float()
     scale = torch.where(peak > 0, peak, 1) / 127
@@ -411,7 +413,9 @@ def make_screen(weight: Tensor) -> Screen:
         size[part] = ((whole * unit).norm(dim=1) * 1.0001).float()
     packed = HUGE_PAGES.copy(kernels.panels(bits, 4))
     missing = packed.shape[0] * kernels.PANEL - len(rows)  # rows that fill the last panel
-    return Screen(packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size)))
+    return ByteHead(
+        packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size))
+    )
 
 
 def _decoder_and_layers(model: PreTrainedModel) -> tuple[Any, nn.ModuleList]:
