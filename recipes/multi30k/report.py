@@ -152,18 +152,23 @@ def section(title: str, *parts: str) -> list[str]:
 def page(rows: Rows) -> str:
     sample = next(iter(rows.points.values())).row
     every = [row for point in rows.points.values() for row in point.rows]
+    versions = sorted({row.environment.version.split()[0] for row in every})
     full = ", ".join(f"{name} {bleu:.1f}" for name, bleu in rows.full_models.items())
     parts = [
         "# Multi30k, German to English: does the claim hold?",
+        (
+            f"An archive: ulskip {', '.join(versions)} trained and measured these models. They are"
+            " not made again, because later versions train no random weights."
+        ),
         (
             "The paper's claim: at the same number of kept layers, unified skipping keeps more"
             f" quality than other strategies. We trained one base of {sample.num_layers} layers"
             " from random weights at full depth. Then we fine-tuned it under each schedule, and at"
             " full depth as the control, with the same budget (half an epoch). All checkpoints"
             f" decode test_2016_flickr and test_2017_flickr greedily, {sample.num_examples:,}"
-            " sentences each. `recipes/multi30k/reproduce.py` at commit 9ef27aeb83 made the rows;"
-            " later versions of ulskip train no random weights. The text and the weights are not"
-            " part of this repository (CC BY-NC-SA 4.0); `answers.jsonl.gz` has the hypotheses."
+            " sentences each. `recipes/multi30k/reproduce.py` at commit 9ef27aeb83 made the rows."
+            " The text and the weights are not part of this repository (CC BY-NC-SA 4.0);"
+            " `answers.jsonl.gz` has the hypotheses."
         ),
         (
             "Both: BLEU of the sentences of both test sets together. All claims and comparisons"
