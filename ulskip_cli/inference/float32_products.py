@@ -18,7 +18,7 @@ _INSTRUCTIONS = {
     torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
     torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
-# The place of the hidden states among the arguments of each product.
+# The index of the hidden states among the arguments of each product.
 _PRODUCTS: dict[object, int] = {
     functional.linear: 0,
     functional.scaled_dot_product_attention: 0,
@@ -51,10 +51,9 @@ class _Float32Products(TorchFunctionMode):
         to the type of its first argument; call all other functions unchanged.
         """
         options = kwargs or {}
-        place = _PRODUCTS.get(func, len(args))
-        tensors = [part for part in args if isinstance(part, Tensor)]
-        if place >= len(tensors) or tensors[place].shape[-2] <= FEW_TOKENS:
-            return func(*args, **options)  # no product (`place` is too large), or few rows
+        states_index = _PRODUCTS.get(func, len(args))  # beyond the arguments: no product
+        if states_index >= len(args) or args[states_index].shape[-2] <= FEW_TOKENS:
+            return func(*args, **options)
         dtype = args[0].dtype
         args, options = _pytree.tree_map_only(Tensor, _widened, (args, options))
         return func(*args, **options).to(dtype)

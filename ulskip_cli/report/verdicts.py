@@ -46,29 +46,43 @@ class Winner:
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Find the fastest point of each batch size and the best quality of each target. A point whose
-    speed and quality are of different depths cannot win.
-    """
-    judged = []
-    for share in shares(group.records, gate):
-        row = share.record
-        if not (row.keeps_all or row.is_own_baseline or row.has_two_depths):
-            judged.append(share)
-    timed = [share for share in judged if share.record.speedup]
-    asked = [share for share in judged if share.record.target_speedup]
-    smallest = min((share.record.batch_size for share in asked), default=0)
-    asked = [share for share in asked if share.record.batch_size == smallest]
+    """Find the fastest point of each batch size and the best quality of each target."""
+    return fastest_points(group, gate) + _best_qualities(group, gate)
+
+
+def fastest_points(group: Group, gate: float) -> list[Winner]:
+    """Find the fastest point of each batch size."""
+    timed = [share for share in _candidates(group, gate) if share.record.speedup]
     by_size = collected(timed, lambda share: share.record.batch_size)
-    by_target = collected(asked, lambda share: share.record.target_speedup or 0.0)
-    fastest = [
+    return [
         _winner(f"fastest at batch {size}", rivals, group, by_speed=True)
         for size, rivals in sorted(by_size.items())
     ]
-    best = [
+
+
+def _best_qualities(group: Group, gate: float) -> list[Winner]:
+    """Find the best quality of each target, at the smallest batch size."""
+    asked = [share for share in _candidates(group, gate) if share.record.target_speedup]
+    smallest = min((share.record.batch_size for share in asked), default=0)
+    at_smallest = [share for share in asked if share.record.batch_size == smallest]
+    by_target = collected(at_smallest, lambda share: share.record.target_speedup or 0.0)
+    return [
         _winner(f"best {rivals[0].title} at target {target:g}x", rivals, group, by_speed=False)
         for target, rivals in sorted(by_target.items())
     ]
-    return fastest + best
+
+
+def _candidates(group: Group, gate: float) -> list[QualityShare]:
+    """Return the points that can win: not the full models, nor points whose speed and quality are
+    of different depths.
+    """
+    return [
+        share
+        for share in shares(group.records, gate)
+        if not (
+            share.record.keeps_all or share.record.is_own_baseline or share.record.has_two_depths
+        )
+    ]
 
 
 def _winner(title: str, rivals: Sequence[QualityShare], group: Group, by_speed: bool) -> Winner:
@@ -147,8 +161,8 @@ def caveats(group: Group) -> Iterator[str]:
 
 
 def lead(records: Sequence[Record]) -> list[str]:
-    """Tell for every setting and batch size the fastest point that can win, or without quality that
-    with most tokens/s.
+    """Return a sentence for each setting and batch size: the fastest point that can win, or without
+    quality the one with most tokens/s.
     """
     if primary(records) is None:
         lines = list(_most_tokens(records))
@@ -156,9 +170,7 @@ def lead(records: Sequence[Record]) -> list[str]:
         groups, lines = grouped(records), []
         for group in groups:
             name = f"{group.label}: " if len(groups) > 1 else ""
-            for winner in winners(group, GATE):
-                if winner.title.startswith("fastest"):
-                    lines.append(f"{name}{winner.line()}.")
+            lines += [f"{name}{winner.line()}." for winner in fastest_points(group, GATE)]
     return lines[:MAX_LEADS] or [sentence(records[-1])]
 
 

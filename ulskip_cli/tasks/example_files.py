@@ -24,9 +24,9 @@ def examples_from_rows(
     examples = []
     for index, row in enumerate(rows):
         try:
-            source, reference = _text(row, source_key, (str,)), ""
-            if reference_key:  # an answer can be a number, but a prompt that is one is a mistake
-                reference = _text(row, reference_key, (str, int, float))
+            source = _text(row, source_key, (str,))
+            # An answer can be a number, but a prompt that is one is a mistake.
+            reference = _text(row, reference_key, (str, int, float)) if reference_key else ""
         except UsageError as error:
             raise UsageError(f"{origin}, row {index + 1}: {error}") from None
         examples.append(Example(str(row.get("id", index)), source, reference))
