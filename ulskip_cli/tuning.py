@@ -2,8 +2,8 @@
 
 It is a sweep whose later points depend on the rows of earlier ones. `Tuning.of` divides the
 examples and makes the points. `Tuning.run` runs them: candidates by decode loss, the best by their
-answers beside other ways, and the best of all on examples that chose nothing. Every point is a row
-of the results folder, so that an interrupted tuning continues. Imports no torch.
+answers beside other ways, and the best of all on the test examples, which choose nothing. Every
+point is a row of the results folder, so that an interrupted tuning continues. Imports no torch.
 """
 
 import math
@@ -22,7 +22,7 @@ from ulskip_cli.core.files import Table, user_path
 from ulskip_cli.core.model_metadata import ModelConfig
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
-from ulskip_cli.core.task import AUTO, Example, check_references
+from ulskip_cli.core.task import AUTO, Example, Task, check_references
 from ulskip_cli.experiments.ledger import Job, Ledger, SweepObserver, make_jobs
 from ulskip_cli.experiments.point import Resolver, evaluated_examples
 from ulskip_cli.experiments.record import Record
@@ -33,8 +33,8 @@ from ulskip_cli.strategies.plan import make_plan
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
-# that are tried with all layers
-BESIDE = ("llama_cpp_q8_0", "llama_cpp_q4_0")
+# The engines and drafts that are tried with all layers.
+FULL_DEPTH_ENGINES = ("llama_cpp_q8_0", "llama_cpp_q4_0")
 DRAFTS = ("prompt_lookup", "self_speculative")
 # For the estimate of the time: bytes of weights that are read in a second, letters of a token,
 # tokens of a prompt that are read in the time of a decode step, how often a point reads its prompts
@@ -52,13 +52,13 @@ class Tuning:
     """
 
     config: TuneConfig
-    choice: Config  # evaluates the examples that choose
-    final: Config  # evaluates examples that choose nothing
+    validation: Config  # evaluates the validation examples, which choose
+    test: Config  # evaluates the test examples, which choose nothing
     candidates: tuple[Config, ...]  # follow the ratio, which is set later
-    beside: tuple[Config, ...]  # ways with all layers, and candidates with layers of their own
+    others: tuple[Config, ...]  # ways with all layers, and candidates with layers of their own
     left_out: tuple[str, ...]  # what cannot run here, each with the reason
     num_layers: int
-    first: int  # the number of kept layers that is tried first
+    first_count: int  # the number of kept layers that is tried first
     step_seconds: float  # of the full model, roughly
     resolver: Resolver
     tried: dict[str, Record] = field(default_factory=dict)  # by id
@@ -68,45 +68,40 @@ class Tuning:
         """Check a request, divide the examples and make the points; raise UsageError for a wish or
         data that cannot be used.
         """
-        if (config.speedup is None) is (config.quality is None):
-            given = "neither" if config.speedup is None else "both"
-            raise UsageError(
-                f"expected either speedup=S or quality=Q, got {given}; use e.g. speedup=1.5 or"
-                " quality=0.95"
-            )
-        choice, final = divide(config)
+        _check_wish(config)
+        validation, test = divide(config)
         resolver = Resolver()
-        folder, full_plan = resolver.schedule(configuration.baseline_config(choice), "tune")
-        choice, num_layers = choice.replace(model=folder.model), full_plan.num_layers
-        first = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
+        folder, full_plan = resolver.schedule(configuration.baseline_config(validation), "tune")
+        validation, num_layers = validation.replace(model=folder.model), full_plan.num_layers
+        first_count = max(MIN_KEPT, min(num_layers - 1, round(FIRST_SHARE * num_layers)))
         if config.speedup:
-            first = _num_kept_for_speedup(config.speedup, choice, num_layers, resolver)
-        candidates = [_candidate(text, choice) for text in config.candidates]
+            first_count = _num_kept_for_speedup(config.speedup, validation, num_layers, resolver)
+        candidates = [_candidate(text, validation) for text in config.candidates]
         for candidate in candidates:
             try:
-                make_plan(at(candidate, num_layers, first), folder.metadata, "tune")
+                make_plan(at(candidate, num_layers, first_count), folder.metadata, "tune")
             except NotApplicable:
                 raise
             except UsageError:  # e.g. layers for another ratio, which a later point can have
                 continue
-        beside, left_out = _with_all_layers(choice, resolver)
+        ways, left_out = _ways_with_all_layers(validation, resolver)
         if not candidates:
             raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
         # Its examples or metrics may be unusable, which is better said now than after the search.
-        resolver.resolve(configuration.baseline_config(final))
+        resolver.resolve(configuration.baseline_config(test))
         weights = full_plan.sizes.weights
         step_bytes = weights.head + sum(weights.layers) if weights else 0
         # Such as the layers of an adapter: there is no number of layers to search for.
         fixed = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
         return cls(
             config=config,
-            choice=choice,
-            final=final,
+            validation=validation,
+            test=test,
             candidates=tuple(candidate for candidate in candidates if candidate not in fixed),
-            beside=(*fixed, *beside),
+            others=(*fixed, *ways),
             left_out=tuple(left_out),
             num_layers=num_layers,
-            first=first,
+            first_count=first_count,
             step_seconds=step_bytes / BYTES_PER_SECOND,
             resolver=resolver,
         )
@@ -123,28 +118,28 @@ class Tuning:
 
     def outlook(self) -> str:
         """Say what is tried, on how many examples, and about how long it takes."""
-        choosing, last = (evaluated_examples(config) for config in (self.choice, self.final))
-        count, beside = len(self.candidates), len(self.beside)
+        validation, test = evaluated_examples(self.validation), evaluated_examples(self.test)
+        count, num_others = len(self.candidates), len(self.others)
         scored = min(count, self.config.finalists)
         # The prediction for a speedup is about right; a quality is found by bisection.
         rounds = 1 if self.config.speedup else math.ceil(math.log2(self.num_layers - MIN_KEPT))
-        num_points = scored * rounds + beside
-        # The full model runs on both sets of examples, and the best on the last ones. Candidates
-        # whose loss alone is measured are calibrated, which is about as much work.
-        seconds = (num_points + 1) * self._timing_seconds(choosing)
-        seconds += (num_points + 1 + 2 * count) * self._work_seconds(choosing)
-        seconds += 2 * self._work_seconds(last)
+        num_points = scored * rounds + num_others
+        # The full model runs on both sets of examples, the best point on the test examples.
+        # Candidates whose loss alone is measured are calibrated, which is about as much work.
+        seconds = (num_points + 1) * self._timing_seconds(validation)
+        seconds += (num_points + 1 + 2 * count) * self._work_seconds(validation)
+        seconds += 2 * self._work_seconds(test)
         ways = []
         if count:
             ways.append(
-                f"{count} candidates at {self.first} of {self.num_layers} layers by decode loss,"
-                f" the best {scored} by their answers"
+                f"{count} candidates at {self.first_count} of {self.num_layers} layers by decode"
+                f" loss, the best {scored} by their answers"
             )
-        if beside:
-            ways.append(f"{beside} other way{'s' if beside > 1 else ''}")
+        if num_others:
+            ways.append(f"{num_others} other way{'s' if num_others > 1 else ''}")
         return (
-            f"tries {', and '.join(ways)} on {len(choosing)} examples; then the best of all on"
-            f" {len(last)} others: {duration(seconds)}"
+            f"tries {', and '.join(ways)} on {len(validation)} examples; then the best of all on"
+            f" {len(test)} others: {duration(seconds)}"
         )
 
     def _work_seconds(self, examples: Sequence[Example]) -> float:
@@ -152,15 +147,15 @@ class Tuning:
         as long as the references.
         """
         reading = sum(len(example.source) for example in examples) * READS / READ_AT_ONCE
-        decoding = sum(len(example.reference) for example in examples) / self.choice.batch_size
+        decoding = sum(len(example.reference) for example in examples) / self.validation.batch_size
         return (reading + decoding) / LETTERS * self.step_seconds
 
     def _timing_seconds(self, examples: Sequence[Example]) -> float:
         """Estimate the time of the timed pairs of a point, which read the prompts of a batch."""
         letters = sum(len(example.source) for example in examples) / len(examples)
-        reading = self.choice.batch_size * letters / LETTERS / READ_AT_ONCE
-        pair = 2 * (reading + self.choice.speed.new_tokens) * self.step_seconds
-        return max(self.choice.speed.seconds, PAIRS * pair)
+        reading = self.validation.batch_size * letters / LETTERS / READ_AT_ONCE
+        pair = 2 * (reading + self.validation.speed.new_tokens) * self.step_seconds
+        return max(self.validation.speed.seconds, PAIRS * pair)
 
     def run(self, observe: Observe) -> "TuneResult":
         """Run the points that have no row yet, and return the best one; raise RunError if no point
@@ -169,8 +164,8 @@ class Tuning:
         self._observe = observe
         # lines that `_measure` prints once, when the first display is there
         self._notes = [self.outlook(), *(f"left out: {text}" for text in self.left_out)]
-        if self.beside:
-            self._measure(self.beside)
+        if self.others:
+            self._measure(self.others)
         self._try_layers()
         judged = self.judged(self.tried.values())
         if not judged:
@@ -179,7 +174,7 @@ class Tuning:
                 " other candidates, another task or model"
             )
         best = max(judged, key=self._rank).record
-        config = self._final_config(best)
+        config = self._test_config(best)
         measured = self._measure([config])
         if not measured:
             raise RunError("the last run failed; repair its reason, and run the same command again")
@@ -191,7 +186,7 @@ class Tuning:
         one is fast enough, for a wanted quality by bisection to the fewest layers that keep it.
         Only the finalists of a round are tried in the next. The rows are added to `tried`.
         """
-        candidates, count = self.candidates, self.first
+        candidates, count = self.candidates, self.first_count
         few, many = MIN_KEPT, self.num_layers  # `few` to `many` - 1 are untried
         while candidates and few < many:
             candidates, records = self._finalists(candidates, count)
@@ -214,7 +209,7 @@ class Tuning:
         """
         points = [at(candidate, self.num_layers, count) for candidate in candidates]
         if len(points) > self.config.finalists:
-            speed = self.choice.speed
+            speed = self.validation.speed
             changes = {"answers": False, "baseline": False, "speed": speed.replace(enabled=False)}
             measured = self._measure([point.replace(**changes) for point in points])
             # Strategies can choose the same layers; with the same patches one of them is enough.
@@ -268,33 +263,33 @@ class Tuning:
             return meets, kept if meets else speedup, speedup
         return share.passes, speedup if share.passes else kept, speedup
 
-    def _final_config(self, record: Record) -> Config:
-        """Return the configuration that runs a point again on the examples that chose nothing, with
-        the layers and patches of its row in place of a new calibration.
+    def _test_config(self, record: Record) -> Config:
+        """Return the configuration that runs a point again on the test examples, with the layers
+        and patches of its row in place of a new calibration.
         """
         ran, used = record.config, record.correction
-        if record.keeps_all or record.draft_tokens:  # a way of `_with_all_layers`
-            full = configuration.baseline_config(self.final)
+        if record.keeps_all or record.draft_tokens:  # a way of `_ways_with_all_layers`
+            full = configuration.baseline_config(self.test)
             return full.replace(
                 decoding=ran.decoding, engine=ran.engine, baseline_engine=ran.baseline_engine
             )
         correction = configuration.preset("correction", "none")
         if used:
             # An adapter has a path. Patches that the run fitted are stored under their id.
-            fitted = ResultsFolder.of(self.choice).path / "calibrations" / str(used.id)
+            fitted = ResultsFolder.of(self.validation).path / "calibrations" / str(used.id)
             path = {"path": [used.path or str(fitted)]}
             correction = configuration.preset("correction", "adapter", path)
         strategy = configuration.preset("strategy", "custom", {"layers": record.kept_layers})
-        return self.final.replace(strategy=strategy, correction=correction)
+        return self.test.replace(strategy=strategy, correction=correction)
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The best point that was tried, measured again on examples that chose nothing."""
+    """The best point that was tried, measured again on the test examples."""
 
     tuning: Tuning
-    chosen: Record  # the best point's row on the examples that choose
-    record: Record  # its row on the others
+    chosen: Record  # the best point's row on the validation examples
+    record: Record  # its row on the test examples
     config: Config  # that of `record`, which needs no calibration
 
     @property
@@ -356,35 +351,38 @@ def at(config: Config, num_layers: int, count: int) -> Config:
     return config.replace(ratio=ratio)
 
 
-def divide(config: TuneConfig) -> tuple[Config, Config]:
-    """Return a configuration that evaluates `choice_examples` to choose, and one that evaluates
-    `limit` others, which choose nothing; raise UsageError for too few or repeated examples.
+def _check_wish(config: TuneConfig) -> None:
+    """Raise UsageError unless exactly one wish is set."""
+    if (config.speedup is None) is (config.quality is None):
+        given = "neither" if config.speedup is None else "both"
+        raise UsageError(
+            f"expected either speedup=S or quality=Q, got {given}; use e.g. speedup=1.5 or"
+            " quality=0.95"
+        )
 
-    The examples that choose and those after them, for calibration, are those of `calibration.task`,
+
+def divide(config: TuneConfig) -> tuple[Config, Config]:
+    """Return a configuration that evaluates `choice_examples` validation examples, which choose,
+    and one that evaluates `limit` test examples; raise UsageError for too few or repeated examples.
+
+    The validation examples and those after them, for calibration, are those of `calibration.task`,
     the held-out ones of the task, or if these are few, those after `limit`.
     """
     # the same settings without the keys of `tune`
-    final = Config.model_construct(**{key: getattr(config, key) for key in Config.model_fields})
-    task, calibration, wanted = config.task, config.calibration, config.choice_examples
-    examples = task.examples()
+    test = Config.model_construct(**{key: getattr(config, key) for key in Config.model_fields})
+    examples, wanted = config.task.examples(), config.choice_examples
     check_references(examples, "`ulskip tune`")
-    held_out_task = task.held_out()
-    if held_out_task and len(held_out_task.examples()) < MIN_EXAMPLES // 2:
-        held_out_task = None
-    if calibration.task:
-        held_out_task = configuration.changed_choice(task, calibration.task, "calibration.task.")
+    held_out_task = _held_out_task(config)
     if held_out_task:
-        held_out, limit = (
-            held_out_task.examples(),
-            min(config.limit or len(examples), len(examples)),
-        )
+        held_out = held_out_task.examples()
+        limit = min(config.limit or len(examples), len(examples))
         count = min(wanted, len(held_out) // 2)
-        rest = calibration.replace(task={})  # the examples after the first `count`
-        choice = final.replace(task=held_out_task, limit=count, calibration=rest)
-    else:  # the first half of the task's examples is for the last run, the third quarter chooses
+        rest = config.calibration.replace(task={})  # the examples after the first `count`
+        validation = test.replace(task=held_out_task, limit=count, calibration=rest)
+    else:  # the first half of the task's examples is for the test, the third quarter chooses
         limit = min(config.limit or len(examples), len(examples) // 2)
         held_out, count = examples[limit:], min(wanted, len(examples) // 4)
-        choice = final.replace(offset=limit, limit=count)
+        validation = test.replace(offset=limit, limit=count)
     if count < MIN_EXAMPLES // 4:
         raise UsageError(
             f"expected at least {MIN_EXAMPLES} examples, or {MIN_EXAMPLES // 2} held-out ones in"
@@ -397,18 +395,31 @@ def divide(config: TuneConfig) -> tuple[Config, Config]:
             f"expected examples that occur once, got {repeated} again among those that choose,"
             " calibrate or choose nothing; set data without the repeated ones"
         )
-    return choice, final.replace(limit=limit)
+    return validation, test.replace(limit=limit)
+
+
+def _held_out_task(config: TuneConfig) -> Task | None:
+    """Return the task whose examples choose and calibrate; None if they have to be those of the
+    request's own task.
+    """
+    if config.calibration.task:
+        return configuration.changed_choice(
+            config.task, config.calibration.task, "calibration.task."
+        )
+    held_out = config.task.held_out()
+    is_large = held_out and len(held_out.examples()) >= MIN_EXAMPLES // 2
+    return held_out if is_large else None
 
 
 def _num_kept_for_speedup(
-    wanted: float, choice: Config, num_layers: int, resolver: Resolver
+    wanted: float, validation: Config, num_layers: int, resolver: Resolver
 ) -> int:
     """Return the largest number of layers whose predicted speedup reaches the wanted one; raise
     UsageError if none does.
     """
     highest = 0.0  # fewer layers are faster, so the last prediction is the highest
     for count in range(num_layers - 1, MIN_KEPT - 1, -1):
-        _, plan = resolver.schedule(at(choice, num_layers, count), "tune")
+        _, plan = resolver.schedule(at(validation, num_layers, count), "tune")
         highest = plan.predicted_speedup or plan.layer_ratio  # if sizes of weights are unknown
         if highest >= wanted:
             return count
@@ -419,17 +430,17 @@ def _num_kept_for_speedup(
     )
 
 
-def _candidate(text: str, choice: Config) -> Config:
-    """Return `choice` with the strategy and correction of a candidate's text."""
-    chosen = configuration.compose(_overrides_of_candidate(text, choice.model), "run")
+def _candidate(text: str, validation: Config) -> Config:
+    """Return `validation` with the strategy and correction of a candidate's text."""
+    chosen = configuration.compose(_overrides_of_candidate(text, validation.model), "run")
     strategy, correction = chosen.strategy, chosen.correction
     if strategy.keeps_all:
         raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
     is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
     # Engines that cannot add patches to hidden states can load them folded into the weights.
-    if is_patch and not has_kind and Need.PATCHES not in choice.engine.supports:
+    if is_patch and not has_kind and Need.PATCHES not in validation.engine.supports:
         correction = correction.replace(kind="folded")
-    return choice.replace(strategy=strategy, correction=correction)
+    return validation.replace(strategy=strategy, correction=correction)
 
 
 def _overrides_of_candidate(text: str, model: ModelConfig) -> list[str]:
@@ -462,17 +473,17 @@ def _loss(record: Record) -> float:
     return math.inf if record.decode_loss is None else record.decode_loss
 
 
-def _with_all_layers(choice: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:
+def _ways_with_all_layers(validation: Config, resolver: Resolver) -> tuple[list[Config], list[str]]:
     """Return what may be faster with all layers: drafts at batch size 1, and engines of llama.cpp
     unless the request names an engine. The texts are what cannot run here, each with the reason.
     """
-    full, points, left_out = configuration.baseline_config(choice), list[Config](), list[str]()
+    full, points, left_out = configuration.baseline_config(validation), list[Config](), list[str]()
     changes_by_name = {
         f"engine={name}": {"engine": configuration.preset("engine", name), "baseline_engine": AUTO}
-        for name in BESIDE
-        if choice.engine.name == AUTO
+        for name in FULL_DEPTH_ENGINES
+        if validation.engine.name == AUTO
     }
-    if choice.batch_size == 1:
+    if validation.batch_size == 1:
         for name in DRAFTS:
             drafts = configuration.read_choice("decoding", name)
             changes_by_name[f"decoding={name}"] = {"decoding": full.decoding.replace(**drafts)}

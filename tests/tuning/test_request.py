@@ -64,8 +64,8 @@ def test_no_example_chooses_calibrates_and_is_reported(
 def test_a_speedup_that_no_number_of_layers_is_predicted_to_reach_is_refused():
     with pytest.raises(UsageError, match=r"predicted .*3\.\d+ times as fast; use speedup <= 3\."):
         resolved("speedup=4")
-    assert [resolved(f"speedup={wanted}").first for wanted in (1.05, 1.3, 3.0)] == [11, 8, 3]
-    assert resolved("quality=0.9").first == 9
+    assert [resolved(f"speedup={wanted}").first_count for wanted in (1.05, 1.3, 3.0)] == [11, 8, 3]
+    assert resolved("quality=0.9").first_count == 9
 
 
 @pytest.mark.usefixtures("installed")
@@ -78,7 +78,7 @@ def test_patches_are_folded_for_engines_without_others():
 def test_a_trained_adapter_is_a_candidate_with_its_own_layers(folders):
     both = f"candidates=['strategy=unified','correction.path={folders['adapter']}']"
     request = resolved("speedup=2", "engine=torch", both)
-    (unified,), (trained,) = request.candidates, request.beside
+    (unified,), (trained,) = request.candidates, request.others
     assert (unified.strategy.name, trained.strategy.layers) == ("unified", even(12, 6))
     assert trained.correction.path == (str(folders["adapter"]),)
 
@@ -102,9 +102,9 @@ DRAFTS = ["prompt_lookup", "self_speculative"]
 def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(installed, overrides, names):
     request = resolved("speedup=2", *overrides)
     found = []
-    for point in request.beside:
+    for point in request.others:
         assert point.strategy.keeps_all and not point.correction.label
-        assert (point.task, point.limit) == (request.choice.task, request.choice.limit)
+        assert (point.task, point.limit) == (request.validation.task, request.validation.limit)
         drafts = point.decoding.draft_tokens
         engine = f"{point.engine.name} {point.engine.weights}"
         found.append(point.decoding.name if drafts else engine)
@@ -115,7 +115,7 @@ def test_what_is_tried_with_all_layers_keeps_what_the_request_sets(installed, ov
 def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     request = resolved("speedup=2", "batch_size=1")
-    assert [point.decoding.name for point in request.beside] == DRAFTS
+    assert [point.decoding.name for point in request.others] == DRAFTS
     names = [f"engine=llama_cpp_{weights}:" for weights in ("q8_0", "q4_0")]
     for text, name in zip(request.left_out, names, strict=True):
         assert text.startswith(name) and "pip install" in text

@@ -93,7 +93,7 @@ def test_a_quality_is_found_by_bisection(tried):
 def test_the_verdict_says_what_to_use_in_two_sentences(row, sentences):
     tuning = Tuning.of(compose_tuning(["speedup=1.5", *FEW]))
     made = sweep_row(**row)
-    result = TuneResult(tuning, made, made, tuning.final)
+    result = TuneResult(tuning, made, made, tuning.test)
     assert all(text.startswith(part) for text, part in zip(result.verdict, sentences, strict=True))
     uses_full = sentences[0] == "Use the full model"
     assert (result.use.strategy.name == "full") is uses_full

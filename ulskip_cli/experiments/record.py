@@ -8,7 +8,7 @@ meaning for docs/results.md; `report/columns.py` names the values that tables sh
 
 import json
 import math
-from itertools import islice
+from itertools import compress
 from statistics import median
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -223,12 +223,15 @@ class Pairs(Section):
         """
         assert self.full
         decoded = self.full.decoded_tokens or (), self.strategy.decoded_tokens or ()
-        have_tokens = list(map(all, zip(*decoded, strict=True)))
-        pairs, medians = zip(self.ratios(with_prompt), have_tokens, strict=True), list[float]()
+        have_tokens = [all(counts) for counts in zip(*decoded, strict=True)]
+        counted = have_tokens if any(have_tokens) else [True] * len(have_tokens)
+        ratios = self.ratios(with_prompt)
+        medians, start = [], 0
         for unit in self.units:
-            unit_pairs = islice(pairs, unit.pairs)  # the next ones: `pairs` is an iterator
-            ratios = [ratio for ratio, has in unit_pairs if has or not any(have_tokens)]
-            medians += [median(ratios)] if ratios else []
+            of_unit = slice(start, start + unit.pairs)
+            start += unit.pairs
+            if any(counted[of_unit]):
+                medians.append(median(compress(ratios[of_unit], counted[of_unit])))
         return medians
 
     @property
