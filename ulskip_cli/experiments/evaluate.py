@@ -233,11 +233,23 @@ def generate_answers(
         checkpoints.add(positions, output, size.used, peak_bytes(decoder.device) - held)
         held = texts.held_bytes
         reset_peak(decoder.device)
+    return TaskAnswers(
+        name,
+        _generations(finished, workload, request),
+        [batch.output for batch in finished],
+        size,
+        max(batch.peak_memory_bytes for batch in finished),
+    )
+
+
+def _generations(
+    batches: Sequence[FinishedBatch], workload: Workload, request: Request
+) -> list[Table]:
+    """Return the answers in batches as JSON objects, in the order of the examples."""
     generations: dict[int, Table] = {}
-    for batch in finished:
-        for position, answer in zip(
-            batch.positions, answers_of(batch.output, request), strict=True
-        ):
+    for batch in batches:
+        answers = answers_of(batch.output, request)
+        for position, answer in zip(batch.positions, answers, strict=True):
             generations[position] = {
                 **workload.examples[position].plain(),
                 "hypothesis": workload.task.hypothesis(answer.text),
@@ -245,13 +257,7 @@ def generate_answers(
                 "token_ids": answer.token_ids,
                 "flags": degenerate_flags(answer),
             }
-    return TaskAnswers(
-        name,
-        [generations[position] for position in range(len(generations))],
-        [batch.output for batch in finished],
-        size,
-        max(batch.peak_memory_bytes for batch in finished),
-    )
+    return [generations[position] for position in range(len(generations))]
 
 
 def degenerate_flags(answer: Answer) -> list[str]:

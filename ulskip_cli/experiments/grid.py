@@ -1,7 +1,7 @@
 """Expand the grid of a sweep: overrides with several values become one configuration per point."""
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,16 +80,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
     # values that the experiment sweeps, as overrides; those of the command line win
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
     swept = [override for override in parsed if override.is_sweep_override()]
-    axes = {
-        override.key_or_group: _values(override)
-        for override in [*swept, *parse_overrides(list(presets.values()))]
-    }
-    count = math.prod(map(len, axes.values()))
-    if count > MAX_POINTS:
-        raise UsageError(
-            f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into"
-            " several sweeps"
-        )
+    axes = _axes([*swept, *parse_overrides(list(presets.values()))])
     # swept config groups, e.g. strategy, whose choices have different keys
     groups = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
@@ -98,10 +89,28 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
         config, refused = _composed(texts, groups, presets, command)
         refusals.append(refused)
         yield config
-    for key, error in refusals[0].items() if refusals else ():
+    if refusals:
         # A preset may sweep keys that the given choices lack.
-        is_optional = key in presets and key.partition(".")[0] in given
-        if not is_optional and all(key in refused for refused in refusals):
+        optional = {key for key in presets if key.partition(".")[0] in given}
+        _raise_unknown(refusals, optional)
+
+
+def _axes(overrides: "Sequence[Override]") -> dict[str, list[str]]:
+    """Return the values of each swept key; raise UsageError for too many combinations."""
+    axes = {override.key_or_group: _values(override) for override in overrides}
+    count = math.prod(map(len, axes.values()))
+    if count > MAX_POINTS:
+        raise UsageError(
+            f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into"
+            " several sweeps"
+        )
+    return axes
+
+
+def _raise_unknown(refusals: Sequence[Mapping[str, UnknownKey]], optional: Container[str]) -> None:
+    """Raise the error of a key that every point refuses, unless it is optional."""
+    for key, error in refusals[0].items():
+        if key not in optional and all(key in refused for refused in refusals):
             raise error
 
 
