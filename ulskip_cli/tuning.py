@@ -265,10 +265,11 @@ class Tuning:
 
     def _test_config(self, record: Record) -> Config:
         """Return the configuration that runs a point again on the test examples, with the layers
-        and patches of its row in place of a new calibration.
+        and patches of its row in place of a new calibration. A way with all layers, the only one
+        that is tried with drafts, repeats its decoding and engine.
         """
         ran, used = record.config, record.correction
-        if record.keeps_all or record.draft_tokens:  # a way of `_ways_with_all_layers`
+        if record.keeps_all or record.draft_tokens:
             full = configuration.baseline_config(self.test)
             return full.replace(
                 decoding=ran.decoding, engine=ran.engine, baseline_engine=ran.baseline_engine
@@ -477,21 +478,21 @@ def _ways_with_all_layers(validation: Config, resolver: Resolver) -> tuple[list[
     """Return what may be faster with all layers: drafts at batch size 1, and engines of llama.cpp
     unless the request names an engine. The texts are what cannot run here, each with the reason.
     """
-    full, points, left_out = configuration.baseline_config(validation), list[Config](), list[str]()
-    changes_by_name = {
-        f"engine={name}": {"engine": configuration.preset("engine", name), "baseline_engine": AUTO}
-        for name in FULL_DEPTH_ENGINES
-        if validation.engine.name == AUTO
-    }
+    full, ways, left_out = configuration.baseline_config(validation), list[Config](), list[str]()
+    changes_by_name: dict[str, dict[str, object]] = {}
+    if validation.engine.name == AUTO:
+        for name in FULL_DEPTH_ENGINES:
+            engine = configuration.preset("engine", name)
+            changes_by_name[f"engine={name}"] = {"engine": engine, "baseline_engine": AUTO}
     if validation.batch_size == 1:
         for name in DRAFTS:
             drafts = configuration.read_choice("decoding", name)
             changes_by_name[f"decoding={name}"] = {"decoding": full.decoding.replace(**drafts)}
     for name, changes in changes_by_name.items():
-        point = full.replace(**changes)
+        way = full.replace(**changes)
         try:
-            resolver.schedule(point, "run")
-            points.append(point)
-        except UsageError as error:
+            resolver.schedule(way, "run")
+            ways.append(way)
+        except UsageError as error:  # it cannot run here
             left_out.append(f"{name}: {error}")
-    return points, left_out
+    return ways, left_out

@@ -81,7 +81,9 @@ def plan_lines(plan: "Plan", model: str, correction: str, weights: str) -> list[
     if correction or may_read_patches:
         facts["correction"] = f"{correction}, {_patches(plan)}"
     width = max(map(len, facts))
-    lines = _exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)
+    lines = (
+        _exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept_lines(plan, model)
+    )
     lines.append("")
     lines += [f"  {key:<{width}}  {value}" for key, value in facts.items()]
     return lines + [f"  warning: {warning}" for warning in plan.warnings]
@@ -114,15 +116,15 @@ def _patches(plan: "Plan") -> str:
     return f"{num_gaps} gaps, {size}"
 
 
-def _kept(plan: "Plan", model: str) -> list[str]:
+def _kept_lines(plan: "Plan", model: str) -> list[str]:
     """Draw and list the kept layers of the first steps."""
     from ulskip_cli.core.schedule import listed
 
-    use = "in each decode step"
+    when = "in each decode step"
     if plan.later_stages:
-        use = f"in the first decode steps, {len(plan.stages[-1].kept_layers)} in the last"
+        when = f"in the first decode steps, {len(plan.stages[-1].kept_layers)} in the last"
     return [
-        f"{model}, {plan.strategy}: {plan.summary} {use}",
+        f"{model}, {plan.strategy}: {plan.summary} {when}",
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",

@@ -51,7 +51,7 @@ class Engine(Choice):
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {}
     modules: ClassVar[tuple[str, ...]] = ()  # packages, of which one must be installed
     install: ClassVar[str] = ""  # how to install them
-    variable: ClassVar[str] = ""  # environment variable that names an own build instead
+    build_variable: ClassVar[str] = ""  # environment variable that names an own build instead
 
     weights: str | None = option(None, "format of the weights, e.g. q4_0; null: that of the model")
 
@@ -87,7 +87,8 @@ class Engine(Choice):
 
     def check(self, needs: Set[Need]) -> None:
         """Raise NotApplicable for an unsupported need, and UsageError for missing packages."""
-        missing = needs - self.engine_for(needs)[0].supports
+        engine, _ = self.engine_for(needs)
+        missing = needs - engine.supports
         if missing:
             raise NotApplicable(
                 f"engine={self.name} does not support {texts(missing)};"
@@ -96,7 +97,7 @@ class Engine(Choice):
         if (
             self.modules
             and not any(find_spec(name) for name in self.modules)
-            and not os.environ.get(self.variable)
+            and not os.environ.get(self.build_variable)
         ):
             raise UsageError(
                 f"engine={self.name} requires the package {' or '.join(self.modules)}, which is not"

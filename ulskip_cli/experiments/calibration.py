@@ -199,16 +199,15 @@ class HeldOutEvaluator:
             patch.non_defaults(),
             plan.sets_with_gaps,
             config.prompt_layers,
-            # of own answers
-            [config.answer_tokens, config.seed, self._most_samples],
+            [config.answer_tokens, config.seed, self._most_samples],  # of own responses
             _token_ids(self.workload.encoded),
         )
         results = ResultsFolder.of(config)
         folder = results.path / "calibrations" / name
-        is_stored = (folder / ADAPTER_FILE).is_file
-        # another process may fit the same, for another batch size
-        with contextlib.nullcontext() if is_stored() else results.hold(name):
-            if not is_stored():
+        file = folder / ADAPTER_FILE
+        # Points that differ in batch size, in other processes too, share the same patches.
+        with contextlib.nullcontext() if file.is_file() else results.hold(name):
+            if not file.is_file():
                 examples = self._responses(folder.with_name(OWN_RESPONSES))
                 adapter, notes = self._fit_patches(plan, examples)
                 record = {

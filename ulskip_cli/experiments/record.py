@@ -759,18 +759,18 @@ DETECTED = tuple(
 
 
 def read(line: str | bytes) -> Record:
-    """Read a row; keys of later versions are left out. Raises UsageError with the key if it is not
-    a row.
+    """Read a row; keys of later versions are left out. Raises UsageError, which names the key that
+    does not fit, or says that the line is damaged.
     """
     try:
         return _parse(line)
     except (UsageError, ValidationError) as error:
         reason: object = error
         if isinstance(error, ValidationError):
-            # The location of an error is empty if the line is no JSON object at all.
-            is_row = error.errors(include_url=False)[0]["loc"]
-            got = "expected a JSON object, got a line that is damaged or cut off"
-            reason = misfit(Record, error) if is_row else got
+            reason = "expected a JSON object, got a line that is damaged or cut off"
+            location = error.errors(include_url=False)[0]["loc"]
+            if location:  # empty if the line is no JSON object at all
+                reason = misfit(Record, error)
         raise UsageError(f"{reason}; repeat the run") from None
 
 

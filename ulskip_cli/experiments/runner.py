@@ -249,17 +249,17 @@ def _evaluate(
     if config.answers and baseline:
         baseline_answers = ResultsFolder.of(config).generations(baseline.id)
         baseline_hypotheses = [answer["hypothesis"] for answer in baseline_answers]
-    texts = _forced_texts(run, workload, decoder, baseline_answers)
+    forced = _forced_texts(run, workload, decoder, baseline_answers)
     answers, quality = None, Quality()
     if config.answers:
-        answers = generate_answers(decoder, workload, config, progress, checkpoints, texts)
+        answers = generate_answers(decoder, workload, config, progress, checkpoints, forced)
         quality = score_answers(answers, workload, baseline_hypotheses, progress)
-        texts.size.lower(answers.batch_size.used)  # larger batches ran out of memory
-    if texts.references:
+        forced.size.lower(answers.batch_size.used)  # larger batches ran out of memory
+    if forced.references:
         num_truncated = sum(example.truncated_response for example in workload.encoded)
         quality = quality.replace(num_truncated_references=num_truncated)
     name = config.strategy.name
-    measured = measure_by_teacher_forcing(texts, decoder, decoders.full, name, progress)
+    measured = measure_by_teacher_forcing(forced, decoder, decoders.full, name, progress)
     return answers, quality.replace(**measured)
 
 

@@ -68,21 +68,21 @@ class KeptLayers:
     skip_adapter: Table | None  # the entry in a row of the skip adapter that changes the view
 
 
-def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
+def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     """Load the model and make its view; raise UsageError if no ordinary checkpoint can
     contain it.
     """
-    model = point.folder.model
-    kept = point.plan.kept_layers
+    model = export.folder.model
+    kept = export.plan.kept_layers
     progress.phase(f"load {model.label}")
     source = folder_of(model, progress)
-    if source.resolve().is_relative_to(point.to.resolve()):  # which the export replaces
+    if source.resolve().is_relative_to(export.to.resolve()):  # which the export replaces
         raise UsageError(
-            f"expected --to outside the exported model, got {point.to} with the model in it; use"
+            f"expected --to outside the exported model, got {export.to} with the model in it; use"
             " another folder"
         )
     _read_config(source)  # refuses damaged checkpoints before the weights are loaded
-    adapter, entry = load_adapter(point.config, point.plan)
+    adapter, entry = load_adapter(export.config, export.plan)
     loaded = load(model)
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)
@@ -90,47 +90,47 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     return KeptLayers(source, loaded, view, config, entry)
 
 
-def export_checkpoint(point: ResolvedExport, folder: Path, progress: ProgressCallback) -> Table:
-    """Write the kept layers into `folder`, which takes the place of `point.to` later, and for a
+def export_checkpoint(export: ResolvedExport, folder: Path, progress: ProgressCallback) -> Table:
+    """Write the kept layers into `folder`, which takes the place of `export.to` later, and for a
     pair also the full model; return the record. Raise UsageError if the model cannot be exported,
     and RunError if the export differs from the view.
     """
-    plan, model = point.plan, point.config.model
-    exported = load_kept(point, progress)
+    plan, model = export.plan, export.config.model
+    exported = load_kept(export, progress)
     source, loaded, adapter_entry = exported.source, exported.loaded, exported.skip_adapter
     progress.phase(f"write {plan.num_kept} layers")
     _write_model(source, exported.view, exported.config, folder)
     folders = {"decode": folder}  # of the models
-    if point.is_pair:
+    if export.is_pair:
         config = _shallow_config(source, loaded.model, range(plan.num_layers))
         progress.phase(f"write {plan.num_layers} layers")
         folders["prefill"] = folder / PREFILL
         _write_model(source, loaded.model, config, folders["prefill"])
         page = serving_page(plan, adapter_entry is not None)
         (folder / SERVING).write_text(page, "utf-8")
-    (folder / export_run.SCHEDULE).write_text(export_run.schedule_text(point), "utf-8")
+    (folder / export_run.SCHEDULE).write_text(export_run.schedule_text(export), "utf-8")
     parameters = list(exported.view.parameters())  # lists tied parameters once
     record = {
-        "made_by": point.made_by,
-        "model": {**model.plain(), "fingerprint": point.folder.fingerprint},
-        "skip_adapter": point.skip_adapter,
+        "made_by": export.made_by,
+        "model": {**model.plain(), "fingerprint": export.folder.fingerprint},
+        "skip_adapter": export.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": plan.prompt_layers,
-        "prefill": PREFILL if point.is_pair else None,
+        "prefill": PREFILL if export.is_pair else None,
         "weights_digest": {role: weights_digest(path) for role, path in folders.items()},
         "parameters": sum(parameter.numel() for parameter in parameters),
         "total_bytes": sum(parameter.nbytes for parameter in parameters),
-        "checked": _verify(point, exported.view, folder, progress),
+        "checked": _verify(export, exported.view, folder, progress),
         "training": loaded.notes["training"],
         "trained_for_these": is_trained_for(loaded.notes["trained_for"], plan),
         "quantization": loaded.notes["quantization"],
         "license": source_license(source),
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
-    model_card(point, record, adapter_entry, has_chat).save(folder / CARD)
-    return {**export_run.write_record(folder, record), "next": point.next_command(has_chat)}
+    model_card(export, record, adapter_entry, has_chat).save(folder / CARD)
+    return {**export_run.write_record(folder, record), "next": export.next_command(has_chat)}
 
 
 def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:
@@ -167,33 +167,33 @@ def weights_digest(folder: Path) -> str:
 
 
 def _verify(
-    point: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback
+    export: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback
 ) -> str:
     """Compare an export with the view if request and memory allow it; describe this check and that
     of `_shallow_config`.
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     needed = sum(parameter.nbytes for parameter in view.parameters())  # the export, beside the view
-    uncompared = reason_not_to_compare(point, needed)
-    if uncompared:
-        return f"{structure}; logits were not compared{uncompared}"
+    why_not = reason_not_to_compare(export, needed)
+    if why_not:
+        return f"{structure}; logits were not compared{why_not}"
     progress.phase("compare with the model")
-    return f"{structure}; {_compare(point, view, folder)}"
+    return f"{structure}; {_compare(export, view, folder)}"
 
 
-def reason_not_to_compare(point: ResolvedExport, needed: int) -> str:
+def reason_not_to_compare(export: ResolvedExport, needed: int) -> str:
     """Return why request or memory does not allow to compare so many bytes, as the end of a
     sentence, or an empty text.
     """
-    if point.request.check is False:
+    if export.request.check is False:
         return " (--no-check)"
     room = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
-    if point.request.check is None and needed >= room:
+    if export.request.check is None and needed >= room:
         return ", because model and export do not fit into memory together"
     return ""
 
 
-def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
+def _compare(export: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
     """Compare an export with the view; raise RunError if a logit or a token differs."""
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True
@@ -214,7 +214,7 @@ def _compare(point: ResolvedExport, view: PreTrainedModel, folder: Path) -> str:
             "expected the export to give the logits of the kept layers, got a difference of"
             f" {difference:.3g}; {DELETED}"
         )
-    parts = "layers and the skip adapter" if point.skip_adapter else "layers"
+    parts = "layers and the skip adapter" if export.skip_adapter else "layers"
     return (
         f"logits at {len(logits)} positions of {NUM_PROMPTS} random prompts and {tokens.numel()}"
         f" greedy tokens are bit-identical to those of the source with these {parts}"
@@ -327,12 +327,12 @@ def _text_entries(values: Table, source: PreTrainedConfig) -> Table:
 
 
 def model_card(
-    point: ResolvedExport, record: Table, skip_adapter: Table | None, has_chat: bool
+    export: ResolvedExport, record: Table, skip_adapter: Table | None, has_chat: bool
 ) -> ModelCard:
     """Return the model card from card.md. `record` is that of `export_checkpoint`, `skip_adapter`
     that of `KeptLayers`; `has_chat` shows how to use the chat template.
     """
-    model, adapter = point.config.model, skip_adapter or {}
+    model, adapter = export.config.model, skip_adapter or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
     data = ModelCardData(
         library_name="transformers",
@@ -350,7 +350,7 @@ def model_card(
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATES / "card.md"),
-        point=point,
+        export=export,
         record=record,
         skip_adapter=skip_adapter,
         training=escape_markdown(record["training"] or "not recorded"),

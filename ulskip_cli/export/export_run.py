@@ -52,9 +52,9 @@ class ResolvedExport:
     skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
 
     def next_command(self, has_chat: bool) -> str:
-        """Return the line that evaluates the export on the task of the request. The default task,
-        translation, suits no chat model, so there the line answers a prompt. Transformers cannot
-        run both models of a pair, so for a pair the line skips layers of the source model.
+        """Return the line that evaluates the export on the task of the request; for a pair, which
+        transformers cannot run, it evaluates the full model with the same layers skipped. The
+        default task, translation, suits no chat model, so there the line answers a prompt.
         """
         config = self.config
         if not self.is_pair:
@@ -63,7 +63,8 @@ class ResolvedExport:
                 strategy=configuration.preset("strategy", "full"),
                 correction=configuration.preset("correction", "none"),
             )
-        if not has_chat or config.task != configuration.compose([], "run").task:
+        is_default_task = config.task == configuration.compose([], "run").task
+        if not (has_chat and is_default_task):
             return command_line(config, "run")
         config = config.replace(task=configuration.preset("task", "jsonl"))
         return shlex.join(["ulskip", "generate", "PROMPT", *overrides_of(config, "generate")])
@@ -75,14 +76,14 @@ class ResolvedExport:
 
 
 def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
-    """Make the plan of a request; raise UsageError if the format cannot describe it. A schedule
-    leaves out the correction.
+    """Make the plan of a request; raise UsageError if the format cannot describe it. The format
+    `schedule` has layers alone, so it drops the correction.
     """
     name = request.format
     made_by = f"ulskip {__version__}: {command_line(config, 'export')}"
     if name == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf; run: pip install gguf")
-    if name == "schedule":  # it contains layers alone
+    if name == "schedule":
         config = config.replace(correction=configuration.preset("correction", "none"))
     folder, plan = Resolver().schedule(config, f"export --format {name}")
     unsupported = unsupported_by_gguf(folder.config) if name == "gguf" else ""
@@ -104,28 +105,28 @@ def run_export(
     The target stays unchanged if the request or the model is invalid (UsageError), and if the
     result differs from the view (RunError).
     """
-    point, progress = resolve_export(config, request), progress or ProgressCallback()
-    kept, num_layers = list(point.plan.kept_layers), point.plan.num_layers
-    record: Table = {"to": str(point.to), "kept_layers": kept, "num_layers": num_layers}
-    if point.config.correction != config.correction:
+    export, progress = resolve_export(config, request), progress or ProgressCallback()
+    kept, num_layers = list(export.plan.kept_layers), export.plan.num_layers
+    record: Table = {"to": str(export.to), "kept_layers": kept, "num_layers": num_layers}
+    if export.config.correction != config.correction:
         record["omitted"] = config.correction.label
-    with staged(point.to, request.format == "hf") as target:
-        if point.to.exists():
-            progress.note(f"replaces the earlier export {point.to}")
-        return record | _write(point, target, progress)
+    with staged(export.to, request.format == "hf") as target:
+        if export.to.exists():
+            progress.note(f"replaces the earlier export {export.to}")
+        return record | _write(export, target, progress)
 
 
-def _write(point: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
+def _write(export: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
     """Write the format of the request, and return the keys that it adds to the record."""
-    if point.request.format == "hf":
+    if export.request.format == "hf":
         from ulskip_cli.export.checkpoint import export_checkpoint
 
-        return export_checkpoint(point, target, progress)
-    if point.request.format == "gguf":
+        return export_checkpoint(export, target, progress)
+    if export.request.format == "gguf":
         from ulskip_cli.export.gguf import export_gguf
 
-        return export_gguf(point, target, progress)
-    target.write_text(schedule_text(point), "utf-8")
+        return export_gguf(export, target, progress)
+    target.write_text(schedule_text(export), "utf-8")
     return {}
 
 
@@ -154,9 +155,9 @@ def summary(record: Table) -> list[str]:
     return lines
 
 
-def schedule_text(point: ResolvedExport) -> str:
+def schedule_text(export: ResolvedExport) -> str:
     """Return the layers of a plan and their origin as JSON."""
-    config, plan = point.config, point.plan
+    config, plan = export.config, export.plan
     fields = {
         "format": "ulskip-schedule",
         "format_version": 1,
@@ -167,7 +168,7 @@ def schedule_text(point: ResolvedExport) -> str:
         "strategy_options": config.strategy.options(),
         "target_ratio": plan.target_speedup,  # null if the strategy ignores it
         "model": config.model.label,
-        "made_by": point.made_by,
+        "made_by": export.made_by,
     }
     return f"{json.dumps(fields, indent=1, ensure_ascii=False)}\n"
 

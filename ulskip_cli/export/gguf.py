@@ -32,12 +32,12 @@ _OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {f"{_WORDS}{{1,3}}{_OTHERS}": "llama-bpe", f"{_WORDS}{_OTHERS}": "qwen2"}
 
 
-def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -> Table:
-    """Write the kept layers as a GGUF file, and compare the file with the view; raise RunError if
-    they differ.
+def export_gguf(export: ResolvedExport, file: Path, progress: ProgressCallback) -> Table:
+    """Write the kept layers as a GGUF file. If memory and the request allow it, compare the file
+    with the view; raise RunError if they differ.
     """
-    plan, exported = point.plan, load_kept(point, progress)
-    tokenizer = load_tokenizer(point.config.model)
+    plan, exported = export.plan, load_kept(export, progress)
+    tokenizer = load_tokenizer(export.config.model)
     assert tokenizer is not None
     progress.phase("write gguf")
     tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
@@ -45,21 +45,21 @@ def export_gguf(point: ResolvedExport, file: Path, progress: ProgressCallback) -
         del tensors["lm_head.weight"]
     writer = gguf.GGUFWriter(file, architecture(exported.config))
     writer.add_name(
-        f"{Path(point.config.model.label).name}, {plan.num_kept} of {plan.num_layers} layers"
+        f"{Path(export.config.model.label).name}, {plan.num_kept} of {plan.num_layers} layers"
     )
     writer.add_description("exported by ulskip")
     _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
     parameters, main_type = write_model(writer, GgufTensors(tensors, exported.config))
     # the file's weights and a copy of the view's, both in float32
-    uncompared = reason_not_to_compare(point, 2 * 4 * parameters)
-    if uncompared:
-        checked = f"the file was not compared with the kept layers{uncompared}"
+    why_not = reason_not_to_compare(export, 2 * 4 * parameters)
+    if why_not:
+        checked = f"the file was not compared with the kept layers{why_not}"
     else:
         progress.phase("check gguf")
         checked = compare_with_view(file, exported.view, tokenizer)
     return {
         "prompt_layers": "kept",
-        "skip_adapter": point.skip_adapter,
+        "skip_adapter": export.skip_adapter,
         "parameters": parameters,
         "total_bytes": file.stat().st_size,
         "dtype": str(DTYPES[main_type]).removeprefix("torch."),

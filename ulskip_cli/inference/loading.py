@@ -63,8 +63,8 @@ def load(config: ModelConfig, progress: ProgressCallback | None = None) -> Loade
         place = folder_of(config, progress)
         model = _pretrained(config, place, device)
         quantization = None
-        if folder.gguf:
-            name = SMOLLM2 if config.source == "smollm2-wheel" else folder.gguf.name
+        if folder.gguf_file:
+            name = SMOLLM2 if config.source == "smollm2-wheel" else folder.gguf_file.name
             quantization = f"{name}, dequantized to {config.dtype}"
         notes = {"quantization": quantization, **training_notes(place)}
     interruption.raise_if_interrupted()

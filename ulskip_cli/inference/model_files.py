@@ -59,8 +59,8 @@ def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> P
     """
     folder = ModelFolder(model)
     folder.check_installed()
-    if folder.gguf:
-        return converted_gguf(folder.gguf, folder.model.dtype, progress or ProgressCallback())
+    if folder.gguf_file:
+        return converted_gguf(folder.gguf_file, folder.model.dtype, progress or ProgressCallback())
     if model.source != "hf" or user_path(model.path, "model.path").exists():
         return folder.file.parent
     from huggingface_hub import snapshot_download
@@ -108,15 +108,15 @@ def _training_in(folder: str | Path) -> _Training | None:
 
 def training_notes(folder: str | Path) -> Table:
     """Return what a row says of the training of the weights in a folder, from its training.json:
-    how they were trained for layer skipping, and for which strategy and layers.
+    how they were trained for layer skipping, for which strategy and layers, and on what.
     """
     training = _training_in(folder)
     if training is None:
         return {"training": None, "trained_for": None}
-    schedules = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "prompt_layers"}
+    schedule_keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "prompt_layers"}
     return {
         "training": _described(training) + ("; it diverged" if training.warnings else ""),
-        "trained_for": training.model_dump(mode="json", include={*schedules, "trained_on"}),
+        "trained_for": training.model_dump(mode="json", include={*schedule_keys, "trained_on"}),
     }
 
 
@@ -214,7 +214,7 @@ def counting_tensors(report: Callable[[int], object]) -> Iterator[None]:
     """Report the number of tensors that transformers has read from a GGUF file. This replaces, as
     long as the context is open, a progress bar that transformers always shows.
     """
-    bar = modeling_gguf_pytorch_utils.tqdm
+    original = modeling_gguf_pytorch_utils.tqdm
 
     def count(tensors: Iterable[object], **options: object) -> Iterator[object]:
         for done, tensor in enumerate(tensors, 1):
@@ -225,4 +225,4 @@ def counting_tensors(report: Callable[[int], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        modeling_gguf_pytorch_utils.tqdm = bar
+        modeling_gguf_pytorch_utils.tqdm = original

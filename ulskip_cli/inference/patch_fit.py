@@ -1,4 +1,5 @@
-"""Compute patches without training, gap by gap, at the positions of responses.
+"""Compute patches without training, gap by gap, at the positions that the kept layers read: those
+of responses, and those of prompts if the kept layers read prompts too.
 
 A patch at a gap is fitted to the change that the skipped layers make to the full model's states. A
 folded patch is fitted to the difference between the full model's states and the view's, with the
@@ -94,7 +95,7 @@ class PatchFitter:
 
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
         """Return the inputs of examples: their responses without the last token, which no step
-        reads, after encoded prompts; or prompts and responses as one text.
+        reads, after encoded prompts; if the kept layers read prompts too, both as one text.
         """
         prompts = [example.prompt_ids for example in examples]
         responses = [example.response_ids[:-1] for example in examples]

@@ -84,9 +84,9 @@ class TorchSession(SteppingSession):
         """Start a batch; return the logits [batch, vocab_size] after its prompts. If a forward pass
         encodes them, `watch.on_prompt` gets the encoded prompts.
         """
-        ids, mask, in_kernels = prompts.input_ids, prompts.attention_mask, self.prompt_kernels
-        if in_kernels and ids.numel() <= PROMPT_TOKENS[in_kernels.dtype]:
-            prompt = in_kernels.encode(ids, mask)
+        ids, mask, kernel_model = prompts.input_ids, prompts.attention_mask, self.prompt_kernels
+        if kernel_model and ids.numel() <= PROMPT_TOKENS[kernel_model.dtype]:
+            prompt = kernel_model.encode(ids, mask)
         else:
             prompt = encode_prompt(self.views.prompt_model, ids, mask)
             watch.on_prompt(prompt)
