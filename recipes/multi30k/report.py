@@ -8,6 +8,7 @@ references.
 """
 
 import argparse
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,7 +31,7 @@ from tables import (
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import plots
-from ulskip_cli.report.tables import provenance
+from ulskip_cli.report.tables import markdown_table, provenance
 
 
 def plot(rows: Rows, file: Path) -> None:
@@ -103,10 +104,10 @@ def drawn(rows: Rows) -> Figure:
 
 
 def claims(rows: Rows) -> str:
-    """Judge the paper's claim at every ratio: the interval of seed 1 on both test sets excludes
-    zero, and all seeds agree.
+    """Judge the paper's claim at every ratio, in a table and with figures: the interval of seed 1
+    on both test sets excludes zero, and all seeds agree.
     """
-    lines = []
+    lines, verdicts = [], defaultdict[str, dict[float, str]](dict)
     for ratio in RATIOS:
         unified = rows.tuned("unified", ratio)
         for strategy in BASELINES:
@@ -119,14 +120,15 @@ def claims(rows: Rows) -> str:
                 for seed in (2, 3)
             ]
             other_seeds = [first.bleu - second.bleu for first, second in seeds if first and second]
-            word = "is undecided"
+            verdict = "undecided"
             if difference["delta_low"] > 0 and min(other_seeds, default=1) > 0:
-                word = "holds"
+                verdict = "yes"
             elif difference["delta_high"] < 0 and max(other_seeds, default=-1) < 0:
-                word = "does not hold"
+                verdict = "no"
+            verdicts[strategy][ratio] = verdict
             again = ", ".join(f"{delta:+.1f}" for delta in other_seeds)
             lines.append(
-                f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU"
+                f"- {ratio:g}x, unified against {NAMES[strategy]}: **{verdict}**. BLEU"
                 f" {unified.bleu:.1f} against {other.bleu:.1f}: {interval(difference)}."
                 + (f" Seeds 2 and 3: {again}." if again else "")
             )
@@ -141,7 +143,13 @@ def claims(rows: Rows) -> str:
             f"- Unified keeps {', '.join(kept)} of the BLEU of the {name}, the better full model"
             f" ({best:.1f})."
         )
-    return "\n".join(lines)
+    full = rows.tuned("unified", RATIOS[0]).row.num_layers
+    heads = ["more BLEU than", *(f"{full // ratio:g} of {full} layers" for ratio in RATIOS)]
+    cells = [
+        [NAMES[strategy], *(words.get(ratio, "–") for ratio in RATIOS)]
+        for strategy, words in verdicts.items()
+    ]
+    return "\n\n".join([markdown_table(heads, cells), "\n".join(lines)])
 
 
 def section(title: str, *parts: str) -> list[str]:

@@ -139,7 +139,8 @@ class Answers:
         rows = sorted(self.rows, key=lambda row: row.batch_size)
         models = collected(rows, lambda row: row.model).values()
         lines = list(map(self.headline_cells, NAMES, models))
-        return markdown_table(HEADLINE, lines[::-1], 1) + "\n"
+        table = markdown_table(HEADLINE, lines[::-1], 1)
+        return f"{table}\n\n{provenance(self.rows)}\n"
 
     def headline_cells(self, name: str, rows: list[Record]) -> list[str]:
         """Say how many times as fast as transformers one model is with all layers, in ulskip and in

@@ -311,7 +311,7 @@ def starred(samples: Mapping[Cell, np.ndarray]) -> set[Cell]:
 
 
 HEADS = ("layers", "strategy", "patch", "prompt", "calibrated on")
-HEADS += ("score", "of full", "minus unified", "agreement", "times as fast")
+HEADS += ("score", "score kept", "minus unified", "agreement", "times as fast")
 
 
 def table(name: str, scored: Mapping[str, Scored], speeds: Sequence[Record]) -> str:
@@ -349,7 +349,7 @@ def table(name: str, scored: Mapping[str, Scored], speeds: Sequence[Record]) -> 
                 f"{entry.scores.mean() / full.scores.mean():.0%}",
                 difference,
                 "–" if agreement is None else f"{agreement:.3f}",
-                speedup.text(".2f") if speedup else "–",
+                "1" if cell.strategy == "full" else speedup.text(".2f") if speedup else "–",
             )
         )
     return markdown_table(HEADS, lines, 5)
