@@ -69,8 +69,8 @@ ChoiceT = TypeVar("ChoiceT", bound=Choice)
 def compose(overrides: Sequence[str], command: str = "run") -> Config:
     """Build the configuration of a command, such as `run` or `export --format hf`.
 
-    Raises UsageError for an invalid key or value, or a key that the command does not read.
-    `make_plan` refuses values that exclude each other.
+    Raises UsageError for an invalid key or value, a key that the command does not read, or a grid
+    where one point is expected. `make_plan` refuses values that exclude each other.
     """
     config = compose_unvalidated(overrides, command)
     # An experiment file can list the values of a grid under the key `sweep`.

@@ -231,7 +231,8 @@ def load_json(path: Path, what: str) -> Table:
 
 
 def describe_type(hint: object, prefix: str = "") -> str:
-    """Name a type in plain words; Any has none. `prefix` begins the example of a key in a section.
+    """Name a type in plain words; Any gives an empty text. `prefix` is the path of a section, with
+    a dot, which the example of its key needs.
 
     >>> describe_type(int | None), describe_type(tuple[str, ...]), describe_type(Literal["a", "b"])
     ('a whole number or null', 'a list of texts, written [a,b]', 'a or b')
@@ -252,16 +253,20 @@ def describe_type(hint: object, prefix: str = "") -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is tuple:
-        element = describe_type(arguments[0])
-        if element in NAMES.values():
-            return f"a list of {element.removeprefix('a ')}s, written [a,b]"
-        each = f", each {element}" if element else ""
-        return f"a list{each}, written [a,b]"
+        return _describe_list(describe_type(arguments[0]))
     section = options_in(hint)
     if section:
         names = [name for name in section.model_fields if name != "name"]
         return f"a section of keys such as {prefix}{names[0]}" if names else MAPPING
     return MAPPING if origin is dict else NAMES.get(hint, "")
+
+
+def _describe_list(element: str) -> str:
+    """Name a list of elements of a described type."""
+    if element in NAMES.values():  # a noun, which has a plural
+        return f"a list of {element.removeprefix('a ')}s, written [a,b]"
+    each = f", each {element}" if element else ""
+    return f"a list{each}, written [a,b]"
 
 
 def fields_on(kind: type[BaseModel], path: Iterable[str]) -> list[FieldInfo]:

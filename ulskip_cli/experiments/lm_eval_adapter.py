@@ -170,14 +170,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         ends = Ends.of(self.loaded.model, pad, self.tokenizer)
         # The harness adds the text of EOS to the stop strings, but decoding ends at its id.
         eos = self.tokenizer.batch_decode([[end] for end in ends.eos_token_ids])
-        samples = bool(options.pop("do_sample", False)) and options.get("temperature") != 0
-        if not samples:  # these have no effect on greedy choices
-            options |= dict.fromkeys(("temperature", "top_p", "top_k"))
-        given = {name: value for name, value in options.items() if value is not None}
-        decoding, stops = self.ulskip_config.decoding, [text for text in stop if text not in eos]
-        given |= {"stop": [*decoding.stop, *stops], "do_sample": samples}
-        decoding = parse(DecodingConfig, decoding.plain() | given)  # refuses unknown arguments
-        make_plan(self.ulskip_config.replace(decoding=decoding), self.loaded.metadata)
+        decoding = self._decoding(options, [text for text in stop if text not in eos])
         self._batches += 1
         # More than the batches of a run, so that runs of two seeds have no seed in common.
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
@@ -185,6 +178,20 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         output = self.decoder.generate(Prompts(context, mask), request)
         new, _ = padded(output.token_ids, pad, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)
+
+    def _decoding(self, options: dict[str, object], stop: Sequence[str]) -> DecodingConfig:
+        """Return the settings of a task's generation arguments; raise UsageError for unknown ones,
+        and for what the engine cannot do.
+        """
+        samples = bool(options.pop("do_sample", False)) and options.get("temperature") != 0
+        if not samples:  # these have no effect on greedy choices
+            options |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        given = {name: value for name, value in options.items() if value is not None}
+        config = self.ulskip_config
+        given |= {"stop": [*config.decoding.stop, *stop], "do_sample": samples}
+        decoding = parse(DecodingConfig, config.decoding.plain() | given)
+        make_plan(config.replace(decoding=decoding), self.loaded.metadata)  # refuses
+        return decoding
 
     def get_model_info(self) -> Table:
         """Return the model information that the harness stores with its results; the key `ulskip`

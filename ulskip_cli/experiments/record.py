@@ -191,7 +191,7 @@ class Pairs(Section):
         """Refuse lists with another number of values than there are pairs."""
         count = len(self.strategy.decode_seconds)
         for side in filter(None, (self.strategy, self.full)):
-            # A speedup needs these counts, so that a missing list is refused like an empty one.
+            # With two sides, `decoded_tokens` is required: a missing list counts as an empty one.
             lists = {"decoded_tokens": ()} if self.full else {}
             lists |= {key: values for key, values in side if isinstance(values, tuple)}
             for key, values in lists.items():

@@ -50,12 +50,13 @@ class ResultsFolder:
 
     def records(self, *, warn: bool = False) -> list[Record]:
         """Return the newest record of every point, failed points included; refused lines are
-        skipped, with a warning if requested.
+        skipped, with warnings about the first of them if requested.
         """
         records, refused = [], []
         for number, line in enumerate(self._lines(), start=1):
             try:
-                records += [read(line)] if line.strip() else []
+                if line.strip():
+                    records.append(read(line))
             except UsageError as error:
                 refused.append(f"{self.runs_path}, line {number}: {one_line(str(error))}")
         for message in refused[:MAX_REFUSED] if warn else ():

@@ -132,7 +132,7 @@ def point_labels(points: Sequence[Settings]) -> list[str]:
     """Name points by strategy, ratio and the settings that tell them apart, e.g. `unified ratio 2
     batch size 8`.
     """
-    # With this status, what a run would detect is unknown, also of points that are resolved.
+    # Points have not run: with this status, the settings that a run detects count as unknown.
     records = [Record.joined(point, Outcome(status=NOT_APPLICABLE)) for point in points]
     rows = [
         {"label": record.label, "engine": AUTO, **row}  # `settings` leaves out an engine of auto

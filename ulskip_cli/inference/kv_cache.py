@@ -64,17 +64,18 @@ def filled_cache(states: Sequence[Tensor]) -> DynamicCache:
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Return the exact bytes of keys, values and recurrent states in the given `layers` of a cache,
-    or in all layers.
+    """Return the bytes of keys, values and recurrent states in the given `layers` of a cache, or in
+    all layers.
     """
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
+    # Layers of linear attention hold their recurrent states in dictionaries.
     states = [
         state
         for layer in chosen
-        for held in vars(layer).values()
-        if isinstance(held, dict)
-        for state in held.values()
+        for attribute in vars(layer).values()
+        if isinstance(attribute, dict)
+        for state in attribute.values()
     ]
     return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
 

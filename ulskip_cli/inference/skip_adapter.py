@@ -281,8 +281,9 @@ def zero_adapter(
     hidden_size = shallow_view.text_config(model).hidden_size
     patches = {}
     for kept in kept_sets:
-        ends = gaps(kept, num_layers) if kind.has_module else ()
-        patches[kept] = {gap: kind(kind.module(hidden_size).state_dict()) for gap in ends}
+        patched_gaps = gaps(kept, num_layers) if kind.has_module else ()
+        # A new module adds nothing to the states.
+        patches[kept] = {gap: kind(kind.module(hidden_size).state_dict()) for gap in patched_gaps}
     return SkipAdapter(num_layers, kind, patches)
 
 

@@ -90,7 +90,7 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
     """Make one table per setting with the paper's values and ours."""
     published, sections = read_records([PAPER]), list[TableSection]()
 
-    def share(record: Record) -> float | None:
+    def share_of_full(record: Record) -> float | None:
         if record.folder != str(PAPER):
             return quality_share(record)
         full_bleu: float = published[0].value("bleu")  # the first published row is the full model
@@ -103,7 +103,7 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
         metric = primary(group.records)
         compared = [
             *(column for column in COLUMNS if column.metric == metric),
-            Column("of\nfull", share, ".0%"),
+            Column("of\nfull", share_of_full, ".0%"),
             Column("tok/s", _rate, ".0f"),
             Column("x", "end_to_end_speedup", ".2f"),
         ]
@@ -111,7 +111,8 @@ def beside_paper(groups: Sequence[Group]) -> list[TableSection]:
         for column in compared:
             columns += beside(column, "paper", "ours")
         columns.append(Column("timed\nlayers", lambda pair: timed_layers(pair.new)))
-        title, note = f"Comparison with the paper: {group.label}", "" if sections else CAVEAT
+        title = f"Comparison with the paper: {group.label}"
+        note = "" if sections else CAVEAT  # below the first table alone
         sections.append(TableSection.of(title, pairs, columns, note))
     return sections
 

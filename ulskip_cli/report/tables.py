@@ -141,7 +141,7 @@ def short_section(records: Sequence[Record]) -> TableSection:
         notes.append(STARS)
     if AGREEMENT.key in metrics:
         notes.append(NO_REFERENCES)
-    if not metrics:  # only a table of benchmarks has the columns of bandwidth
+    if not metrics:  # benchmarks, whose columns of bandwidth need notes
         notes += _speed_notes(records)
     columns = [*first_columns(metrics), *harness_columns(records)]
     return _section(records, columns, [*notes, *reasons(records)])

@@ -112,8 +112,8 @@ class SkipDecode(Strategy):
 
 
 class EarlyExit(Strategy):
-    """End a step at the first check whose confidence passes a threshold, lam, which decays over T
-    steps (CALM, Schuster et al. 2022, arXiv:2207.07061).
+    """End a step at the first check whose confidence passes a threshold, which decays over a
+    horizon of steps (CALM's lambda and T, Schuster et al. 2022, arXiv:2207.07061).
     """
 
     threshold: float | None = option(
@@ -144,7 +144,7 @@ class EarlyExit(Strategy):
         return self.batch == "min"
 
     def exit_rule(self, request: ScheduleRequest) -> ExitRule:
-        """Return the exit rule; without a horizon, T is the limit of an answer."""
+        """Return the exit rule; without a horizon, the limit of an answer is one."""
         # A first exit above the mean depth R would make every step deeper than R.
         highest = min(request.num_kept, request.num_layers - 1)
         if self.min_exit > highest:
@@ -164,9 +164,9 @@ class EarlyExit(Strategy):
     def calibrate(
         self, request: ScheduleRequest, held_out: HeldOutMeasurements
     ) -> CalibrationResult:
-        """Set T to the full model's longest answer, and find lam by bisection on the mean depth of
-        answers. It halves an interval of logit(0.9 lam), the threshold of late steps, which
-        resolves thresholds near 0 and near 1.
+        """Set the horizon to the full model's longest answer, unless it is given, and find the
+        threshold by bisection on the mean depth of answers. The bisection is on the logit scale of
+        the threshold of late steps, so that values near 0 and near 1 are told apart.
         """
         horizon = self.horizon or max(held_out.output_lengths())
         num_kept = request.num_kept
@@ -176,7 +176,7 @@ class EarlyExit(Strategy):
         low, high = LOGITS
         for round_ in range(1, ROUNDS + 1):
             logit = (low + high) / 2
-            late_threshold = 1 / (1 + math.exp(-logit))  # 0.9 lam
+            late_threshold = 1 / (1 + math.exp(-logit))  # after the horizon
             threshold = float(f"{late_threshold / FALLS_TO:.9g}")
             depth = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
             tried.append((threshold, depth))

@@ -249,8 +249,7 @@ def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
 def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Need]:
     """Return all needs of a configuration."""
     kind = config.correction.patch_kind(config.model)
-    # An engine then runs two models: all layers for the prompt, fewer from the first step on.
-    skips_at_once = plan.num_kept < plan.num_layers
+    first_step_skips = plan.num_kept < plan.num_layers
     needs = capabilities.needed(
         {
             Need.BATCHES: config.batch_size > 1,
@@ -259,7 +258,8 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
             Need.STAGES: plan.later_stages,
             Need.SKIPPED_LAYERS: not plan.keeps_all,
             Need.ALL_LAYERS: plan.keeps_all,
-            Need.FULL_PROMPT: skips_at_once and plan.prompt_layers == "all",
+            # An engine needs two models then: one for the prompt, one for the steps.
+            Need.FULL_PROMPT: first_step_skips and plan.prompt_layers == "all",
             Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
             Need.FIRST_PROMPT: schedule.first_layers(plan.prompt_layers),
             Need.FITTED_PATCHES: config.correction.is_fitted,

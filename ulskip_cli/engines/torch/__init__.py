@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Models whose decode steps are one call of the kernels, if their modules agree.
 NATIVE_TYPES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
-FOUR_BITS = 18 / 32  # bytes of a weight in 4 bits, with the scale of its group
+BYTES_PER_FOUR_BIT_WEIGHT = 18 / 32  # bytes of a weight in 4 bits, with the scale of its group
 # What reads all logits instead of the most likely token.
 WHOLE_HEAD = {Need.SAMPLING, Need.EARLY_EXIT}
 # What no other engine on torch supports.
@@ -62,7 +62,8 @@ class Torch(Engine):
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
         """Return the bytes of the copies in the kernels' layout: all weights; the head again, if
-        decode steps read it in 8 bits; and all weights in 4 bits for drafts.
+        decode steps read it in 8 bits; and all weights in 4 bits for drafts. It is 0 if no kernels
+        run.
         """
         packed, read_in_step = self._packed(metadata, device), self.sizes(metadata, device, needs)
         if not packed or not read_in_step:
@@ -70,7 +71,9 @@ class Torch(Engine):
         eight_bit_head = read_in_step.head if read_in_step.head != packed.head else 0
         draft_model = 0
         if Need.COPY_DRAFTS in needs and metadata.weights and metadata.dtype:
-            draft_model = round(metadata.weights.total / DTYPE_BYTES[metadata.dtype] * FOUR_BITS)
+            draft_model = round(
+                metadata.weights.total / DTYPE_BYTES[metadata.dtype] * BYTES_PER_FOUR_BIT_WEIGHT
+            )
         return packed.total + eight_bit_head + draft_model
 
     @staticmethod
