@@ -16,7 +16,7 @@ def test_a_setting_is_named_if_rows_that_are_equal_before_it_differ_in_it():
         {"ratio": 2},
     ]
     assert differences(rows) == ["model", "seed"]
-    assert differences(rows, told=["path", "seed"]) == []
+    assert differences(rows, already_named=["path", "seed"]) == []
     assert differences(rows, but=["model"], always=["strategy.spacing"]) == [
         *("path", "seed", "strategy.spacing")
     ]
@@ -72,7 +72,7 @@ def test_a_key_of_a_later_version_and_an_option_of_a_choice_are_none_in_rows_tha
     assert [row["speed.of_tomorrow"] for row in rows] == [None, 5, 5, None, None]
     assert [row["strategy.gain"] for row in rows] == [None, None, 2, None, None]
     assert {*differences(rows[:3])} == {"of_tomorrow", "speed.of_tomorrow"}
-    assert differences(rows[1:3], told=["of_tomorrow"]) == []
+    assert differences(rows[1:3], already_named=["of_tomorrow"]) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ulskip_cli.core.options import Options
 
 _PLAIN = re.compile(r"[A-Za-z_/.~-][\w/.~@%+-]*", re.ASCII)  # texts that need no quotes
 NAMED = ("model", "task")  # groups that a command line names also if the choice is the default
-PATH_ALONE = ("model", "hf")  # model.path= implies it
+IMPLIED_BY_PATH = ("model", "hf")  # model.path= selects it
 _WORDS = ("true", "false", "null", "nan", "inf")
 
 
@@ -34,7 +34,7 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     names = {group: str(getattr(config, group).name) for group in used}
     given = {group: names[group] for group in NAMED if group in names}
     files = compose_files(primary, **given)
-    # From the end: decoding=prompt_lookup selects a strategy, which then needs no word.
+    # The last group first: decoding=prompt_lookup selects strategy=full, which is then left out.
     for group, name in reversed(names.items()):
         if files.choices[group] != name:
             given[group] = name
@@ -46,7 +46,7 @@ def overrides_of(config: Shared, command: str) -> list[str]:
     choices = [
         f"{group}={name}"
         for group, name in names.items()
-        if group in given and (group, name) != PATH_ALONE
+        if group in given and (group, name) != IMPLIED_BY_PATH
     ]
     return [*choices, *_changed(config, files.values(), is_used)]
 

@@ -166,7 +166,7 @@ def preset_class(group: str, name: str) -> type[Choice]:
     # Most files state the class themselves; then reports need no Hydra, whose import takes 0.2 s.
     stated = re.search(r"^_target_: ([\w.]+)$", text, re.MULTILINE)
     node = {"_target_": stated[1], "name": name} if stated else read_choice(group, name)
-    return CHOICES[group].named(node, group)
+    return CHOICES[group].imported(node, group)
 
 
 class StoredConfig(Config):

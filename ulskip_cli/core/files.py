@@ -235,8 +235,8 @@ def cache_dir() -> Path:
 
 
 def printable(text: str) -> str:
-    r"""Return a text on one line, with escapes for control characters, but for those that join
-    letters.
+    r"""Return a text on one line that is safe for a terminal: white space becomes spaces, and
+    characters that cannot be printed become escapes, except JOINERS, which scripts need.
 
     >>> print(printable("a\n\x1b[31mred"))
     a \x1b[31mred

@@ -158,32 +158,32 @@ class Choice(Options):
     name: str = option("", "name of the preset")
 
     @classmethod
-    def named(cls, node: Mapping[str, object], group: str) -> type[Self]:
+    def imported(cls, node: Mapping[str, object], group: str) -> type[Self]:
         """Import the class that a preset names in `_target_`; raise UsageError if it is no subclass
         of this one.
 
-        Only YAML files name classes, because the import of a class runs its module.
+        The import of a class runs its module, so callers pass only what YAML files say.
         """
         target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
         try:
-            imported = pkgutil.resolve_name(target)
+            found = pkgutil.resolve_name(target)
         except Exception as error:  # the module is the user's own and may fail in any way
             raise UsageError(
                 f"{what}: cannot import {target}, which _target_ names"
                 f" ({type(error).__name__}: {reason(error)})"
             ) from None
-        if not isinstance(imported, type) or not issubclass(imported, cls):
+        if not isinstance(found, type) or not issubclass(found, cls):
             raise UsageError(
                 f"{what}: expected _target_ to name a subclass of {cls.__module__}.{cls.__name__},"
                 f" got {target}"
             )
-        return imported
+        return found
 
     @classmethod
     def chosen(cls, node: Mapping[str, object], group: str) -> Self:
         """Return the object that the values of a preset describe."""
         values = {key: value for key, value in node.items() if key != "_target_"}
-        return parse(cls.named(node, group), values, f"{group}.")
+        return parse(cls.imported(node, group), values, f"{group}.")
 
     @property
     def code(self) -> str:

@@ -112,13 +112,14 @@ def describe_provenance(
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.backend(engine)
-    build, device = decoder.build, str(loaded.model.device)
+    build, device = dict(decoder.build or {}), str(loaded.model.device)
+    engine_weights = build.pop("weights", None)
     return Provenance(
         finished_at=timestamp(),
         engine=engine.name,
         engine_reason=engine_reason,
-        engine_weights=build.pop("weights") if build else None,
-        engine_build=build,
+        engine_weights=engine_weights,
+        engine_build=build or None,
         linear_backend=backend.name,
         linear_backend_reason=backend.reason,
         device=device,

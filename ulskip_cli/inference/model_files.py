@@ -53,7 +53,7 @@ _ENDS = (
 )
 
 
-def folder_of(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
+def loadable_folder(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
     """Return the folder of a model's files, downloaded or converted if needed; raise UsageError if
     a download fails.
     """

@@ -209,17 +209,17 @@ def compare(new: Sequence[Record], old: Sequence[Record], gate: float) -> Folder
 
 
 def _without_shared_value(new: Sequence[Values], old: Sequence[Values]) -> list[str]:
-    """Return the settings of which both sides have values and share none, and those of timing that
-    only one side has.
+    """Return the settings of which both sides have values and share none. Of the section `speed`,
+    which changes measured times, also those that only one side has.
     """
-    differs = []
+    unshared = []
     for key in sorted({key for row in (*new, *old) for key in row} - {"folder"}):
         new_values = {repr(row[key]) for row in new if key in row}
         old_values = {repr(row[key]) for row in old if key in row}
         both_have = new_values and old_values
         if new_values.isdisjoint(old_values) and (both_have or section_of(key) == "speed"):
-            differs.append(key)
-    return differs
+            unshared.append(key)
+    return unshared
 
 
 def _points(rows: Sequence[Values], ignored: set[str]) -> list[frozenset[tuple[str, str]]]:

@@ -93,7 +93,7 @@ def differing_options(records: Sequence[Record], line: Callable[[Record], Hashab
             if section_of(key) in ("strategy", "correction")
         }
         rows.append({"line": line(record), **options})
-    return differences(rows, told=["line"])
+    return differences(rows, already_named=["line"])
 
 
 def _option_text(record: Record, key: str) -> str:
@@ -235,7 +235,7 @@ def grouped(records: Sequence[Record]) -> list[Group]:
         {key: repr(value) for key, value in row.items() if section_of(key) not in LINES}
         for row in all_settings(records)
     ]
-    named, groups = differences(rows, told=NAMES), []
+    named, groups = differences(rows, already_named=NAMES), []
     for indices in _agreeing(rows):
         same = [records[index] for index in indices]
         # A full model lacks settings, so a finished record with a baseline names the group.

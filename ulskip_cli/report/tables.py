@@ -178,7 +178,7 @@ def setting_columns(records: Sequence[Record]) -> list[Column]:
     # The target has a column of its own, and the label tells the other options.
     others = differences(
         all_settings(records),
-        but=("strategy", "correction", "ratio"),
+        except_sections=("strategy", "correction", "ratio"),
         always=(*NAMES, *DETECTED, "batch_size"),
     )
     columns = []

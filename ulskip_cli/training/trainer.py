@@ -124,8 +124,8 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def _validation_losses(self, batch: LossBatch) -> Iterator[tuple[str, Tensor]]:
-        """Yield each target ratio or exit depth as text, with the cross-entropy of the batch,
-        summed over its labelled positions.
+        """Yield each exit depth, or 1x (the full model) and each trained ratio, as text, with the
+        cross-entropy of the batch, summed over its labelled positions.
         """
         module = self.model
         if module.exits:

@@ -363,19 +363,19 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
         values.pop(name, None)
     values.pop("output", None)  # the place of the weights does not change them
     values["model"].pop("path")
-    # The length limits own answers, and strategies choose the layers of later positions by it.
-    length, start = config.answer_tokens, config.train.start
     initial_weights = [folder.fingerprint]
-    if start is not None:
-        adapter = user_path(start, "train.start") / ADAPTER_FILE
+    if config.train.start is not None:
+        adapter = user_path(config.train.start, "train.start") / ADAPTER_FILE
         initial_weights.append(fingerprint.folder_fingerprint(adapter))
         values["train"].pop("start")
+    # The model's own answers, and the layers of some strategies at late positions, depend on it.
+    answer_tokens = config.answer_tokens
     strategy, num_layers = config.strategy, folder.metadata.num_layers
     layers = schedules(config, num_layers), trained_exits(config, num_layers)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.
     code = "" if strategy.is_calibrated else strategy.code
-    return fingerprint.key(values, length, texts.sha256, initial_weights, layers, code)
+    return fingerprint.key(values, answer_tokens, texts.sha256, initial_weights, layers, code)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
