@@ -17,7 +17,7 @@ def test_a_setting_is_named_if_rows_that_are_equal_before_it_differ_in_it():
     ]
     assert differences(rows) == ["model", "seed"]
     assert differences(rows, already_named=["path", "seed"]) == []
-    assert differences(rows, but=["model"], always=["strategy.spacing"]) == [
+    assert differences(rows, except_sections=["model"], always=["strategy.spacing"]) == [
         *("path", "seed", "strategy.spacing")
     ]
 
