@@ -24,12 +24,12 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import QualityShare, shares
-from ulskip_cli.report.columns import interval
+from ulskip_cli.report.columns import interval, layers
 from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import markdown_table, provenance
 
 NAME = "tune_checks"
-FOLDER = Path("results") / NAME
+FOLDER = Path(__file__).parents[2] / "results" / NAME
 HEADS = ("task", "wish", "minutes", "use", "speedup", "checked", "quality", "checked")
 HEADS += ("examples", "in the interval")
 COMMON = {"task": "jsonl", "batch_size": 8, "limit": 100, "choice_examples": 40}
@@ -210,7 +210,7 @@ def line(case: Case, minutes: float, reported: Record, checked: Record) -> list[
         f"{case.description}: {reported.model}",
         case.wish,
         f"{minutes:.1f}",
-        f"{reported.layers}{without}",
+        f"{layers(reported)}{without}",
         speedup(reported),
         speedup(checked),
         f"{before.title} {before.text()} of {before.full:.1f}",

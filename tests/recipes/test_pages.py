@@ -31,6 +31,17 @@ def test_the_pages_of_speed_are_made_from_the_committed_rows_and_answers():
     assert answers.headline() == (SPEED.FOLDER / "headline.md").read_text("utf-8")
 
 
+def test_the_page_of_tune_is_made_from_the_committed_rows():
+    recipe = load_recipe("tune/reproduce.py")
+    assert recipe.page() == (recipe.FOLDER / "README.md").read_text("utf-8")
+
+
+def test_the_page_of_which_layers_is_made_from_the_committed_rows_and_answers():
+    recipe, folder = load_recipe("which_layers/reproduce.py"), RESULTS / "which_layers"
+    page = recipe.page(folder, recipe.stored_scores(folder))
+    assert page == (folder / "README.md").read_text("utf-8")
+
+
 def test_the_tokens_of_answers_decide_which_are_the_same():
     answers = SPEED.Answers(ResultsFolder(SPEED.FOLDER))
     rows = [row for row in answers.rows if row.keeps_all and row.batch_size == 1]
