@@ -68,7 +68,7 @@ def test_finished_sequences_are_dropped_from_the_batch(llama, spy):
     generate(decoder, ids, mask, LENGTH)
     sizes = [len(call.args[1]) for call in choose.call_args_list]
     assert sizes[0] == 5 and sizes[-1] <= 2
-    forced = generate(decoder, ids, mask, 6, forced=True)
+    forced = generate(decoder, ids, mask, 6, fixed_length=True)
     assert {len(row) for row in forced.token_ids} == {6}
 
 

@@ -44,7 +44,7 @@ def decoder_for(weights=None):
 def generate(decoder, batch_size, prompt_len, length=4):
     """Generate with room for 8 new tokens."""
     ids = random_ids(batch_size, prompt_len)
-    request = request_for(decoder.views.model, length, forced=True)
+    request = request_for(decoder.views.model, length, fixed_length=True)
     room = Room(batch_size, prompt_len + 8)
     return decoder.generate(Prompts(ids, torch.ones_like(ids)), request, room=room)
 

@@ -4,7 +4,7 @@ import pytest
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.torch import kernels
@@ -87,7 +87,7 @@ def test_a_run_as_requested_has_no_warning(warned, overrides, values):
     ("first", "end", "offset", "count"), [(0, 9, 0, 1), (0, 9, 8, 1), (0, 9, 9, 0), (3, 9, 0, 0)]
 )
 def test_scores_on_trained_examples_are_warned_of(warned, first, end, offset, count):
-    location = key(compose([]).task.location)
+    location = digest(compose([]).task.location)
     examples = {"locations": [location], "first": first, "end": end}
     used = CorrectionUsed(name="adapter", training={"trained_on": examples})
     for values in ({"trained_for": {"trained_on": examples}}, {"correction": used}):

@@ -26,7 +26,7 @@ ALONE = Prompts(PROMPTS.input_ids[:1], PROMPTS.attention_mask[:1])
 
 def forced(length):
     """Exactly this number of greedy tokens."""
-    return Request(DecodingConfig(name="greedy"), length, forced=True)
+    return Request(DecodingConfig(name="greedy"), length, fixed_length=True)
 
 
 def pairs_of(full, strategy, request, count, prompts=PROMPTS):
@@ -204,7 +204,7 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
     answer = answer_request(config, None, llama)
     request = paired_timing.timed_request(answer, TOKENS, other.views)
     prompts = ALONE if config.decoding.draft_tokens else PROMPTS
-    assert request.forced == (prompts is PROMPTS and not other.views.exits)
+    assert request.fixed_length == (prompts is PROMPTS and not other.views.exits)
     pairs = pairs_of(full, other, request, 2, prompts=prompts)
     alone = other.generate(prompts, request)
     assert [output.token_ids for output in pairs.strategy] == [alone.token_ids] * 2

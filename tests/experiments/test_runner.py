@@ -83,7 +83,7 @@ def test_the_order_of_weights_and_texts_changes_nothing(config):
 def test_without_a_baseline_each_round_times_one_decoder_once(config, spy, strategy):
     run = spy(Decoder, "run")
     run_rows(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"))
-    timed = [call.args[2].length for call in run.call_args_list if call.args[2].forced]
+    timed = [call.args[2].length for call in run.call_args_list if call.args[2].fixed_length]
     assert timed == [5] * (1 + UNITS)  # rounds
 
 

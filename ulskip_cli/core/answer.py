@@ -45,19 +45,19 @@ class Request:
 
     decoding: "DecodingConfig"
     length: int  # the maximal number of new tokens of an answer
-    forced: bool = False  # generate exactly `length` tokens with EOS suppressed
+    fixed_length: bool = False  # generate exactly `length` tokens with EOS suppressed
     seed: int = 0  # of sampling
     ends: Ends = Ends()
 
     @property
     def stop_token_ids(self) -> Sequence[int]:
-        """The tokens that end a sequence; none with a forced length."""
-        return () if self.forced else self.ends.eos_token_ids
+        """The tokens that end a sequence; none with a fixed length."""
+        return () if self.fixed_length else self.ends.eos_token_ids
 
     @property
     def stops(self) -> Sequence[str]:
-        """The texts that end a sequence; none with a forced length."""
-        return () if self.forced else self.decoding.stop
+        """The texts that end a sequence; none with a fixed length."""
+        return () if self.fixed_length else self.decoding.stop
 
     def is_stopped(self, token_ids: Sequence[int]) -> bool:
         """Return True if the text of these tokens has a stop string."""
@@ -67,7 +67,7 @@ class Request:
         text = self.ends.tokenizer.decode(token_ids)
         return any(stop in text for stop in self.stops)
 
-    def until_end(self, token_ids: Sequence[int]) -> list[int]:
+    def cut_after_end(self, token_ids: Sequence[int]) -> list[int]:
         """Return the tokens up to the first EOS, and up to the token that completes the first stop
         string.
         """
@@ -82,10 +82,10 @@ class Request:
         return tokens[:end]
 
 
-def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+def cut_before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """Truncate a text before its first stop string; return it, and True if one was found.
 
-    >>> until_stop("a b. END c", ["END"])
+    >>> cut_before_stop("a b. END c", ["END"])
     ('a b. ', True)
     """
     starts = [text.find(stop) for stop in stops if stop in text]

@@ -316,7 +316,7 @@ class Config(Shared):
         Values that are defaults are left out, so identities stay when ulskip gains an option; so
         are data and weights.
         """
-        return fingerprint.key(self._recorded(lambda key: self.changes_results(key, command)))
+        return fingerprint.digest(self._recorded(lambda key: self.changes_results(key, command)))
 
     def recorded(self, command: str = "run") -> Table:
         """Return the values that a row of a command stores: used ones that are not defaults. Keys

@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
 )
 
 
-def key(*parts: object) -> str:
+def digest(*parts: object) -> str:
     """Hash JSON values, options and dataclasses to 12 hexadecimal digits."""
     text = json.dumps(to_jsonable_python([VERSION, *parts], serialize_as_any=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -47,7 +47,7 @@ def code_fingerprint(kind: type) -> str:
     own = takewhile(lambda base: not base.__module__.startswith("ulskip_cli."), kind.__mro__)
     modules = [vars(sys.modules[base.__module__]) for base in own]
     files = [Path(module["__file__"]) for module in modules if module.get("__file__")]
-    return key([file.read_text("utf-8") for file in files]) if files else ""
+    return digest([file.read_text("utf-8") for file in files]) if files else ""
 
 
 def folder_fingerprint(config_file: Path, weights: bool = True) -> str:

@@ -1,7 +1,7 @@
 """The interface of engines: the views that an engine opens, the session that it returns, and the
 prompts and the output of a batch.
 
-`Engine.open(views, room)` returns an `Session`. If its library decodes step by step, the
+`Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the
 session is a `SteppingSession` (`loop.py`) with `encode` and `check`. If the library generates whole
 answers, the session has `generate` and `losses`.
 """
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table, cache_dir, replacing
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.schedule import ExitRule, Layers
 from ulskip_cli.engines.torch.native_model import Backend, recognize
 from ulskip_cli.inference import shallow_view
@@ -206,7 +206,7 @@ class BatchOutput:
         truncated at EOS and behind the first stop string. `kv_bytes` are the sizes of the prompt's
         KV cache before and after skipped layers were dropped, and `details` are further fields.
         """
-        answers = [request.until_end(row) for row in rows]
+        answers = [request.cut_after_end(row) for row in rows]
         eos = request.stop_token_ids
         hit_max_length = [
             len(answer) >= request.length and answer[-1] not in eos for answer in answers
@@ -353,7 +353,7 @@ def cached_export(
     for tensor in tensors.values():
         content.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     described = [(name, str(tensor.dtype), tensor.shape) for name, tensor in tensors.items()]
-    name = key(settings, described, content.hexdigest())
+    name = digest(settings, described, content.hexdigest())
     target = cache_dir() / "engines" / engine / f"{name}{suffix}"
     if not target.exists():
         with replacing(target) as staging:

@@ -193,7 +193,7 @@ class SteppingSession(Session, ABC):
         try:
             logits = self.encode(prompts, request, watch)
             prefilled = now(device)
-            banned = request.ends.eos_token_ids if request.forced else ()
+            banned = request.ends.eos_token_ids if request.fixed_length else ()
             sampler = TokenSampler(request.decoding, banned, device)
             ids = functional.pad(input_ids, (0, request.length), value=request.ends.pad_token_id)
             ids[:, prompt_len] = sampler(input_ids, logits)

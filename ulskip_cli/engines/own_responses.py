@@ -1,5 +1,5 @@
-"""The frozen model's own answers to the training prompts, generated once and stored in the
-training's folder.
+"""The frozen model's own responses to prompts, for training and for fitting patches. They are
+generated once and stored in a file.
 """
 
 import json
@@ -13,7 +13,7 @@ from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, read_jsonl
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
@@ -82,16 +82,16 @@ class _StoredAnswers:
 
     def __contains__(self, prompt: list[int]) -> bool:
         """Return True if the prompt with these token ids has an answer."""
-        return key(prompt) in self.by_prompt
+        return digest(prompt) in self.by_prompt
 
     def __getitem__(self, prompt: list[int]) -> list[int]:
         """Return the token ids of the answer to a prompt."""
-        return self.by_prompt[key(prompt)]
+        return self.by_prompt[digest(prompt)]
 
     def add(self, prompt: list[int], token_ids: list[int]) -> None:
         """Append an answer to the file."""
-        self.by_prompt[key(prompt)] = token_ids
-        row = {"prompt": key(prompt), "sample": self.sample}
+        self.by_prompt[digest(prompt)] = token_ids
+        row = {"prompt": digest(prompt), "sample": self.sample}
         append_line(self.file, json.dumps(row | {"token_ids": token_ids, "key": self.settings}))
 
 
@@ -138,4 +138,4 @@ def _key(model: PreTrainedModel, request: Request) -> str:
     ]
     seed = request.seed if request.decoding.do_sample else None
     settings = request.decoding, request.length, seed
-    return key(settings, weights, model.generation_config.eos_token_id)
+    return digest(settings, weights, model.generation_config.eos_token_id)

@@ -16,7 +16,7 @@ from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.correction import ADAPTER_FILE, Patch, PatchKind
 from ulskip_cli.core.files import Table, read_object, write_atomic
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.core.strategy import OptionValues, ScheduleRequest
@@ -163,7 +163,7 @@ class HeldOutEvaluator:
             "decoding": [_without_name(config.decoding), config.answer_tokens],
             "batch_size": config.batch_size,
         }
-        name = key(
+        name = digest(
             CALIBRATION,
             strategy.non_defaults(),
             strategy.code,
@@ -192,7 +192,7 @@ class HeldOutEvaluator:
         """
         config, base, patch = self.config, self.loaded.folder, self.config.correction
         assert isinstance(patch, Patch)
-        name = key(
+        name = digest(
             CALIBRATION,
             _without_name(self.loaded.folder.model),
             base.fingerprint,

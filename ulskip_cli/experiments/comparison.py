@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from ulskip_cli.core.answer import AnswerPair, until_stop
+from ulskip_cli.core.answer import AnswerPair, cut_before_stop
 from ulskip_cli.engines.base import BatchOutput, Prompts, Room, Watch
 from ulskip_cli.experiments.describe import describe_schedule, measure_throughput
 from ulskip_cli.experiments.evaluate import answer_request, answers_of
@@ -98,7 +98,7 @@ class PromptComparer:
         prompt, pad = self.workload.prompts[index], request.ends.pad_token_id
         on_text(side, "")
         self.progress.phase(f"reads {len(prompt):,} tokens")
-        few = replace(request, length=min(WARM_UP_TOKENS, request.length), forced=True)
+        few = replace(request, length=min(WARM_UP_TOKENS, request.length), fixed_length=True)
         start = Prompts.padded([prompt[:WARM_UP_PROMPT]], pad)
         decoder.generate(start, few, room=Room(1, len(prompt) + request.length))
         text = GrowingText(self.workload.formatter.tokenizer, request.decoding.stop)
@@ -123,7 +123,7 @@ class GrowingText:
         with its last token, before which it is decoded as U+FFFD.
         """
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        text = until_stop(text, self.stops)[0].strip()
+        text = cut_before_stop(text, self.stops)[0].strip()
         if not is_last:
             text = text.rstrip("\ufffd").rstrip()
         piece = text[self.length :]

@@ -9,7 +9,7 @@ from statistics import fmean
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.files import timestamp
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch import kernels
@@ -231,7 +231,7 @@ def _trained_on(config: Config, record: Record) -> Iterator[str]:
     end = config.offset + (record.num_examples or 0)
     for what, training in (("weights were", record.trained_for or {}), ("adapter was", corrected)):
         examples = training.get("trained_on")
-        if not examples or key(config.task.location) not in examples.get("locations", ()):
+        if not examples or digest(config.task.location) not in examples.get("locations", ()):
             continue
         if examples["first"] < end and config.offset < examples["end"]:
             yield (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.answer import Answer, Ends, Request, until_stop
+from ulskip_cli.core.answer import Answer, Ends, Request, cut_before_stop
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import Table, append_line, read_jsonl, write_atomic
@@ -102,7 +102,7 @@ def answers_of(output: BatchOutput, request: Request) -> list[Answer]:
     answers, seconds = list[Answer](), (output.prefill_seconds, output.decode_seconds)
     for ids, hit in zip(output.token_ids, output.hit_max_length, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        text, stopped = until_stop(text, request.decoding.stop)
+        text, stopped = cut_before_stop(text, request.decoding.stop)
         answers.append(Answer(text, ids, hit and not stopped, *seconds))
     return answers
 

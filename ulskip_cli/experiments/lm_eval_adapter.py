@@ -25,7 +25,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import parse
 from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
@@ -287,5 +287,5 @@ def make_records(results: Table, shared: Record) -> list[Record]:
         )
         # without the scores
         settings = record.model_dump(include=LmEval.model_fields.keys() - {"lm_eval"})
-        records.append(record.replace(id=key([shared.id, num_examples, settings])))
+        records.append(record.replace(id=digest([shared.id, num_examples, settings])))
     return records

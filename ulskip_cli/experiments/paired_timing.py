@@ -242,7 +242,7 @@ def timed_request(answer: Request, length: int, views: Views) -> Request:
     acceptance and confidence mean nothing past the end.
     """
     ends_at_eos = answer.decoding.draft_tokens or views.exits
-    return replace(answer, length=length, forced=not ends_at_eos)
+    return replace(answer, length=length, fixed_length=not ends_at_eos)
 
 
 def task_prompts(workload: Workload, new_tokens: int, batch_size: int) -> list[Prompts]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ulskip_cli.core.config import CHOICES, baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.strategies.plan import Plan, make_plan
@@ -84,7 +84,7 @@ class Resolver:
 
     def schedule(self, config: Config, command: str) -> tuple[ModelFolder, Plan]:
         """Return the model's files and the plan of a command, without reading the task's data."""
-        folder = self._folders.setdefault(key(config.model), ModelFolder(config.model))
+        folder = self._folders.setdefault(digest(config.model), ModelFolder(config.model))
         config.engine.check_model(folder.config)
         plan = make_plan(config, folder.metadata, command)
         if config.strategy.is_calibrated:  # its layers are known
@@ -95,7 +95,7 @@ class Resolver:
         """Return the task and the examples of a run; raise UsageError if they cannot be read or
         scored.
         """
-        name = key(config.task, config.offset, config.limit)
+        name = digest(config.task, config.offset, config.limit)
         if name not in self._data:
             try:
                 self._data[name] = _checked_examples(config)
@@ -150,7 +150,7 @@ def point_key(
     choices = {name: getattr(config, name) for name in CHOICES if config.uses(name, command)}
     if config.strategy.is_calibrated:
         choices.pop("strategy", None)
-    return key(
+    return digest(
         config.identity(command),
         folder.fingerprint,
         config.correction.fingerprint(),

@@ -18,7 +18,7 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import Table
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, Views
 from ulskip_cli.engines.decoder import Decoder
@@ -227,7 +227,7 @@ def _origin_of_answers(run: PreparedRun, decoder: Decoder) -> Table:
     return {
         **environment.origin(str(decoder.device)),
         "linear_backend": decoder.backend(engine).name,
-        "answered_by": key(run.calibration, run.correction, prompts),
+        "answered_by": digest(run.calibration, run.correction, prompts),
     }
 
 

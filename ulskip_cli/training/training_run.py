@@ -375,7 +375,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.
     code = "" if strategy.is_calibrated else strategy.code
-    return fingerprint.key(values, answer_tokens, texts.sha256, initial_weights, layers, code)
+    return fingerprint.digest(values, answer_tokens, texts.sha256, initial_weights, layers, code)
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
@@ -433,7 +433,7 @@ def _make_record(
         validation_examples=len(setup.validation or ()),
         data_sha256=setup.texts.sha256,
         trained_on=ExampleRange(
-            locations=(fingerprint.key(config.task.location),),
+            locations=(fingerprint.digest(config.task.location),),
             first=config.offset,
             end=config.offset + (config.limit or num_examples),
         ),

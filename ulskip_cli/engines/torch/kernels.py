@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.environment import cpu_flags
 from ulskip_cli.core.files import cache_dir, replacing
-from ulskip_cli.core.fingerprint import key
+from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.engines.torch import compiler
 from ulskip_cli.inference import shallow_view
 
@@ -138,7 +138,7 @@ def library_path(command: Sequence[str]) -> Path:
     sources, commands and processors have other paths.
     """
     processor = cpu_flags() or platform.machine() + platform.processor()
-    name = key(SOURCE.read_text("utf-8"), command, _FLAGS, processor)
+    name = digest(SOURCE.read_text("utf-8"), command, _FLAGS, processor)
     return cache_dir() / "kernels" / f"{name}.so"
 
 

@@ -58,7 +58,7 @@ def generation_config(request: Request) -> GenerationConfig:
         pad_token_id=request.ends.pad_token_id,
         eos_token_id=list(request.ends.eos_token_ids) or None,
         max_new_tokens=request.length,
-        min_new_tokens=request.length if request.forced else None,
+        min_new_tokens=request.length if request.fixed_length else None,
         use_cache=True,
         **sampling,
     )
