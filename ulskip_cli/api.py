@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, SupportsFloat
 from ulskip_cli.core import config
 from ulskip_cli.core.answer import Answer, AnswerPair, Ends, Request
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import MAX_LAYERS
 from ulskip_cli.core.schedule import first_layers
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
@@ -215,7 +215,7 @@ def _encoded(
     texts: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
     may_chat: bool,
-    chat_options: Table | None,
+    chat_options: JsonObject | None,
 ) -> list[list[int]]:
     """Return prompts as token ids, with the chat template of the tokenizer and its options
     (`model.chat_options`) if `may_chat` and there is one; raise UsageError for a prompt without

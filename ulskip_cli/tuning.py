@@ -18,7 +18,7 @@ from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import JsonObject, user_path
 from ulskip_cli.core.model_metadata import ModelConfig
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
@@ -329,7 +329,7 @@ class TuneResult:
         sure = "surely met" if low and low >= self.tuning.wanted else "met, but not surely"
         return f"Use this: {result}", f"{wish} is {sure}, on examples that chose nothing."
 
-    def as_json(self) -> Table:
+    def as_json(self) -> JsonObject:
         """Return what `--json` prints."""
         return {
             "verdict": list(self.verdict),

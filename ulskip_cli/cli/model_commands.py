@@ -18,7 +18,7 @@ from ulskip_cli.cli.shared import (
     print_yaml,
 )
 from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.core.files import Table, check_writable, user_path
+from ulskip_cli.core.files import JsonObject, check_writable, user_path
 from ulskip_cli.core.progress import ProgressCallback
 
 
@@ -59,7 +59,7 @@ def train(
         print(line)
 
 
-def training_lines(record: Table, output: Path) -> list[str]:
+def training_lines(record: JsonObject, output: Path) -> list[str]:
     """Return the lines that summarize a training; `record` has the keys of `TrainingRecord`
     (training/training_run.py).
     """

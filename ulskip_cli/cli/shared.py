@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import JsonObject, user_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def print_rows(rows: Sequence[Table]) -> None:
+def print_rows(rows: Sequence[JsonObject]) -> None:
     """Print one row as a JSON object, several under the key `rows`."""
     print_json(rows[0] if len(rows) == 1 else {"rows": rows})
 

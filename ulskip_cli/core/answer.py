@@ -7,7 +7,7 @@ from itertools import takewhile
 from operator import eq
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ulskip_cli.core.files import Table, printable
+from ulskip_cli.core.files import JsonObject, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -170,7 +170,7 @@ class AnswerPair:
             [*facts, f"the answers differ from token {difference.token + 1} on{after}"]
         )
 
-    def as_dict(self) -> Table:
+    def as_dict(self) -> JsonObject:
         """Return all values, JSON-ready."""
         values = asdict(self)
         for name, answer in (("full", self.full), ("kept", self.kept)):

@@ -9,7 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.config import PRIMARY, compose_files, escaped, is_text, primary_of, quoted
 from ulskip_cli.core.config_schema import Shared
-from ulskip_cli.core.files import Table, change_texts
+from ulskip_cli.core.files import JsonObject, change_texts
 from ulskip_cli.core.options import Options
 
 _PLAIN = re.compile(r"[A-Za-z_/.~-][\w/.~@%+-]*", re.ASCII)  # texts that need no quotes
@@ -52,7 +52,7 @@ def overrides_of(config: Shared, command: str) -> list[str]:
 
 
 def _changed(
-    section: Options, stated: Table, is_used: Callable[[str], bool], prefix: str = ""
+    section: Options, stated: JsonObject, is_used: Callable[[str], bool], prefix: str = ""
 ) -> Iterator[str]:
     """Yield `key=value` for used values that files do not state; `prefix` is the section, with a
     dot.

@@ -27,7 +27,7 @@ from ulskip_cli.core.config_schema import (
 )
 from ulskip_cli.core.engines import engine_named, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, require_choice, unknown
-from ulskip_cli.core.files import Table, change_texts, is_existing
+from ulskip_cli.core.files import JsonObject, change_texts, is_existing
 from ulskip_cli.core.options import (
     Choice,
     has_field,
@@ -277,11 +277,11 @@ class Files:
     config: "DictConfig"
     choices: Mapping[str, str | None]
 
-    def values(self) -> Table:
+    def values(self) -> JsonObject:
         """Return the values as nested dictionaries."""
         from omegaconf import OmegaConf
 
-        return cast(Table, OmegaConf.to_container(self.config))
+        return cast(JsonObject, OmegaConf.to_container(self.config))
 
 
 def config_dir() -> Path:
@@ -397,7 +397,7 @@ def _file_error(error: Exception, chosen: Sequence[str]) -> UsageError:
     return UsageError(f"expected {files} to be composed, got an error: {text}")
 
 
-def read_choice(group: str, choice: str) -> Table:
+def read_choice(group: str, choice: str) -> JsonObject:
     """Return the values in the file of a choice and in its bases. Raise UsageError if a group of
     CHOICES gets no class.
     """
@@ -413,7 +413,7 @@ def description(group: str, choice: str) -> str:
     return str(node.get("description", "") if isinstance(node, dict) else "")
 
 
-def _checked(group: str, choice: str, node: object) -> Table:
+def _checked(group: str, choice: str, node: object) -> JsonObject:
     """Return the values of a group without the description; raise UsageError if they are no keys,
     or name no class.
     """
@@ -618,7 +618,7 @@ class _Overrides:
         return cls(choices, values, edits)
 
 
-def _values(primary: str, overrides: "Sequence[Override]") -> Table:
+def _values(primary: str, overrides: "Sequence[Override]") -> JsonObject:
     """Return the values of the chosen files and of the overrides."""
     config_class, groups = PRIMARY[primary]
     asked = _Overrides.of(primary, overrides)
@@ -667,7 +667,9 @@ def _extend_search_path(value: object) -> None:
         _set_user_dirs([*_user_dirs, *new], SEARCH_PATH)
 
 
-def _resolved(files: Files, changed: Mapping[str, object], config_class: type[Shared]) -> Table:
+def _resolved(
+    files: Files, changed: Mapping[str, object], config_class: type[Shared]
+) -> JsonObject:
     """Return the values of files, some `changed` by dotted key, with interpolations resolved; these
     can name keys that only `config_class` has, with their defaults.
     """
@@ -687,7 +689,7 @@ def _resolved(files: Files, changed: Mapping[str, object], config_class: type[Sh
         ) from None
 
 
-def _interpolated(config: "DictConfig", config_class: type[Shared]) -> Table:
+def _interpolated(config: "DictConfig", config_class: type[Shared]) -> JsonObject:
     """Replace `${KEY}` by the value of that key, or by its default in the class."""
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError
@@ -701,4 +703,4 @@ def _interpolated(config: "DictConfig", config_class: type[Shared]) -> Table:
             if not field.is_required()
         }
         values = OmegaConf.to_container(OmegaConf.merge(defaults, config), resolve=True)
-    return cast(Table, values)
+    return cast(JsonObject, values)

@@ -13,7 +13,7 @@ from ulskip_cli.core.capabilities import Need, needed
 from ulskip_cli.core.correction import KINDS, NO_PATCHES, AdapterKind, Correction
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import UnknownKey, UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import ModelConfig as ModelConfig
 from ulskip_cli.core.options import Condition, Options, Use, fields_on, option, use_of
 from ulskip_cli.core.strategy import Strategy
@@ -113,7 +113,7 @@ class CalibrationConfig(Options):
     """
 
     examples: int = option(64, "number of held-out examples", ge=1)
-    task: Table | None = option(
+    task: JsonObject | None = option(
         None, "task keys that differ for held-out examples, e.g. {source_file: val.de}"
     )
 
@@ -128,7 +128,7 @@ class LauncherConfig(Options):
     )
     max_retries: int = option(2, "number of retries of a point whose worker died", ge=0)
     executor: str = option("auto", "submitit's executor")
-    options: Table | None = option(None, "options passed on to submitit or Ray")
+    options: JsonObject | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")
 
     @model_validator(mode="after")
@@ -222,7 +222,7 @@ class Shared(Options):
         """
         return [use_of(field) for field in fields_on(cls, key.split("."))]
 
-    def resolved(self) -> Table:
+    def resolved(self) -> JsonObject:
         """Return what configs/ID.yaml or training.json stores: all but the launcher, which says
         where a sweep runs.
         """
@@ -289,7 +289,7 @@ class Config(Shared):
             lambda config: config.crosses_engines, "the full model is in that engine anyway"
         ),
     )
-    sweep: Table = option(
+    sweep: JsonObject = option(
         {}, "keys and values of a sweep's grid", identity=False, used_by="sweep bench"
     )
     launcher: LauncherConfig = option(
@@ -318,7 +318,7 @@ class Config(Shared):
         """
         return fingerprint.digest(self._recorded(lambda key: self.changes_results(key, command)))
 
-    def recorded(self, command: str = "run") -> Table:
+    def recorded(self, command: str = "run") -> JsonObject:
         """Return the values that a row of a command stores: used ones that are not defaults. Keys
         of a section that changes results, such as `decoding.name`, are stored even if they change
         none; top-level keys such as `name` only if they change some.
@@ -340,7 +340,7 @@ class Config(Shared):
             self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
         )
 
-    def _recorded(self, accepts: Callable[[str], bool]) -> Table:
+    def _recorded(self, accepts: Callable[[str], bool]) -> JsonObject:
         """Return accepted values that are not defaults. The full model, which uses no correction,
         always has the correction none.
         """
@@ -460,14 +460,14 @@ class TrainOptions(Options):
     max_length: int | None = option(
         512, "maximum length of an example, in tokens; null: no limit", ge=2
     )
-    validation: Table | None = option(
+    validation: JsonObject | None = option(
         None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False
     )
     held_out: int = option(0, "examples held out for validation", ge=0, identity=False)
     evaluate_every: int | None = option(None, "steps between validations", ge=1, identity=False)
     save_every: int = option(500, "steps between checkpoints", ge=1, identity=False)
     log_every: int = option(50, "steps between log lines", ge=1, identity=False)
-    training_args: Table | None = option(None, "further TrainingArguments of transformers")
+    training_args: JsonObject | None = option(None, "further TrainingArguments of transformers")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

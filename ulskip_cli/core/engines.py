@@ -18,7 +18,7 @@ from pydantic import field_validator
 
 from ulskip_cli.core.capabilities import ALL, Need, remedies, texts
 from ulskip_cli.core.errors import NotApplicable, UsageError, reason, require_choice
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
@@ -105,7 +105,7 @@ class Engine(Choice):
             )
 
     @classmethod
-    def check_model(cls, config: Table) -> None:
+    def check_model(cls, config: JsonObject) -> None:
         """Raise UsageError if the model of a config.json is not supported; an engine that cannot
         tell before it has the weights raises it then.
         """

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 
 __version__ = "0.6.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
@@ -23,7 +23,7 @@ NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that 
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
 
 
-def code() -> Table:
+def code() -> JsonObject:
     """Return versions of the program and its packages, and git commit and dirty flag of a
     checkout.
     """
@@ -37,7 +37,7 @@ def code() -> Table:
     }
 
 
-def machine(device: str = "cuda") -> Table:
+def machine(device: str = "cuda") -> JsonObject:
     """Describe processor, threads, instruction set and accelerator (None without one)."""
     import torch
 
@@ -61,7 +61,7 @@ def _accelerator(device: str) -> str | None:
     return None
 
 
-def origin(device: str) -> Table:
+def origin(device: str) -> JsonObject:
     """Return the versions and the machine, which must be the same for all batches of a run."""
     facts = {**code(), **machine(device)}
     del facts["git_dirty"]  # may change between two attempts
@@ -101,13 +101,13 @@ def check_hub_reachable() -> None:
 
 
 @functools.cache  # the state at the first call is the code that runs, even if files change later
-def _git() -> Table:
+def _git() -> JsonObject:
     """Return git_commit and git_dirty of the checkout; both None in an installed package."""
     root = Path(__file__).parents[2]
     # Runs write results there, which does not change the code.
     paths = [".", ":(exclude)results", ":(exclude)benchmarks/results"]
     command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", *paths]
-    unknown: Table = {"git_commit": None, "git_dirty": None}
+    unknown: JsonObject = {"git_commit": None, "git_dirty": None}
     if not (root / ".git").exists():
         return unknown
     try:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ulskip_cli.core.errors import StorageError, UsageError, reason
 
-Table = dict[str, Any]  # keys and values of a user, of JSON, or for another program
+JsonObject = dict[str, Any]  # keys and values of a user, of JSON, or for another program
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # in messages of safetensors and of torch.save
@@ -35,7 +35,7 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_jsonl(path: Path) -> list[Table]:
+def read_jsonl(path: Path) -> list[JsonObject]:
     """Read the JSON objects of a file, one per line, without broken lines; a missing file has
     none.
     """
@@ -43,12 +43,12 @@ def read_jsonl(path: Path) -> list[Table]:
     return [row for line in lines if (row := _object(line)) is not None]
 
 
-def read_object(path: Path) -> Table | None:
+def read_object(path: Path) -> JsonObject | None:
     """Read a JSON object; return None if there is none."""
     return _object(path.read_bytes()) if path.is_file() else None
 
 
-def _object(text: str | bytes) -> Table | None:
+def _object(text: str | bytes) -> JsonObject | None:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

@@ -85,12 +85,12 @@ def _hashed(folder: Path, config: bytes, stamps: tuple[tuple[Path, int, int], ..
     """Hash a configuration and files with `stamps`: path, size and time of change. Files with the
     stamp of an earlier call are not read again.
     """
-    digest = hashlib.sha256(config)
+    content = hashlib.sha256(config)
     for file, size, _ in stamps:
-        digest.update(f"{file.relative_to(folder)} {size}".encode())
+        content.update(f"{file.relative_to(folder)} {size}".encode())
         stride = _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES
         with file.open("rb") as stream:
             for start in range(0, size, stride):
                 stream.seek(start)
-                digest.update(stream.read(_BLOCK_BYTES))
-    return digest.hexdigest()
+                content.update(stream.read(_BLOCK_BYTES))
+    return content.hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.weight_sizes import DTYPE_BYTES, StoredTensor
 
 # Numbers by their type; a text begins with its length.
@@ -38,7 +38,7 @@ _SIZES = {
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
-def unsupported_by_gguf(config: Table) -> str | None:
+def unsupported_by_gguf(config: JsonObject) -> str | None:
     """Return what is expected and what a config.json has if GGUF does not support the model, or
     None.
     """
@@ -65,7 +65,7 @@ def unsupported_by_gguf(config: Table) -> str | None:
 class GgufHeader:
     """The header precedes the weights in a GGUF file."""
 
-    config: Table  # the sizes of the model and the type of its weights, as in a config.json
+    config: JsonObject  # the sizes of the model and the type of its weights, as in a config.json
     tensors: Mapping[str, StoredTensor]  # with their bytes in that type
 
 
@@ -99,7 +99,7 @@ def _read(file: Path, size: int, modified: int) -> GgufHeader:
     return GgufHeader(config, tensors)
 
 
-def _sizes(metadata: Table) -> Table:
+def _sizes(metadata: JsonObject) -> JsonObject:
     """Return the sizes under the keys of a transformers configuration."""
     num_parts = metadata.get("split.count", 1)
     if num_parts != 1:
@@ -129,12 +129,12 @@ def _dtype(types: Collection[int]) -> str:
     return next(halves, "float32")
 
 
-def _read_header(file: mmap) -> tuple[Table, dict[str, tuple[int, ...]], set[int]]:
+def _read_header(file: mmap) -> tuple[JsonObject, dict[str, tuple[int, ...]], set[int]]:
     """Return the metadata by key, the shapes by tensor name, and the GGUF types of all tensors."""
     if file.read(4) != b"GGUF" or _number(file, _UINT32) not in (2, 3):
         raise ValueError("it does not begin as version 2 or 3 of the format")
     num_tensors, num_keys = _number(file, _UINT64), _number(file, _UINT64)
-    metadata = Table()
+    metadata = JsonObject()
     for _ in range(num_keys):  # each has its name, type and value, in this order
         key = _text(file)
         metadata[key] = _value(file, _number(file, _UINT32))

@@ -15,7 +15,7 @@ from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from ulskip_cli.core.environment import check_hub_reachable
 from ulskip_cli.core.errors import UsageError, reason, unknown
-from ulskip_cli.core.files import Table, check_hub_id, user_path
+from ulskip_cli.core.files import JsonObject, check_hub_id, user_path
 from ulskip_cli.core.fingerprint import file_fingerprint, folder_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
 from ulskip_cli.core.options import Options, load_json, option, parse
@@ -51,7 +51,7 @@ class ModelConfig(Options):
     device: str = option(
         "auto", "device of the model, by its name in torch; auto: a GPU if available, else the CPU"
     )
-    chat_options: Table | None = option(
+    chat_options: JsonObject | None = option(
         None, "variables of the chat template, e.g. {enable_thinking: false}"
     )
 
@@ -233,7 +233,7 @@ class ModelFolder:
         return _config_from_hub(model.path)
 
     @cached_property
-    def config(self) -> Table:
+    def config(self) -> JsonObject:
         """The description, as a config.json has it."""
         if self.gguf_file:
             return read_gguf_header(self.gguf_file).config
@@ -351,7 +351,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         try:
             with file.open("rb") as opened:
                 length = min(int.from_bytes(opened.read(8), "little"), MAX_HEADER)
-                header: Table = json.loads(opened.read(length))
+                header: JsonObject = json.loads(opened.read(length))
             header.pop("__metadata__", None)
             # The rest is {tensor name: {"shape": [...], "data_offsets": [start, end]}}.
             offsets = [entry["data_offsets"][1] for entry in header.values()]

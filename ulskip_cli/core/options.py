@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, reason, unknown
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.fingerprint import code_fingerprint
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -60,7 +60,7 @@ class Use:
     condition: Condition | None = None  # None: always used
     changes_results: bool = True
 
-    def __call__(self, schema: Table) -> None:
+    def __call__(self, schema: JsonObject) -> None:
         """Add nothing to the JSON schema of the field, to which pydantic attaches this object."""
 
 
@@ -119,17 +119,19 @@ class Options(BaseModel):
         """Return a copy with values that the caller has checked."""
         return self.model_copy(update=changes)
 
-    def plain(self) -> Table:
+    def plain(self) -> JsonObject:
         """Return every value, JSON-ready."""
         return self.model_dump(mode="json", serialize_as_any=True)
 
-    def non_defaults(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
+    def non_defaults(
+        self, accepts: Callable[[str], bool] | None = None, prefix: str = ""
+    ) -> JsonObject:
         """Return the values that are not defaults, JSON-ready.
 
         `accepts` gets each dotted key and returns False to leave it out; `prefix` is the section of
         this object in those keys, with a dot.
         """
-        values: Table = {}
+        values: JsonObject = {}
         for name, value in self:
             key = f"{prefix}{name}"
             if accepts and not accepts(key):
@@ -190,13 +192,15 @@ class Choice(Options):
         """A hash of a user's code of the class; empty for a class of ulskip."""
         return code_fingerprint(type(self))
 
-    def options(self) -> Table:
+    def options(self) -> JsonObject:
         """Return the options that are not defaults, without the name."""
         values = super().non_defaults()
         values.pop("name", None)
         return values
 
-    def non_defaults(self, accepts: Callable[[str], bool] | None = None, prefix: str = "") -> Table:
+    def non_defaults(
+        self, accepts: Callable[[str], bool] | None = None, prefix: str = ""
+    ) -> JsonObject:
         """Return the changed values, the name, and the class unless ulskip defines it."""
         values, kind = super().non_defaults(accepts, prefix), type(self)
         if not kind.__module__.startswith("ulskip_cli."):
@@ -218,7 +222,7 @@ def parse(
         raise misfit(kind, error, prefix, file) from None
 
 
-def load_json(path: Path, what: str) -> Table:
+def load_json(path: Path, what: str) -> JsonObject:
     """Read a JSON object; raise UsageError if there is none."""
     try:
         values = json.loads(path.read_text("utf-8"))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, cache_dir, replacing
+from ulskip_cli.core.files import JsonObject, cache_dir, replacing
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.schedule import ExitRule, Layers
 from ulskip_cli.engines.torch.native_model import Backend, recognize
@@ -308,7 +308,7 @@ class Session:
         """
         raise NotImplementedError
 
-    def describe(self) -> Table:
+    def describe(self) -> JsonObject:
         """Return the package, version and build of the library and the format `weights`, as a row
         stores them.
         """

@@ -13,7 +13,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine, engine_named
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import (
     UNWATCHED,
     BatchOutput,
@@ -62,7 +62,7 @@ class Decoder:
         return self.asked.is_runtime
 
     @property
-    def build(self) -> Table | None:
+    def build(self) -> JsonObject | None:
         """The version and build of the engine's library, and the format of the weights; None on
         torch, or before the first batch.
         """

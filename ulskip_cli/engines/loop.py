@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ulskip_cli.core.answer import Request, num_equal
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import (
     UNWATCHED,
     BatchOutput,
@@ -175,7 +175,7 @@ class SteppingSession(Session, ABC):
         """
         raise NotImplementedError
 
-    def details(self) -> Table:
+    def details(self) -> JsonObject:
         """Return further fields of the batch's `BatchOutput`."""
         return {}
 

@@ -15,7 +15,7 @@ import torch
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.correction import ADAPTER_FILE, Patch, PatchKind
-from ulskip_cli.core.files import Table, read_object, write_atomic
+from ulskip_cli.core.files import JsonObject, read_object, write_atomic
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
@@ -151,7 +151,7 @@ class HeldOutEvaluator:
         prompts, references = zip(*_token_ids(examples), strict=True)
         return ForcedTexts(prompts, references, BatchSize(LOSS_BATCH), self.workload.pad_token_id)
 
-    def calibrate_strategy(self) -> tuple[Plan, Table]:
+    def calibrate_strategy(self) -> tuple[Plan, JsonObject]:
         """Return the plan with calibrated options of the strategy, and what a row stores of the
         calibration. Option values that the results folder does not have yet are measured and
         stored.
@@ -224,7 +224,7 @@ class HeldOutEvaluator:
 
     def _fit_patches(
         self, plan: Plan, examples: Sequence[EncodedExample]
-    ) -> tuple[SkipAdapter, Table]:
+    ) -> tuple[SkipAdapter, JsonObject]:
         """Choose the ridge by the decode loss on the responses to every fifth prompt, then fit on
         all responses. Return the patches and the notes that their record stores of the fit.
         """
@@ -300,12 +300,12 @@ def zero_patches(
     use them, because times do not depend on values.
     """
     kind = config.correction.patch_kind(config.model)
-    used: Table = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
+    used: JsonObject = {"kind": kind.name, "values": "zero", "bytes": plan.patch_bytes}
     adapter = zero_adapter(loaded.model, plan.sets_with_gaps, kind)
     return adapter, CorrectionUsed(name=config.correction.name, **used)
 
 
-def _without_name(options: Options) -> Table:
+def _without_name(options: Options) -> JsonObject:
     return options.non_defaults(lambda key: key != "name")
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli.core.answer import Answer, Ends, Request, cut_before_stop
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import Table, append_line, read_jsonl, write_atomic
+from ulskip_cli.core.files import JsonObject, append_line, read_jsonl, write_atomic
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.engines.base import BatchOutput
@@ -167,7 +167,7 @@ def _line(batch: FinishedBatch) -> str:
     return _FINISHED_BATCH.dump_json(batch).decode()
 
 
-def _in_order(lines: Sequence[Table], order: Sequence[int]) -> Iterator[FinishedBatch]:
+def _in_order(lines: Sequence[JsonObject], order: Sequence[int]) -> Iterator[FinishedBatch]:
     """Yield the stored batches, and stop before the first that another version wrote or whose
     prompts are not the next ones in `order`.
     """
@@ -189,7 +189,7 @@ class TaskAnswers:
     """The generated answers of a point, with decoder outputs and peak memory."""
 
     strategy: str
-    generations: list[Table]  # one JSON object per example, in the task's order
+    generations: list[JsonObject]  # one JSON object per example, in the task's order
     outputs: list[BatchOutput]  # one per batch, with its timings
     batch_size: BatchSize  # the size that fitted into memory
     peak_memory_bytes: int
@@ -244,9 +244,9 @@ def generate_answers(
 
 def _generations(
     batches: Sequence[FinishedBatch], workload: Workload, request: Request
-) -> list[Table]:
+) -> list[JsonObject]:
     """Return the answers in batches as JSON objects, in the order of the examples."""
-    generations: dict[int, Table] = {}
+    generations: dict[int, JsonObject] = {}
     for batch in batches:
         answers = answers_of(batch.output, request)
         for position, answer in zip(batch.positions, answers, strict=True):
@@ -340,7 +340,7 @@ def score_answers(
 
 def measure_by_teacher_forcing(
     texts: ForcedTexts, decoder: Decoder, full: Decoder, strategy: str, progress: ProgressCallback
-) -> Table:
+) -> JsonObject:
     """Return what a row stores of the decode loss of references and of the agreement with the full
     model's answers, as far as `texts` has them; raise InvalidLogitsError if the loss is not finite.
     """
@@ -349,7 +349,7 @@ def measure_by_teacher_forcing(
     if not label:
         return {}
     report = progress.phase(f"{strategy}: {label}", len(texts.prompts))
-    scores, values = texts.scores(decoder, full, report), Table()
+    scores, values = texts.scores(decoder, full, report), JsonObject()
     if scores.tokens:
         if not math.isfinite(scores.decode_loss):
             raise InvalidLogitsError(f"a decode loss of {scores.decode_loss}")
@@ -386,7 +386,7 @@ def is_copy(prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.bool_]:
     return np.array([words in known for words in zip(ends, ends[1:], ends[2:], strict=False)])
 
 
-def _mean_interval(key: str, sums: Values, counts: Values) -> Table:
+def _mean_interval(key: str, sums: Values, counts: Values) -> JsonObject:
     """Return the mean over all positions, and its 95% bootstrap interval over answers.
 
     `sums` and `counts` have the sum over the positions of each answer and their number. Without

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
-from ulskip_cli.core.files import Table, read_jsonl
+from ulskip_cli.core.files import JsonObject, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.point import Point, Resolver
 from ulskip_cli.experiments.record import (
@@ -249,7 +249,7 @@ class SweepOutcome(NamedTuple):
     records: dict[str, Record]  # by id, with baselines
     failures: list[str]  # one line for every failed point
 
-    def as_json(self) -> Table:
+    def as_json(self) -> JsonObject:
         """Return the object that `--json` prints: the row of a single point, or all rows and
         failures.
         """

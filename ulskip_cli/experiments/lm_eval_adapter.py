@@ -24,7 +24,7 @@ from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config, DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import parse
 from ulskip_cli.engines.base import Prompts, Views
@@ -193,7 +193,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         make_plan(config.replace(decoding=decoding), self.loaded.metadata)  # refuses
         return decoding
 
-    def get_model_info(self) -> Table:
+    def get_model_info(self) -> JsonObject:
         """Return the model information that the harness stores with its results; the key `ulskip`
         contains the ulskip row.
         """
@@ -259,7 +259,7 @@ def run_harness(overrides: Sequence[str], config: Config, words: Sequence[str]) 
     return folder
 
 
-def make_records(results: Table, shared: Record) -> list[Record]:
+def make_records(results: JsonObject, shared: Record) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no
     record. `shared` is the record of the model.
     """

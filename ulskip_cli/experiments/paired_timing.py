@@ -19,7 +19,7 @@ from ulskip_cli.core.answer import Request
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.core.environment import LoadMeter
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import Table, timestamp
+from ulskip_cli.core.files import JsonObject, timestamp
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, Prompts, Views, Watch, take_turns
 from ulskip_cli.engines.decoder import Decoder
@@ -275,7 +275,7 @@ def prompt_batches(
 
 def _side(outputs: Sequence[BatchOutput]) -> Side:
     """Collect the raw values of one side of all timed pairs; seconds are rounded to 1e-6."""
-    values: Table = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
+    values: JsonObject = {key: getattr(outputs[0], key) for key in SIDE_KEYS}
     for key in ("prefill_seconds", "first_token_seconds", "decode_seconds"):
         values[key] = [round(getattr(output, key), 6) for output in outputs]
     for key in ("decoded_tokens", "generated_tokens"):

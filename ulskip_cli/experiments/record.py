@@ -27,7 +27,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import StoredConfig
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.options import misfit
 from ulskip_cli.core.schedule import first_layers, layer_ranges
 from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
@@ -43,7 +43,7 @@ DEPTH_TOLERANCE = 0.05  # relative difference between two mean depths that count
 METRIC_KEYS = tuple(metrics.METRIC_OF)
 GLOSSARY = "[glossary](measuring.md#glossary)"  # the meaning of these fields
 
-Row = Table  # a line of runs.jsonl
+Row = JsonObject  # a line of runs.jsonl
 Text = str | None  # None: not known
 Flag = bool | None
 Whole = int | None
@@ -244,7 +244,7 @@ class Pairs(Section):
         value, _, high = self.speedup()  # the upper end is the farther one (an interval of logs)
         return self.num_units >= UNITS and (high or math.inf) <= value * (1 + self.precision)
 
-    def speedups(self) -> Table:
+    def speedups(self) -> JsonObject:
         """Return the values of a row that are computed from the pairs of both sides."""
         if self.full is None:
             return {}
@@ -323,7 +323,7 @@ class Settings(Section):
         return values if isinstance(values, StoredConfig) else StoredConfig.read(values)
 
     @field_serializer("config")
-    def _write_config(self, config: StoredConfig) -> Table:
+    def _write_config(self, config: StoredConfig) -> JsonObject:
         return config.non_defaults()
 
     def uses(self, key: str) -> bool:
@@ -403,7 +403,7 @@ class ScheduleUsed(Section):
     predicted_speedup: Ratio = value(
         f"{GLOSSARY}; none with drafts, or if the baseline is in another engine"
     )
-    calibration: Table | None = value(
+    calibration: JsonObject | None = value(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )
 
@@ -506,7 +506,9 @@ class LmEval(Section):
     )
     num_fewshot: Whole = value("examples in the prompt", detected=True)
     task_version: object = value("name and version of the task")
-    lm_eval_options: Table | None = value("other options that change the answers", detected=True)
+    lm_eval_options: JsonObject | None = value(
+        "other options that change the answers", detected=True
+    )
 
 
 class Provenance(Section):
@@ -518,7 +520,7 @@ class Provenance(Section):
     engine: Text = value("engine that decoded, e.g. `torch` or `transformers`", detected=True)
     engine_reason: Text = value("why another engine than `torch` decoded")
     engine_weights: Text = value("format of the weights in another library", detected=True)
-    engine_build: Table | None = value(
+    engine_build: JsonObject | None = value(
         "package, version, instruction sets and threads of that library"
     )
     linear_backend: Text = value(
@@ -529,7 +531,7 @@ class Provenance(Section):
     dtype: Text = value("of the weights", detected=True)
     quantization: Text = value("of the weights", detected=True)
     training: Text = value("how the weights were trained")
-    trained_for: Table | None = value(
+    trained_for: JsonObject | None = value(
         "strategy, ratios, layers, `prompt_layers` and examples of the training"
     )
     trained_for_these_layers: Flag = value(

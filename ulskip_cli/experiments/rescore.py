@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.task import Task
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ANSWER_KEYS, ResultsFolder
@@ -83,7 +83,7 @@ def rescore(
     return RescoredRun(record, rescored)
 
 
-def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Table]:
+def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[JsonObject]:
     """Return the generations of a run, as many as `record` has examples, or an empty list if the
     file is missing; raise UsageError if a scored run lacks answers.
     """
@@ -98,7 +98,7 @@ def _generations(folder: ResultsFolder, run_id: str, record: Record) -> list[Tab
     return answers
 
 
-def _texts(answers: Sequence[Table]) -> ScoredTexts:
+def _texts(answers: Sequence[JsonObject]) -> ScoredTexts:
     hypotheses, references, sources, tests = (
         [answer.get(key, "") for answer in answers] for key in (*ANSWER_KEYS, "test")
     )

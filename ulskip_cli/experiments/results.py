@@ -19,7 +19,14 @@ from pathlib import Path
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
-from ulskip_cli.core.files import Table, append_line, check_writable, lock, user_path, write_atomic
+from ulskip_cli.core.files import (
+    JsonObject,
+    append_line,
+    check_writable,
+    lock,
+    user_path,
+    write_atomic,
+)
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.tasks.example_files import read_objects
 
@@ -102,7 +109,7 @@ class ResultsFolder:
         """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
-    def generations(self, run_id: str) -> list[Table]:
+    def generations(self, run_id: str) -> list[JsonObject]:
         """Return the generations of every example, in the task's order; raise UsageError for an
         invalid line.
         """
@@ -117,7 +124,7 @@ class ResultsFolder:
         for unfinished in self.path.glob(f"*/.{record.id}.*.tmp"):
             unfinished.unlink(missing_ok=True)
 
-    def save_generations(self, run_id: str, generations: Sequence[Table]) -> None:
+    def save_generations(self, run_id: str, generations: Sequence[JsonObject]) -> None:
         """Write the generations of a point."""
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))

@@ -17,7 +17,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, Views
@@ -142,7 +142,7 @@ class PreparedRun:
     loaded: LoadedModel
     workload: Workload | None  # None: random prompts
     plan: Plan
-    calibration: Table | None  # what a row stores of a calibration
+    calibration: JsonObject | None  # what a row stores of a calibration
     correction: CorrectionUsed | None
     adapter: SkipAdapter | None  # corrects the views that skip layers
     started_at: float  # seconds on the clock of `time.monotonic`
@@ -218,7 +218,7 @@ def _corrected(
     return evaluator.calibrate_patches(plan) if evaluator else zero_patches(config, loaded, plan)
 
 
-def _origin_of_answers(run: PreparedRun, decoder: Decoder) -> Table:
+def _origin_of_answers(run: PreparedRun, decoder: Decoder) -> JsonObject:
     """Return values on which answers depend and that are not a part of the id: finished batches
     of another origin are not resumed.
     """
@@ -245,7 +245,7 @@ def _evaluate(
     config, workload, decoder = run.point.config, run.workload, decoders.strategy
     if workload is None:
         return None, Quality()
-    baseline_answers, baseline_hypotheses = list[Table](), None
+    baseline_answers, baseline_hypotheses = list[JsonObject](), None
     if config.answers and baseline:
         baseline_answers = ResultsFolder.of(config).generations(baseline.id)
         baseline_hypotheses = [answer["hypothesis"] for answer in baseline_answers]
@@ -264,7 +264,7 @@ def _evaluate(
 
 
 def _forced_texts(
-    run: PreparedRun, workload: Workload, decoder: Decoder, baseline_answers: Sequence[Table]
+    run: PreparedRun, workload: Workload, decoder: Decoder, baseline_answers: Sequence[JsonObject]
 ) -> ForcedTexts:
     """Return the texts on which teacher forcing measures a run: the references for the decode
     loss, and the baseline's answers for the agreement, each empty if that is not measured.

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.task import Scoring
 from ulskip_cli.experiments.intervals import CONFIDENCE, Interval
 from ulskip_cli.experiments.record import MIN_FOR_STARS, Record
@@ -185,7 +185,7 @@ def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
     return {(answer["source"], answer["reference"]): answer["hypothesis"] for answer in answers}
 
 
-def read_answers(folder: str, run_id: str) -> list[Table]:
+def read_answers(folder: str, run_id: str) -> list[JsonObject]:
     """Read the stored answers of a run, none if it has no file; warn if one is damaged."""
     try:
         return ResultsFolder(Path(folder)).generations(run_id)

@@ -30,7 +30,7 @@ from transformers import (
 
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import JsonObject, user_path
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export import export_run
 from ulskip_cli.export.export_run import ResolvedExport
@@ -64,8 +64,8 @@ class KeptLayers:
     source: Path  # the folder of the model's files
     loaded: LoadedModel
     view: PreTrainedModel
-    config: Table  # the config.json of the view
-    skip_adapter: Table | None  # the entry in a row of the skip adapter that changes the view
+    config: JsonObject  # the config.json of the view
+    skip_adapter: JsonObject | None  # the entry in a row of the skip adapter that changes the view
 
 
 def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
@@ -90,7 +90,9 @@ def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     return KeptLayers(source, loaded, view, config, entry)
 
 
-def export_checkpoint(export: ResolvedExport, folder: Path, progress: ProgressCallback) -> Table:
+def export_checkpoint(
+    export: ResolvedExport, folder: Path, progress: ProgressCallback
+) -> JsonObject:
     """Write the kept layers into `folder`, which takes the place of `export.to` later, and for a
     pair also the full model; return the record. Raise UsageError if the model cannot be exported,
     and RunError if the export differs from the view.
@@ -133,7 +135,7 @@ def export_checkpoint(export: ResolvedExport, folder: Path, progress: ProgressCa
     return {**export_run.write_record(folder, record), "next": export.next_command(has_chat)}
 
 
-def _write_model(source: Path, model: PreTrainedModel, config: Table, folder: Path) -> None:
+def _write_model(source: Path, model: PreTrainedModel, config: JsonObject, folder: Path) -> None:
     """Save a model with a config.json, and the tokenizer and license files of its source."""
     model.save_pretrained(folder, max_shard_size=MAX_FILE)
     for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read its files
@@ -257,7 +259,7 @@ def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     return output[:, input_ids.shape[1] :]
 
 
-def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> Table:
+def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> JsonObject:
     """Return the config.json of a view of the checkpoint in `folder`; raise UsageError if a model
     that is built from it, without weights, is not like the view.
     """
@@ -291,8 +293,8 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 
 
 def _shortened(
-    stored: Table, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
-) -> Table:
+    stored: JsonObject, source: PreTrainedConfig, view: PreTrainedConfig, kept: Sequence[int]
+) -> JsonObject:
     """Return `stored`, the config.json of the source, with the number of kept layers, and their
     entries alone in lists of one per layer. Lists are added where the config class would derive
     others than the view has.
@@ -314,20 +316,20 @@ def _shortened(
     return values
 
 
-def _text_entries(values: Table, source: PreTrainedConfig) -> Table:
+def _text_entries(values: JsonObject, source: PreTrainedConfig) -> JsonObject:
     """Return the entries of the language model in a config.json, which are under a key if the model
     is multimodal.
     """
     text_source = source.get_text_config(decoder=True)
     for key in source.sub_configs:
         if getattr(source, key, None) is text_source:
-            entries: Table = values.setdefault(key, {})
+            entries: JsonObject = values.setdefault(key, {})
             return entries
     return values
 
 
 def model_card(
-    export: ResolvedExport, record: Table, skip_adapter: Table | None, has_chat: bool
+    export: ResolvedExport, record: JsonObject, skip_adapter: JsonObject | None, has_chat: bool
 ) -> ModelCard:
     """Return the model card from card.md. `record` is that of `export_checkpoint`, `skip_adapter`
     that of `KeptLayers`; `has_chat` shows how to use the chat template.

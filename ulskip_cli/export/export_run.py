@@ -15,7 +15,7 @@ from ulskip_cli.core.command_line import command_line, overrides_of
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import Table, noticing_full_disk, replacing
+from ulskip_cli.core.files import JsonObject, noticing_full_disk, replacing
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
@@ -100,14 +100,14 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
 
 def run_export(
     config: Config, request: ExportRequest, progress: ProgressCallback | None = None
-) -> Table:
+) -> JsonObject:
     """Export a configuration and return a record for `summary`; `to` is the written folder or file.
     The target stays unchanged if the request or the model is invalid (UsageError), and if the
     result differs from the view (RunError).
     """
     export, progress = resolve_export(config, request), progress or ProgressCallback()
     kept, num_layers = list(export.plan.kept_layers), export.plan.num_layers
-    record: Table = {"to": str(export.to), "kept_layers": kept, "num_layers": num_layers}
+    record: JsonObject = {"to": str(export.to), "kept_layers": kept, "num_layers": num_layers}
     if export.config.correction != config.correction:
         record["omitted"] = config.correction.label
     with staged(export.to, request.format == "hf") as target:
@@ -116,7 +116,7 @@ def run_export(
         return record | _write(export, target, progress)
 
 
-def _write(export: ResolvedExport, target: Path, progress: ProgressCallback) -> Table:
+def _write(export: ResolvedExport, target: Path, progress: ProgressCallback) -> JsonObject:
     """Write the format of the request, and return the keys that it adds to the record."""
     if export.request.format == "hf":
         from ulskip_cli.export.checkpoint import export_checkpoint
@@ -130,7 +130,7 @@ def _write(export: ResolvedExport, target: Path, progress: ProgressCallback) -> 
     return {}
 
 
-def summary(record: Table) -> list[str]:
+def summary(record: JsonObject) -> list[str]:
     """Return the lines that describe an export; the keys of `record` depend on the format."""
     to = record["to"]
     lines = [f"wrote {len(record['kept_layers'])} of {record['num_layers']} layers to {to}"]
@@ -216,7 +216,7 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
             yield staging
 
 
-def write_record(folder: Path, record: Table) -> Table:
+def write_record(folder: Path, record: JsonObject) -> JsonObject:
     """Write the record of an export into its folder, and return it with `files`, those that a later
     export may replace (`check_target`).
     """

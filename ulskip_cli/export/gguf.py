@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.checkpoint import DELETED, load_kept, logits_of, reason_not_to_compare
 from ulskip_cli.export.export_run import ResolvedExport
@@ -32,7 +32,7 @@ _OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {f"{_WORDS}{{1,3}}{_OTHERS}": "llama-bpe", f"{_WORDS}{_OTHERS}": "qwen2"}
 
 
-def export_gguf(export: ResolvedExport, file: Path, progress: ProgressCallback) -> Table:
+def export_gguf(export: ResolvedExport, file: Path, progress: ProgressCallback) -> JsonObject:
     """Write the kept layers as a GGUF file. If memory and the request allow it, compare the file
     with the view; raise RunError if they differ.
     """
@@ -104,7 +104,7 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     )
 
 
-def pre_tokenizer_name(spec: Table | None) -> str:
+def pre_tokenizer_name(spec: JsonObject | None) -> str:
     """Return llama.cpp's name for a pre-tokenizer of tokenizer.json; raise UsageError
     without one.
     """

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.gguf_header import GGUF_ARCHITECTURES
 
 _F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16
@@ -32,7 +32,7 @@ class GgufTensors:
     """The tensors of a model in the layout of GGUF."""
 
     tensors: Mapping[str, Tensor]
-    config: Table  # of the written model
+    config: JsonObject  # of the written model
     matrix_type: Type | None = None  # None: the type of each tensor
     head_type: Type | None = None  # of embedding and head
 
@@ -70,7 +70,7 @@ class GgufTensors:
         return TYPES[tensor.dtype] if wanted is None else wanted
 
 
-def _in_rotated_order(name: str, tensor: Tensor, config: Table) -> Tensor:
+def _in_rotated_order(name: str, tensor: Tensor, config: JsonObject) -> Tensor:
     """Return a matrix of a Llama model; in that of queries or keys, the two rows that rotary
     embeddings rotate together are side by side in GGUF, and half a head apart in Hugging Face.
     """
@@ -83,7 +83,7 @@ def _in_rotated_order(name: str, tensor: Tensor, config: Table) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def architecture(config: Table) -> str:
+def architecture(config: JsonObject) -> str:
     """Return GGUF's name for the architecture of a config.json that it supports."""
     return GGUF_ARCHITECTURES[config["model_type"]]
 
@@ -118,7 +118,7 @@ def write_model(writer: gguf.GGUFWriter, model: GgufTensors) -> tuple[int, Type]
     return parameters, main_type
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: Table) -> None:
+def _add_shape(writer: gguf.GGUFWriter, config: JsonObject) -> None:
     """Write the sizes of a model from its config.json."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads

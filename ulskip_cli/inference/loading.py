@@ -22,7 +22,7 @@ from transformers import (
 
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder, ModelMetadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
@@ -44,7 +44,7 @@ class LoadedModel:
     model: PreTrainedModel
     folder: ModelFolder
     metadata: ModelMetadata  # with the bytes of the weights in memory
-    notes: Table  # training and quantization of the weights, for result rows
+    notes: JsonObject  # training and quantization of the weights, for result rows
 
 
 def load(config: ModelConfig, progress: ProgressCallback | None = None) -> LoadedModel:
@@ -56,7 +56,7 @@ def load(config: ModelConfig, progress: ProgressCallback | None = None) -> Loade
     folder = ModelFolder(config)
     config = folder.model
     device = pick_device(config.device)
-    notes: Table
+    notes: JsonObject
     if folder.is_shape:
         model = _drawn(folder, device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import (
-    Table,
+    JsonObject,
     all_printable,
     cache_dir,
     lock,
@@ -93,7 +93,7 @@ class _Training(_Before):
     later_stages: dict[str, list[Stage]] | None = None
     exits: list[int] | None = None
     prompt_layers: str | None = None
-    trained_on: Table | None = None
+    trained_on: JsonObject | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -106,7 +106,7 @@ def _training_in(folder: str | Path) -> _Training | None:
     return parse(_Training, all_printable(record), file=file)
 
 
-def training_notes(folder: str | Path) -> Table:
+def training_notes(folder: str | Path) -> JsonObject:
     """Return what a row says of the training of the weights in a folder, from its training.json:
     how they were trained for layer skipping, for which strategy and layers, and on what.
     """
@@ -136,7 +136,7 @@ def _described(training: _Training) -> str:
     return f"with {training.strategy} skipping: {counts} layers{drawn}, {steps} steps"
 
 
-def training_record(config: ModelConfig) -> Table | None:
+def training_record(config: ModelConfig) -> JsonObject | None:
     """Return a model's training.json without `learning_curve` and `environment`; None if the model
     has no such file.
     """

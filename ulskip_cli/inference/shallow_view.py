@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.schedule import Layers, Stage
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.float32_products import float32_products
@@ -361,7 +361,7 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: Layers) -> PreTra
     return config
 
 
-def per_layer(values: Mapping[str, object], depth: int, kept: Sequence[int]) -> Table:
+def per_layer(values: Mapping[str, object], depth: int, kept: Sequence[int]) -> JsonObject:
     """Return the lists in `values` with one entry per layer, such as `layer_types`, by name and
     reduced to the kept layers. Their names contain "layer"; another list can have their length.
     """

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, PatchKind
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import Table, user_path, write_atomic
+from ulskip_cli.core.files import JsonObject, user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
@@ -118,7 +118,7 @@ class SkipAdapter:
     # by kept layers, and there by the layer behind the gap, or the model's number of layers
     patches: Mapping[Layers, Mapping[int, PatchKind]]
     lora: Mapping[LinearAddress, Lora] = field(default_factory=dict)
-    record: Table = field(default_factory=dict)  # base model, and how the adapter was made
+    record: JsonObject = field(default_factory=dict)  # base model, and how the adapter was made
 
     @property
     def kept_sets(self) -> tuple[Layers, ...]:
@@ -257,7 +257,7 @@ def _corrections(
     return patches, {address: Lora(found["A"], found["B"]) for address, found in matrices.items()}
 
 
-def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, Table | None]:
+def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, JsonObject | None]:
     """Return the skip adapter of a configuration for a plan and its entry in a row, or None without
     one.
 

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ulskip_cli.core.files import Table, write_atomic
+from ulskip_cli.core.files import JsonObject, write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.settings import all_settings, differences, setting_words
@@ -219,7 +219,7 @@ def _data_set(label: str, rows: Sequence[PageRow], texts: Texts) -> DataSet:
         for answer in first_shown
     ]
     sources = [answer["source"] for answer in first_shown]
-    ran, shown = list[PageRow](), list[list[Table]]()
+    ran, shown = list[PageRow](), list[list[JsonObject]]()
     for row, answers in zip(rows, stored, strict=True):
         if sources and [answer["source"] for answer in answers[:MAX_EXAMPLES]] == sources:
             ran.append(row)

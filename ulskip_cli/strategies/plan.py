@@ -12,7 +12,7 @@ from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import Adapter
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import ExitRule, Layers, Stage
 from ulskip_cli.core.strategy import ScheduleRequest
@@ -274,7 +274,7 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
     return needs | config.decoding.needs()
 
 
-def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
+def is_trained_for(trained_for: JsonObject | None, plan: Schedule) -> bool | None:
     """Return True if weights were trained with the layers of a plan, also for the prompts; None if
     unknown. `trained_for` has keys of training.json: `kept_layers` {ratio: layers}, `later_stages`
     {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
@@ -291,7 +291,7 @@ def is_trained_for(trained_for: Table | None, plan: Schedule) -> bool | None:
     return all(stage.kept_layers in trained for stage in plan.stages)
 
 
-def _trained_layers(trained_for: Table) -> set[Layers]:
+def _trained_layers(trained_for: JsonObject) -> set[Layers]:
     """Return the sets of layers that a training used; an exit trains all layers before it."""
     trained = {tuple(range(depth)) for depth in trained_for.get("exits") or []}
     trained.update(map(tuple, (trained_for["kept_layers"] or {}).values()))

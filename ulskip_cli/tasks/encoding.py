@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.task import Example, Task, Template
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ class PromptFormatter:
 
     template: Template
     tokenizer: PreTrainedTokenizerBase
-    chat_options: Table = field(default_factory=dict)  # variables of the chat template
+    chat_options: JsonObject = field(default_factory=dict)  # variables of the chat template
 
     @classmethod
     def for_task(
-        cls, task: Task, tokenizer: PreTrainedTokenizerBase, chat_options: Table | None
+        cls, task: Task, tokenizer: PreTrainedTokenizerBase, chat_options: JsonObject | None
     ) -> PromptFormatter:
         """Make the formatter of a task for the tokenizer of a model."""
         return cls(task.template_for(bool(tokenizer.chat_template)), tokenizer, chat_options or {})

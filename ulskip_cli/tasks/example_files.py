@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError, reason
-from ulskip_cli.core.files import Table, check_hub_id, user_path
+from ulskip_cli.core.files import JsonObject, check_hub_id, user_path
 from ulskip_cli.core.task import Example
 
 
 def examples_from_rows(
-    rows: Sequence[Table], source_key: str, reference_key: str | None, origin: str
+    rows: Sequence[JsonObject], source_key: str, reference_key: str | None, origin: str
 ) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks
     a text; with a `reference_key` of None there are no references.
@@ -33,7 +33,7 @@ def examples_from_rows(
     return examples
 
 
-def _text(row: Table, key: str, types: Sequence[type]) -> str:
+def _text(row: JsonObject, key: str, types: Sequence[type]) -> str:
     """Return a value as text; raise UsageError if it is missing, blank or of another type."""
     value = row.get(key)
     if type(value) in types and str(value).strip():
@@ -71,7 +71,7 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def read_objects(file: Path | zipfile.Path, texts: Sequence[str] = ()) -> list[Table]:
+def read_objects(file: Path | zipfile.Path, texts: Sequence[str] = ()) -> list[JsonObject]:
     """Read a file with one JSON object per line, plain or gzipped; skip blank lines. Raise
     UsageError for a line without texts under the keys `texts`, and for an empty file.
     """
@@ -104,7 +104,7 @@ def is_dataset(name: str) -> bool:
 
 def load_dataset_rows(
     name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()
-) -> list[Table]:
+) -> list[JsonObject]:
     """Load a split of a hub dataset or folder. `subset` is by default the first existing one of
     `default_subsets`, or the only one.
     """

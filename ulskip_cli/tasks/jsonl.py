@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import model_validator
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import JsonObject, user_path
 from ulskip_cli.core.options import option
 from ulskip_cli.core.task import Example, Scoring, Task
 from ulskip_cli.tasks.example_files import (
@@ -116,14 +116,14 @@ class Jsonl(Task):
             f" folder>, got {given}"
         )
 
-    def _rows_of_file(self, path: Path) -> list[Table]:
+    def _rows_of_file(self, path: Path) -> list[JsonObject]:
         """Read JSON objects, or the lines of a .txt file as prompts."""
         if not path.name.removesuffix(".gz").endswith(".txt"):
             return read_objects(path)
         lines = read_text(path).split("\n")
         return [{self.prompt_key: line} for line in lines if line.strip()]
 
-    def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
+    def _examples(self, rows: Sequence[JsonObject], origin: str) -> list[Example]:
         """Convert rows to examples; if no row has the default key of references, there are none."""
         is_optional = self.reference_key == REFERENCE_KEY
         has_references = not is_optional or any(REFERENCE_KEY in row for row in rows)
@@ -192,7 +192,7 @@ class HumanEval(Jsonl):
         """Return the metrics, with the permission to run code."""
         return replace(super().scoring(), allow_code=self.allow_code)
 
-    def _examples(self, rows: Sequence[Table], origin: str) -> list[Example]:
+    def _examples(self, rows: Sequence[JsonObject], origin: str) -> list[Example]:
         """Convert rows to examples with a test: the row's `test` defines `check`, which is called
         with the function that `entry_point` names.
         """

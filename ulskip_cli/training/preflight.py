@@ -7,7 +7,7 @@ from ulskip_cli.core.config_schema import Config, Shared, TrainingConfig
 from ulskip_cli.core.correction import ADAPTER_FILE, Correction
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table, user_path
+from ulskip_cli.core.files import JsonObject, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.schedule import Stage, checked_stages
 from ulskip_cli.core.strategy import ScheduleRequest
@@ -88,13 +88,13 @@ UNCHANGED = (
 )
 
 
-def trainer_arguments(config: TrainingConfig) -> Table:
+def trainer_arguments(config: TrainingConfig) -> JsonObject:
     """Return the arguments of Trainer: `fixed` ones follow from ulskip's keys,
     `train.training_args` can change and add to `defaults`. Raise UsageError for others in it.
     """
     train, given = config.train, config.train.training_args or {}
     evaluates = train.evaluate_every and (train.validation or train.held_out)
-    fixed: Table = {
+    fixed: JsonObject = {
         "seed": config.seed,
         "output_dir": str(user_path(config.output, "output") / "checkpoints"),
         "remove_unused_columns": False,
@@ -113,7 +113,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
         "save_steps": train.save_every,
         "logging_steps": train.log_every,
     }
-    defaults: Table = {
+    defaults: JsonObject = {
         "save_total_limit": 2,
         "log_level": "error",
         "lr_scheduler_type": "cosine",
@@ -126,7 +126,7 @@ def trainer_arguments(config: TrainingConfig) -> Table:
     return {**defaults, **fixed, **given}
 
 
-def _check_given(given: Table, fixed: Table) -> None:
+def _check_given(given: JsonObject, fixed: JsonObject) -> None:
     """Raise UsageError if `train.training_args` names a fixed argument, or one that the training
     cannot have.
     """

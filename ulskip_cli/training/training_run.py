@@ -21,7 +21,7 @@ from ulskip_cli.core import environment, fingerprint
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, NO_PATCHES, read_record
 from ulskip_cli.core.errors import RunError, UsageError, reason
-from ulskip_cli.core.files import Table, noticing_full_disk, user_path, write_atomic
+from ulskip_cli.core.files import JsonObject, noticing_full_disk, user_path, write_atomic
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.progress import ProgressCallback
@@ -89,9 +89,9 @@ class TrainingRecord(Options):
     warnings: tuple[str, ...] = ()
     learning_curve: tuple[CurvePoint, ...]
     # record of the training that the initial weights come from, shortened
-    based_on: Table | None
-    config: Table
-    environment: Table
+    based_on: JsonObject | None
+    config: JsonObject
+    environment: JsonObject
     identity: str  # a hash of everything that decides the weights
     seconds: float  # wall time since the training was started or resumed
     peak_memory_bytes: int  # of this process on its device since then

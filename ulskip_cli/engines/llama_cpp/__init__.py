@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ulskip_cli.core.engines import FLOATS, Engine
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.gguf_header import unsupported_by_gguf
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class LlamaCpp(Engine):
         return LlamaCppSession
 
     @classmethod
-    def check_model(cls, config: Table) -> None:
+    def check_model(cls, config: JsonObject) -> None:
         """Raise UsageError if GGUF does not support the model of a config.json."""
         if reason := unsupported_by_gguf(config):
             raise UsageError(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import (
     UNWATCHED,
     Prompts,
@@ -266,7 +266,7 @@ class LlamaCppSession(SteppingSession):
         """Continue with the sequences at the indices `alive` [sequences] only."""
         self._sequences = [self._sequences[i] for i in alive.tolist()]
 
-    def describe(self) -> Table:
+    def describe(self) -> JsonObject:
         """Return the package, version and build options (e.g. AVX512) of the library, and the
         format of the weights.
         """

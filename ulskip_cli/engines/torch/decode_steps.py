@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.engines.loop import now
@@ -53,7 +53,7 @@ class DecodeSteps(ABC):
         """
         return most_likely(self.logits(tokens), banned)
 
-    def details(self) -> Table:
+    def details(self) -> JsonObject:
         """Return further fields of the batch's `BatchOutput`."""
         return {}
 
@@ -165,7 +165,7 @@ class NativeSteps(DecodeSteps):
         self.cursor.length += tokens.shape[1]
         return chosen
 
-    def details(self) -> Table:
+    def details(self) -> JsonObject:
         """Return the mean number of rows of the head that were computed exactly for a token in
         this batch; None if all are computed.
         """
@@ -239,7 +239,7 @@ class ExitSteps(DecodeSteps):
         self._check_seconds = 0.0
         self._counts = Counter[int]()
 
-    def details(self) -> Table:
+    def details(self) -> JsonObject:
         """Return the exit depths so far."""
         return {"exits": ExitStats(+self._counts, self._check_seconds)}
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.inference import kv_cache, shallow_view
 
 # Steps whose masks are held at once: the masks of all steps grow with the square of their number.
@@ -119,7 +119,7 @@ class PositionsAndMasks:
                 full_attention.add("")  # the only type of a model, which does not slide
             self.unmasked = full_attention & self._masks.keys()
 
-    def options(self, start: int, count: int) -> Table:
+    def options(self, start: int, count: int) -> JsonObject:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
         padded sequence on, where the cache ends: the padding mask for models with ALiBi, else masks
         by attention type and position ids.

@@ -9,7 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import UNWATCHED, Prompts, Watch
 from ulskip_cli.engines.loop import Drafter, SteppingSession
 from ulskip_cli.engines.torch.decode_steps import (
@@ -145,7 +145,7 @@ class TorchSession(SteppingSession):
         later = self.views.stages[stage]
         self.steps.switch(self.step_model(later.view), later.places)
 
-    def details(self) -> Table:
+    def details(self) -> JsonObject:
         """Return what the steps measured."""
         return self.steps.details()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.answer import Request
-from ulskip_cli.core.files import Table
+from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import BatchOutput, Clock, Prompts, Session, Watch
 from ulskip_cli.engines.loop import now
 from ulskip_cli.inference import kv_cache, shallow_view
@@ -48,7 +48,7 @@ def generation_config(request: Request) -> GenerationConfig:
     """
     decoding = request.decoding
     # Greedy decoding ignores these three; transformers' defaults cause no warning.
-    sampling: Table = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    sampling: JsonObject = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if decoding.do_sample:
         sampling = {key: getattr(decoding, key) for key in sampling}
     return GenerationConfig(
