@@ -2,11 +2,11 @@ import pytest
 
 from ulskip_cli.core.config import use_config_dir
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 
 
 def grid(*overrides):
-    return [(config.strategy.name, config.ratio) for config in points(overrides)]
+    return [(config.strategy.name, config.ratio) for config in grid_configs(overrides)]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_grid_is_the_product_in_order_without_duplicates(overrides, expected):
 
 
 def test_a_key_of_one_strategy_is_for_that_strategy():
-    swept = points(["strategy=full,unified", "strategy.spacing=even,reference"])
+    swept = grid_configs(["strategy=full,unified", "strategy.spacing=even,reference"])
     strategies = [config.strategy for config in swept]
     assert [strategy.name for strategy in strategies] == ["full", "unified", "unified"]
     assert [strategy.spacing for strategy in strategies[1:]] == ["even", "reference"]
@@ -39,13 +39,13 @@ def test_a_key_of_one_strategy_is_for_that_strategy():
 
 @pytest.mark.parametrize("decoding", ["greedy,sample", "sample,greedy"])
 def test_a_key_of_sampling_is_for_the_decodings_that_sample(decoding):
-    swept = points([f"decoding={decoding}", "decoding.temperature=0.5,0.9"])
+    swept = grid_configs([f"decoding={decoding}", "decoding.temperature=0.5,0.9"])
     found = {config.decoding.name: [] for config in swept}
     for config in swept:
         found[config.decoding.name].append(config.decoding.temperature)
     assert found == {"greedy": [1.0], "sample": [0.5, 0.9]}
     with pytest.raises(UsageError, match="requires sampling"):
-        points(["decoding=greedy,beam", "decoding.temperature=0.5"])
+        grid_configs(["decoding=greedy,beam", "decoding.temperature=0.5"])
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,15 @@ def test_a_key_of_sampling_is_for_the_decodings_that_sample(decoding):
     [([], "reproduce"), (["name=x"], "x"), (["launcher=local", "launcher.workers=2"], "reproduce")],
 )
 def test_without_keys_of_points_the_grid_is_the_papers(overrides, name):
-    grid = points(overrides)
+    grid = grid_configs(overrides)
     # batch sizes, then full and three ratios of five strategies
     assert len(grid) == 3 * (1 + 3 * 5) and {config.name for config in grid} == {name}
 
 
 def test_a_preset_stands_where_no_experiment_is_named():
-    bench = points(["model=random"], preset="bench")
+    bench = grid_configs(["model=random"], default_experiment="bench")
     assert {config.engine.name for config in bench} == {"auto", "transformers"}
-    paper = points(["experiment=paper_throughput"], preset="bench")
+    paper = grid_configs(["experiment=paper_throughput"], default_experiment="bench")
     assert len(paper) == 3 * 2 and {config.model.path for config in paper} == {"bloom-7b1"}
 
 
@@ -72,7 +72,7 @@ def test_an_experiment_has_its_own_grid(tmp_path):
         preset = f"# @package _global_\nname: {name}\nsweep: {sweep}\n"
         (tmp_path / "experiment" / f"{name}.yaml").write_text(preset)
     use_config_dir(tmp_path)
-    pairs = [(config.ratio, config.batch_size) for config in points(["experiment=mine"])]
+    pairs = [(config.ratio, config.batch_size) for config in grid_configs(["experiment=mine"])]
     assert pairs == [(2, 1), (2, 4), (3, 1), (3, 4)]
     with pytest.raises(UsageError, match="ratoi"):
-        points(["experiment=wrong"])
+        grid_configs(["experiment=wrong"])

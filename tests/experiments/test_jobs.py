@@ -1,12 +1,12 @@
 import pytest
 
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 from ulskip_cli.experiments.ledger import failure_reason, make_jobs
 
 
 def jobs_of(*overrides):
-    return make_jobs(points(list(overrides)))
+    return make_jobs(grid_configs(list(overrides)))
 
 
 def test_a_baseline_comes_before_its_points_and_once():
@@ -20,13 +20,13 @@ def test_a_baseline_comes_before_its_points_and_once():
         ("unified", 2, True),
     ]
     first, second = jobs[0].id, jobs[2].id
-    assert [job.baseline for job in jobs] == [None, first, None, second, first, second]
+    assert [job.baseline_id for job in jobs] == [None, first, None, second, first, second]
 
 
 def test_a_baseline_may_be_asked_for_or_not_needed():
     assert [job.requested for job in jobs_of("strategy=unified,full")] == [True, True]
-    assert [job.baseline for job in jobs_of("ratio=2,3", "baseline=false")] == [None, None]
-    assert jobs_of("ratio=1,2")[0].baseline is None  # ratio 1 keeps all
+    assert [job.baseline_id for job in jobs_of("ratio=2,3", "baseline=false")] == [None, None]
+    assert jobs_of("ratio=1,2")[0].baseline_id is None  # ratio 1 keeps all
 
 
 def test_the_full_model_has_nothing_to_correct():
@@ -42,12 +42,12 @@ def test_weights_are_loaded_once():
 
 def test_a_point_that_cannot_run_is_refused_alone():
     jobs = jobs_of("strategy=skip_decode,unified", "decoding=self_speculative", "batch_size=1")
-    assert [isinstance(job.refused, NotApplicable) for job in jobs] == [True, False, False]
+    assert [isinstance(job.refusal, NotApplicable) for job in jobs] == [True, False, False]
     missing = jobs_of("model=tiny,hf", "model.path=tiny", "baseline=false")
-    assert [type(job.refused) for job in missing] == [type(None), UsageError]
+    assert [type(job.refusal) for job in missing] == [type(None), UsageError]
     exits = ["strategy=early_exit", "strategy.batch=na", "batch_size=1,2"]
     for words in (exits, ["model=tiny,random"]):
-        types = [type(job.refused) for job in jobs_of(*words, "baseline=false")]
+        types = [type(job.refusal) for job in jobs_of(*words, "baseline=false")]
         assert types == [type(None), NotApplicable]
     with pytest.raises(UsageError, match=r"ratio.*98"):
         jobs_of("ratio=98,99")

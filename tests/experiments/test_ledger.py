@@ -4,14 +4,14 @@ import pytest
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.record import Provenance, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 
 def jobs_of(*overrides):
-    return make_jobs(points(list(overrides)))
+    return make_jobs(grid_configs(list(overrides)))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 from ulskip_cli.experiments.ledger import make_jobs
 from ulskip_cli.experiments.record import read
 
@@ -48,7 +48,7 @@ def ids(line):
     """The ids of the jobs of a command line, with those of their configurations alone."""
     command, *words = line.split()
     preset = command if command == "bench" else None
-    configs = [compose(words)] if command == "run" else points(words, preset)
+    configs = [compose(words)] if command == "run" else grid_configs(words, preset)
     jobs = make_jobs(configs, command=preset or "run")
     return [[job.id, job.config.identity(preset or "run")] for job in jobs]
 

@@ -7,7 +7,7 @@ from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.experiments import point as points_module
 from ulskip_cli.experiments.describe import describe_schedule
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 from ulskip_cli.experiments.ledger import make_jobs
 from ulskip_cli.experiments.point import resolve
 from ulskip_cli.experiments.record import Record
@@ -93,22 +93,22 @@ def test_an_identifier_is_a_hash_of_configuration_data_and_weights(files, copied
 
 
 def test_the_jobs_of_a_sweep_have_the_identifiers_of_single_runs():
-    grid = points(["ratio=2,3", "strategy=unified,top_skip", "limit=4"])
+    grid = grid_configs(["ratio=2,3", "strategy=unified,top_skip", "limit=4"])
     jobs = {job.id: job for job in make_jobs(grid)}
     single = [resolve(config) for config in grid]
     assert {point.id for point in single} | {single[0].baseline.id} == jobs.keys()
     for point in single:
         assert jobs[point.id].config == point.config
-        assert jobs[point.id].baseline == point.baseline.id
+        assert jobs[point.id].baseline_id == point.baseline.id
 
 
 def test_data_and_model_files_are_read_once_for_many_points(spy):
     examples, others = spy(Wmt, "examples"), ("load_json", "read_headers")
     reads = [examples, *(spy(model_metadata, name) for name in others)]
-    grid = points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
+    grid = grid_configs(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"])
     assert len(make_jobs(grid)) == 2 * 3 * 2 + 2
     assert [read.call_count for read in reads] == [1, 2, 1]  # config and generation config
-    make_jobs(points(["ratio=2,3", "limit=4,5"]))
+    make_jobs(grid_configs(["ratio=2,3", "limit=4,5"]))
     assert examples.call_count == 1 + 2  # once for each limit
 
 
@@ -122,7 +122,7 @@ def test_data_and_model_files_are_read_once_for_many_points(spy):
     ],
 )
 def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(overrides):
-    (job,) = [job for job in make_jobs(points([*overrides, "batch_size=1"])) if job.requested]
+    (job,) = [job for job in make_jobs(grid_configs([*overrides, "batch_size=1"])) if job.requested]
     failed = job.failure_record(RunError("x"))
     finished = Record.joined(job.point.settings, describe_schedule(job.point.plan))
     asked = settings(failed)

@@ -2,7 +2,7 @@ import pytest
 from report_rows import bench_row, configured, sweep_row
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 from ulskip_cli.experiments.ledger import make_jobs
 from ulskip_cli.experiments.record import DETECTED, FAILED, Outcome, Record, Settings
 from ulskip_cli.experiments.settings import all_settings, differences, settings
@@ -105,6 +105,6 @@ def test_points_are_labelled_by_what_tells_them_apart(points, labels):
 
 
 def test_a_point_that_cannot_run_does_not_change_the_labels_of_others():
-    jobs = make_jobs(points(["experiment=reproduce"]))
-    assert any(job.refused for job in jobs)
+    jobs = make_jobs(grid_configs(["experiment=reproduce"]))
+    assert any(job.refusal for job in jobs)
     assert not any("dataset" in job.label for job in jobs)

@@ -11,7 +11,7 @@ from report_rows import stored_rows, timeless_rows
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments import runner
-from ulskip_cli.experiments.grid import points
+from ulskip_cli.experiments.grid import grid_configs
 from ulskip_cli.experiments.ledger import Ledger, make_jobs
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
@@ -21,7 +21,7 @@ from ulskip_cli.experiments.sweep import run_jobs
 @pytest.fixture
 def quick_sweep(tmp_path, monkeypatch):
     """Return a function that runs jobs without a model, the jobs, and their folder."""
-    jobs = make_jobs(points(["ratio=2,3", f"results_dir={tmp_path}", "launcher=ray"]))
+    jobs = make_jobs(grid_configs(["ratio=2,3", f"results_dir={tmp_path}", "launcher=ray"]))
     folder, acts = ResultsFolder.of(jobs[0].config), [lambda config: None]
 
     def run_point(point, session, baseline):

@@ -72,10 +72,10 @@ def bench(
 
     After an interruption or a failure, the same command runs the remaining points.
     """
-    from ulskip_cli.experiments.grid import points
+    from ulskip_cli.experiments.grid import grid_configs
     from ulskip_cli.experiments.ledger import Ledger, make_jobs
 
-    grid = points(overrides, "bench")
+    grid = grid_configs(overrides, "bench")
     tell_unused(overrides, grid)
     if print_config:
         print_yaml(*grid)
@@ -103,12 +103,12 @@ def sweep(
     Without keys, it runs the paper's grid, experiment=reproduce. After an interruption or a
     failure, the same command runs the remaining points.
     """
-    from ulskip_cli.experiments.grid import points
+    from ulskip_cli.experiments.grid import grid_configs
     from ulskip_cli.experiments.launchers import END_WITH_STDIN
     from ulskip_cli.experiments.ledger import Ledger, make_jobs
     from ulskip_cli.experiments.sweep import run_jobs
 
-    grid = points(overrides)
+    grid = grid_configs(overrides)
     tell_unused(overrides, grid)
     if print_config:
         print_yaml(*grid)

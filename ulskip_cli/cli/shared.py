@@ -15,7 +15,7 @@ from ulskip_cli.core.files import JsonObject, user_path
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ulskip_cli.core.config_schema import Shared
+    from ulskip_cli.core.config_schema import BaseConfig
 
 PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
@@ -71,7 +71,7 @@ PrintConfig = Annotated[
 ]
 
 
-def tell_unused(overrides: Sequence[str], configs: Sequence["Shared"]) -> None:
+def tell_unused(overrides: Sequence[str], configs: Sequence["BaseConfig"]) -> None:
     """Print a line for each key that has no effect on any configuration."""
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
@@ -98,7 +98,7 @@ def print_rows(rows: Sequence[JsonObject]) -> None:
     print_json(rows[0] if len(rows) == 1 else {"rows": rows})
 
 
-def print_yaml(*configs: "Shared") -> None:
+def print_yaml(*configs: "BaseConfig") -> None:
     """Print the first configuration as YAML, and the number of points."""
     from ulskip_cli.core.config import to_yaml
 

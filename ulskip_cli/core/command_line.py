@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.config import PRIMARY, compose_files, escaped, is_text, primary_of, quoted
-from ulskip_cli.core.config_schema import Shared
+from ulskip_cli.core.config_schema import BaseConfig
 from ulskip_cli.core.files import JsonObject, change_texts
 from ulskip_cli.core.options import Options
 
@@ -18,12 +18,12 @@ IMPLIED_BY_PATH = ("model", "hf")  # model.path= selects it
 _WORDS = ("true", "false", "null", "nan", "inf")
 
 
-def command_line(config: Shared, command: str, *more: str) -> str:
+def command_line(config: BaseConfig, command: str, *more: str) -> str:
     """Return the line for a shell that runs a command with this configuration."""
     return shlex.join(["ulskip", command, *overrides_of(config, command), *more])
 
 
-def overrides_of(config: Shared, command: str) -> list[str]:
+def overrides_of(config: BaseConfig, command: str) -> list[str]:
     """Return the overrides that compose a configuration again: the model, the task, choices that
     are not defaults, and values that differ from those of the choices.
 

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
 from ulskip_cli.core.config_schema import (
+    BaseConfig,
     Config,
     DecodingConfig,
     ModelConfig,
-    Shared,
     TrainingConfig,
     TuneConfig,
 )
@@ -57,7 +57,7 @@ _INSTEAD = {
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
-PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
+PRIMARY: dict[str, tuple[type[BaseConfig], tuple[str, ...]]] = {
     "config": (Config, GROUPS),
     "tune": (TuneConfig, GROUPS),
     "train": (TrainingConfig, TRAINING_GROUPS),
@@ -258,7 +258,7 @@ def baseline_config(config: Config) -> Config:
     )
 
 
-def to_yaml(config: Shared) -> str:
+def to_yaml(config: BaseConfig) -> str:
     """Return the YAML that results folders store."""
     import yaml
 
@@ -547,7 +547,7 @@ def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageErr
     return UnknownKey(str(error), key)
 
 
-def _refuse_unread(config_class: type[Shared], keys: Sequence[str], command: str) -> None:
+def _refuse_unread(config_class: type[BaseConfig], keys: Sequence[str], command: str) -> None:
     """Raise UsageError for a key that the command does not read."""
     for key in keys:
         readers = config_class.readers(key)
@@ -668,7 +668,7 @@ def _extend_search_path(value: object) -> None:
 
 
 def _resolved(
-    files: Files, changed: Mapping[str, object], config_class: type[Shared]
+    files: Files, changed: Mapping[str, object], config_class: type[BaseConfig]
 ) -> JsonObject:
     """Return the values of files, some `changed` by dotted key, with interpolations resolved; these
     can name keys that only `config_class` has, with their defaults.
@@ -689,7 +689,7 @@ def _resolved(
         ) from None
 
 
-def _interpolated(config: "DictConfig", config_class: type[Shared]) -> JsonObject:
+def _interpolated(config: "DictConfig", config_class: type[BaseConfig]) -> JsonObject:
     """Replace `${KEY}` by the value of that key, or by its default in the class."""
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError

@@ -141,7 +141,7 @@ class LauncherConfig(Options):
         return self
 
 
-class Shared(Options):
+class BaseConfig(Options):
     """Options of runs, sweeps and trainings."""
 
     model: ModelConfig = option(..., "the model", used_by=_MODEL)
@@ -197,26 +197,28 @@ class Shared(Options):
 
     def why_unused(self, key: str) -> str:
         """Return why the value of a key has no effect here, or an empty text."""
-        for use in self._uses(key):
+        for use in self._declared_uses(key):
             if use.condition and not use.condition.holds(self):
                 return use.condition.otherwise
         return ""
 
     def changes_results(self, key: str, command: str) -> bool:
         """Return True if a command uses a key that changes results."""
-        return self.uses(key, command) and all(use.changes_results for use in self._uses(key))
+        return self.uses(key, command) and all(
+            use.changes_results for use in self._declared_uses(key)
+        )
 
     @classmethod
     def readers(cls, key: str) -> list[str]:
         """Return the commands that read a key, e.g. `speed.seconds`; without any of its own, those
         of its section.
         """
-        declared = [use.commands for use in cls._uses(key) if use.commands]
+        declared = [use.commands for use in cls._declared_uses(key) if use.commands]
         return sorted(frozenset.intersection(*declared)) if declared else []
 
     @classmethod
     @functools.lru_cache(maxsize=4096)
-    def _uses(cls, key: str) -> list[Use]:
+    def _declared_uses(cls, key: str) -> list[Use]:
         """Return the uses of the sections of a key and of the key. The options of a choice, whose
         class a preset decides, have only the use of their section.
         """
@@ -229,7 +231,7 @@ class Shared(Options):
         return {key: value for key, value in self.plain().items() if key != "launcher"}
 
 
-class Config(Shared):
+class Config(BaseConfig):
     """Configuration of one experiment."""
 
     correction: Correction = option(
@@ -324,7 +326,7 @@ class Config(Shared):
         none; top-level keys such as `name` only if they change some.
         """
         return self._recorded(
-            lambda key: self.uses(key, command) and self._uses(key)[0].changes_results
+            lambda key: self.uses(key, command) and self._declared_uses(key)[0].changes_results
         )
 
     @property
@@ -493,7 +495,7 @@ class TrainOptions(Options):
         return self
 
 
-class TrainingConfig(Shared):
+class TrainingConfig(BaseConfig):
     """Configuration of one training."""
 
     train: TrainOptions = option(TrainOptions(), "the training", used_by="train")

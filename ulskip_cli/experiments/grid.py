@@ -24,19 +24,19 @@ MAX_POINTS = 1000
 _NOT_OF_POINTS = ("name", "results_dir", "launcher", "hydra")
 
 
-def points(
+def grid_configs(
     overrides: Sequence[str],
-    preset: str | None = None,
+    default_experiment: str | None = None,
 ) -> list[Config]:
     """Return the configurations of a grid in the order of the overrides, without duplicates.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If
-    they name no experiment, `preset` is used, the experiment of a command of the same name, such as
-    `bench`. Without a preset, the grid has the named values alone, or is that of the default
-    experiment if no key of a point is named.
+    they name no experiment, `default_experiment` is used, which is that of a command of the same
+    name, such as `bench`. If that is None, the grid has the named values alone, or is that of
+    DEFAULT_EXPERIMENT if no key of a point is named.
     """
-    command = preset or "sweep"
-    composed = list(_grid(_with_experiment(overrides, preset), command))
+    command = default_experiment or "sweep"
+    composed = list(_grid(_with_experiment(overrides, default_experiment), command))
     if not composed:
         raise UsageError(
             f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values,"
@@ -53,7 +53,7 @@ def points(
     return list(distinct.values())
 
 
-def _with_experiment(overrides: Sequence[str], preset: str | None) -> list[str]:
+def _with_experiment(overrides: Sequence[str], default_experiment: str | None) -> list[str]:
     """Return the overrides with an experiment, if they name none and it is wanted."""
     parsed = parse_overrides(overrides)
     keys = [override.key_or_group for override in parsed]
@@ -63,8 +63,8 @@ def _with_experiment(overrides: Sequence[str], preset: str | None) -> list[str]:
             raise UsageError(
                 f"expected one experiment, got '{chosen.input_line}'; run the command once for each"
             )
-    elif preset or all(key.partition(".")[0] in _NOT_OF_POINTS for key in keys):
-        return [f"experiment={preset or DEFAULT_EXPERIMENT}", *overrides]
+    elif default_experiment or all(key.partition(".")[0] in _NOT_OF_POINTS for key in keys):
+        return [f"experiment={default_experiment or DEFAULT_EXPERIMENT}", *overrides]
     return list(overrides)
 
 

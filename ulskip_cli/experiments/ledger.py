@@ -34,7 +34,7 @@ class Job:
     config: Config
     settings: Settings  # what its row stores also if the run fails
     point: Point | None = None  # None if the point is refused
-    refused: UsageError | None = None  # the reason why the point cannot run
+    refusal: UsageError | None = None  # the reason why the point cannot run
     requested: bool = True  # False for a baseline that only other points need
     label: str = ""  # distinguishes the point within the sweep
 
@@ -44,7 +44,7 @@ class Job:
         return self.settings.id
 
     @property
-    def baseline(self) -> str | None:
+    def baseline_id(self) -> str | None:
         """The identifier of the baseline job that must finish before this job, if any."""
         return self.settings.baseline_id
 
@@ -83,9 +83,9 @@ def make_jobs(
             # An earlier point may have added this job as its baseline, or asked for it.
             requested = job.requested or (job.id in jobs and jobs[job.id].requested)
             jobs[job.id] = replace(jobs.get(job.id, job), requested=requested)
-    refused = [job.refused for job in jobs.values() if job.requested]
-    if refused[0] and all(refused):
-        raise refused[0]
+    refusals = [job.refusal for job in jobs.values() if job.requested]
+    if refusals[0] and all(refusals):
+        raise refusals[0]
     labels = point_labels([job.settings for job in jobs.values()])
     return [replace(job, label=label) for job, label in zip(jobs.values(), labels, strict=True)]
 
@@ -98,7 +98,7 @@ def _jobs_of(config: Config, resolver: Resolver, command: str, first_engine: str
         point = resolver.resolve(config, command)
     except UsageError as error:
         settings = Settings.of(config, config.identity(command), command)
-        yield Job(config, settings, refused=error)
+        yield Job(config, settings, refusal=error)
         return
     if full := point.baseline:
         yield Job(full.config, full.settings, full, requested=False)
@@ -184,7 +184,7 @@ class Ledger:
         if not rows or rows[-1][1].is_done:
             return None
         number, newest = rows[-1]
-        stays_refused = job.refused is not None and newest.status == NOT_APPLICABLE
+        stays_refused = job.refusal is not None and newest.status == NOT_APPLICABLE
         return newest if number >= self.began or stays_refused else None
 
     def state(self, job: Job) -> JobState:
@@ -192,9 +192,9 @@ class Ledger:
         record = self.record(job)
         if record and record.is_done:
             return JobState(DONE, "")
-        if job.refused:
-            refusal = job.failure_record(job.refused)
-            return JobState(refusal.status, refusal.reason or "")
+        if job.refusal:
+            refused = job.failure_record(job.refusal)
+            return JobState(refused.status, refused.reason or "")
         notes = [self.why_again(job)]
         # A line for each batch, below one that says which code and machine generated them.
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1

@@ -48,7 +48,7 @@ def run_jobs(
     order = sorted(ledger.to_do, key=lambda job: folder.lock_path(job.id).exists())
     while order:
         for job in order:
-            if job.baseline and job.baseline not in ledger.settled:
+            if job.baseline_id and job.baseline_id not in ledger.settled:
                 continue
             with folder.hold(job.id, wait=False) as is_claimed:
                 ledger.update(observer)
@@ -104,10 +104,10 @@ def _run_job(job: Job, ledger: Ledger, models: "Models", raises: bool) -> None:
     from ulskip_cli.inference.batching import free_unused_memory
 
     interruption.raise_if_interrupted()
-    baseline = ledger.settled[job.baseline] if job.baseline else None
+    baseline = ledger.settled[job.baseline_id] if job.baseline_id else None
     try:
-        if job.refused:
-            raise job.refused
+        if job.refusal:
+            raise job.refusal
         assert job.point
         run_point(job.point, models, _finished(baseline))
         return

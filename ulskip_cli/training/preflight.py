@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ulskip_cli.core.config_schema import Config, Shared, TrainingConfig
+from ulskip_cli.core.config_schema import BaseConfig, Config, TrainingConfig
 from ulskip_cli.core.correction import ADAPTER_FILE, Correction
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
@@ -18,7 +18,7 @@ from ulskip_cli.strategies.static import KeepAll
 
 def run_at(config: TrainingConfig, ratio: float) -> Config:
     """Return the run, not validated, whose layers a training trains for a ratio."""
-    values = {key: getattr(config, key) for key in Shared.model_fields}
+    values = {key: getattr(config, key) for key in BaseConfig.model_fields}
     values |= {"correction": Correction(name="none"), "engine": engine_named(AUTO)}
     if ratio == 1:
         values["strategy"] = KeepAll(name="full")
