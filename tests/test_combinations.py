@@ -64,7 +64,7 @@ def session():
 
 
 def run(session, folder, *overrides):
-    rows = api.evaluate(*overrides, f"results_dir={folder}", session=session)
+    rows = api.evaluate(*overrides, f"results_dir={folder}", models=session)
     assert rows[-1].is_done, rows[-1]
     return rows[-1]
 

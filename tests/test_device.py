@@ -119,7 +119,7 @@ def measured(sessions, model_folder, adapter_folder, tmp_path):
         model = [f"model.path={model_folder}", "model.dtype=float32", f"model.device={place}"]
         words = [*SMALL, *FEW, "model=hf", *model, f"results_dir={tmp_path / place}", *overrides]
         words = [word.replace("{adapter}", str(adapter_folder)) for word in words]
-        row = api.evaluate(*words, session=sessions[place])[-1]
+        row = api.evaluate(*words, models=sessions[place])[-1]
         assert row.is_done, row
         return row, ResultsFolder(tmp_path / place).generations(row.id)
 

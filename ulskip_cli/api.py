@@ -278,7 +278,7 @@ def _whole(value: object, name: str) -> int:
         raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
-def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> AnswerPair:
+def compare(prompt: str, *overrides: str, models: "Models | None" = None) -> AnswerPair:
     """Answer a prompt with the full model and with the kept layers as `ulskip generate` does, and
     measure the speed of both after a warm-up.
 
@@ -286,7 +286,7 @@ def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> An
         prompt: the prompt; the model's chat template is applied if there is one, and the bundled
             translator gets the prompt of its task.
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
+        models: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
             once.
 
     Returns:
@@ -305,17 +305,17 @@ def compare(prompt: str, *overrides: str, session: "Models | None" = None) -> An
     from ulskip_cli.experiments.comparison import PromptComparer
     from ulskip_cli.experiments.runner import Models
 
-    return PromptComparer(point, session or Models()).compare(0)
+    return PromptComparer(point, models or Models()).compare(0)
 
 
-def evaluate(*overrides: str, session: "Models | None" = None) -> "list[Record]":
+def evaluate(*overrides: str, models: "Models | None" = None) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the
     results folder, unless it has them.
 
     Args:
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`,
             `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
+        models: an `ulskip_cli.experiments.runner.Models`; calls that share it load the weights
             once.
 
     Returns:
@@ -333,7 +333,7 @@ def evaluate(*overrides: str, session: "Models | None" = None) -> "list[Record]"
 
     _check_overrides(overrides)
     ledger = Ledger(make_jobs([config.compose(overrides, command="run")]))
-    run_jobs(ledger, models=session, raises=True)
+    run_jobs(ledger, models=models, raises=True)
     tables.write_tables(ledger.folder)
     return list(ledger.outcome().records.values())
 

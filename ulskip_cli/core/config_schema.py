@@ -204,9 +204,8 @@ class BaseConfig(Options):
 
     def changes_results(self, key: str, command: str) -> bool:
         """Return True if a command uses a key that changes results."""
-        return self.uses(key, command) and all(
-            use.changes_results for use in self._declared_uses(key)
-        )
+        declared = self._declared_uses(key)
+        return self.uses(key, command) and all(use.changes_results for use in declared)
 
     @classmethod
     def readers(cls, key: str) -> list[str]:

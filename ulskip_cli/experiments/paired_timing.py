@@ -128,7 +128,7 @@ class Pair(NamedTuple):
                     )
         return full, strategy, seconds
 
-    def turn(self, full: BatchOutput | None, strategy: BatchOutput) -> int | None:
+    def steps_per_turn(self, full: BatchOutput | None, strategy: BatchOutput) -> int | None:
         """Return the decode steps of a turn from earlier outputs; None if the sides decode one
         after the other: on a GPU, or if one decoder, which holds one batch at a time, is both.
         """
@@ -140,13 +140,13 @@ class Pair(NamedTuple):
 
 def measure_pairs(pair: Pair, rounds: range, past: TimedPairs | None = None) -> TimedPairs:
     """Time a pair once for each number of a round. On a CPU its sides decode some steps in turn,
-    because its speed changes within seconds; the `past` pairs tell how long the first turn is.
+    because its speed changes within seconds; the `past` pairs tell how many steps the first turn has.
     """
-    turn = pair.turn(past.full[-1] if past.full else None, past.strategy[-1]) if past else None
+    steps = pair.steps_per_turn(past.full[-1] if past.full else None, past.strategy[-1]) if past else None
     timed = []
     for number in rounds:
-        full, strategy, seconds = pair.run(number, turn)
-        turn = pair.turn(full, strategy)
+        full, strategy, seconds = pair.run(number, steps)
+        steps = pair.steps_per_turn(full, strategy)
         timed.append((full, strategy, seconds))
     fulls, strategies, compiling = zip(*timed, strict=True)
     return TimedPairs(tuple(filter(None, fulls)), strategies, compile_seconds=sum(compiling))

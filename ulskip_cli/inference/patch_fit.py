@@ -40,10 +40,8 @@ class _Batch:
     prompt: EncodedPrompt  # empty if the kept layers encode the prompts, as part of `input_ids`
     teacher: dict[int, Tensor] = field(default_factory=dict)  # by depth: [positions, hidden_size]
 
-    def lacking(self, depth: int, states: Tensor) -> Tensor:
-        """Return what the full model's states at a depth have more than `states` [positions,
-        hidden_size].
-        """
+    def residual(self, depth: int, states: Tensor) -> Tensor:
+        """Return the full model's states at a depth minus `states`, in float64 on the CPU."""
         return _double(self.teacher[depth]) - _double(states)
 
 
@@ -163,7 +161,7 @@ class PatchFitter:
             patch = self._fitted.get(key)
             if patch is None:
                 pairs = (
-                    (batch.teacher[start], batch.lacking(end, batch.teacher[start]))
+                    (batch.teacher[start], batch.residual(end, batch.teacher[start]))
                     for batch in self.batches
                 )
                 patch = kind.solve(pairs, ridge)
@@ -217,7 +215,7 @@ class PatchFitter:
         layer returned, and what the layer's output lacks of the full model's states at `depth`.
         """
         for batch, (state, output) in zip(self.batches, ran, strict=True):
-            yield output[batch.counted], batch.lacking(depth, state[batch.counted])
+            yield output[batch.counted], batch.residual(depth, state[batch.counted])
 
 
 class _FoldingLayer:

@@ -206,9 +206,9 @@ class LlamaCppSession(SteppingSession):
         self.views, self.weights = views, weights
         self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
         self.contexts = [self._load(stage.view) for stage in views.stages]
-        self.view = self.contexts[0]  # of the current stage
+        self.context = self.contexts[0]  # of the current stage
         is_same = views.prompt_model is views.stages[0].view
-        self.prompt_context = self.view if is_same else self._load(views.prompt_model)
+        self.prompt_context = self.context if is_same else self._load(views.prompt_model)
 
     def _load(self, model: PreTrainedModel) -> LlamaContext:
         return LlamaContext(write_gguf(model, self.weights), self._room, self.weights == "f32")
@@ -225,10 +225,10 @@ class LlamaCppSession(SteppingSession):
         self._sequences = list(range(len(rows)))
         self.prompt_context.clear()
         logits = self.prompt_context.append(dict(enumerate(rows)))
-        self.view = self.contexts[0]
-        if self.prompt_context is not self.view:
+        self.context = self.contexts[0]
+        if self.prompt_context is not self.context:
             self._move(self.prompt_context, self.views.stages[0].places)
-        self.kv_bytes = self._bytes_in(self.prompt_context), self._bytes_in(self.view)
+        self.kv_bytes = self._bytes_in(self.prompt_context), self._bytes_in(self.context)
         return logits
 
     def _bytes_in(self, context: LlamaContext) -> int:
@@ -239,7 +239,7 @@ class LlamaCppSession(SteppingSession):
         """Continue with the view of a later stage, which takes over the keys and values of its
         layers.
         """
-        self.view = self.contexts[stage]
+        self.context = self.contexts[stage]
         # The context of the stage before has only the layers of its view.
         before, after = (self.views.stages[number].places for number in (stage - 1, stage))
         self._move(self.contexts[stage - 1], list(map(before.index, after)))
@@ -248,19 +248,19 @@ class LlamaCppSession(SteppingSession):
         """Copy the keys and values of `layers` from another context to the current view, for all
         sequences.
         """
-        self.view.clear()
+        self.context.clear()
         for sequence in self._sequences:
-            self.view.take(source, sequence, layers)
+            self.context.take(source, sequence, layers)
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions."""
         for sequence in self._sequences:
-            self.view.remove(sequence, count)
+            self.context.remove(sequence, count)
 
     def check(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
         appended = dict(zip(self._sequences, tokens.tolist(), strict=True))
-        return self.view.append(appended, every=True).view(*tokens.shape, -1)
+        return self.context.append(appended, every=True).view(*tokens.shape, -1)
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
