@@ -118,14 +118,7 @@ class Pair(NamedTuple):
         strategy, *others = outputs
         full = others[0] if others else None
         if self.full and full and self.full.asked == self.strategy.asked:
-            for key in SIDE_KEYS:
-                values = getattr(full, key), getattr(strategy, key)
-                if values[0] != values[1]:
-                    raise RunError(
-                        f"expected the same {key} for both runs of a timed pair, got {values[0]}"
-                        f" for the full model and {values[1]} for the schedule; use"
-                        " engine=transformers"
-                    )
+            _check_same_engine(full, strategy)
         return full, strategy, seconds
 
     def steps_per_turn(self, full: BatchOutput | None, strategy: BatchOutput) -> int | None:
@@ -138,11 +131,26 @@ class Pair(NamedTuple):
         return max(1, round(TURN_SECONDS / max(slower, 1e-9)))
 
 
+def _check_same_engine(full: BatchOutput, strategy: BatchOutput) -> None:
+    """Raise RunError if the sides of a pair used different engines or linear backends."""
+    for key in SIDE_KEYS:
+        of_full, of_strategy = getattr(full, key), getattr(strategy, key)
+        if of_full != of_strategy:
+            raise RunError(
+                f"expected the same {key} for both runs of a timed pair, got {of_full} for the full"
+                f" model and {of_strategy} for the schedule; use engine=transformers"
+            )
+
+
 def measure_pairs(pair: Pair, rounds: range, past: TimedPairs | None = None) -> TimedPairs:
     """Time a pair once for each number of a round. On a CPU its sides decode some steps in turn,
-    because its speed changes within seconds; the `past` pairs tell how many steps the first turn has.
+    because its speed changes within seconds; the `past` pairs tell how many steps the first turn
+    has.
     """
-    steps = pair.steps_per_turn(past.full[-1] if past.full else None, past.strategy[-1]) if past else None
+    steps = None
+    if past:
+        last_full = past.full[-1] if past.full else None
+        steps = pair.steps_per_turn(last_full, past.strategy[-1])
     timed = []
     for number in rounds:
         full, strategy, seconds = pair.run(number, steps)
