@@ -26,7 +26,7 @@ from ulskip_cli.engines.base import (
     take_turns,
 )
 from ulskip_cli.engines.torch import Torch
-from ulskip_cli.engines.torch.native_model import Backend, Plain
+from ulskip_cli.engines.torch.native_model import Backend, PlainBackend
 from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
@@ -54,7 +54,7 @@ class Decoder:
         """Return what runs the decode steps of an engine; that of a library has its name."""
         if isinstance(engine, Torch):
             return self.views.backend
-        return Plain(name=engine.name) if engine.is_runtime else Plain()
+        return PlainBackend(name=engine.name) if engine.is_runtime else PlainBackend()
 
     @property
     def is_runtime(self) -> bool:

@@ -36,9 +36,9 @@ def describe_schedule(
 ) -> ScheduleUsed:
     """Return the schedule section of a row.
 
-    The mean depth is measured for early exit, in the `timed` pairs or else in the evaluated
-    `outputs`, and otherwise follows from the plan. That of the answers is known for early exit, and
-    for stages from the lengths of `outputs`.
+    The mean depth of steps is measured with early exit, in the `timed` pairs or else in `outputs`,
+    and otherwise that of the plan. The mean depth of the answers in `outputs` is measured with early
+    exit, follows from their lengths with stages, and is None otherwise.
     """
     planned = plan.mean_kept(plan.timed_tokens - 1)  # the prefill generates the first token
     evaluated = exit_depth = sum_exits(outputs).mean_depth  # None without early exit

@@ -22,8 +22,8 @@ from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch import kernels, native_model
 from ulskip_cli.engines.torch.native_model import (
     UNLIMITED,
-    Native,
-    Panels,
+    NativeBackend,
+    PanelBackend,
     recognize,
 )
 from ulskip_cli.inference.shallow_view import shallow_view
@@ -35,7 +35,9 @@ pytestmark = pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_recognized_architectures(dtype):
     models = {name: build_model(name).to(dtype) for name in ARCHITECTURES}
-    recognized = [name for name, model in models.items() if isinstance(recognize(model), Native)]
+    recognized = [
+        name for name, model in models.items() if isinstance(recognize(model), NativeBackend)
+    ]
     assert sorted(recognized) == NATIVE_ARCHITECTURES
 
 
@@ -94,7 +96,7 @@ def another_part(model):
 )
 def test_a_model_that_computes_something_else_is_not_recognized(llama, change):
     change(llama)
-    assert isinstance(recognize(llama), Panels)
+    assert isinstance(recognize(llama), PanelBackend)
 
 
 def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why():
@@ -131,7 +133,7 @@ def model_with_head(rows):
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval().to(rows.dtype)
     model.lm_head.weight = nn.Parameter(rows, requires_grad=False)
     norms = [layer.input_layernorm for layer in model.model.layers]
-    native = Native(dict.fromkeys(norms, UNLIMITED), kernels.Copies(kernels.pack))
+    native = NativeBackend(dict.fromkeys(norms, UNLIMITED), kernels.Copies(kernels.pack))
     return native.step_model(model)  # not compared, because the numbers may overflow
 
 

@@ -15,7 +15,7 @@ from ulskip_cli.core.answer import num_equal
 from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import Native, NativeModel, recognize
+from ulskip_cli.engines.torch.native_model import NativeBackend, NativeModel, recognize
 
 MOST_DRAFTS = 7  # the kernels read at most 8 tokens at once
 LONG_MATCH = 3  # tokens; their continuation is more often right than the copy
@@ -61,7 +61,7 @@ class DraftLength:
 def missing_for_copies(model: PreTrainedModel) -> str | None:
     """Return why no copy of a model can draft, or None."""
     backend = recognize(model)
-    if not isinstance(backend, Native):
+    if not isinstance(backend, NativeBackend):
         return f"steps outside the native kernels ({backend.reason or 'not on a CPU'})"
     return None if kernels.library().ulskip_has_byte_products() else "a processor without AVX2"
 

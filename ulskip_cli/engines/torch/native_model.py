@@ -61,10 +61,10 @@ class ByteHead(NamedTuple):
     cannot be the most likely. A number for each row is in a tensor [panels * 32].
     """
 
-    bits: Tensor  # [panels, quads, 32, 4], plus 128, as the kernels read unsigned bytes
-    scale: Tensor  # of each row
-    error: Tensor  # a bound of the norm of the row's error
-    size: Tensor  # a bound of the norm of the row
+    weights: Tensor  # [panels, quads, 32, 4], plus 128, as the kernels read unsigned bytes
+    scales: Tensor
+    error_bounds: Tensor  # of the norm of the row's rounding error
+    norm_bounds: Tensor  # of the norm of the rounded row
 
 
 class ExactRowCounts(NamedTuple):
@@ -77,7 +77,7 @@ class ExactRowCounts(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Native:
+class NativeBackend:
     """The windows and copies of weights with which the kernels run a recognized model and its views
     in one call a step. All views share the copies.
     """
@@ -104,11 +104,11 @@ class Native:
 
 
 @dataclass(frozen=True, eq=False)
-class Panels:
+class PanelBackend:
     """The packed weights of a model, whose linear layers run in the kernels one by one."""
 
     name: ClassVar = "panels"
-    reason: str  # why it is not `Native`
+    reason: str  # why it is not `NativeBackend`
     weights: Copies[PackedWeight]
 
     def step_model(self, view: PreTrainedModel) -> PreTrainedModel:
@@ -117,7 +117,7 @@ class Panels:
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainBackend:
     """A model without kernels, or in another library, which then has the `name`."""
 
     reason: str | None = None  # why a CPU has nothing faster
@@ -128,7 +128,7 @@ class Plain:
         return view
 
 
-Backend = Native | Panels | Plain
+Backend = NativeBackend | PanelBackend | PlainBackend
 # What `recognize` returned, with the dtypes and devices of the weights at that time.
 _recognized: WeakKeyDictionary[nn.Module, tuple[object, Backend]] = WeakKeyDictionary()
 
@@ -153,25 +153,25 @@ def _recognize(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
     """Return the fastest backend for a model whose linear layers have these weights."""
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
-        return Plain()
+        return PlainBackend()
     if len(dtypes) != 1 or not dtypes <= set(kernels.DTYPES):
-        return Plain("the weights are neither all float32 nor all bfloat16")
+        return PlainBackend("the weights are neither all float32 nor all bfloat16")
     needed = sum(weight.nbytes for weight in weights)
     if needed > COPIES_MEMORY_SHARE * psutil.virtual_memory().available:
-        return Plain(
+        return PlainBackend(
             f"packed weights need {needed} bytes, more than {COPIES_MEMORY_SHARE:.0%} of the free"
             " memory"
         )
     # The kernels read two adjacent bfloat16 values at once.
     if torch.bfloat16 in dtypes and any(weight.shape[1] % 2 for weight in weights):
-        return Plain("a bfloat16 layer has an odd number of inputs")
+        return PlainBackend("a bfloat16 layer has an odd number of inputs")
     if failure := kernels.load_kernels():
-        return Plain(failure)
+        return PlainBackend(failure)
     copies = Copies(kernels.pack)
     try:
         return _compared(model, copies)
     except UnrecognizedError as error:
-        return Panels(str(error), copies)
+        return PanelBackend(str(error), copies)
 
 
 class NativeModel:
@@ -185,7 +185,7 @@ class NativeModel:
         byte_heads: Copies[ByteHead] | None = None,
     ) -> None:
         """Pack the weights that no other view has packed; raise UnrecognizedError if a module is of
-        another kind. The parameters are those of `Native`; without `byte_heads`, tokens are chosen
+        another kind. The parameters are those of `NativeBackend`; without `byte_heads`, tokens are chosen
         by the whole head.
         """
         decoder, layers = _decoder_and_layers(view)
@@ -386,9 +386,12 @@ class NativeModel:
         """Choose tokens by bounds, and by exact logits of the rows whose bounds allow it."""
         self._tensors += byte_head
         model = self._model
-        model.byte_head, model.quads = byte_head.bits.data_ptr(), byte_head.bits.shape[1]
-        model.scale, model.error = byte_head.scale.data_ptr(), byte_head.error.data_ptr()
-        model.size, model.rows = byte_head.size.data_ptr(), self._at(linear_weight(head).detach())
+        model.byte_head, model.quads = byte_head.weights.data_ptr(), byte_head.weights.shape[1]
+        model.scale, model.error = byte_head.scales.data_ptr(), byte_head.error_bounds.data_ptr()
+        model.size, model.rows = (
+            byte_head.norm_bounds.data_ptr(),
+            self._at(linear_weight(head).detach()),
+        )
 
 
 def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Layer]":
@@ -400,21 +403,22 @@ def make_byte_head(weight: Tensor) -> ByteHead:
     """Return the copy in 8 bits of a head [vocab_size, hidden_size], with its bounds."""
     rows = weight.detach()
     peak = rows.abs().amax(dim=1).float()
-    scale = torch.where(peak > 0, peak, 1) / 127
-    bits = torch.empty(rows.shape, dtype=torch.uint8)
-    error, size = torch.empty_like(scale), torch.empty_like(scale)
+    scales = torch.where(peak > 0, peak, 1) / 127
+    weights = torch.empty(rows.shape, dtype=torch.uint8)
+    error_bounds, norm_bounds = torch.empty_like(scales), torch.empty_like(scales)
     # In parts, because double precision needs memory; 1.0001 keeps the bounds above rounding.
     for begin in range(0, len(rows), 8192):
         part = slice(begin, begin + 8192)
-        exact, unit = rows[part].double(), scale[part][:, None].double()
+        exact, unit = rows[part].double(), scales[part][:, None].double()
         whole = (exact / unit).round().clamp(-127, 127)
-        bits[part] = (whole + 128).to(torch.uint8)
-        error[part] = ((exact - whole * unit).norm(dim=1) * 1.0001).float()
-        size[part] = ((whole * unit).norm(dim=1) * 1.0001).float()
-    packed = HUGE_PAGES.copy(kernels.panels(bits, 4))
+        weights[part] = (whole + 128).to(torch.uint8)
+        error_bounds[part] = ((exact - whole * unit).norm(dim=1) * 1.0001).float()
+        norm_bounds[part] = ((whole * unit).norm(dim=1) * 1.0001).float()
+    packed = HUGE_PAGES.copy(kernels.panels(weights, 4))
     missing = packed.shape[0] * kernels.PANEL - len(rows)  # rows that fill the last panel
     return ByteHead(
-        packed, *(nn.functional.pad(part, (0, missing)) for part in (scale, error, size))
+        packed,
+        *(nn.functional.pad(part, (0, missing)) for part in (scales, error_bounds, norm_bounds)),
     )
 
 
@@ -457,7 +461,7 @@ def _check_modules(model: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
+def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> NativeBackend:
     """Return what the kernels need to run a model; raise UnrecognizedError unless they compute what
     it computes.
     """
@@ -469,7 +473,7 @@ def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> Native:
     layerwise = LayerwiseModel(model)
     norms = [layer.get_submodule("input_layernorm") for layer in layerwise.layers]
     windows = zip(norms, _measured_windows(model, layerwise), strict=True)
-    recognized = Native(dict(windows), copies)
+    recognized = NativeBackend(dict(windows), copies)
     _compare(recognized.step_model(model), model, layerwise)
     return recognized
 

@@ -20,7 +20,7 @@ from ulskip_cli.engines.torch.decode_steps import (
     NativeSteps,
 )
 from ulskip_cli.engines.torch.drafts import CopyDrafter, DraftLength, measure_draft_length
-from ulskip_cli.engines.torch.native_model import Native, NativeModel
+from ulskip_cli.engines.torch.native_model import NativeBackend, NativeModel
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -53,7 +53,7 @@ class TorchSession(SteppingSession):
         """
         reader = self.views.prompt_model
         reads_by_first = reader not in (self.views.model, self.views.stages[0].view)
-        if reads_by_first or not isinstance(self.views.backend, Native):
+        if reads_by_first or not isinstance(self.views.backend, NativeBackend):
             return None  # the kernels cannot read by prompt_layers=first:K
         model = self.step_model(reader)
         return model if isinstance(model, NativeModel) and not model.slides else None
@@ -61,7 +61,9 @@ class TorchSession(SteppingSession):
     @functools.cached_property
     def draft_model(self) -> NativeModel:
         """The copy of the first stage's view in 4 bits."""
-        assert isinstance(self.views.backend, Native)  # else `engine_for` refuses these drafts
+        assert isinstance(
+            self.views.backend, NativeBackend
+        )  # else `engine_for` refuses these drafts
         return self.views.backend.draft_model(self.views.stages[0].view)
 
     @functools.cached_property
