@@ -37,8 +37,8 @@ def describe_schedule(
     """Return the schedule section of a row.
 
     The mean depth of steps is measured with early exit, in the `timed` pairs or else in `outputs`,
-    and otherwise that of the plan. The mean depth of the answers in `outputs` is measured with early
-    exit, follows from their lengths with stages, and is None otherwise.
+    and otherwise that of the plan. The mean depth of the answers in `outputs` is measured with
+    early exit, follows from their lengths with stages, and is None otherwise.
     """
     planned = plan.mean_kept(plan.timed_tokens - 1)  # the prefill generates the first token
     evaluated = exit_depth = sum_exits(outputs).mean_depth  # None without early exit

@@ -28,8 +28,9 @@ class SkipDecode(Strategy):
     """Keep fewer layers at later positions, and R on average (SkipDecode, Del Corro et al. 2023). A
     layer of a step ran at every earlier step, so that no keys and values are missing.
 
-    The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max -
-    (max - min) min(t / T, 1))` layers run: the first w and the last a(t) - w. T is the `horizon`.
+    The formula is reconstructed from the paper's description. At decode step t,
+    `a(t) = round(most - (most - fewest) min(t / T, 1))` layers run: the first w and the last
+    a(t) - w. T is the `horizon`.
     """
 
     horizon: float | None = option(

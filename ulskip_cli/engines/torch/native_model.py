@@ -185,8 +185,8 @@ class NativeModel:
         byte_heads: Copies[ByteHead] | None = None,
     ) -> None:
         """Pack the weights that no other view has packed; raise UnrecognizedError if a module is of
-        another kind. The parameters are those of `NativeBackend`; without `byte_heads`, tokens are chosen
-        by the whole head.
+        another kind. The parameters are those of `NativeBackend`; without `byte_heads`, tokens
+        are chosen by the whole head.
         """
         decoder, layers = _decoder_and_layers(view)
         head, embedding = view.get_output_embeddings(), view.get_input_embeddings()
