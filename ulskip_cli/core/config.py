@@ -519,43 +519,66 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
 
 
 def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageError:
-    """Return the error for an unknown key with a hint: which choice of its group or which section
-    has it. Raise it if another command has the key. `keys` are those of the overrides.
+    """Return the error for an unknown key with a hint: which choice of its group, which command or
+    which section has it. `keys` are those of the overrides.
     """
-    config_class, groups = PRIMARY[primary_of(command)]
     # The key of an override can be longer: of an unknown section, only the section is refused.
     key = next((key for key in keys if f"{key}.".startswith(f"{error.key}.")), None)
     if key is None:
         return UsageError(f"{error}; one of the chosen files has it")
-    group, _, name = error.key.partition(".")
-    if group in CHOICES and group in groups:
-        choices = group_choices(group)
-        owners = [choice for choice in choices if name in preset_class(group, choice).model_fields]
-        if owners:
-            return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key)
-    for other, _ in PRIMARY.values():
-        # Of ratio=2, a training says below that its key is train.ratios.
-        if config_class is not TrainingConfig and has_field(other, key):
-            _refuse_unread(other, [key], command)
-    # A key that is given without its section, or in the singular, as num_beams or ratio.
+    config_class, groups = PRIMARY[primary_of(command)]
+    hinted: UsageError | None = _error_of_other_choice(error.key, key, groups)
+    # Of ratio=2, a training says below that its key is train.ratios.
+    if hinted is None and config_class is not TrainingConfig:
+        hinted = _error_of_other_command(key, command)
+    return hinted or _error_of_near_key(config_class, key) or UnknownKey(str(error), key)
+
+
+def _error_of_other_choice(unknown: str, key: str, groups: Sequence[str]) -> UnknownKey | None:
+    """Return the error for a key that other choices of its group have."""
+    group, _, name = unknown.partition(".")
+    if group not in CHOICES or group not in groups:
+        return None
+    choices = group_choices(group)
+    owners = [choice for choice in choices if name in preset_class(group, choice).model_fields]
+    return UnknownKey(f"{key} requires {group}={' or '.join(owners)}", key) if owners else None
+
+
+def _error_of_other_command(key: str, command: str) -> UsageError | None:
+    """Return the error for a key that only other commands read."""
+    for config_class, _ in PRIMARY.values():
+        if has_field(config_class, key) and (error := _unread_error(config_class, key, command)):
+            return error
+    return None
+
+
+def _error_of_near_key(config_class: type[BaseConfig], key: str) -> UnknownKey | None:
+    """Return the error for a key without its section, or in the singular, as num_beams or ratio."""
     for section, field in config_class.model_fields.items():
         options = options_in(field.annotation)
         for meant in (key, f"{key}s"):
             if options and meant in options.model_fields:
                 hint = f"did you mean '{section}.{meant}'?"
                 return UnknownKey(f"unknown key '{key}'; {hint}", key)
-    return UnknownKey(str(error), key)
+    return None
+
+
+def _unread_error(config_class: type[BaseConfig], key: str, command: str) -> UsageError | None:
+    """Return the error for a key that the command does not read; None if it reads the key."""
+    readers = config_class.readers(key)
+    if command in readers or key == "experiment":  # a group without a field
+        return None
+    others = ", ".join(readers) or "no command"
+    return UsageError(
+        f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
+    )
 
 
 def _refuse_unread(config_class: type[BaseConfig], keys: Sequence[str], command: str) -> None:
     """Raise UsageError for a key that the command does not read."""
     for key in keys:
-        readers = config_class.readers(key)
-        if command not in readers and key != "experiment":  # a group without a field
-            others = ", ".join(readers) or "no command"
-            raise UsageError(
-                f"`ulskip {command}` does not read {key}, which is a key of {others}; leave it out"
-            )
+        if error := _unread_error(config_class, key, command):
+            raise error
 
 
 def _check_override(override: "Override", primary: str) -> None:
