@@ -182,10 +182,9 @@ def generate(
     if isinstance(skip_adapter, str | Path):
         skip_adapter = SkipAdapter.load(Path(skip_adapter).expanduser())
     depth = shallow_view.num_layers(model)
-    plan = Schedule.from_layers(
-        depth, _chosen_layers(depth, kept, ratio, skip_adapter), prompt_layers
-    )
-    decoder = Decoder(Views.of(model, plan, skip_adapter))
+    layers = _chosen_layers(depth, kept, ratio, skip_adapter)
+    schedule = Schedule.from_layers(depth, layers, prompt_layers)
+    decoder = Decoder(Views.of(model, schedule, skip_adapter))
     ids = _encoded(texts, tokenizer, may_chat, chat_options)
     answers: dict[int, Answer] = {}  # by position, because batches are ordered by prompt length
     ends = Ends.of(model, pad_token_id(tokenizer), tokenizer)

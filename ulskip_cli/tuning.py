@@ -19,7 +19,7 @@ from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.correction import Patch, read_record
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.files import JsonObject, user_path
-from ulskip_cli.core.model_metadata import ModelConfig
+from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.task import AUTO, Example, Task, check_references
@@ -29,7 +29,7 @@ from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import GATE, QualityShare, is_faster, sentence, shares
 from ulskip_cli.experiments.sweep import run_jobs
-from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.strategies.plan import Plan, make_plan
 
 MIN_EXAMPLES = 16  # of a task without held-out examples
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
@@ -77,20 +77,12 @@ class Tuning:
         if config.speedup:
             first_count = _num_kept_for_speedup(config.speedup, validation, num_layers, resolver)
         candidates = [_candidate(text, validation) for text in config.candidates]
-        for candidate in candidates:
-            try:
-                make_plan(at(candidate, num_layers, first_count), folder.metadata, "tune")
-            except NotApplicable:
-                raise
-            except UsageError:  # e.g. layers for another ratio, which a later point can have
-                continue
+        _check_plans([at(candidate, num_layers, first_count) for candidate in candidates], folder)
         ways, left_out = _ways_with_all_layers(validation, resolver)
         if not candidates:
             raise UsageError("expected at least one candidate, got none; leave out candidates=[]")
         # Its examples or metrics may be unusable, which is better said now than after the search.
         resolver.resolve(configuration.baseline_config(test))
-        weights = full_plan.sizes.weights
-        step_bytes = weights.head + sum(weights.layers) if weights else 0
         # Such as the layers of an adapter: there is no number of layers to search for.
         fixed = [candidate for candidate in candidates if not candidate.strategy.follows_ratio]
         return cls(
@@ -102,7 +94,7 @@ class Tuning:
             left_out=tuple(left_out),
             num_layers=num_layers,
             first_count=first_count,
-            step_seconds=step_bytes / BYTES_PER_SECOND,
+            step_seconds=_step_seconds(full_plan),
             resolver=resolver,
         )
 
@@ -360,6 +352,26 @@ def _check_wish(config: TuneConfig) -> None:
             f"expected either speedup=S or quality=Q, got {given}; use e.g. speedup=1.5 or"
             " quality=0.95"
         )
+
+
+def _check_plans(points: Sequence[Config], folder: ModelFolder) -> None:
+    """Raise NotApplicable for a point that no number of layers makes possible."""
+    for point in points:
+        try:
+            make_plan(point, folder.metadata, "tune")
+        except NotApplicable:
+            raise
+        except UsageError:  # e.g. layers for another ratio, which a later point can have
+            continue
+
+
+def _step_seconds(full_plan: Plan) -> float:
+    """Estimate the seconds of a step of the full model from the bytes that it reads; 0 if these
+    are unknown.
+    """
+    weights = full_plan.sizes.weights
+    step_bytes = weights.head + sum(weights.layers) if weights else 0
+    return step_bytes / BYTES_PER_SECOND
 
 
 def divide(config: TuneConfig) -> tuple[Config, Config]:
