@@ -63,7 +63,7 @@ Seconds = Annotated[tuple[KnownPositive, ...], Field(min_length=1)]
 Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 
 
-def value(text: str, *, detected: bool = False, default: Any = None, **bounds: Any) -> Any:
+def described(text: str, *, detected: bool = False, default: Any = None, **bounds: Any) -> Any:
     """Declare a field: its meaning, and bounds in pydantic's words.
 
     A `detected` value is a setting that no configuration names, such as the device.
@@ -291,17 +291,17 @@ class Environment(Section):
 class Settings(Section):
     """The settings that identify a run; they are equal whether it finished or failed."""
 
-    id: Name = value("hash of configuration, data and weights", default=...)
-    command: Literal["run", "bench", "lm-eval"] = value(
+    id: Name = described("hash of configuration, data and weights", default=...)
+    command: Literal["run", "bench", "lm-eval"] = described(
         "`run` (also for a sweep), `bench` or `lm-eval`", default="run"
     )
-    baseline_id: Name | None = value("row of the baseline")
-    config: StoredConfig = value("used settings that differ from the defaults", default=...)
-    dataset: Text = value("data of the task", detected=True)
-    correction: CorrectionUsed | None = value(
+    baseline_id: Name | None = described("row of the baseline")
+    config: StoredConfig = described("used settings that differ from the defaults", default=...)
+    dataset: Text = described("data of the task", detected=True)
+    correction: CorrectionUsed | None = described(
         "[patches or adapter](adapters.md), and how they were made"
     )
-    chat: Flag = value("true if prompts used the chat template", detected=True)
+    chat: Flag = described("true if prompts used the chat template", detected=True)
 
     @classmethod
     def of(cls, config: Config, run_id: str, command: str = "run", **known: object) -> Self:
@@ -389,21 +389,23 @@ REPEATED = (
 class ScheduleUsed(Section):
     """The layers that ran, and the speedup that the cost model predicts for them."""
 
-    num_layers: Whole = value("layers of the model", ge=1, le=100_000)
-    kept_layers: Layers = value("layers that every step runs, or the first stage")
-    later_stages: tuple[StageUsed, ...] = value("first step and layers of later stages", default=())
-    target_kept_layers: Positive = value("requested mean number of layers")
-    mean_kept_layers: Positive = value(
+    num_layers: Whole = described("layers of the model", ge=1, le=100_000)
+    kept_layers: Layers = described("layers that every step runs, or the first stage")
+    later_stages: tuple[StageUsed, ...] = described(
+        "first step and layers of later stages", default=()
+    )
+    target_kept_layers: Positive = described("requested mean number of layers")
+    mean_kept_layers: Positive = described(
         "mean layers in the timed pairs, and in the evaluated answers"
     )
-    evaluated_mean_kept_layers: Positive = value(
+    evaluated_mean_kept_layers: Positive = described(
         "mean layers in the timed pairs, and in the evaluated answers"
     )
-    layer_ratio: Positive = value("`num_layers` divided by the mean number of kept layers")
-    predicted_speedup: Ratio = value(
+    layer_ratio: Positive = described("`num_layers` divided by the mean number of kept layers")
+    predicted_speedup: Ratio = described(
         f"{GLOSSARY}; none with drafts, or if the baseline is in another engine"
     )
-    calibration: JsonObject | None = value(
+    calibration: JsonObject | None = described(
         "id, examples, options and notes of the [calibration](strategies.md#calibration)"
     )
 
@@ -413,61 +415,65 @@ class Timing(Section):
     bytes.
     """
 
-    measured_speedup: Ratio = value(GLOSSARY)
-    measured_speedup_low: Ratio = value("lower end of its 95% interval over units")
-    measured_speedup_high: Ratio = value("upper end of its interval")
-    end_to_end_speedup: Ratio = value("the same, prefill included")
-    end_to_end_speedup_low: Ratio = value("lower end of its interval")
-    end_to_end_speedup_high: Ratio = value("upper end of its interval")
-    pairs: Pairs | None = value(
+    measured_speedup: Ratio = described(GLOSSARY)
+    measured_speedup_low: Ratio = described("lower end of its 95% interval over units")
+    measured_speedup_high: Ratio = described("upper end of its interval")
+    end_to_end_speedup: Ratio = described("the same, prefill included")
+    end_to_end_speedup_low: Ratio = described("lower end of its interval")
+    end_to_end_speedup_high: Ratio = described("upper end of its interval")
+    pairs: Pairs | None = described(
         "raw values of each pair and of its `units`, and the machine's read rate"
     )
-    timed_batch_size: Count = value("smaller than `batch_size` if a batch did not fit into memory")
-    other_cpus: Rate = value("mean number of CPUs used by other processes")
-    prefill_seconds: Number = value("medians per batch")
-    time_to_first_token_seconds: Number = value("medians per batch")
-    time_per_output_token_seconds: Positive = value("medians per batch")
-    prompt_kv_bytes: Count = value("size of the prompt's KV cache, of all and of kept layers")
-    kept_kv_bytes: Count = value("size of the prompt's KV cache, of all and of kept layers")
-    step_bytes: Count = value("bytes that a step halfway through the answer reads")
+    timed_batch_size: Count = described(
+        "smaller than `batch_size` if a batch did not fit into memory"
+    )
+    other_cpus: Rate = described("mean number of CPUs used by other processes")
+    prefill_seconds: Number = described("medians per batch")
+    time_to_first_token_seconds: Number = described("medians per batch")
+    time_per_output_token_seconds: Positive = described("medians per batch")
+    prompt_kv_bytes: Count = described("size of the prompt's KV cache, of all and of kept layers")
+    kept_kv_bytes: Count = described("size of the prompt's KV cache, of all and of kept layers")
+    step_bytes: Count = described("bytes that a step halfway through the answer reads")
 
 
 # One field for each number of a metric, e.g. `bleu`.
-_FIELDS: Any = {key: (Number, value(metrics.ROW_KEYS[key].title)) for key in METRIC_KEYS}
+_FIELDS: Any = {key: (Number, described(metrics.ROW_KEYS[key].title)) for key in METRIC_KEYS}
 Scores: type[Section] = create_model("Scores", __base__=Section, **_FIELDS)
 
 
 class Quality(Scores):  # type: ignore[misc, valid-type]
     """The quality of the answers; each metric of the task has a value under its own key."""
 
-    vs_baseline: dict[str, Compared] = value(
+    vs_baseline: dict[str, Compared] = described(
         "per metric: the full model's score, and `delta` with its interval",
         default={},
     )
-    decode_loss: Number = value(GLOSSARY)
-    decode_loss_mean_kept_layers: Number = value("mean exit depth of `decode_loss`")
-    agreement: Share = value(GLOSSARY)
-    agreement_low: Share = value("lower end of its 95% bootstrap interval over answers")
-    agreement_high: Share = value("upper end of its interval")
-    copied_share: Share = value("share of these positions whose token copies the prompt")
-    new_agreement: Share = value("agreement on the other tokens")
-    new_agreement_low: Share = value("lower end of its interval")
-    new_agreement_high: Share = value("upper end of its interval")
-    kl_divergence: Number = value(GLOSSARY)
-    kl_divergence_low: Number = value("lower end of its interval")
-    kl_divergence_high: Number = value("upper end of its interval")
-    signatures: dict[str, str] = value("settings of each metric", default={})
-    degenerate: dict[str, KnownCount] = value(
+    decode_loss: Number = described(GLOSSARY)
+    decode_loss_mean_kept_layers: Number = described("mean exit depth of `decode_loss`")
+    agreement: Share = described(GLOSSARY)
+    agreement_low: Share = described("lower end of its 95% bootstrap interval over answers")
+    agreement_high: Share = described("upper end of its interval")
+    copied_share: Share = described("share of these positions whose token copies the prompt")
+    new_agreement: Share = described("agreement on the other tokens")
+    new_agreement_low: Share = described("lower end of its interval")
+    new_agreement_high: Share = described("upper end of its interval")
+    kl_divergence: Number = described(GLOSSARY)
+    kl_divergence_low: Number = described("lower end of its interval")
+    kl_divergence_high: Number = described("upper end of its interval")
+    signatures: dict[str, str] = described("settings of each metric", default={})
+    degenerate: dict[str, KnownCount] = described(
         "outputs that are `empty`, end in a `loop`, or reach the maximum length (`hit_limit`)",
         default={},
     )
-    length_ratio: Number = value("words of hypotheses, divided by those of references")
-    num_truncated_sources: Count = value("sources and references truncated to fit the context")
-    num_truncated_references: Count = value("sources and references truncated to fit the context")
-    evaluated_batch_size: Count = value(
+    length_ratio: Number = described("words of hypotheses, divided by those of references")
+    num_truncated_sources: Count = described("sources and references truncated to fit the context")
+    num_truncated_references: Count = described(
+        "sources and references truncated to fit the context"
+    )
+    evaluated_batch_size: Count = described(
         "smaller than `batch_size` if a batch did not fit into memory"
     )
-    peak_memory_bytes: Count = value(
+    peak_memory_bytes: Count = described(
         "peak of the GPU's allocator or, on a CPU, of the process, without prompts held for scores"
     )
 
@@ -475,38 +481,40 @@ class Quality(Scores):  # type: ignore[misc, valid-type]
 class Throughput(Section):
     """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
 
-    decode_tokens_per_second: Rate = value(
+    decode_tokens_per_second: Rate = described(
         "generated tokens but the first of each answer, per decode second"
     )
-    total_tokens_per_second: Rate = value("the same with the prompt and its seconds")
-    throughput_from: Text = value("`evaluation`, or without answers `timed pairs`")
-    prompt_tokens: Count = value("tokens and seconds of these rates")
-    generated_tokens: Count = value("tokens and seconds of these rates")
-    decode_seconds: Number = value("tokens and seconds of these rates")
-    total_seconds: Number = value("tokens and seconds of these rates")
-    compile_seconds: Number = value("compilation or conversion, excluded from all times")
-    acceptance_rate: Share = value("accepted share of drafts; tokens and drafts per check")
-    mean_accepted_length: Number = value("accepted share of drafts; tokens and drafts per check")
-    mean_draft_length: Number = value("accepted share of drafts; tokens and drafts per check")
-    head_rows: Number = value(
+    total_tokens_per_second: Rate = described("the same with the prompt and its seconds")
+    throughput_from: Text = described("`evaluation`, or without answers `timed pairs`")
+    prompt_tokens: Count = described("tokens and seconds of these rates")
+    generated_tokens: Count = described("tokens and seconds of these rates")
+    decode_seconds: Number = described("tokens and seconds of these rates")
+    total_seconds: Number = described("tokens and seconds of these rates")
+    compile_seconds: Number = described("compilation or conversion, excluded from all times")
+    acceptance_rate: Share = described("accepted share of drafts; tokens and drafts per check")
+    mean_accepted_length: Number = described(
+        "accepted share of drafts; tokens and drafts per check"
+    )
+    mean_draft_length: Number = described("accepted share of drafts; tokens and drafts per check")
+    head_rows: Number = described(
         "mean rows of the output head that a greedy choice computes exactly; missing: all"
     )
-    exit_depths: dict[Depth, KnownCount] | None = value("tokens by exit depth")
-    exit_check_fraction: Number = value("share of decode time in exit checks")
+    exit_depths: dict[Depth, KnownCount] | None = described("tokens by exit depth")
+    exit_check_fraction: Number = described("share of decode time in exit checks")
 
 
 class LmEval(Section):
     """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
 
-    lm_eval_task: Text = value("name and version of the task", detected=True)
-    lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
-    lm_eval_version: Text = value("version of the harness")
-    scored_prompt_layers: Text = value(
+    lm_eval_task: Text = described("name and version of the task", detected=True)
+    lm_eval: dict[str, AnyFloat] | None = described("scores by metric, in the harness's units")
+    lm_eval_version: Text = described("version of the harness")
+    scored_prompt_layers: Text = described(
         "layers that read the context of scored continuations", detected=True
     )
-    num_fewshot: Whole = value("examples in the prompt", detected=True)
-    task_version: object = value("name and version of the task")
-    lm_eval_options: JsonObject | None = value(
+    num_fewshot: Whole = described("examples in the prompt", detected=True)
+    task_version: object = described("name and version of the task")
+    lm_eval_options: JsonObject | None = described(
         "other options that change the answers", detected=True
     )
 
@@ -516,29 +524,29 @@ class Provenance(Section):
     environment.
     """
 
-    finished_at: Text = value("time of the end (UTC)")
-    engine: Text = value("engine that decoded, e.g. `torch` or `transformers`", detected=True)
-    engine_reason: Text = value("why another engine than `torch` decoded")
-    engine_weights: Text = value("format of the weights in another library", detected=True)
-    engine_build: JsonObject | None = value(
+    finished_at: Text = described("time of the end (UTC)")
+    engine: Text = described("engine that decoded, e.g. `torch` or `transformers`", detected=True)
+    engine_reason: Text = described("why another engine than `torch` decoded")
+    engine_weights: Text = described("format of the weights in another library", detected=True)
+    engine_build: JsonObject | None = described(
         "package, version, instruction sets and threads of that library"
     )
-    linear_backend: Text = value(
+    linear_backend: Text = described(
         "`native` (a step is one call), `panels` (our products) or `torch`"
     )
-    linear_backend_reason: Text = value("why decoding on a CPU is not `native`")
-    device: Text = value("of the weights", detected=True)
-    dtype: Text = value("of the weights", detected=True)
-    quantization: Text = value("of the weights", detected=True)
-    training: Text = value("how the weights were trained")
-    trained_for: JsonObject | None = value(
+    linear_backend_reason: Text = described("why decoding on a CPU is not `native`")
+    device: Text = described("of the weights", detected=True)
+    dtype: Text = described("of the weights", detected=True)
+    quantization: Text = described("of the weights", detected=True)
+    training: Text = described("how the weights were trained")
+    trained_for: JsonObject | None = described(
         "strategy, ratios, layers, `prompt_layers` and examples of the training"
     )
-    trained_for_these_layers: Flag = value(
+    trained_for_these_layers: Flag = described(
         "true if this row's layers were trained, with its `prompt_layers`"
     )
-    num_examples: Count = value("evaluated examples", detected=True)
-    environment: Environment | None = value(
+    num_examples: Count = described("evaluated examples", detected=True)
+    environment: Environment | None = described(
         "versions, git commit, processor, threads, instruction set, accelerator"
     )
 
@@ -546,11 +554,11 @@ class Provenance(Section):
 class Outcome(Section):
     """How a run ended."""
 
-    status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
-    reason: Text = value("why there is no result, and the file with the traceback")
-    log: Text = value("why there is no result, and the file with the traceback")
-    wall_seconds: Number = value("duration, with interrupted attempts")
-    warnings: tuple[str, ...] = value(
+    status: Literal["done", "n/a", "failed"] = described("`done`, `n/a` or `failed`", default=DONE)
+    reason: Text = described("why there is no result, and the file with the traceback")
+    log: Text = described("why there is no result, and the file with the traceback")
+    wall_seconds: Number = described("duration, with interrupted attempts")
+    warnings: tuple[str, ...] = described(
         "differences between the requested and the actual run", default=()
     )
 
