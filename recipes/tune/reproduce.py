@@ -204,13 +204,14 @@ def line(case: Case, minutes: float, reported: Record, checked: Record) -> list[
     skipped = sorted(set(range(reported.num_layers)) - set(reported.kept_layers))
     engine = " ".join(filter(None, [reported.engine, reported.engine_weights]))
     without = f", without {listed(skipped)}" if skipped else f", {reported.label}, {engine}"
+    patched = f", {reported.correction.kind} patches" if reported.correction else ""
     before, after = kept(reported), kept(checked)
     assert before.interval.low is not None and before.interval.high is not None
     return [
         f"{case.description}: {reported.model}",
         case.wish,
         f"{minutes:.1f}",
-        f"{layers(reported)}{without}",
+        f"{layers(reported)}{without}{patched}",
         speedup(reported),
         speedup(checked),
         f"{before.title} {before.text()} of {before.full:.1f}",
