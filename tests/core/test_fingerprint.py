@@ -67,7 +67,7 @@ def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(
     assert ModelFolder(hf(tmp_path / "snapshots" / "spoofed")).fingerprint == "abc"
 
 
-def test_a_key_is_of_values_and_a_version(monkeypatch):
+def test_a_digest_is_of_values_and_a_version(monkeypatch):
     options, stage = compose(["seed=2"]), Stage(0, (0, 2))
     known = fingerprints.key("a", {"b": 1, "a": 2}, options, [stage])
     assert known == fingerprints.key("a", {"a": 2, "b": 1}, compose(["seed=2"]), (stage,))
