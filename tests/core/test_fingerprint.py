@@ -69,9 +69,9 @@ def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(
 
 def test_a_digest_is_of_values_and_a_version(monkeypatch):
     options, stage = compose(["seed=2"]), Stage(0, (0, 2))
-    known = fingerprints.key("a", {"b": 1, "a": 2}, options, [stage])
-    assert known == fingerprints.key("a", {"a": 2, "b": 1}, compose(["seed=2"]), (stage,))
+    known = fingerprints.digest("a", {"b": 1, "a": 2}, options, [stage])
+    assert known == fingerprints.digest("a", {"a": 2, "b": 1}, compose(["seed=2"]), (stage,))
     others = [("a", {"a": 2, "b": 1}, compose([]), [stage]), ("a", {}, options, [Stage(0, (0, 1))])]
-    assert len({known, *(fingerprints.key(*parts) for parts in others)}) == 3
+    assert len({known, *(fingerprints.digest(*parts) for parts in others)}) == 3
     monkeypatch.setattr(fingerprints, "VERSION", 0)
-    assert fingerprints.key("a", {"b": 1, "a": 2}, options, [stage]) != known
+    assert fingerprints.digest("a", {"b": 1, "a": 2}, options, [stage]) != known
