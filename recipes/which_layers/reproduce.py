@@ -294,6 +294,17 @@ def resampled(differences: np.ndarray) -> np.ndarray:
     return differences[chosen].mean(axis=1)
 
 
+def share_text(scores: np.ndarray, full: np.ndarray) -> str:
+    """Return the share of the full model's mean score with its 95% interval, by a paired bootstrap
+    over answers.
+    """
+    count = len(full)
+    chosen = np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
+    samples = scores[chosen].mean(axis=1) / full[chosen].mean(axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return f"{scores.mean() / full.mean():.0%} ({low:.0%} to {high:.0%})"
+
+
 def starred(samples: Mapping[Cell, np.ndarray]) -> set[Cell]:
     """Return the cells whose difference from their rival is significant: the p-value of the paired
     bootstrap, corrected for the number of comparisons of the case (Holm 1979).
@@ -346,7 +357,7 @@ def table(name: str, scored: Mapping[str, Scored], speeds: Sequence[Record]) -> 
                 cell.prompt,
                 "other text" if cell.other_text else "the task",
                 f"{entry.scores.mean():.1f}",
-                f"{entry.scores.mean() / full.scores.mean():.0%}",
+                "100%" if entry is full else share_text(entry.scores, full.scores),
                 difference,
                 "–" if agreement is None else f"{agreement:.3f}",
                 "1" if cell.strategy == "full" else speedup.text(".2f") if speedup else "–",
@@ -455,8 +466,8 @@ NOTE = (
     "Greedy answers; the score is ROUGE-1 of news, and the share of HumanEval's functions whose"
     " tests pass. Minus unified: the difference from unified skipping with as many layers, the same"
     " correction and the same prompt, or from the full model, with its 95% interval by the paired"
-    " bootstrap; \\* marks differences that are significant after Holm's correction for the number"
-    " of comparisons in a table. With `first:K`, prompts pass K layers. Calibrated on: the examples"
+    " bootstrap (score kept has one too); \\* marks differences that are significant after Holm's"
+    " correction for the number of comparisons in a table. With `first:K`, prompts pass K layers. Calibrated on: the examples"
     " that chose layers and fitted patches; other text is code for news and news for code. Times as"
     " fast: the speedup of a decode step of unified skipping in the table of speeds. Solid"
     " lines of the plot have patches. `recipes/which_layers/reproduce.py` writes this page,"
