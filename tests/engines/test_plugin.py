@@ -44,7 +44,7 @@ class AcmeSession(SteppingSession):
         self.cache.crop(-count)
         self.mask = self.mask[:, :-count]
 
-    def check(self, tokens):
+    def logits(self, tokens):
         self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
         view = self.stage.view
         return shallow_view.forward_with_cache(view, tokens, self.mask, self.cache)

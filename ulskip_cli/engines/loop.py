@@ -144,7 +144,7 @@ class SteppingSession(Session, ABC):
         """
 
     @abstractmethod
-    def check(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]. More
         than one token at once is checked only with drafts.
         """
@@ -153,7 +153,7 @@ class SteppingSession(Session, ABC):
         """Return the most likely token [batch, count] after each of `tokens` [batch, count], -1
         where no logit is finite; tokens in `banned` are not chosen.
         """
-        return most_likely(self.check(tokens), banned)
+        return most_likely(self.logits(tokens), banned)
 
     def remove(self, count: int) -> None:
         """Forget the last `count` positions, which drafts require."""
@@ -247,7 +247,7 @@ class SteppingSession(Session, ABC):
             last_tokens = rows[:, new - 1 : new]
             self._switch_at(step - 1)  # stages count the first step of this loop as 0
             if sampler.samples:
-                chosen = sampler(rows[:, :new], self.check(last_tokens)[:, -1])
+                chosen = sampler(rows[:, :new], self.logits(last_tokens)[:, -1])
             else:
                 chosen = require_finite(self.choose(last_tokens, sampler.banned)[:, 0])
             if may_end:
@@ -270,7 +270,7 @@ class SteppingSession(Session, ABC):
             for place, target in enumerate(response_ids.T):
                 if place:  # the prompt predicts the first token
                     self._switch_at(place - 1)
-                    logits = self.check(response_ids[:, place - 1 : place])[:, -1]
+                    logits = self.logits(response_ids[:, place - 1 : place])[:, -1]
                 loss = functional.cross_entropy(logits.float(), target, reduction="none")
                 losses.append(loss)
             return torch.stack(losses, 1)

@@ -76,7 +76,7 @@ def test_stages_removed_tokens_and_ended_sequences(native):
         steps.remove(3)
         steps.switch(model, LATER)
         first = steps.logits(tokens(2))
-        steps.drop_finished(alive)
+        steps.keep(alive)
         got.append([first[alive], steps.logits(tokens(1)[alive])])
     for wanted, fast_logits in zip(*got, strict=True):
         torch.testing.assert_close(fast_logits, wanted, **CLOSE[torch.float32])

@@ -257,7 +257,7 @@ class LlamaCppSession(SteppingSession):
         for sequence in self._sequences:
             self.context.remove(sequence, count)
 
-    def check(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
         appended = dict(zip(self._sequences, tokens.tolist(), strict=True))
         return self.context.append(appended, every=True).view(*tokens.shape, -1)

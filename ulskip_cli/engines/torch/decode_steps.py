@@ -61,7 +61,7 @@ class DecodeSteps(ABC):
         """Forget the last `count` positions."""
         self.cursor.length -= count
 
-    def drop_finished(self, alive: Tensor) -> None:
+    def keep(self, alive: Tensor) -> None:
         """Keep only the sequences at the indices `alive` [sequences]."""
         self.cache.reorder_cache(alive)
 
@@ -99,10 +99,10 @@ class EagerSteps(DecodeSteps):
         logits: Tensor = outputs.logits
         return logits
 
-    def drop_finished(self, alive: Tensor) -> None:
+    def keep(self, alive: Tensor) -> None:
         """Keep only the sequences at the indices `alive` [sequences]."""
-        super().drop_finished(alive)
-        self.positions.drop_finished(alive)
+        super().keep(alive)
+        self.positions.keep(alive)
 
 
 class LayerwiseSteps(EagerSteps):
@@ -200,9 +200,9 @@ class NativeSteps(DecodeSteps):
             *tokens.shape[:2], self.cursor.length, self.capacity, self.padding.data_ptr()
         )
 
-    def drop_finished(self, alive: Tensor) -> None:
+    def keep(self, alive: Tensor) -> None:
         """Keep only the sequences at the indices `alive` [sequences]."""
-        super().drop_finished(alive)
+        super().keep(alive)
         self.padding = self.padding[alive]
         self.layers = self.model.bind(self.cache)
 
@@ -266,9 +266,9 @@ class ExitSteps(DecodeSteps):
                     return self._finish(depth + 1, length, logits)
         return self._finish(self.rule.num_layers, length, self.parts.head(states[:, -1:]))
 
-    def drop_finished(self, alive: Tensor) -> None:
+    def keep(self, alive: Tensor) -> None:
         """Keep only the sequences at the indices `alive`."""
-        self.parts.drop_finished(alive)
+        self.parts.keep(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
         self._pending = [[states[alive] for states in behind] for behind in self._pending]
 

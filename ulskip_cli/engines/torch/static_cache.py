@@ -148,7 +148,7 @@ class PositionsAndMasks:
             self._held = range(start, start + steps)
             self._masks = step_masks(self._model, self._cache, self.mask[:, :start], steps)
 
-    def drop_finished(self, alive: Tensor) -> None:
+    def keep(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
         self._masks = {kind: mask[alive] for kind, mask in self._masks.items()}
         self._positions = None if self._positions is None else self._positions[alive]

@@ -115,7 +115,7 @@ class TorchSession(SteppingSession):
             return steps
         return ExitSteps(steps, rule, prompts.input_ids, request.stop_token_ids)
 
-    def check(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
         return self.steps.logits(tokens)
 
@@ -138,7 +138,7 @@ class TorchSession(SteppingSession):
 
     def keep(self, alive: Tensor) -> None:
         """Continue with the sequences at the indices `alive` [sequences] only."""
-        self.steps.drop_finished(alive)
+        self.steps.keep(alive)
 
     def switch(self, stage: int) -> None:
         """Continue with the view of a later stage, which takes over the keys and values of its
