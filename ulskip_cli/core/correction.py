@@ -33,7 +33,7 @@ _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
 
 
 @dataclass(frozen=True)
-class PatchKind:
+class GapPatch:
     """A patch of one gap. A subclass is a kind of patch; the base class is the kind of an adapter
     without patches.
 
@@ -80,7 +80,7 @@ class PatchKind:
         raise NotImplementedError
 
 
-class Dense(PatchKind):
+class Dense(GapPatch):
     """A map `h + W h + b` with a full matrix `W`."""
 
     name, text, has_module = "full", "a matrix for each gap", True
@@ -111,7 +111,7 @@ class Dense(PatchKind):
         return cls({"weight": parts["weight"].T, "bias": parts["bias"]})
 
 
-class Folded(PatchKind):
+class Folded(GapPatch):
     """A map `y + y F + b` of the output of a linear layer (arXiv:2505.02819)."""
 
     name, text, is_folded = "folded", "merged into the layer before it", True
@@ -170,9 +170,9 @@ def solve_ridge(pairs: Pairs, ridge: float, has_bias: bool = True) -> Parts:
     return {"weight": weight, "bias": target_mean - input_mean @ weight}
 
 
-NO_PATCHES = PatchKind
-PATCHES: Mapping[str, type[PatchKind]] = {kind.name: kind for kind in (Dense, Folded)}
-KINDS: Mapping[str, type[PatchKind]] = {**PATCHES, NO_PATCHES.name: NO_PATCHES}
+NO_PATCHES = GapPatch
+PATCHES: Mapping[str, type[GapPatch]] = {kind.name: kind for kind in (Dense, Folded)}
+KINDS: Mapping[str, type[GapPatch]] = {**PATCHES, NO_PATCHES.name: NO_PATCHES}
 if TYPE_CHECKING:
     Kind = str
     AdapterKind = str
@@ -191,7 +191,7 @@ class Correction(Choice):
         """The name in tables; empty without a correction."""
         return ""
 
-    def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
+    def patch_kind(self, model: ModelConfig) -> type[GapPatch]:
         """Return the kind of the patches; raise UsageError for an unsupported model."""
         return NO_PATCHES
 
@@ -220,7 +220,7 @@ class Patch(Correction):
         """The kind of the patches."""
         return self.kind
 
-    def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
+    def patch_kind(self, model: ModelConfig) -> type[GapPatch]:
         """Return the kind."""
         return PATCHES[self.kind]
 
@@ -273,7 +273,7 @@ class Adapter(Correction):
         """The word for skip adapters."""
         return "adapter"
 
-    def patch_kind(self, model: ModelConfig) -> type[PatchKind]:
+    def patch_kind(self, model: ModelConfig) -> type[GapPatch]:
         """Return the one kind; raise UsageError if kinds differ, or an adapter is of another
         model.
         """

@@ -29,7 +29,7 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerwiseModel, prompt_model_of
 from ulskip_cli.inference.shallow_view import StageView
-from ulskip_cli.inference.skip_adapter import GapPatch, SkipAdapter
+from ulskip_cli.inference.skip_adapter import PatchModule, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.strategies.plan import Schedule
 
@@ -329,7 +329,7 @@ def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
             " model.device=cpu"
         )
     for module in view.modules():
-        if isinstance(module, GapPatch):
+        if isinstance(module, PatchModule):
             raise UsageError(
                 f"engine={engine} supports folded patches, got {module.kind.name} ones; use"
                 " correction.kind=folded, or engine=torch"

@@ -14,7 +14,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
-from ulskip_cli.core.correction import ADAPTER_FILE, Patch, PatchKind
+from ulskip_cli.core.correction import ADAPTER_FILE, GapPatch, Patch
 from ulskip_cli.core.files import JsonObject, read_object, write_atomic
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import Options
@@ -110,7 +110,7 @@ class HeldOutEvaluator:
         return self.config.correction.is_fitted
 
     @property
-    def _patch_kind(self) -> type[PatchKind]:
+    def _patch_kind(self) -> type[GapPatch]:
         return self.config.correction.patch_kind(self.config.model)
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.correction import PatchKind
+from ulskip_cli.core.correction import GapPatch
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import Layers
 from ulskip_cli.core.weight_sizes import gaps
@@ -76,7 +76,7 @@ class PatchFitter:
         usable.sort(key=lambda example: -example.num_tokens)
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
         # by kind, first skipped layer of the gap, layer behind the gap, and ridge
-        self._fitted: dict[tuple[str, int, int, float], PatchKind] = {}
+        self._fitted: dict[tuple[str, int, int, float], GapPatch] = {}
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
@@ -127,7 +127,7 @@ class PatchFitter:
     def fit(
         self,
         kept_sets: Sequence[Sequence[int]],
-        kind: type[PatchKind],
+        kind: type[GapPatch],
         ridge: float = DEFAULT_RIDGE,
         report: Callable[[int], None] = lambda done: None,
     ) -> SkipAdapter:
@@ -135,15 +135,13 @@ class PatchFitter:
         if a patch cannot be folded. `report` gets the number of finished sets.
         """
         fit = self._fit_folded if kind.is_folded else self._fit_at_gaps
-        patches = dict[Layers, Mapping[int, PatchKind]]()
+        patches = dict[Layers, Mapping[int, GapPatch]]()
         for kept in map(tuple, kept_sets):
             patches[kept] = fit(kept, kind, ridge)
             report(len(patches))
         return SkipAdapter(self.num_layers, kind, patches)
 
-    def _fit_at_gaps(
-        self, kept: Layers, kind: type[PatchKind], ridge: float
-    ) -> dict[int, PatchKind]:
+    def _fit_at_gaps(self, kept: Layers, kind: type[GapPatch], ridge: float) -> dict[int, GapPatch]:
         """Return patches that add to the full model's states before a gap what they lack of those
         behind it, by the layer behind the gap.
 
@@ -155,7 +153,7 @@ class PatchFitter:
             for end in gaps(kept, self.num_layers)
         }
         self._teach([*starts, *starts.values()])
-        patches: dict[int, PatchKind] = {}
+        patches: dict[int, GapPatch] = {}
         for end, start in starts.items():
             key = (kind.name, start, end, ridge)
             patch = self._fitted.get(key)
@@ -171,9 +169,7 @@ class PatchFitter:
             patches[end] = patch
         return patches
 
-    def _fit_folded(
-        self, kept: Layers, kind: type[PatchKind], ridge: float
-    ) -> dict[int, PatchKind]:
+    def _fit_folded(self, kept: Layers, kind: type[GapPatch], ridge: float) -> dict[int, GapPatch]:
         """Return folded patches by the layer behind the gap. The view runs layer by layer: each
         patch maps its states, corrected by the earlier patches, to the full model's.
         """
@@ -191,7 +187,7 @@ class PatchFitter:
 
         entries = list(map(enter, self.batches))
         states = [entry.hidden for entry in entries]
-        patches: dict[int, PatchKind] = {}
+        patches: dict[int, GapPatch] = {}
         for place, (layer, following) in enumerate(pairwise([*kept, self.num_layers])):
             if following not in ends:  # no gap behind this layer
                 states = [
@@ -223,7 +219,7 @@ class _FoldingLayer:
     linear layer to the hidden state unchanged.
     """
 
-    def __init__(self, layerwise: LayerwiseModel, place: int, kind: type[PatchKind]) -> None:
+    def __init__(self, layerwise: LayerwiseModel, place: int, kind: type[GapPatch]) -> None:
         """Find the last linear layer inside layer number `place`, into which a patch is folded."""
         self._layerwise, self._place, self.kind = layerwise, place, kind
         self._layer = layerwise.layers[place]

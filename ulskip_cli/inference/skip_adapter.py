@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, PatchKind
+from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, GapPatch
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import JsonObject, user_path, write_atomic
 from ulskip_cli.core.schedule import Layers
@@ -35,12 +35,12 @@ FORMAT = 1
 LinearAddress = tuple[int, str]
 
 
-class GapPatch(nn.Module):
+class PatchModule(nn.Module):
     """A patch at a gap, which adds the output of its kind's module to hidden states. A folded patch
     has no module, because it changes a linear layer.
     """
 
-    def __init__(self, patch: PatchKind, model: PreTrainedModel) -> None:
+    def __init__(self, patch: GapPatch, model: PreTrainedModel) -> None:
         """Copy a patch; raise RuntimeError if it does not fit the model."""
         super().__init__()
         self.kind = type(patch)
@@ -48,7 +48,7 @@ class GapPatch(nn.Module):
         self.linear.load_state_dict(patch.parts)
 
     @property
-    def patch(self) -> PatchKind:
+    def patch(self) -> GapPatch:
         """The patch with the tensors of the module."""
         return self.kind(self.linear.state_dict())
 
@@ -114,9 +114,9 @@ class SkipAdapter:
     """The corrections of the views of one model, for one or several sets of kept layers."""
 
     num_layers: int
-    kind: type[PatchKind]
+    kind: type[GapPatch]
     # by kept layers, and there by the layer behind the gap, or the model's number of layers
-    patches: Mapping[Layers, Mapping[int, PatchKind]]
+    patches: Mapping[Layers, Mapping[int, GapPatch]]
     lora: Mapping[LinearAddress, Lora] = field(default_factory=dict)
     record: JsonObject = field(default_factory=dict)  # base model, and how the adapter was made
 
@@ -146,14 +146,14 @@ class SkipAdapter:
                 f"the skip adapter does not fit this model ({reason(error)})"
             ) from None
 
-    def modules(self, kept: Layers, model: PreTrainedModel) -> dict[int, GapPatch]:
+    def modules(self, kept: Layers, model: PreTrainedModel) -> dict[int, PatchModule]:
         """Return the patches of `kept` that are not folded as modules on the device of the model,
         by the layer behind the gap; raise RuntimeError if they do not fit the model.
         """
         if self.kind.is_folded:
             return {}
         patches = self.patches[kept].items()
-        return {gap: GapPatch(patch, model).to(model.device) for gap, patch in patches}
+        return {gap: PatchModule(patch, model).to(model.device) for gap, patch in patches}
 
     def merged(self, model: PreTrainedModel, kept: Layers) -> PreTrainedModel:
         """Return a copy of a model that shares its weights, except those of linear layers with
@@ -234,12 +234,12 @@ class SkipAdapter:
 
 def _corrections(
     tensors: Mapping[str, Tensor],
-    kind: type[PatchKind],
+    kind: type[GapPatch],
     kept_sets: Sequence[Layers],
     num_layers: int,
-) -> tuple[dict[Layers, dict[int, PatchKind]], dict[LinearAddress, Lora]]:
+) -> tuple[dict[Layers, dict[int, GapPatch]], dict[LinearAddress, Lora]]:
     """Return patches and LoRA from tensors by their names, which `SkipAdapter.tensors` explains."""
-    patches = {kept: dict[int, PatchKind]() for kept in kept_sets}
+    patches = {kept: dict[int, GapPatch]() for kept in kept_sets}
     matrices = defaultdict[LinearAddress, dict[str, Tensor]](dict)
     for name, tensor in tensors.items():
         match name.split("."):
@@ -272,7 +272,7 @@ def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, JsonOb
 
 
 def zero_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: type[PatchKind]
+    model: PreTrainedModel, kept_sets: Sequence[Layers], kind: type[GapPatch]
 ) -> SkipAdapter:
     """Return an adapter whose patches change nothing but take the usual time, to measure speed; it
     has no patches if the kind takes no time, as folded ones do not.
@@ -287,7 +287,7 @@ def zero_adapter(
     return SkipAdapter(num_layers, kind, patches)
 
 
-def _changed_linear(module: nn.Module, fold: PatchKind | None, lora: Lora | None) -> nn.Module:
+def _changed_linear(module: nn.Module, fold: GapPatch | None, lora: Lora | None) -> nn.Module:
     """Return a linear layer like `module` with a folded patch and LoRA in its weights."""
     if type(module) not in shallow_view.LINEARS:
         raise UsageError(

@@ -35,7 +35,7 @@ from ulskip_cli.engines.torch.static_cache import (
 )
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.skip_adapter import GapPatch
+from ulskip_cli.inference.skip_adapter import PatchModule
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -341,7 +341,7 @@ class NativeModel:
         """Return the structure of a gap patch; that of None has no weight and does nothing."""
         if patch is None:
             return kernels.Linear()
-        _require(isinstance(patch, GapPatch), patch)
+        _require(isinstance(patch, PatchModule), patch)
         return self._linear(patch.linear)
 
     def _layer(self, layer: Any) -> kernels.Layer:
