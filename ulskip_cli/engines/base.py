@@ -2,8 +2,8 @@
 prompts and the output of a batch.
 
 `Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the
-session is a `SteppingSession` (`loop.py`) with `encode` and `logits`. If the library generates whole
-answers, the session has `generate` and `losses`.
+session is a `SteppingSession` (`loop.py`) with `encode` and `logits`. If the library generates
+whole answers, the session has `generate` and `losses`.
 """
 
 import functools
