@@ -26,7 +26,7 @@ class Vllm(Engine):
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {**FLOATS, "bf16": (16, 16)}
     modules = ("vllm",)
     install = f"make vllm, and set {PYTHON}=.venv-vllm/bin/python"
-    variable = PYTHON
+    build_variable = PYTHON
 
     def session(self) -> "type[Session]":
         """Return the class of the sessions."""
