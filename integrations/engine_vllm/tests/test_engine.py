@@ -52,10 +52,11 @@ def test_tokens_equal_those_of_torch(stand_in, name, overrides):
     model.generation_config.eos_token_id = 7
     ours, torchs = decoder_for(model, overrides, "vllm"), decoder_for(model, overrides, "torch")
     near_ties = 0
-    for forced in (False, True):
+    for fixed_length in (False, True):
         ids, mask = batch(padded=True)
         answers = [
-            generate(decoder, ids, mask, LENGTH, forced=forced) for decoder in (ours, torchs)
+            generate(decoder, ids, mask, LENGTH, fixed_length=fixed_length)
+            for decoder in (ours, torchs)
         ]
         assert (
             answers[0].engine == "vllm"

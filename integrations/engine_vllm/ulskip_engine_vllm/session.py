@@ -78,7 +78,7 @@ class VllmSession(Session):
             "prompts": unpadded(prompts.input_ids, prompts.attention_mask),
             "length": request.length,
             "stop_token_ids": list(request.ends.eos_token_ids),
-            "forced": request.fixed_length,
+            "fixed_length": request.fixed_length,
         }
         answer = self._worker.answer(job, watch.on_step)
         kv_bytes = prompts.num_tokens * self._kv_bytes

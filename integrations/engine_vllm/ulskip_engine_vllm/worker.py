@@ -47,7 +47,7 @@ def generate(
     prompts: Sequence[list[int]],
     length: int,
     stop_token_ids: Sequence[int],
-    forced: bool,
+    fixed_length: bool,
     on_tokens: Callable[[int], None],
 ) -> dict[str, Any]:
     """Generate greedily; return the tokens of each prompt, and the clock when all have a first
@@ -59,7 +59,7 @@ def generate(
     sampling = SamplingParams(
         temperature=0,
         max_tokens=length,
-        min_tokens=length if forced else 0,
+        min_tokens=length if fixed_length else 0,
         stop_token_ids=list(stop_token_ids),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
