@@ -52,7 +52,6 @@ def generate(
 
     prompt, overrides = _split(overrides)
     chosen = config.compose_prompts(overrides)
-    tell_unused(overrides, [chosen])
     if print_config:
         print_yaml(chosen)
         return
@@ -62,6 +61,7 @@ def generate(
         prompt = sys.stdin.buffer.read().decode().rstrip("\n")
     # Before slower imports, so that usage errors answer at once.
     point = resolve_prompts(chosen, prompt)
+    tell_unused(overrides, [chosen])
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     with ProgressBars(chosen.model.label) as bars:

@@ -35,11 +35,11 @@ def plan(
     from ulskip_cli.experiments.point import Resolver
 
     chosen = config.compose(overrides, "plan")
-    tell_unused(overrides, [chosen])
     if print_config:
         print_yaml(chosen)
         return
     folder, planned = Resolver().schedule(chosen, "plan")
+    tell_unused(overrides, [chosen])
     total, device = folder.metadata.total_bytes, chosen.model.device
     copies = chosen.engine.copied_bytes(folder.metadata, device, set(planned.needs))
     if as_json:

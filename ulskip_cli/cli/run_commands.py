@@ -52,12 +52,13 @@ def run(
     from ulskip_cli.experiments.ledger import Ledger, make_jobs
 
     chosen = compose(overrides, "run")
-    tell_unused(overrides, [chosen])
     if print_config:
         print_yaml(chosen)
-    else:
-        # The error of the only point ends the command.
-        _run_and_show(Ledger(make_jobs([chosen]), force=force), as_json, raises=True)
+        return
+    jobs = make_jobs([chosen])
+    tell_unused(overrides, [chosen])
+    # The error of the only point ends the command.
+    _run_and_show(Ledger(jobs, force=force), as_json, raises=True)
 
 
 def bench(
@@ -76,11 +77,12 @@ def bench(
     from ulskip_cli.experiments.ledger import Ledger, make_jobs
 
     grid = grid_configs(overrides, "bench")
-    tell_unused(overrides, grid)
     if print_config:
         print_yaml(*grid)
-    else:
-        _run_and_show(Ledger(make_jobs(grid, command="bench"), force=force), as_json)
+        return
+    jobs = make_jobs(grid, command="bench")
+    tell_unused(overrides, grid)
+    _run_and_show(Ledger(jobs, force=force), as_json)
 
 
 def sweep(
@@ -109,11 +111,11 @@ def sweep(
     from ulskip_cli.experiments.sweep import run_jobs
 
     grid = grid_configs(overrides)
-    tell_unused(overrides, grid)
     if print_config:
         print_yaml(*grid)
         return
     jobs = make_jobs(grid)
+    tell_unused(overrides, grid)
     if dry_run:
         _show_dry_run(Ledger(jobs, force=force, quick=True), as_json)  # quick: without torch
         return
