@@ -131,6 +131,7 @@ def _pretrained(config: ModelConfig, folder: Path, device: torch.device) -> PreT
         AutoModelForCausalLM,
         dtype=config.dtype,
         use_safetensors=True,
+        use_kernels=False,  # or transformers replaces layers with code from its hub
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
