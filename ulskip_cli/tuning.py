@@ -463,8 +463,9 @@ def _overrides_of_candidate(text: str, model: ModelConfig) -> list[str]:
     """
     words = text.split()
     if others := [word for word in words if not word.startswith(("strategy", "correction"))]:
+        advice = "leave it out" if "=" in others[0] else f"write strategy={others[0]}"
         raise UsageError(
-            f"expected keys of strategy and correction in candidates, got {others[0]}; leave it out"
+            f"expected keys of strategy and correction in candidates, got {others[0]}; {advice}"
         )
     path = next((word for word in words if word.startswith("correction.path=")), "")
     if path and "correction=adapter" not in words:

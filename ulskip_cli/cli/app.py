@@ -106,7 +106,7 @@ def _explained(error: typer.TyperException, arguments: Sequence[str]) -> str:
         if near_options:
             advice = f"did you mean {near_options}?"
         return f"unknown option {option}; {advice}"
-    return message
+    return f"{message}; `ulskip {arguments[0][:80]} --help` shows what is expected"
 
 
 @app.callback(invoke_without_command=True)

@@ -394,6 +394,8 @@ def _file_error(error: Exception, chosen: Sequence[str]) -> UsageError:
             "; to select a model write `override /model@_global_.model: NAME`, or in an experiment"
             f" {GLOBAL} as the first line, and `override /model: NAME`"
         )
+    if "Could not delete" in text:
+        text += " It has no value in the files that can be deleted; leave ~ out, or set it"
     return UsageError(f"expected {files} to be composed, got an error: {text}")
 
 

@@ -105,7 +105,9 @@ def first_layers(prompt_layers: str) -> int | None:
     (15, None)
     """
     name, _, count = prompt_layers.partition(":")
-    if name == "first" and count.isdecimal() and int(count):
+    if name == "first" and count.isdecimal():
+        if not int(count):
+            raise UsageError("expected prompt_layers=first:K with K >= 1, got 'first:0'; use 1")
         return int(count)
     if prompt_layers not in ("all", "kept"):
         raise unknown("prompt_layers", prompt_layers, ["all", "kept", "first:K"])

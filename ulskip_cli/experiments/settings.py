@@ -121,13 +121,15 @@ def setting_words(record: Record, keys: Iterable[str]) -> list[str]:
 def words(value: object) -> str:
     """Return a value as text: numbers of layers as ranges, and a mapping without its keys.
 
-    >>> words([0, 1, 2, 5]), words({"file": "a.txt"})
-    ('0-2, 5', 'a.txt')
+    >>> words([0, 1, 2, 5]), words({"file": "a.txt"}), words(("bleu", "chrf"))
+    ('0-2, 5', 'a.txt', 'bleu chrf')
     """
     if isinstance(value, dict):
         return " ".join(map(str, value.values()))
     if value and isinstance(value, list | tuple) and all(type(item) is int for item in value):
         return listed(value)
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
