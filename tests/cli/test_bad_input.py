@@ -114,7 +114,7 @@ REFUSED = {  # what a line of words says, by command
         "experiment=reproduce": "use `ulskip sweep experiment=reproduce`",
         "strategy=early_exit batch_size=1 prompt_layers=kept": "prompt_layers=all",
         "prompt_layers=first:13": "at most 12 layers",
-        "prompt_layers=first:0": "known: all, kept, first:K",
+        "prompt_layers=first:0": "with K >= 1",
         "prompt_layers=first:3 engine=llama_cpp": "prompt_layers=all",
     },
     "train": {
