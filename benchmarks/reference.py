@@ -65,7 +65,7 @@ def combinations() -> str:
     builtin = [name for name in classes if classes[name].__module__.startswith("ulskip_cli.")]
     engines = {
         f"`{name}`": classes[name].supports
-        for name in sorted(builtin, key=lambda name: classes[name].is_runtime)
+        for name in sorted(builtin, key=lambda name: classes[name].decodes_outside_torch)
     }
     commands = {f"`{name}`": supports for name, supports in COMMANDS.items()}
     # Two needs work together only if both support each other.

@@ -23,7 +23,7 @@ def talking(llama, tokenizer, texts, length, *overrides):
     """Return a decoder, the encoded texts, and a function that makes requests of stop strings."""
     llama.resize_token_embeddings(len(tokenizer))
     pad = tokenizer.pad_token_id
-    prompts = Prompts.padded(tokenizer(texts)["input_ids"], pad)
+    prompts = Prompts.from_token_ids(tokenizer(texts)["input_ids"], pad)
 
     def request(*stops, **options):
         decoding = GREEDY.replace(stop=stops, **options)

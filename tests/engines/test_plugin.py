@@ -122,7 +122,7 @@ def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip
     assert "acme" not in engine_names()
     stored = {**compose([]).recorded(), "engine": {"_target_": "acme_engine.Acme", "name": "acme"}}
     engine = StoredConfig.read(stored).engine
-    assert engine.is_runtime and engine.formats == {}
+    assert engine.decodes_outside_torch and engine.formats == {}
 
 
 def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(

@@ -36,7 +36,7 @@ def test_similarity_is_the_mean_cosine_of_the_states_at_two_depths(model):
 
 @torch.inference_mode()
 def test_layers_above_the_first_get_keys_and_values_of_the_state_behind_these(model):
-    count, prompts = 2, Prompts.padded(TEXTS, 0)
+    count, prompts = 2, Prompts.from_token_ids(TEXTS, 0)
     ids, mask = prompts.input_ids, prompts.attention_mask
     with unchanged(model):
         found = encode_prompt(prompt_model_of(model, f"first:{count}"), ids, mask)

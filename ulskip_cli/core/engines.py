@@ -45,7 +45,7 @@ class Engine(Choice):
     supports: ClassVar[frozenset[Need]] = PLAIN
     # True if another library than torch decodes, with a copy of the weights; then losses are the
     # library's, too.
-    is_runtime: ClassVar[bool] = True
+    decodes_outside_torch: ClassVar[bool] = True
     # Formats of weights: bits per weight of the layers, and of embedding and head. Engines of torch
     # keep the model's.
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {}

@@ -143,8 +143,8 @@ def checked_stages(num_layers: int, stages: Sequence[Stage]) -> tuple[Stage, ...
 
 @dataclass(frozen=True)
 class ExitRule:
-    """Depths (numbers of layers) at which a decode step may end, and the confidence, the gap of the
-    two largest probabilities, that ends it.
+    """Depths (numbers of layers) at which a decode step may end, and the confidence that ends it,
+    the difference of the two largest probabilities.
     """
 
     num_layers: int  # N, the depth of a step that never exits

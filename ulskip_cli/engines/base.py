@@ -24,7 +24,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject, cache_dir, replacing
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.schedule import ExitRule, Layers
-from ulskip_cli.engines.torch.native_model import Backend, recognize
+from ulskip_cli.engines.torch.native_model import Backend, backend_for
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.inference.layerwise import LayerwiseModel, prompt_model_of
@@ -68,7 +68,7 @@ class Views:
     @functools.cached_property
     def backend(self) -> Backend:
         """The backend that runs the decode steps of these views on torch."""
-        return recognize(self.model)
+        return backend_for(self.model)
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
@@ -84,7 +84,7 @@ class Prompts:
     attention_mask: Tensor  # [batch, prompt_len], 0 at padding
 
     @classmethod
-    def padded(cls, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Self:
+    def from_token_ids(cls, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Self:
         """Pad the token ids of each prompt."""
         return cls(*padded(prompts, pad_token_id, left=True))
 
@@ -164,7 +164,7 @@ class ExitStats:
 
 
 @dataclass(frozen=True)
-class Clock:
+class PhaseTimes:
     """The times in seconds at which the phases of a batch ended."""
 
     start: float
@@ -190,7 +190,7 @@ class BatchOutput:
     drafts: DraftStats | None = None
     exits: ExitStats | None = None
     linear_backend: str = "torch"
-    head_rows: float | None = None  # mean exact rows of a screened head; None: all
+    head_rows: float | None = None  # mean rows computed exactly for a token; None: all
 
     @classmethod
     def of(
@@ -198,7 +198,7 @@ class BatchOutput:
         prompts: Prompts,
         request: Request,
         rows: Sequence[Sequence[int]],
-        clock: Clock,
+        times: PhaseTimes,
         kv_bytes: tuple[int, int],
         **details: Any,
     ) -> Self:
@@ -216,9 +216,9 @@ class BatchOutput:
             token_ids=answers,
             hit_max_length=hit_max_length,
             prompt_tokens=prompts.num_tokens,
-            prefill_seconds=clock.prefilled - clock.start,
-            first_token_seconds=clock.first - clock.start,
-            decode_seconds=clock.end - clock.first,
+            prefill_seconds=times.prefilled - times.start,
+            first_token_seconds=times.first - times.start,
+            decode_seconds=times.end - times.first,
             prompt_kv_bytes=prompt_kv_bytes,
             kept_kv_bytes=kept_kv_bytes,
             **details,
@@ -303,8 +303,7 @@ class Session:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,
         after the prompts.
 
-        Engines that decode with the views themselves (`Engine.is_runtime` is False) need no such
-        method.
+        Engines that decode with the views (`decodes_outside_torch` is False) need no such method.
         """
         raise NotImplementedError
 

@@ -39,7 +39,7 @@ class Decoder:
     def __init__(self, views: Views, engine: Engine | None = None) -> None:
         """Decode with `engine` (None: auto), which chooses the engine of a request."""
         self.views, self.device = views, views.model.device
-        self.asked = engine or engine_named("auto")
+        self.requested_engine = engine or engine_named("auto")
         # opened engines, by name and format of the weights
         self._sessions: dict[tuple[str, str | None], Session] = {}
 
@@ -48,26 +48,26 @@ class Decoder:
         UsageError if there is none.
         """
         needs = decoding.needs() | ({Need.EARLY_EXIT} if self.views.exits else set())
-        return self.asked.engine_for(needs, self.views.model)
+        return self.requested_engine.engine_for(needs, self.views.model)
 
     def backend(self, engine: Engine) -> Backend:
         """Return what runs the decode steps of an engine; that of a library has its name."""
         if isinstance(engine, Torch):
             return self.views.backend
-        return PlainBackend(name=engine.name) if engine.is_runtime else PlainBackend()
+        return PlainBackend(name=engine.name) if engine.decodes_outside_torch else PlainBackend()
 
     @property
-    def is_runtime(self) -> bool:
+    def decodes_outside_torch(self) -> bool:
         """True if another library than torch decodes."""
-        return self.asked.is_runtime
+        return self.requested_engine.decodes_outside_torch
 
     @property
     def build(self) -> JsonObject | None:
         """The version and build of the engine's library, and the format of the weights; None on
         torch, or before the first batch.
         """
-        session = self._sessions.get((self.asked.name, self.asked.weights))
-        if not session or not self.is_runtime:
+        session = self._sessions.get((self.requested_engine.name, self.requested_engine.weights))
+        if not session or not self.decodes_outside_torch:
             return None
         return {**session.describe(), "threads": torch.get_num_threads()}
 
@@ -96,7 +96,7 @@ class Decoder:
         def answer(batch: Sequence[int]) -> BatchOutput:
             """Answer the prompts with these indices as one batch."""
             encoded = list[EncodedPrompt]()
-            padded = Prompts.padded([prompts[i] for i in batch], request.ends.pad_token_id)
+            padded = Prompts.from_token_ids([prompts[i] for i in batch], request.ends.pad_token_id)
             # Does not depend on earlier batches, as some are skipped; torch accepts 63 bits.
             seed = (request.seed * 1_000_003 + batch[0]) % 2**63
             watch = Watch(on_step, on_prompt=encoded.append)
@@ -150,10 +150,10 @@ class Decoder:
     @torch.inference_mode()
     def losses(self, prompts: Prompts, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of responses, padded on the right, in an
-        engine that is not on torch (`is_runtime`).
+        engine that is not on torch (`decodes_outside_torch`).
         """
         length = prompts.input_ids.shape[1] + response_ids.shape[1]
-        session, _ = self._session(self.asked, Room(len(response_ids), length))
+        session, _ = self._session(self.requested_engine, Room(len(response_ids), length))
         return session.losses(prompts, response_ids)
 
     def _session(self, engine: Engine, room: Room) -> tuple[Session, float]:
@@ -167,10 +167,10 @@ class Decoder:
         if key in self._sessions:
             return self._sessions[key], 0.0
         began = time.perf_counter()
-        if engine.is_runtime:
+        if engine.decodes_outside_torch:
             _check_memory(engine, self.views)
         self._sessions[key] = engine.open(self.views, room)
-        load_seconds = time.perf_counter() - began if engine.is_runtime else 0.0
+        load_seconds = time.perf_counter() - began if engine.decodes_outside_torch else 0.0
         return self._sessions[key], load_seconds
 
 

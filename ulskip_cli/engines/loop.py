@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +21,12 @@ from torch.nn import functional
 
 from ulskip_cli.core.answer import Request, num_equal
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import (
     UNWATCHED,
     BatchOutput,
-    Clock,
     DraftStats,
     Generation,
+    PhaseTimes,
     Prompts,
     Session,
     Watch,
@@ -39,7 +39,7 @@ SHORTEST_MATCH = 2
 STOP_EVERY = 8  # steps between two searches for stop strings, because a search decodes all tokens
 
 
-def now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     """Wait for all work of the device and return a monotonic clock in seconds."""
     if device.type not in ("cpu", "meta"):
         torch.get_device_module(device).synchronize()
@@ -67,7 +67,7 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-# Guesses how a text goes on: returns at most `most` drafts, [count], after `ids` [1, len].
+# Guesses how a text goes on: returns at most `max_drafts` drafts, [count], after `ids` [1, len].
 Drafter = Callable[[Tensor, int], Tensor]
 
 
@@ -84,9 +84,9 @@ class LookUp:
         # by two tokens that follow each other: the places in the text of the second one
         self._ends = defaultdict[tuple[int, ...], list[int]](list)
 
-    def __call__(self, ids: Tensor, most: int) -> Tensor:
-        """Return the drafts [count], at most `most`, after `ids` [1, len], which continue the ids
-        of the call before.
+    def __call__(self, ids: Tensor, max_drafts: int) -> Tensor:
+        """Return the drafts [count], at most `max_drafts`, after `ids` [1, len], which continue
+        the ids of the call before.
         """
         text = self._text
         for token in ids[0, len(text) :].tolist():
@@ -94,11 +94,13 @@ class LookUp:
             self._ends[tuple(text[-SHORTEST_MATCH:])].append(len(text) - 1)
         longest, draft_start = 0, 0
         last = len(text) - 1
-        if most >= SHORTEST_MATCH:
+        if max_drafts >= SHORTEST_MATCH:
             *earlier_ends, _ = self._ends[tuple(text[-SHORTEST_MATCH:])]  # the last one is `last`
             for end in earlier_ends:
                 length = SHORTEST_MATCH  # of the match between the texts up to `end` and `last`
-                while length < min(most, end + 1) and text[end - length] == text[last - length]:
+                while (
+                    length < min(max_drafts, end + 1) and text[end - length] == text[last - length]
+                ):
                     length += 1
                 if length > longest:  # the earliest of the longest
                     longest, draft_start = length, end + 1
@@ -175,7 +177,7 @@ class SteppingSession(Session, ABC):
         """
         raise NotImplementedError
 
-    def details(self) -> JsonObject:
+    def details(self) -> dict[str, Any]:
         """Return further fields of the batch's `BatchOutput`."""
         return {}
 
@@ -189,15 +191,15 @@ class SteppingSession(Session, ABC):
         input_ids, device = prompts.input_ids, prompts.input_ids.device
         batch, prompt_len = input_ids.shape
         self.prepare(request)
-        start = now(device)
+        start = synchronized_time(device)
         try:
             logits = self.encode(prompts, request, watch)
-            prefilled = now(device)
+            prefilled = synchronized_time(device)
             banned = request.ends.eos_token_ids if request.fixed_length else ()
             sampler = TokenSampler(request.decoding, banned, device)
             ids = functional.pad(input_ids, (0, request.length), value=request.ends.pad_token_id)
             ids[:, prompt_len] = sampler(input_ids, logits)
-            first = now(device)
+            first = synchronized_time(device)
             watch.on_step(batch)  # each sequence has its first token
             drafting, steps = None, self.decode(ids, request, sampler)
             if request.decoding.draft_tokens:
@@ -207,14 +209,14 @@ class SteppingSession(Session, ABC):
             for step, new_tokens in enumerate(steps, 1):
                 watch.on_step(new_tokens)
                 if watch.pause_every and step % watch.pause_every == 0:
-                    began = now(device)
+                    began = synchronized_time(device)
                     yield ids[:, prompt_len : prompt_len + new_tokens // batch]
-                    paused_seconds += now(device) - began
-            clock = Clock(start, prefilled, first, now(device) - paused_seconds)
+                    paused_seconds += synchronized_time(device) - began
+            times = PhaseTimes(start, prefilled, first, synchronized_time(device) - paused_seconds)
             rows = ids[:, prompt_len:].tolist()
             drafts = drafting.stats if drafting else None
             return BatchOutput.of(
-                prompts, request, rows, clock, self.kv_bytes, drafts=drafts, **self.details()
+                prompts, request, rows, times, self.kv_bytes, drafts=drafts, **self.details()
             )
         finally:
             self.finish()
@@ -246,7 +248,7 @@ class SteppingSession(Session, ABC):
             new = prompt_len + step  # the place of the new token
             last_tokens = rows[:, new - 1 : new]
             self._switch_at(step - 1)  # stages count the first step of this loop as 0
-            if sampler.samples:
+            if sampler.do_sample:
                 chosen = sampler(rows[:, :new], self.logits(last_tokens)[:, -1])
             else:
                 chosen = require_finite(self.choose(last_tokens, sampler.banned)[:, 0])
@@ -305,13 +307,13 @@ class Drafting:
         number of new tokens after every check.
         """
         end, total = self.prompt_len + 1, ids.shape[1]
-        while end < total and not self._ends(ids[0, self.prompt_len : end]):
+        while end < total and not self._is_ended(ids[0, self.prompt_len : end]):
             tokens = self._check(ids[:, :end], total - end)
             ids[0, end : end + len(tokens)] = tokens
             end += len(tokens)
             yield end - self.prompt_len
 
-    def _ends(self, answer: Tensor) -> bool:
+    def _is_ended(self, answer: Tensor) -> bool:
         """Return True if the last token of an answer [count], or a stop string, ends it."""
         return int(answer[-1]) in self.eos or (
             bool(self.request.stops) and self.request.is_stopped(answer.tolist())
@@ -324,8 +326,8 @@ class Drafting:
         The model's choices behind accepted drafts are those of plain steps. So the first choice
         that differs from its draft counts, too, and only those after it are wrong.
         """
-        most = min(self.limit, room - 1)  # a check gives one token more
-        drafts = self.drafter(ids, most) if most else ids[0, :0]
+        max_drafts = min(self.limit, room - 1)  # a check gives one token more
+        drafts = self.drafter(ids, max_drafts) if max_drafts else ids[0, :0]
         tokens = torch.cat([ids[:, -1:], drafts[None]], dim=1) if len(drafts) else ids[:, -1:]
         chosen = self.session.choose(tokens, self.banned)[0]
         accepted = num_equal(chosen.tolist(), drafts.tolist())

@@ -1,4 +1,4 @@
-"""The frozen model's own responses to prompts, for training and for fitting patches. They are
+"""A model's own responses to prompts, for training and for fitting patches. They are
 generated once and stored in a file.
 """
 
@@ -72,12 +72,12 @@ def _sample_requests(request: Request, options: OwnResponses) -> Iterator[Reques
 
 
 class _StoredAnswers:
-    """The stored answers of one sample number, made with the settings of one key."""
+    """The stored answers of one sample number, made with settings that have one key."""
 
-    def __init__(self, file: Path, sample: int, settings: str) -> None:
-        """Read the answers in `file` whose key is `settings`."""
-        self.file, self.sample, self.settings = file, sample, settings
-        rows = (row for row in read_jsonl(file) if row.get("key") == settings)
+    def __init__(self, file: Path, sample: int, key: str) -> None:
+        """Read the answers in `file` whose key is `key`."""
+        self.file, self.sample, self.key = file, sample, key
+        rows = (row for row in read_jsonl(file) if row.get("key") == key)
         self.by_prompt: dict[str, list[int]] = {row["prompt"]: row["token_ids"] for row in rows}
 
     def __contains__(self, prompt: list[int]) -> bool:
@@ -92,7 +92,7 @@ class _StoredAnswers:
         """Append an answer to the file."""
         self.by_prompt[digest(prompt)] = token_ids
         row = {"prompt": digest(prompt), "sample": self.sample}
-        append_line(self.file, json.dumps(row | {"token_ids": token_ids, "key": self.settings}))
+        append_line(self.file, json.dumps(row | {"token_ids": token_ids, "key": self.key}))
 
 
 def _answer_missing(

@@ -36,7 +36,7 @@ class TokenSampler:
     def __init__(
         self, decoding: DecodingConfig, banned: Sequence[int], device: torch.device
     ) -> None:
-        self.samples = decoding.do_sample
+        self.do_sample = decoding.do_sample
         self.banned = torch.tensor(list(banned), dtype=torch.long, device=device)
         self.processors = processors = LogitsProcessorList()
         if decoding.temperature != 1:
@@ -53,7 +53,7 @@ class TokenSampler:
         scores = self.scores(ids, logits)
         no_tokens = self.banned[:0]  # banned tokens have the score -inf already
         best = require_finite(most_likely(scores[:, None], no_tokens)[:, 0])
-        if not self.samples:
+        if not self.do_sample:
             return best
         return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
 
@@ -87,8 +87,8 @@ def require_finite(tokens: Tensor) -> Tensor:
 
 
 def confidence_of(logits: Tensor) -> Tensor:
-    """Return the confidence [batch, tokens] of choices, the gap of the two largest probabilities of
-    the `logits` [batch, tokens, vocab_size], as in CALM (arXiv:2207.07061).
+    """Return the confidence [batch, tokens] of choices: the difference of the two largest
+    probabilities of the `logits` [batch, tokens, vocab_size], as in CALM (arXiv:2207.07061).
     """
     best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]

@@ -33,7 +33,7 @@ from ulskip_cli.inference.teacher_forcing import (
     response_losses,
 )
 
-HELD_SHARE = 1 / 4  # of the free memory: encoded prompts, which are used again
+PROMPTS_MEMORY_SHARE = 1 / 4  # of the free memory: encoded prompts, which are used again
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ForcedTexts:
     schedules are compared with it.
 
     The prompts that a schedule encoded, here or before its answers, are held for the next scores as
-    far as they fit into HELD_SHARE, until another model encodes.
+    far as they fit into PROMPTS_MEMORY_SHARE, until another model encodes.
     """
 
     prompts: Sequence[list[int]]
@@ -97,7 +97,7 @@ class ForcedTexts:
         if not (self.references or self.answers):
             return
         self._drop_others(model)
-        limit = HELD_SHARE * free_bytes(model.device)
+        limit = PROMPTS_MEMORY_SHARE * free_bytes(model.device)
         # Larger batches are not asked for again, because the batch size has been halved.
         if len(batch) <= self.size.used and self.held_bytes + prompt.nbytes <= limit:
             self._held[tuple(batch)] = prompt
@@ -119,14 +119,16 @@ class ForcedTexts:
         self._drop_others(decoder.views.prompt_model)
         scores, done = ForcedScores(), 0
         order = longest_first(list(map(len, self.prompts)))
-        score_batch = self._by_library if decoder.is_runtime else self._by_views
+        score_batch = (
+            self._score_by_library if decoder.decodes_outside_torch else self._score_by_views
+        )
         work = partial(score_batch, decoder, full)
         for batch, batch_scores in in_batches(order, self.size, work):
             scores, done = scores + batch_scores, done + len(batch)
             on_batch(done)
         return scores
 
-    def _by_library(
+    def _score_by_library(
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
     ) -> ForcedScores:
         """Score the references by an engine of another library. It returns losses and no logits, so
@@ -137,7 +139,7 @@ class ForcedTexts:
         return ForcedScores(float((losses * mask).sum()), int(mask.sum()))
 
     @torch.inference_mode()
-    def _by_views(
+    def _score_by_views(
         self, decoder: Decoder, full: Decoder | None, batch: Sequence[int]
     ) -> ForcedScores:
         """Score references and answers by the logits of the schedule's views, after one pass over
@@ -146,23 +148,23 @@ class ForcedTexts:
         prompt = self._encoded(decoder.views.prompt_model, batch)
         scores = ForcedScores()
         if self.references:
-            scores += self._of_references(decoder.views, prompt, batch)
+            scores += self._reference_scores(decoder.views, prompt, batch)
         if full and self.answers and any(self.answers[i] for i in batch):
-            scores += self._of_answers(decoder.views, full.views, prompt, batch)
+            scores += self._answer_scores(decoder.views, full.views, prompt, batch)
         return scores
 
-    def _of_references(
+    def _reference_scores(
         self, views: Views, prompt: EncodedPrompt, batch: Sequence[int]
     ) -> ForcedScores:
         """Return the cross-entropy and the exit depths on the references of a batch."""
         ids, mask = self._padded(self.references, batch, views.model.device)
-        logits, depths = given_logits(views, prompt, ids, mask)
+        logits, depths = teacher_forced_logits(views, prompt, ids, mask)
         # The prompt predicts the first token, which has no depth.
         exits = [] if depths is None else depths[mask[:, 1:].bool()].tolist()
         nats = float((response_losses(logits, ids) * mask).sum())
         return ForcedScores(nats, int(mask.sum()), ExitStats(Counter(exits)))
 
-    def _of_answers(
+    def _answer_scores(
         self, views: Views, full: Views, prompt: EncodedPrompt, batch: Sequence[int]
     ) -> ForcedScores:
         """Compare the schedule with the full model on the answers of a batch. `prompt` was encoded
@@ -171,8 +173,8 @@ class ForcedTexts:
         shares_prompt = full.prompt_model is views.prompt_model
         full_prompt = prompt if shares_prompt else self._encode(full.prompt_model, batch)
         ids, mask = self._padded(self.answers, batch, views.model.device)
-        target, _ = given_logits(full, full_prompt, ids, mask)
-        logits, _ = given_logits(views, prompt, ids, mask)
+        target, _ = teacher_forced_logits(full, full_prompt, ids, mask)
+        logits, _ = teacher_forced_logits(views, prompt, ids, mask)
         answers = [
             answer_scores(i, target[row, : len(self.answers[i])], logits[row])
             for row, i in enumerate(batch)
@@ -191,7 +193,9 @@ class ForcedTexts:
         return encode_prompt(model, prompts.input_ids, prompts.attention_mask)
 
     def _prompts(self, batch: Sequence[int], device: torch.device) -> Prompts:
-        return Prompts.padded([self.prompts[i] for i in batch], self.pad_token_id).to(device)
+        return Prompts.from_token_ids([self.prompts[i] for i in batch], self.pad_token_id).to(
+            device
+        )
 
     def _padded(
         self, texts: Sequence[list[int]], batch: Sequence[int], device: torch.device
@@ -211,7 +215,7 @@ def answer_scores(index: int, target: Tensor, logits: Tensor) -> AnswerScores:
     return AnswerScores(index, agrees, float(divergence(target, logits)))
 
 
-def given_logits(
+def teacher_forced_logits(
     views: Views, prompt: EncodedPrompt, ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Return the teacher-forced logits [batch, response_len, vocab_size] of a response and its exit
@@ -248,7 +252,7 @@ def exit_logits(
     chosen = prompt.first_logits  # a placeholder: each step's are chosen at some depth
     # One pass gives the states of all decode steps, because early exit reads only keys of the full
     # model.
-    inputs = layerwise.after(prompt, response_ids[:, :-1], response_mask)
+    inputs = layerwise.layer_inputs_after(prompt, response_ids[:, :-1], response_mask)
     for depth, hidden in enumerate(layerwise.states(inputs)):
         if depth not in rule.checks and depth != rule.num_layers:
             continue

@@ -63,11 +63,11 @@ class PromptComparer:
     @property
     def heads(self) -> tuple[str, str]:
         """The names of both sides, without the depth of early exit, which the answers decide."""
-        record = self._described()
+        record = self._training_text()
         layers = "" if self.run.plan.exits else f", {record.summary}"
         return f"full model, {record.num_layers} layers", f"{record.label}{layers}"
 
-    def _described(self, outputs: Sequence[BatchOutput] = ()) -> Record:
+    def _training_text(self, outputs: Sequence[BatchOutput] = ()) -> Record:
         rates = [measure_throughput(outputs, "evaluation")] if outputs else []
         schedule = describe_schedule(self.run.plan, outputs)
         return Record.joined(self.run.point.settings, schedule, *rates)
@@ -79,7 +79,7 @@ class PromptComparer:
         full, kept = run_with_oom_retry(
             BatchSize(1), lambda _: [self._answer(side, index, on_text) for side in range(2)]
         )
-        record = self._described([kept])
+        record = self._training_text([kept])
         return AnswerPair(
             prompt=self.workload.examples[index].source,
             model=str(record.model),
@@ -99,10 +99,12 @@ class PromptComparer:
         on_text(side, "")
         self.progress.phase(f"reads {len(prompt):,} tokens")
         few = replace(request, length=min(WARM_UP_TOKENS, request.length), fixed_length=True)
-        start = Prompts.padded([prompt[:WARM_UP_PROMPT]], pad)
+        start = Prompts.from_token_ids([prompt[:WARM_UP_PROMPT]], pad)
         decoder.generate(start, few, room=Room(1, len(prompt) + request.length))
         text = GrowingText(self.workload.formatter.tokenizer, request.decoding.stop)
-        generation = decoder.run(Prompts.padded([prompt], pad), request, Watch(pause_every=1))
+        generation = decoder.run(
+            Prompts.from_token_ids([prompt], pad), request, Watch(pause_every=1)
+        )
         while True:
             try:
                 on_text(side, text.piece(next(generation)[0].tolist()))

@@ -29,7 +29,7 @@ from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import parse
 from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.scoring import given_logits
+from ulskip_cli.engines.scoring import teacher_forced_logits
 from ulskip_cli.experiments.describe import describe_provenance, describe_schedule
 from ulskip_cli.experiments.point import point_key
 from ulskip_cli.experiments.record import CorrectionUsed, LmEval, Outcome, Record, Settings, read
@@ -146,7 +146,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         response_ids, mask = padded(responses, pad, left=False, device=device)
         with torch.inference_mode():
             prompt = encode_prompt(self.scorer.views.prompt_model, prompt_ids, prompt_mask)
-            logits = given_logits(self.scorer.views, prompt, response_ids, mask)[0]
+            logits = teacher_forced_logits(self.scorer.views, prompt, response_ids, mask)[0]
             chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)

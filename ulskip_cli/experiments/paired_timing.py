@@ -23,7 +23,7 @@ from ulskip_cli.core.files import JsonObject, timestamp
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput, Prompts, Views, Watch, take_turns
 from ulskip_cli.engines.decoder import Decoder
-from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.loop import synchronized_time
 from ulskip_cli.experiments.evaluate import Workload
 from ulskip_cli.experiments.intervals import UNITS
 from ulskip_cli.experiments.record import Pairs, Side, Timing, Unit
@@ -117,7 +117,7 @@ class Pair(NamedTuple):
             outputs = generate()  # the first run after compiling is slower
         strategy, *others = outputs
         full = others[0] if others else None
-        if self.full and full and self.full.asked == self.strategy.asked:
+        if self.full and full and self.full.requested_engine == self.strategy.requested_engine:
             _check_same_engine(full, strategy)
         return full, strategy, seconds
 
@@ -176,9 +176,9 @@ def bandwidth_meter(device: torch.device) -> Callable[[], float]:
     ]
 
     def seconds(read: Callable[[], object]) -> float:
-        began = now(device)
+        began = synchronized_time(device)
         read()
-        return now(device) - began
+        return synchronized_time(device) - began
 
     @torch.inference_mode()
     def measure() -> float:
@@ -276,7 +276,7 @@ def prompt_batches(
     """Return `count` full batches; prompts are repeated if there are too few."""
     endless = itertools.cycle(prompts)
     return [
-        Prompts.padded(list(itertools.islice(endless, batch_size)), pad_token_id)
+        Prompts.from_token_ids(list(itertools.islice(endless, batch_size)), pad_token_id)
         for _ in range(count)
     ]
 

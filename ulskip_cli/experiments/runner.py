@@ -117,12 +117,12 @@ class Models:
         """
         config, model = run.point.config, run.loaded.model
         strategy = Decoder(Views.of(model, run.plan, run.adapter), config.engine)
-        if run.is_baseline and strategy.is_runtime:
+        if run.is_baseline and strategy.decodes_outside_torch:
             return Decoders(strategy, strategy)
         if run.is_baseline:
             return Decoders(Decoder(strategy.views, config.engine), strategy)
         engine = baseline_config(config).engine
-        if self._full is None or self._full.asked != engine:
+        if self._full is None or self._full.requested_engine != engine:
             self._full = Decoder(Views.of(model, run.plan.full), engine)
         return Decoders(self._full, strategy)
 
@@ -278,7 +278,7 @@ def _forced_texts(
         references = [example.response_ids for example in workload.encoded]
     # Drafts for all layers have the same answers, and another library gives no logits.
     has_same_answers = plan.drafts and plan.keeps_all
-    if not (has_same_answers or config.crosses_engines or decoder.is_runtime):
+    if not (has_same_answers or config.crosses_engines or decoder.decodes_outside_torch):
         answers = [answer["token_ids"] for answer in baseline_answers]
     pad, size = workload.pad_token_id, BatchSize(LOSS_BATCH)
     return ForcedTexts(workload.prompts, references, size, pad, answers)

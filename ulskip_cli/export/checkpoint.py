@@ -42,7 +42,7 @@ from ulskip_cli.inference.loading import (
     load_tokenizer,
     meta_model,
 )
-from ulskip_cli.inference.model_files import COMPANIONS, loadable_folder
+from ulskip_cli.inference.model_files import COMPANIONS, fetch_model_folder
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.report.tables import escape_markdown
 from ulskip_cli.strategies.plan import Plan, is_trained_for
@@ -65,7 +65,7 @@ class KeptLayers:
     loaded: LoadedModel
     view: PreTrainedModel
     config: JsonObject  # the config.json of the view
-    skip_adapter: JsonObject | None  # the entry in a row of the skip adapter that changes the view
+    adapter_entry: JsonObject | None  # of a row: the skip adapter that changes the view
 
 
 def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
@@ -75,7 +75,7 @@ def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     model = export.folder.model
     kept = export.plan.kept_layers
     progress.phase(f"load {model.label}")
-    source = loadable_folder(model, progress)
+    source = fetch_model_folder(model, progress)
     if source.resolve().is_relative_to(export.to.resolve()):  # which the export replaces
         raise UsageError(
             f"expected --to outside the exported model, got {export.to} with the model in it; use"
@@ -86,7 +86,7 @@ def load_kept(export: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     loaded = load(model)
     make_view = adapter.view if adapter else shallow_view.shallow_view
     view = make_view(loaded.model, kept)
-    config = _shallow_config(source, view, kept)
+    config = _exported_config(source, view, kept)
     return KeptLayers(source, loaded, view, config, entry)
 
 
@@ -99,23 +99,24 @@ def export_checkpoint(
     """
     plan, model = export.plan, export.config.model
     exported = load_kept(export, progress)
-    source, loaded, adapter_entry = exported.source, exported.loaded, exported.skip_adapter
+    source, loaded = exported.source, exported.loaded
     progress.phase(f"write {plan.num_kept} layers")
     _write_model(source, exported.view, exported.config, folder)
     folders = {"decode": folder}  # of the models
     if export.is_pair:
-        config = _shallow_config(source, loaded.model, range(plan.num_layers))
+        config = _exported_config(source, loaded.model, range(plan.num_layers))
         progress.phase(f"write {plan.num_layers} layers")
         folders["prefill"] = folder / PREFILL
         _write_model(source, loaded.model, config, folders["prefill"])
-        page = serving_page(plan, adapter_entry is not None)
+        page = serving_page(plan, exported.adapter_entry is not None)
         (folder / SERVING).write_text(page, "utf-8")
     (folder / export_run.SCHEDULE).write_text(export_run.schedule_text(export), "utf-8")
+    checked = _verify(export, exported.view, folder, progress)
     parameters = list(exported.view.parameters())  # lists tied parameters once
     record = {
         "made_by": export.made_by,
         "model": {**model.plain(), "fingerprint": export.folder.fingerprint},
-        "skip_adapter": export.skip_adapter,
+        "skip_adapter": export.adapter_folder,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
@@ -124,14 +125,14 @@ def export_checkpoint(
         "weights_digest": {role: weights_digest(path) for role, path in folders.items()},
         "parameters": sum(parameter.numel() for parameter in parameters),
         "total_bytes": sum(parameter.nbytes for parameter in parameters),
-        "checked": _verify(export, exported.view, folder, progress),
+        "checked": checked,
         "training": loaded.notes["training"],
         "trained_for_these": is_trained_for(loaded.notes["trained_for"], plan),
         "quantization": loaded.notes["quantization"],
         "license": source_license(source),
     }
     has_chat = bool(getattr(load_tokenizer(model), "chat_template", None))
-    model_card(export, record, adapter_entry, has_chat).save(folder / CARD)
+    model_card(export, record, exported.adapter_entry, has_chat).save(folder / CARD)
     return {**export_run.write_record(folder, record), "next": export.next_command(has_chat)}
 
 
@@ -172,7 +173,7 @@ def _verify(
     export: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback
 ) -> str:
     """Compare an export with the view if request and memory allow it; describe this check and that
-    of `_shallow_config`.
+    of `_exported_config`.
     """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     needed = sum(parameter.nbytes for parameter in view.parameters())  # the export, beside the view
@@ -216,7 +217,7 @@ def _compare(export: ResolvedExport, view: PreTrainedModel, folder: Path) -> str
             "expected the export to give the logits of the kept layers, got a difference of"
             f" {difference:.3g}; {DELETED}"
         )
-    parts = "layers and the skip adapter" if export.skip_adapter else "layers"
+    parts = "layers and the skip adapter" if export.adapter_folder else "layers"
     return (
         f"logits at {len(logits)} positions of {NUM_PROMPTS} random prompts and {tokens.numel()}"
         f" greedy tokens are bit-identical to those of the source with these {parts}"
@@ -259,7 +260,7 @@ def _greedy_tokens(model: PreTrainedModel) -> Tensor:
     return output[:, input_ids.shape[1] :]
 
 
-def _shallow_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> JsonObject:
+def _exported_config(folder: Path, view: PreTrainedModel, kept: Sequence[int]) -> JsonObject:
     """Return the config.json of a view of the checkpoint in `folder`; raise UsageError if a model
     that is built from it, without weights, is not like the view.
     """
@@ -329,12 +330,12 @@ def _text_entries(values: JsonObject, source: PreTrainedConfig) -> JsonObject:
 
 
 def model_card(
-    export: ResolvedExport, record: JsonObject, skip_adapter: JsonObject | None, has_chat: bool
+    export: ResolvedExport, record: JsonObject, adapter_entry: JsonObject | None, has_chat: bool
 ) -> ModelCard:
     """Return the model card from card.md. `record` is that of `export_checkpoint`, `skip_adapter`
     that of `KeptLayers`; `has_chat` shows how to use the chat template.
     """
-    model, adapter = export.config.model, skip_adapter or {}
+    model, adapter = export.config.model, adapter_entry or {}
     is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
     data = ModelCardData(
         library_name="transformers",
@@ -354,7 +355,7 @@ def model_card(
         template_path=str(_TEMPLATES / "card.md"),
         export=export,
         record=record,
-        skip_adapter=skip_adapter,
+        skip_adapter=adapter_entry,
         training=escape_markdown(record["training"] or "not recorded"),
         correction=" and ".join(parts) or "no patches",
         has_chat=has_chat,

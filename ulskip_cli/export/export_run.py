@@ -49,7 +49,7 @@ class ResolvedExport:
     request: ExportRequest
     to: Path  # the folder, or the file for formats with one file
     made_by: str  # version and command
-    skip_adapter: str | None  # folder of the adapter that is merged into the kept layers
+    adapter_folder: str | None  # of the adapter that is merged into the kept layers
 
     def next_command(self, has_chat: bool) -> str:
         """Return the line that evaluates the export on the task of the request; for a pair, which
@@ -94,8 +94,8 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     to = request.to
     if name != "hf" and to.suffix != Path(_FILE_NAMES[name]).suffix:
         to = to / _FILE_NAMES[name]
-    skip_adapter = config.correction.folder_for(config.model, plan.sets_with_gaps)
-    return ResolvedExport(config, folder, plan, request, to, made_by, skip_adapter)
+    adapter_folder = config.correction.folder_for(config.model, plan.sets_with_gaps)
+    return ResolvedExport(config, folder, plan, request, to, made_by, adapter_folder)
 
 
 def run_export(

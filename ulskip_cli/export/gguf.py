@@ -59,7 +59,7 @@ def export_gguf(export: ResolvedExport, file: Path, progress: ProgressCallback) 
         checked = compare_with_view(file, exported.view, tokenizer)
     return {
         "prompt_layers": "kept",
-        "skip_adapter": export.skip_adapter,
+        "skip_adapter": export.adapter_folder,
         "parameters": parameters,
         "total_bytes": file.stat().st_size,
         "dtype": str(DTYPES[main_type]).removeprefix("torch."),

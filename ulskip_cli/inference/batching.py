@@ -22,9 +22,9 @@ class BatchSize:
 
     used: int
 
-    def lower(self, most: int) -> None:
-        """Lower the size to at most `most`, which fitted into memory."""
-        self.used = min(self.used, most)
+    def lower(self, limit: int) -> None:
+        """Lower the size to at most `limit`, which fitted into memory."""
+        self.used = min(self.used, limit)
 
 
 def in_batches(
@@ -32,8 +32,8 @@ def in_batches(
     size: BatchSize,
     work: Callable[[Sequence[ItemT]], ResultT],
 ) -> Iterator[tuple[Sequence[ItemT], ResultT]]:
-    """Yield batches of `items`, sorted longest first, with the results of `work`; a batch that runs
-    out of memory is halved and done again, and `size` stays halved.
+    """Yield batches of `items`, which are sorted longest first by the caller, with the results of
+    `work`; a batch that runs out of memory is halved and done again, and `size` stays halved.
     """
 
     def result_of(count: int) -> ResultT:

@@ -30,13 +30,14 @@ def float32_products(model: PreTrainedModel, num_tokens: int) -> AbstractContext
     """Return a context in which a pass over `num_tokens` of each sequence multiplies in float32 and
     rounds the products, if the CPU has no instructions for the type of the weights.
 
-    Torch's own products are several times slower there; theirs are rounded after sums in float32,
-    too, so that only the order of summation differs.
+    Torch's own products, several times slower there, are sums in float32 too, so that only the
+    order of summation differs.
     """
+    required = _INSTRUCTIONS.get(model.dtype)
     flags = set(cpu_flags().split())  # empty if the system lists none
-    # Float32 is in no list, so all flags count for it.
-    has_instructions = not flags or flags & _INSTRUCTIONS.get(model.dtype, flags)
-    if num_tokens <= FEW_TOKENS or model.device.type != "cpu" or has_instructions:
+    if required is None or not flags or flags & required:
+        return nullcontext()
+    if num_tokens <= FEW_TOKENS or model.device.type != "cpu":
         return nullcontext()
     return _Float32Products()
 
@@ -51,8 +52,8 @@ class _Float32Products(TorchFunctionMode):
         to the type of its first argument; call all other functions unchanged.
         """
         options = kwargs or {}
-        states_index = _PRODUCTS.get(func, len(args))  # beyond the arguments: no product
-        if states_index >= len(args) or args[states_index].shape[-2] <= FEW_TOKENS:
+        index = _PRODUCTS.get(func)
+        if index is None or index >= len(args) or args[index].shape[-2] <= FEW_TOKENS:
             return func(*args, **options)
         dtype = args[0].dtype
         args, options = _pytree.tree_map_only(Tensor, _widened, (args, options))

@@ -18,7 +18,7 @@ _F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16
 TYPES = {torch.float32: _F32, torch.float16: _F16, torch.bfloat16: _BF16}
 DTYPES = {type_: dtype for dtype, type_ in TYPES.items()}
 # Formats by name: the types of matrices, and of embedding and head, which lose more by four bits.
-FORMATS = {
+TYPES_OF_FORMAT = {
     "f32": (_F32, _F32),
     "f16": (_F16, _F16),
     "bf16": (_BF16, _BF16),

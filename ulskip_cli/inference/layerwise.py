@@ -52,7 +52,9 @@ class LayerwiseModel:
             stand_ins = {layer: _Recorder(layer, self._record) for layer in self.layers}
             self._shell = shallow_view.substituted(model, stand_ins)
 
-    def enter(self, input_ids: Tensor, cache: DynamicCache, **options: object) -> LayerInputs:
+    def layer_inputs(
+        self, input_ids: Tensor, cache: DynamicCache, **options: object
+    ) -> LayerInputs:
         """Return the inputs of the layers for `input_ids` [batch, count], without running a layer:
         recorders in their places collect the arguments, and the last one ends the pass by an
         exception. Only the length of `cache` is read.
@@ -60,11 +62,11 @@ class LayerwiseModel:
         self._calls = []
         try:
             self._shell(input_ids=input_ids, cache=cache, use_cache=True, **options)
-        except _EnteredError as entered:
-            return LayerInputs(entered.args[0], self._calls)
+        except _LastLayerReached as reached:
+            return LayerInputs(reached.args[0], self._calls)
         raise AssertionError("expected a forward pass that reaches the last layer")
 
-    def after(
+    def layer_inputs_after(
         self,
         prompt: EncodedPrompt,
         ids: Tensor,
@@ -87,7 +89,7 @@ class LayerwiseModel:
         options = shallow_view.mask_and_positions(
             self._shell, prompt.whole_mask(ids, ids_mask), ids.shape[1]
         )
-        return self.enter(ids, kv_cache.fork_cache(prompt.cache, layers), **options)
+        return self.layer_inputs(ids, kv_cache.fork_cache(prompt.cache, layers), **options)
 
     def states(self, inputs: LayerInputs) -> Iterator[Tensor]:
         """Yield the hidden states [batch, count, hidden_size] in front of the first layer, and
@@ -106,18 +108,18 @@ class LayerwiseModel:
         args, options = inputs.calls[index]
         with float32_products(self._shell, hidden.shape[1]):
             output = self.layers[index](hidden, *args, **options)
-        after: Tensor = output[0] if self._in_tuples else output
-        return after
+        states: Tensor = output[0] if self._in_tuples else output
+        return states
 
     def fill(self, inputs: LayerInputs, count: int) -> None:
-        """Run the first `count` layers. The others only add keys and values of the state behind
-        these layers to the cache: each is left when it has done so.
+        """Run the first `count` layers. Each later layer only adds keys and values to the cache,
+        of the state behind layer `count` - 1, and is stopped when it has done so.
         """
         *_, hidden = islice(self.states(inputs), count + 1)
         for layer, (args, options) in zip(self.layers[count:], inputs.calls[count:], strict=True):
-            given = {name: _left_at_update(value) for name, value in options.items()}
-            with suppress(_FilledError), float32_products(self._shell, hidden.shape[1]):
-                _without_queries(layer)(hidden, *map(_left_at_update, args), **given)
+            given = {name: _stopping_cache(value) for name, value in options.items()}
+            with suppress(_KeysWritten), float32_products(self._shell, hidden.shape[1]):
+                _without_queries(layer)(hidden, *map(_stopping_cache, args), **given)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply final norm and output head: [batch, count, hidden_size] to [batch, count,
@@ -150,7 +152,7 @@ class LayerwiseModel:
             hidden, *rest = args or (options.pop("hidden_states"),)
             self._calls.append((rest, options))
             if len(self._calls) == len(self.layers):
-                raise _EnteredError(hidden)
+                raise _LastLayerReached(hidden)
         return (hidden,) if self._in_tuples else hidden
 
 
@@ -183,7 +185,7 @@ def prompt_model_of(model: PreTrainedModel, prompt_layers: str) -> PreTrainedMod
             ids, last = input_ids[:, :-1], input_ids[:, -1:]
             if length := ids.shape[1]:
                 fill(
-                    layerwise.enter(
+                    layerwise.layer_inputs(
                         ids, cache, **shallow_view.mask_and_positions(model, mask[:, :-1], length)
                     )
                 )
@@ -213,7 +215,7 @@ def state_similarity(
     for start in range(0, len(order), batch_size):
         ids, mask = padded(order[start : start + batch_size], 0, left=True, device=model.device)
         options = shallow_view.mask_and_positions(model, mask, ids.shape[1])
-        inputs = layerwise.enter(ids, kv_cache.new_cache(model), **options)
+        inputs = layerwise.layer_inputs(ids, kv_cache.new_cache(model), **options)
         tokens = mask.bool()
         units = [
             functional.normalize(state[tokens].float(), dim=-1).flatten()
@@ -227,26 +229,26 @@ def state_similarity(
     return similar
 
 
-class _FilledError(Exception):
+class _KeysWritten(Exception):
     """A layer has added keys and values to the cache."""
 
 
-class _LeftAtUpdate(DynamicCache):  # type: ignore[misc]
+class _StoppedAtUpdate(DynamicCache):  # type: ignore[misc]
     """A cache that ends the layer which updates it."""
 
     def update(self, *args: Any, **options: Any) -> Any:
         super().update(*args, **options)
-        raise _FilledError
+        raise _KeysWritten
 
 
-def _left_at_update(value: object) -> object:
+def _stopping_cache(value: object) -> object:
     """Return an argument of a layer; in place of a cache, one with the same entries that ends the
     layer.
     """
     if not isinstance(value, DynamicCache):
         return value
     cache = copy.copy(value)
-    cache.__class__ = _LeftAtUpdate
+    cache.__class__ = _StoppedAtUpdate
     return cache
 
 
@@ -273,7 +275,7 @@ def _without_queries(layer: nn.Module) -> nn.Module:
     )
 
 
-class _EnteredError(Exception):
+class _LastLayerReached(Exception):
     """A forward pass reached the last layer; the argument is the layer's input."""
 
 

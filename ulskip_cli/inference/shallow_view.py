@@ -291,20 +291,24 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     outermost = [
         path for path in stacks if not any(path.startswith(f"{outer}.") for outer in stacks)
     ]
-    reason = unskippable_reason(model)
-    if not reason and len(outermost) != 1:
-        reason = f"expected one stack of decoder layers, got {len(outermost)}"
-    layers = () if reason else stacks[outermost[0]]
-    for layer in layers:
-        for name in inspect.signature(layer.forward).parameters:
-            if name.startswith(_EXTRA_INPUTS):
-                reason = f"each layer reads a further output of the layer before it ({name})"
-    if reason:
+    found = [stacks[path] for path in outermost]
+    if reason := unskippable_reason(model) or _stack_problem(found):
         raise UsageError(
             f"{type(model).__name__} is not supported: {reason}; docs/architectures.md lists"
             " supported models"
         )
-    return outermost[0], stacks[outermost[0]]
+    return outermost[0], found[0]
+
+
+def _stack_problem(stacks: Sequence[nn.ModuleList]) -> str | None:
+    """Return why no layer of the stacks in a model can be skipped, or None."""
+    if len(stacks) != 1:
+        return f"expected one stack of decoder layers, got {len(stacks)}"
+    for layer in stacks[0]:
+        for name in inspect.signature(layer.forward).parameters:
+            if name.startswith(_EXTRA_INPUTS):
+                return f"each layer reads a further output of the layer before it ({name})"
+    return None
 
 
 def copied(

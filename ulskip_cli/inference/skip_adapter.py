@@ -29,7 +29,7 @@ from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import Plan
 
-WEIGHTS = "adapter.safetensors"
+WEIGHTS_FILE = "adapter.safetensors"
 FORMAT = 1
 # the number of a decoder layer, and the path of a linear layer in it
 LinearAddress = tuple[int, str]
@@ -194,7 +194,7 @@ class SkipAdapter:
             for name, tensor in self.tensors().items()
         }
         data = safetensors.torch.save(tensors, metadata={"format": "pt"})
-        write_atomic(folder / WEIGHTS, data)
+        write_atomic(folder / WEIGHTS_FILE, data)
         record = {
             "format": FORMAT,
             "num_layers": self.num_layers,
@@ -212,9 +212,9 @@ class SkipAdapter:
         """
         try:
             record = json.loads((folder / ADAPTER_FILE).read_text("utf-8"))
-            data = (folder / WEIGHTS).read_bytes()
+            data = (folder / WEIGHTS_FILE).read_bytes()
             if record.pop("sha256", "") not in ("", hashlib.sha256(data).hexdigest()):
-                raise ValueError(f"{WEIGHTS} is not the file that {ADAPTER_FILE} belongs to")
+                raise ValueError(f"{WEIGHTS_FILE} is not the file that {ADAPTER_FILE} belongs to")
             tensors = safetensors.torch.load(data)
             for name, tensor in tensors.items():
                 if not tensor.is_floating_point():

@@ -268,7 +268,7 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
             Need.NO_TOKENIZER: not metadata.has_tokenizer,
             Need.CALIBRATION: not config.strategy.is_calibrated,
             Need.OTHER_BASELINE: config.crosses_engines,
-            Need.OTHER_ENGINE: config.engine.is_runtime,
+            Need.OTHER_ENGINE: config.engine.decodes_outside_torch,
         }
     )
     return needs | config.decoding.needs()

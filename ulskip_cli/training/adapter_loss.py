@@ -20,7 +20,7 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.skip_adapter import LinearAddress, Lora, SkipAdapter, patched_view
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, divergence, encode_prompt
 from ulskip_cli.training.data import LossBatch
-from ulskip_cli.training.two_pass_loss import ADAPTER, LossWeights, TwoPassLoss, with_lora
+from ulskip_cli.training.two_pass_loss import PEFT_NAME, LossWeights, TwoPassLoss, with_lora
 
 
 class AdapterLoss(TwoPassLoss):
@@ -59,8 +59,8 @@ class AdapterLoss(TwoPassLoss):
         """Yield address, matrices and the scale of their product of every adapted module."""
         for path, address in self.lora_paths.items():
             module: Any = self.model.get_submodule(path)
-            lora = Lora(module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight)
-            yield address, lora, module.scaling[ADAPTER]
+            lora = Lora(module.lora_A[PEFT_NAME].weight, module.lora_B[PEFT_NAME].weight)
+            yield address, lora, module.scaling[PEFT_NAME]
 
     def schedule_loss(
         self, batch: LossBatch, stages: tuple[Stage, ...], weights: LossWeights
@@ -114,7 +114,9 @@ class AdapterLoss(TwoPassLoss):
         """
         layerwise = self._layerwise(kept)
         # Layers add keys and values to the cache in `inputs`, so each span has its own.
-        inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled, kept)
+        inputs = layerwise.layer_inputs_after(
+            prompt, batch.response_ids[:, :-1], batch.is_labelled, kept
+        )
         has_states = batch.is_labelled[:, 1:]
         hidden = torch.zeros_like(inputs.hidden)
         hidden[has_states] = states
@@ -184,7 +186,7 @@ class FrozenOutputs:
         # states, for example, cannot be padded. Then whole batches, which do not recur, are run.
         layers = kv_cache.new_cache(model).layers
         self._separable = all(type(layer) is DynamicLayer for layer in layers)
-        self.free_bytes = max_bytes if self._separable else 0
+        self._bytes_left = max_bytes if self._separable else 0
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
@@ -216,7 +218,7 @@ class FrozenOutputs:
         key, labelled = (_key(row.prompt_ids), _key(row.labels)), row.is_labelled
         states = self._states.get(key)
         if states is None:
-            inputs = self.layerwise.after(prompt, row.response_ids[:, :-1], labelled)
+            inputs = self.layerwise.layer_inputs_after(prompt, row.response_ids[:, :-1], labelled)
             at_depths = [
                 hidden[labelled[:, 1:]]
                 for depth, hidden in enumerate(self.layerwise.states(inputs))
@@ -229,9 +231,9 @@ class FrozenOutputs:
 
     def _reserve(self, size: int) -> bool:
         """Reserve memory for kept outputs; return False if there is not enough."""
-        if size > self.free_bytes:
+        if size > self._bytes_left:
             return False
-        self.free_bytes -= size
+        self._bytes_left -= size
         return True
 
 

@@ -16,7 +16,7 @@ from ulskip_cli.strategies.plan import make_plan, schedule_request
 from ulskip_cli.strategies.static import KeepAll
 
 
-def run_at(config: TrainingConfig, ratio: float) -> Config:
+def config_at(config: TrainingConfig, ratio: float) -> Config:
     """Return the run, not validated, whose layers a training trains for a ratio."""
     values = {key: getattr(config, key) for key in BaseConfig.model_fields}
     values |= {"correction": Correction(name="none"), "engine": engine_named(AUTO)}
@@ -25,7 +25,7 @@ def run_at(config: TrainingConfig, ratio: float) -> Config:
     return Config.model_construct(**values, ratio=ratio, batch_size=1)
 
 
-def schedules(
+def trained_stages(
     config: TrainingConfig, num_layers: int, lengths: Sequence[int] = ScheduleRequest.lengths
 ) -> dict[float, tuple[Stage, ...]]:
     """Return the stages to train for each ratio. Positional strategies choose them by `lengths`,
@@ -33,7 +33,7 @@ def schedules(
     """
     stages_by_ratio = dict[float, tuple[Stage, ...]]()
     for ratio in config.train.ratios:
-        run = run_at(config, ratio)
+        run = config_at(config, ratio)
         request = replace(schedule_request(run, num_layers), lengths=tuple(lengths))
         stages_by_ratio[ratio] = checked_stages(num_layers, run.strategy.stages(request))
     return stages_by_ratio
@@ -54,7 +54,7 @@ def check_trainable(config: TrainingConfig) -> None:
     # The training of an adapter supports fewer needs (`COMMANDS` in core/capabilities.py).
     command = "train train.method=adapter" if train.method == "adapter" else "train"
     for ratio in train.ratios:
-        make_plan(run_at(config, ratio), metadata, command)  # for its errors
+        make_plan(config_at(config, ratio), metadata, command)  # for its errors
     # Early exit trains all layers, and a positional strategy calibrates only the lengths of
     # answers, which training knows; of others, calibration chooses the layers.
     if not (strategy.is_calibrated or strategy.is_positional or strategy.exits_early):
@@ -63,7 +63,7 @@ def check_trainable(config: TrainingConfig) -> None:
             f" strategy={strategy.name}`, and set strategy.KEY=VALUE for each of"
             " calibration.options in its row"
         )
-    trainer_arguments(config)  # for its errors
+    trainer_values(config)  # for its errors
     start = train.start
     if start is not None and not (user_path(start, "train.start") / ADAPTER_FILE).is_file():
         raise UsageError(f"expected train.start={start} to be the folder of a skip adapter")
@@ -88,7 +88,7 @@ UNCHANGED = (
 )
 
 
-def trainer_arguments(config: TrainingConfig) -> JsonObject:
+def trainer_values(config: TrainingConfig) -> JsonObject:
     """Return the arguments of Trainer: `fixed` ones follow from ulskip's keys,
     `train.training_args` can change and add to `defaults`. Raise UsageError for others in it.
     """

@@ -36,7 +36,7 @@ from ulskip_cli.training.data import (
     TokenPairs,
     TrainingTexts,
 )
-from ulskip_cli.training.preflight import trainer_arguments
+from ulskip_cli.training.preflight import trainer_values
 from ulskip_cli.training.two_pass_loss import CROSS_ENTROPY, TwoPassLoss
 
 
@@ -49,7 +49,7 @@ class TrainingSetup:
     train: TokenPairs
     validation: TokenPairs | None
     collator: PairCollator
-    schedules: dict[float, tuple[Stage, ...]]  # the stages of a response, by ratio
+    stages_by_ratio: dict[float, tuple[Stage, ...]]  # the stages of a response, by ratio
     module: TwoPassLoss  # the model with its loss
 
 
@@ -60,7 +60,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         self, setup: TrainingSetup, progress: ProgressCallback, arguments: TrainingArguments
     ) -> None:
         """Prepare a training."""
-        self.schedules, self.config = setup.schedules, setup.config
+        self.stages_by_ratio, self.config = setup.stages_by_ratio, setup.config
         self.optimizer: Optimizer | None
         super().__init__(
             model=setup.module,
@@ -73,7 +73,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def _run_epoch(self, *args: object, **kwargs: object) -> None:
-        """Run an epoch. After a checkpoint of the last step Trainer would run one more."""
+        """Run an epoch. Resumed at the last step, Trainer would run another."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:
@@ -86,7 +86,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         processes and resumed trainings agree.
         """
         rng = random.Random(f"{self.config.seed} {self.state.global_step}")
-        (stages,) = rng.choices(list(self.schedules.values()))
+        (stages,) = rng.choices(list(self.stages_by_ratio.values()))
         return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
     def training_step(self, *args: object, **kwargs: object) -> Tensor:
@@ -133,7 +133,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
                 yield str(depth), loss
             return
         full_depth = {1.0: (Stage(0, module.all_layers),)}
-        for ratio, stages in sorted({**full_depth, **self.schedules}.items()):
+        for ratio, stages in sorted({**full_depth, **self.stages_by_ratio}.items()):
             yield f"{ratio:g}x", module.schedule_loss(batch, stages, CROSS_ENTROPY)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
@@ -193,7 +193,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Advance the progress bar, log at checkpoints, and log and evaluate at the last step. A
-        resumed training begins a new mean of losses at its checkpoint, so that every training must.
+        resumed training begins a new mean of losses at its checkpoint, so all trainings do.
         """
         self._on_progress(state.global_step, self._loss)
         is_last = state.global_step >= state.max_steps
@@ -208,7 +208,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
             self._loss = f"loss {float(state.log_history[-1]['loss']):.4g}"
 
 
-def training_arguments(config: TrainingConfig) -> TrainingArguments:
+def make_training_arguments(config: TrainingConfig) -> TrainingArguments:
     """Make the arguments of Trainer; raise UsageError for what Trainer refuses, and for a precision
     that it would ignore.
     """
@@ -224,7 +224,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
             **{
                 "dataloader_pin_memory": torch.cuda.is_available(),
                 "use_cpu": device.type == "cpu",
-                **trainer_arguments(config),
+                **trainer_values(config),
             }
         )
     except (TypeError, ValueError, ImportError, RuntimeError) as error:

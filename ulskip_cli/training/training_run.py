@@ -41,12 +41,12 @@ from ulskip_cli.training.data import (
     TrainingTexts,
     load_training_texts,
 )
-from ulskip_cli.training.preflight import schedules, trained_exits
-from ulskip_cli.training.trainer import SkipTrainer, TrainingSetup, training_arguments
+from ulskip_cli.training.preflight import trained_exits, trained_stages
+from ulskip_cli.training.trainer import SkipTrainer, TrainingSetup, make_training_arguments
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, merged_lora, with_lora
 
-# Share of the free memory for the prompts' keys and values in the training of a skip adapter.
-FROZEN_SHARE = 0.4
+# Share of the free memory for what the frozen full model computes in the training of an adapter.
+FROZEN_MEMORY_SHARE = 0.4
 DIVERGED = 2.0  # times the first loss, plus 1; noise of single steps is smaller
 
 
@@ -119,7 +119,7 @@ def run_training(config: TrainingConfig, progress: ProgressCallback) -> Training
         return finished
     logging.disable_progress_bar()
     set_seed(config.seed)
-    arguments = training_arguments(config)
+    arguments = make_training_arguments(config)
     setup = prepare_training(config, texts, progress)
     trainer = _make_trainer(setup, progress, arguments)
     if trainer.is_world_process_zero():
@@ -197,7 +197,7 @@ def prepare_training(
     references = tokenized(pairs)
     validation = tokenized(texts.validation) if texts.validation else None
     train, lengths = with_responses(config, model, references, pad, progress)
-    stages_by_ratio = schedules(config, depth, lengths)
+    stages_by_ratio = trained_stages(config, depth, lengths)
     if config.train.method == "adapter":
         module: TwoPassLoss = build_adapter_loss(
             config, model, train, pad, stages_by_ratio, progress
@@ -305,7 +305,9 @@ def _prompt_ends(examples: Sequence[EncodedExample], share: float) -> Iterator[E
         yield EncodedExample(prompt[:cut], prompt[cut:])
 
 
-def trained_start(folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig) -> SkipAdapter:
+def load_initial_adapter(
+    folder: Path, kept_sets: Sequence[Layers], config: TrainingConfig
+) -> SkipAdapter:
     """Return the adapter that is trained further; raise UsageError if its weights, layers, patches
     or rank are others than those of the configuration.
     """
@@ -340,7 +342,7 @@ def build_adapter_loss(
     kept_sets = list(dict.fromkeys(stage.kept_layers for stage in all_stages))  # each once
     model.requires_grad_(False)
     if train.start is not None:
-        start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
+        start = load_initial_adapter(user_path(train.start, "train.start"), kept_sets, config)
     elif kind is not NO_PATCHES:
         count = min(correction.examples, len(examples))
         chosen = random.Random(config.seed).sample(examples, count)
@@ -349,7 +351,7 @@ def build_adapter_loss(
         start = fitter.fit(kept_sets, kind, report=report)
     else:
         start = zero_adapter(model, kept_sets, kind)
-    max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
+    max_bytes = int(FROZEN_MEMORY_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # the first LoRA matrices are random
     return AdapterLoss(model, start, train, max_bytes)
 
@@ -371,7 +373,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
     # The model's own answers, and the layers of some strategies at late positions, depend on it.
     answer_tokens = config.answer_tokens
     strategy, num_layers = config.strategy, folder.metadata.num_layers
-    layers = schedules(config, num_layers), trained_exits(config, num_layers)
+    layers = trained_stages(config, num_layers), trained_exits(config, num_layers)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.
     code = "" if strategy.is_calibrated else strategy.code
@@ -413,7 +415,7 @@ def _make_record(
     setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool
 ) -> TrainingRecord:
     """Make the record of a finished training."""
-    config, by_ratio, state = setup.config, setup.schedules, trainer.state
+    config, by_ratio, state = setup.config, setup.stages_by_ratio, trainer.state
     num_examples = len(setup.texts.train) + len(setup.texts.validation)
     counts = {len(stage.kept_layers) for stages in by_ratio.values() for stage in stages}
     # Logged steps are {"step": 10, "loss": 2.1}; other entries have no loss.

@@ -23,7 +23,7 @@ from ulskip_cli.inference.teacher_forcing import (
 )
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 
-ADAPTER = "default"  # peft's name of LoRA
+PEFT_NAME = "default"  # peft's name of LoRA
 
 
 class LossWeights(NamedTuple):
@@ -136,7 +136,7 @@ class TwoPassLoss(nn.Module):
 
         # Early exit reads only keys of the full model, so one pass over the response gives the
         # states of all its decode steps.
-        inputs = layerwise.after(prompt, batch.response_ids[:, :-1], batch.is_labelled)
+        inputs = layerwise.layer_inputs_after(prompt, batch.response_ids[:, :-1], batch.is_labelled)
         for depth, hidden in enumerate(layerwise.states(inputs)):
             if depth in self.exits:
                 loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False)
@@ -240,7 +240,7 @@ def with_lora(
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(paths))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D
-        inject_adapter_in_model(config, copied, ADAPTER)
+        inject_adapter_in_model(config, copied, PEFT_NAME)
     for parameter in copied.parameters():
         if parameter.requires_grad:  # bfloat16 would round small updates to zero
             parameter.data = parameter.data.float()

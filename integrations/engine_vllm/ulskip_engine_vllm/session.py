@@ -23,7 +23,7 @@ from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.engines.base import (
     BatchOutput,
-    Clock,
+    PhaseTimes,
     Prompts,
     Room,
     Session,
@@ -32,7 +32,7 @@ from ulskip_cli.engines.base import (
     cached_export,
     exportable_tensors,
 )
-from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.loop import synchronized_time
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.loading import first_difference, meta_model
 
@@ -72,7 +72,7 @@ class VllmSession(Session):
 
     def generate(self, prompts: Prompts, request: Request, watch: Watch) -> BatchOutput:
         """Generate for one batch."""
-        start = now(prompts.input_ids.device)
+        start = synchronized_time(prompts.input_ids.device)
         job = {
             "kind": "generate",
             "prompts": unpadded(prompts.input_ids, prompts.attention_mask),
@@ -82,8 +82,8 @@ class VllmSession(Session):
         }
         answer = self._worker.answer(job, watch.on_step)
         kv_bytes = prompts.num_tokens * self._kv_bytes
-        clock = Clock(start, answer["first_at"], answer["first_at"], answer["end"])
-        return BatchOutput.of(prompts, request, answer["tokens"], clock, (kv_bytes, kv_bytes))
+        times = PhaseTimes(start, answer["first_at"], answer["first_at"], answer["end"])
+        return BatchOutput.of(prompts, request, answer["tokens"], times, (kv_bytes, kv_bytes))
 
     def losses(self, prompts: Prompts, response_ids: Tensor) -> Tensor:
         """Return the cross-entropy [batch, response_len] of given responses, padded on the right,

@@ -5,7 +5,7 @@ import torch
 from reference import NATIVE_ARCHITECTURES, NUM_LAYERS, batch, build_model, random_adapter
 
 from ulskip_cli.engines.torch.decode_steps import EagerSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeBackend, recognize
+from ulskip_cli.engines.torch.native_model import NativeBackend, backend_for
 from ulskip_cli.inference import kv_cache
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -19,13 +19,13 @@ CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0
 def native(request):
     """A model that the kernels have a step for."""
     model = build_model(request.param)
-    assert isinstance(recognize(model), NativeBackend)
+    assert isinstance(backend_for(model), NativeBackend)
     return model
 
 
 def native_view(model, view):
     """Return what runs the steps of a view in the kernels; the model may have been cast."""
-    native = recognize(model)
+    native = backend_for(model)
     assert isinstance(native, NativeBackend)
     return native.step_model(view)
 

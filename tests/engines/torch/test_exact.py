@@ -8,7 +8,7 @@ from reference import NATIVE_ARCHITECTURES, build_model, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.engines.torch.decode_steps import NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeBackend, recognize
+from ulskip_cli.engines.torch.native_model import NativeBackend, backend_for
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
@@ -23,7 +23,7 @@ def steps_after(model, ids, mask, rows=slice(None), first=0):
     cache = encode_prompt(model, ids, mask).cache
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
-    native = recognize(model)
+    native = backend_for(model)
     assert isinstance(native, NativeBackend)
     return NativeSteps(native.step_model(model), cache, mask[rows, first:], 64)
 

@@ -24,7 +24,7 @@ from ulskip_cli.engines.torch.native_model import (
     UNLIMITED,
     NativeBackend,
     PanelBackend,
-    recognize,
+    backend_for,
 )
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("needs_kernels")
 def test_recognized_architectures(dtype):
     models = {name: build_model(name).to(dtype) for name in ARCHITECTURES}
     recognized = [
-        name for name, model in models.items() if isinstance(recognize(model), NativeBackend)
+        name for name, model in models.items() if isinstance(backend_for(model), NativeBackend)
     ]
     assert sorted(recognized) == NATIVE_ARCHITECTURES
 
@@ -48,7 +48,7 @@ def test_a_plan_counts_the_bytes_of_all_copies(dtype):
     model = LlamaForCausalLM.from_pretrained(files.file.parent, dtype=getattr(torch, dtype))
     held = {
         tensor.data_ptr(): tensor.nbytes
-        for tensor in recognize(model).step_model(model)._tensors
+        for tensor in backend_for(model).step_model(model)._tensors
         if tensor.data_ptr() not in {weight.data_ptr() for weight in model.parameters()}
     }
     planned = config.engine.copied_bytes(files.metadata, "cpu", frozenset())
@@ -96,7 +96,7 @@ def another_part(model):
 )
 def test_a_model_that_computes_something_else_is_not_recognized(llama, change):
     change(llama)
-    assert isinstance(recognize(llama), PanelBackend)
+    assert isinstance(backend_for(llama), PanelBackend)
 
 
 def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why():
@@ -108,18 +108,18 @@ def test_an_unknown_model_decodes_by_its_own_forward_passes_and_the_row_says_why
 
 @pytest.mark.parametrize(("kind", "own"), [(None, 0), ("full", 6), ("lora", 21)])
 def test_views_share_the_copies_of_weights_that_they_have_in_common(llama, spy, kind, own):
-    kept, native = (0, 2, 4), recognize(llama)
-    compare = spy(native_model, "_compared")
+    kept, native = (0, 2, 4), backend_for(llama)
+    compare = spy(native_model, "_native_backend")
 
     def held(view):
-        return {tensor.data_ptr() for tensor in recognize(llama).step_model(view)._tensors}
+        return {tensor.data_ptr() for tensor in backend_for(llama).step_model(view)._tensors}
 
     view = shallow_view(llama, kept)
     if kind:  # three patches with bias, or the seven linear layers of each layer
         view = random_adapter(llama, kept, kind)[0].view(llama, kept)
     whole, plain, corrected = held(llama), held(shallow_view(llama, kept)), held(view)
     assert plain < whole and len(corrected - whole) == own
-    assert recognize(llama) is native and not compare.called
+    assert backend_for(llama) is native and not compare.called
 
 
 # ---- The head ----
@@ -222,7 +222,7 @@ def test_states_that_are_not_finite_are_noticed(llama, wrong):
 def test_prompts_that_the_kernels_read_are_those_of_a_forward_pass(name):
     model, (ids, mask) = build_model(name), batch(True)
     prompt, expected = (
-        recognize(model).step_model(model).encode(ids, mask),
+        backend_for(model).step_model(model).encode(ids, mask),
         encode_prompt(model, ids, mask),
     )
     torch.testing.assert_close(prompt.first_logits, expected.first_logits, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.engines.torch import native_model
 from ulskip_cli.engines.torch.kernels import HugePages, PackedLinear, packed
-from ulskip_cli.engines.torch.native_model import PlainBackend, recognize
+from ulskip_cli.engines.torch.native_model import PlainBackend, backend_for
 from ulskip_cli.inference import shallow_view
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
@@ -22,7 +22,7 @@ EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 def packing_of(model, view=None):
     """The model or a view over packed weights, also where the kernels have a step for it."""
-    backend, view = recognize(model), view or model
+    backend, view = backend_for(model), view or model
     return view if isinstance(backend, PlainBackend) else packed(view, backend.weights)
 
 
@@ -70,8 +70,8 @@ def test_changed_weights_are_packed_again(llama):
 
 def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
     set_free_memory(monkeypatch, 0)
-    assert isinstance(recognize(llama), PlainBackend)
-    assert recognize(llama).reason
+    assert isinstance(backend_for(llama), PlainBackend)
+    assert backend_for(llama).reason
     assert packing_of(llama) is llama
     monkeypatch.undo()
     assert packing_of(llama.to(torch.float16)) is llama

@@ -32,7 +32,7 @@ from ulskip_cli.engines.base import (
 from ulskip_cli.engines.llama_cpp import LlamaCpp
 from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, architecture, write_model
+from ulskip_cli.inference.gguf_file import TYPES_OF_FORMAT, GgufTensors, architecture, write_model
 
 try:
     import llama_cpp
@@ -44,7 +44,7 @@ except (AttributeError, OSError, RuntimeError) as error:
 
 ENGINE = "llama_cpp"
 CAPACITY_STEP = 64  # tokens; contexts are allocated in these steps
-WEIGHTS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+FORMAT_OF_DTYPE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 # llama-cpp-python prints errors of llama.cpp to stderr, which would break a display of progress.
 _SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
 llama_cpp.llama_log_set(_SILENT, None)
@@ -197,7 +197,7 @@ class LlamaCppSession(SteppingSession):
         """Load the views in the format `weights`, or in that of the model; raise UsageError if GGUF
         lacks the latter.
         """
-        weights = weights or WEIGHTS.get(views.model.dtype)
+        weights = weights or FORMAT_OF_DTYPE.get(views.model.dtype)
         if weights is None:
             raise UsageError(
                 f"engine={ENGINE} does not support weights in {views.model.dtype}; use"
@@ -293,6 +293,6 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
     def write(file: Path) -> None:
         writer = gguf.GGUFWriter(file, architecture(config))
         writer.add_tokenizer_model("no_vocab")
-        write_model(writer, GgufTensors(tensors, config, *FORMATS[weights]))
+        write_model(writer, GgufTensors(tensors, config, *TYPES_OF_FORMAT[weights]))
 
     return cached_export(ENGINE, tensors, [weights, version("gguf"), config], ".gguf", write)

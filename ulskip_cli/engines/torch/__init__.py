@@ -41,7 +41,7 @@ class Torch(Engine):
     """Our own decode loop on torch, with early exit and drafts."""
 
     supports = ALL - {Need.BEAMS}
-    is_runtime = False
+    decodes_outside_torch = False
 
     def session(self) -> "type[Session]":
         """Return the class of the sessions."""

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.schedule import ExitRule
 from ulskip_cli.engines.base import ExitStats
-from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.loop import synchronized_time
 from ulskip_cli.engines.sampling import confidence_of, most_likely
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.native_model import NativeModel, one_layer
@@ -53,7 +52,7 @@ class DecodeSteps(ABC):
         """
         return most_likely(self.logits(tokens), banned)
 
-    def details(self) -> JsonObject:
+    def details(self) -> dict[str, Any]:
         """Return further fields of the batch's `BatchOutput`."""
         return {}
 
@@ -127,7 +126,7 @@ class LayerwiseSteps(EagerSteps):
         the filled positions, in front of the first layer.
         """
         options = self.positions.options(self.cursor.length, tokens.shape[1])
-        self.inputs = self.layerwise.enter(tokens, self.cache, **options)
+        self.inputs = self.layerwise.layer_inputs(tokens, self.cache, **options)
         return self.inputs.hidden
 
     def layer(self, index: int, states: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ class NativeSteps(DecodeSteps):
         self.cursor.length += tokens.shape[1]
         return chosen
 
-    def details(self) -> JsonObject:
+    def details(self) -> dict[str, Any]:
         """Return the mean number of rows of the head that were computed exactly for a token in
         this batch; None if all are computed.
         """
@@ -213,11 +212,13 @@ class NativeSteps(DecodeSteps):
 
 
 class ExitSteps(DecodeSteps):
-    """Decode steps; the exit rule chooses the depth at which a step ends."""
+    """Decode steps; the exit rule chooses the depth at which a step ends. They have no `model` and
+    `cache` of their own, because stages and drafts are refused with early exit.
+    """
 
     def __init__(
         self,
-        parts: LayerwiseSteps | NativeSteps,
+        full_steps: LayerwiseSteps | NativeSteps,
         rule: ExitRule,
         ids: Tensor,
         ends: Sequence[int],
@@ -226,7 +227,7 @@ class ExitSteps(DecodeSteps):
         and values are in the cache of every layer; they run the first part of the model, its layers
         and its head one by one. The tokens `ends` end a sequence.
         """
-        self.parts, self.cursor, self.rule = parts, parts.cursor, rule
+        self.full_steps, self.cursor, self.rule = full_steps, full_steps.cursor, rule
         self.ids = ids  # [batch, len], of all tokens so far
         self.prompt_len = ids.shape[1]
         self.ends = ids.new_tensor(list(ends))
@@ -239,7 +240,7 @@ class ExitSteps(DecodeSteps):
         self._check_seconds = 0.0
         self._counts = Counter[int]()
 
-    def details(self) -> JsonObject:
+    def details(self) -> dict[str, Any]:
         """Return the exit depths so far."""
         return {"exits": ExitStats(+self._counts, self._check_seconds)}
 
@@ -252,49 +253,46 @@ class ExitSteps(DecodeSteps):
         self.done = self.done | torch.isin(tokens[:, 0], self.ends)
         length = self.ids.shape[1]
         threshold = self.rule.threshold_at(length - 1 - self.prompt_len)
-        states = self._enter(length - 1)
-        for depth in range(self.rule.num_layers):  # layers that ran
-            if self._pending[depth]:
-                states = torch.cat([*self._pending[depth], states], dim=1)
-                self._pending[depth] = []
-                self._enter(length - states.shape[1])  # places the joined tokens, too
-            states = self.parts.layer(depth, states)
-            if depth + 1 in self._checks:
+        states = self._enter_from(length - 1)
+        for depth in range(1, self.rule.num_layers + 1):  # layers that have run after the pass
+            if self._pending[depth - 1]:
+                states = torch.cat([*self._pending[depth - 1], states], dim=1)
+                self._pending[depth - 1] = []
+                self._enter_from(length - states.shape[1])  # places the joined tokens, too
+            states = self.full_steps.layer(depth - 1, states)
+            logits = None
+            if depth in self._checks:
                 logits = self._confident_logits(states[:, -1:], threshold)
-                if logits is not None:
-                    self._pending[depth + 1].append(states)
-                    return self._finish(depth + 1, length, logits)
-        return self._finish(self.rule.num_layers, length, self.parts.head(states[:, -1:]))
+            if logits is not None:
+                self._pending[depth].append(states)
+                break
+        else:
+            logits = self.full_steps.head(states[:, -1:])
+        self.cursor.length = length
+        self._counts[depth] += int((~self.done).sum())
+        return logits
 
     def keep(self, alive: Tensor) -> None:
         """Keep only the sequences at the indices `alive`."""
-        self.parts.keep(alive)
+        self.full_steps.keep(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
         self._pending = [[states[alive] for states in behind] for behind in self._pending]
 
-    def _enter(self, start: int) -> Tensor:
+    def _enter_from(self, start: int) -> Tensor:
         """Set the cursor to `start`, so that layers write keys from there on; return the inputs of
         the first layer for the tokens from `start` on.
         """
         self.cursor.length = start
-        return self.parts.enter(self.ids[:, start:])
+        return self.full_steps.enter(self.ids[:, start:])
 
     def _confident_logits(self, states: Tensor, threshold: float) -> Tensor | None:
         """Return the logits [batch, 1, vocab_size] after states [batch, 1, hidden_size] if the
         lowest confidence of unfinished sequences reaches the threshold, else None. The time counts
         as that of checks.
         """
-        began = now(states.device)
-        logits = self.parts.head(states)
+        began = synchronized_time(states.device)
+        logits = self.full_steps.head(states)
         confidence = confidence_of(logits)[:, 0]
         exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
-        self._check_seconds += now(states.device) - began
+        self._check_seconds += synchronized_time(states.device) - began
         return logits if exits else None
-
-    def _finish(self, depth: int, length: int, logits: Tensor) -> Tensor:
-        """Set the cursor behind the step's token, count the depth of unfinished sequences, and
-        return the logits.
-        """
-        self.cursor.length = length
-        self._counts[depth] += len(self.done) - int(self.done.sum())
-        return logits

@@ -15,7 +15,7 @@ from ulskip_cli.core.answer import num_equal
 from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, NativeSteps
-from ulskip_cli.engines.torch.native_model import NativeBackend, NativeModel, recognize
+from ulskip_cli.engines.torch.native_model import NativeBackend, NativeModel, backend_for
 
 MOST_DRAFTS = 7  # the kernels read at most 8 tokens at once
 LONG_MATCH = 3  # tokens; their continuation is more often right than the copy
@@ -41,12 +41,12 @@ class DraftLength:
         """The expected share of drafts that are right if those before them are."""
         return (self._accepted + _ASSUMED * _WEIGHT) / (self._tried + _WEIGHT)
 
-    def best(self, most: int) -> int:
-        """Return the best number of drafts, at most `most`."""
+    def best(self, max_drafts: int) -> int:
+        """Return the best number of drafts, at most `max_drafts`."""
         acceptance = self.acceptance
         tokens, probability = 0.0, 1.0  # expected tokens: arXiv:2211.17192, equation 1
         rates = list[float]()  # tokens a second, by number of drafts
-        for count, seconds in enumerate(self._check_seconds[: most + 1]):
+        for count, seconds in enumerate(self._check_seconds[: max_drafts + 1]):
             tokens += probability
             probability *= acceptance
             rates.append(tokens / (count * self._draft_seconds + seconds))
@@ -60,7 +60,7 @@ class DraftLength:
 
 def missing_for_copies(model: PreTrainedModel) -> str | None:
     """Return why no copy of a model can draft, or None."""
-    backend = recognize(model)
+    backend = backend_for(model)
     if not isinstance(backend, NativeBackend):
         return f"steps outside the native kernels ({backend.reason or 'not on a CPU'})"
     return None if kernels.library().ulskip_has_byte_products() else "a processor without AVX2"
@@ -68,11 +68,11 @@ def missing_for_copies(model: PreTrainedModel) -> str | None:
 
 def measure_draft_length(model: NativeModel, copy: NativeModel) -> DraftLength:
     """Time drafts of `copy` and checks of `model` behind a short prompt."""
-    most = max(_TIMED_COUNTS)
-    ids = torch.arange(1, most + 1)[None] % model.vocab_size
+    longest = max(_TIMED_COUNTS)
+    ids = torch.arange(1, longest + 1)[None] % model.vocab_size
     mask, no_tokens = torch.ones_like(ids), ids[0, :0]
     cache = model.encode(ids, mask).cache
-    steps = NativeSteps(model, cache, mask, most + 1)
+    steps = NativeSteps(model, cache, mask, longest + 1)
     drafts = steps.beside(copy, range(len(cache.layers)))
 
     def draft_seconds() -> float:
@@ -121,15 +121,15 @@ class CopyDrafter:
         self._drafts = torch.empty(0, dtype=torch.long)  # of the copy, for the last check
         self._start = 0  # their place in the text
 
-    def __call__(self, ids: Tensor, most: int) -> Tensor:
-        """Return at most `most` drafts [count] behind the text `ids` [1, len]."""
+    def __call__(self, ids: Tensor, max_drafts: int) -> Tensor:
+        """Return at most `max_drafts` drafts [count] behind the text `ids` [1, len]."""
         self._count_accepted(ids[0])
-        looked_up = self._look_up(ids, most)
+        looked_up = self._look_up(ids, max_drafts)
         self._start = ids.shape[1]
         if len(looked_up) >= LONG_MATCH:
             self._drafts = looked_up[:0]  # none of the copy
             return looked_up
-        count = self._length.best(most)
+        count = self._length.best(max_drafts)
         self._drafts = draft_tokens(self._steps, ids[:, -1:], count) if count else looked_up[:0]
         return self._drafts
 

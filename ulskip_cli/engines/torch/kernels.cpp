@@ -580,7 +580,7 @@ struct Norm {
 };
 
 struct Layer {
-  Norm input, output, query_norm, key_norm;
+  Norm attention_norm, mlp_norm, query_norm, key_norm;
   Linear query, key, value, out, gate, up, down;
   Linear before, after;  // patches
   const void *cos, *sin;  // [positions, head_dim], or null without rotary positions
@@ -595,9 +595,9 @@ struct Model {
   Norm norm;
   Linear head;
   const uint32_t* byte_head;  // the head in 8 bits, q = scale * (bits - 128): [panels, quads, kPanel]; or null
-  const float *scale, *error, *size;  // of each row, [panels * kPanel]: error |w - q| and size |q|
+  const float *byte_scales, *error_bounds, *norm_bounds;  // of each row, [panels * kPanel]: of |w - q| and |q|
   int64_t quads;
-  const void* rows;  // the head as it is: [vocab, hidden]
+  const void* head_rows;  // the head as it is: [vocab, hidden]
 };
 
 // Greedy choices: the most likely token of each row. Tokens in `banned` are never chosen.
@@ -719,7 +719,7 @@ class Step {
 
   // Writes queries, keys and values. A thread multiplies whole heads, so that it can rotate them.
   void project(const Layer& layer, Own& own) {
-    const X* x = normed(layer.input, own);
+    const X* x = normed(layer.attention_norm, own);
     const int64_t part = std::lcm(layer.head_dim, int64_t{kPanel});  // outputs
     const auto parts = [&](const Linear& linear) { return (linear.outputs + part - 1) / part; };
     const int64_t queries = parts(layer.query), keys = parts(layer.key), values = parts(layer.value);
@@ -803,7 +803,7 @@ class Step {
 
   // Writes silu(gate) * up of this thread's outputs.
   void gate(const Layer& layer, Own& own) {
-    const X* x = normed(layer.output, own);
+    const X* x = normed(layer.mlp_norm, own);
     const Range panels = share(layer.gate.panels(), own.thread, team_.size());
     own.scaled.resize(rows_ * inner_);
     multiply<Number>(layer.gate, x, rows_, width_, panels, own.sums, [&](int64_t r, int64_t n, Floats sum) {
@@ -904,7 +904,7 @@ class Step {
     }
     // An estimate of the logits of a vector of outputs, and the bound of its error.
     const auto bound = [&](int64_t r, int64_t n) {
-      return load<Floats>(model_.error + n) * length[r] + load<Floats>(model_.size + n) * off[r];
+      return load<Floats>(model_.error_bounds + n) * length[r] + load<Floats>(model_.norm_bounds + n) * off[r];
     };
     std::vector<Floats> lower(rows_, all(-std::numeric_limits<float>::infinity()));
     static constexpr decltype(&add_panel<1>) kByRows[] = {add_panel<1>, add_panel<2>, add_panel<3>, add_panel<4>};
@@ -918,7 +918,7 @@ class Step {
             const int64_t n = p * kPanel + v * kLanes;
             const auto [highs, lows] = std::pair{sums[r - first][0][v], sums[r - first][1][v]};
             const Floats product = __builtin_convertvector(highs, Floats) * kPart + __builtin_convertvector(lows, Floats) - sum[r];
-            const Floats estimate = possible(product * load<Floats>(model_.scale + n) * step[r], n, chosen);
+            const Floats estimate = possible(product * load<Floats>(model_.byte_scales + n) * step[r], n, chosen);
             store(estimates_.data() + r * outputs + n, estimate);
             const Floats least = estimate - bound(r, n);
             lower[r] = least > lower[r] ? least : lower[r];
@@ -945,7 +945,7 @@ class Step {
         for (int lane = 0; lane < kLanes; lane++) {
           if (!reaches[lane]) continue;
           const float logit = product(x + r * width_, n + lane);
-          const float error = slack * (model_.size[n + lane] + model_.error[n + lane]);
+          const float error = slack * (model_.norm_bounds[n + lane] + model_.error_bounds[n + lane]);
           const Floats ends = rounded<Number>(Floats{logit - error, logit + error});
           if (ends[0] > reached) reached = ends[0];
           near.push_back({n + lane, ends[1]});
@@ -968,7 +968,7 @@ class Step {
 
   // The logit of one row of the head, added in another order than in the whole head.
   float product(const X* x, int64_t row) const {
-    const Number* weights = static_cast<const Number*>(model_.rows) + row * model_.hidden;
+    const Number* weights = static_cast<const Number*>(model_.head_rows) + row * model_.hidden;
     Floats sums[2] = {};
     for (int64_t i = 0; i < model_.hidden; i += kLanes) {
       Floats& sum = sums[i / kLanes % 2];

@@ -72,7 +72,7 @@ class Layer(Structure):
     """A decoder layer with the KV cache of a batch."""
 
     _fields_ = [
-        *((name, Norm) for name in ("input", "output", "query_norm", "key_norm")),
+        *((name, Norm) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
         *((name, Linear) for name in ("query", "key", "value", "out", "gate", "up", "down")),
         *((name, Linear) for name in ("before", "after")),
         *((name, c_void_p) for name in ("cos", "sin", "keys", "values")),
@@ -92,9 +92,9 @@ class Model(Structure):
         ("norm", Norm),
         ("head", Linear),
         ("byte_head", c_void_p),
-        *((name, c_void_p) for name in ("scale", "error", "size")),
+        *((name, c_void_p) for name in ("byte_scales", "error_bounds", "norm_bounds")),
         ("quads", c_int64),
-        ("rows", c_void_p),
+        ("head_rows", c_void_p),
     ]
 
 
@@ -146,6 +146,8 @@ def build_failure() -> str | None:
     """Return the reason why this process cannot build the kernels or failed to build or load them,
     or None.
     """
+    if os.environ.get("ULSKIP_KERNEL") == "off":
+        return "ULSKIP_KERNEL=off"
     command = compiler()
     return _failures.get(shlex.join(command)) if command else "no C++ compiler"
 
@@ -156,12 +158,10 @@ def load_kernels(on_build: Callable[[], object] = lambda: None) -> str | None:
     The first call on a machine calls `on_build` and compiles for some seconds. A failed build is
     not repeated.
     """
-    if os.environ.get("ULSKIP_KERNEL") == "off":
-        return "ULSKIP_KERNEL=off"
-    if _loaded:
-        return None
     if failure := build_failure():
         return failure
+    if _loaded:
+        return None
     command = compiler()
     path = library_path(command)
     try:

@@ -1,8 +1,8 @@
 """Models whose decode steps are one call of the CPU kernels: Llama, and what is built like it.
 
-`recognize` returns what the kernels need to run a model and its views, or why they cannot. A model
-is recognized by its modules, not by its name: RMS norms, attention with rotary positions, and a
-gated MLP with SiLU, with optional biases, norms of queries and keys, and sliding windows. Its
+`backend_for` returns what the kernels need to run a model and its views, or why they cannot. A
+model is recognized by its modules, not by its name: RMS norms, attention with rotary positions, and
+a gated MLP with SiLU, with optional biases, norms of queries and keys, and sliding windows. Its
 layers, norm and head are then compared with their own forward passes.
 """
 
@@ -30,6 +30,7 @@ from ulskip_cli.engines.torch.static_cache import (
     Cursor,
     FixedLayer,
     PositionsAndMasks,
+    mask_argument,
     step_masks,
     unsupported_by_loop,
 )
@@ -129,11 +130,11 @@ class PlainBackend:
 
 
 Backend = NativeBackend | PanelBackend | PlainBackend
-# What `recognize` returned, with the dtypes and devices of the weights at that time.
-_recognized: WeakKeyDictionary[nn.Module, tuple[object, Backend]] = WeakKeyDictionary()
+# What `backend_for` returned, with the dtypes and devices of the weights at that time.
+_backends: WeakKeyDictionary[nn.Module, tuple[object, Backend]] = WeakKeyDictionary()
 
 
-def recognize(model: PreTrainedModel) -> Backend:
+def backend_for(model: PreTrainedModel) -> Backend:
     """Return what the kernels need to run the decode steps of a model and all of its views, or why
     they cannot.
 
@@ -143,13 +144,13 @@ def recognize(model: PreTrainedModel) -> Backend:
     """
     weights = [linear_weight(module) for module in model.modules() if is_linear(module)]
     kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
-    known = _recognized.get(model)
+    known = _backends.get(model)
     if known is None or known[0] != kinds:
-        known = _recognized[model] = kinds, _recognize(model, weights)
+        known = _backends[model] = kinds, _fastest_backend(model, weights)
     return known[1]
 
 
-def _recognize(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
+def _fastest_backend(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
     """Return the fastest backend for a model whose linear layers have these weights."""
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
@@ -169,7 +170,7 @@ def _recognize(model: PreTrainedModel, weights: Sequence[Tensor]) -> Backend:
         return PlainBackend(failure)
     copies = Copies(kernels.pack)
     try:
-        return _compared(model, copies)
+        return _native_backend(model, copies)
     except UnrecognizedError as error:
         return PanelBackend(str(error), copies)
 
@@ -304,8 +305,8 @@ class NativeModel:
         self.run(layers, batch, tokens, chosen=chosen)
         if self._model.byte_head is not None:
             self._num_bounded += tokens.numel()
-            most = _MOST_EXACT * self.vocab_size * self._num_bounded
-            if self._num_bounded >= _LEAST_TOKENS and int(self._exact_rows) > most:
+            limit = _MOST_EXACT * self.vocab_size * self._num_bounded
+            if self._num_bounded >= _LEAST_TOKENS and int(self._exact_rows) > limit:
                 self._model.byte_head = None
         return next_tokens
 
@@ -351,8 +352,8 @@ class NativeModel:
         hidden = mlp.up_proj.weight.shape[1]
         rotates = getattr(attention, "use_rope", True)
         return kernels.Layer(
-            input=self._norm(layer.input_layernorm, hidden),
-            output=self._norm(layer.post_attention_layernorm, hidden),
+            attention_norm=self._norm(layer.input_layernorm, hidden),
+            mlp_norm=self._norm(layer.post_attention_layernorm, hidden),
             query_norm=self._norm(getattr(attention, "q_norm", None), width),
             key_norm=self._norm(getattr(attention, "k_norm", None), width),
             query=self._linear(attention.q_proj),
@@ -387,11 +388,10 @@ class NativeModel:
         self._tensors += byte_head
         model = self._model
         model.byte_head, model.quads = byte_head.weights.data_ptr(), byte_head.weights.shape[1]
-        model.scale, model.error = byte_head.scales.data_ptr(), byte_head.error_bounds.data_ptr()
-        model.size, model.rows = (
-            byte_head.norm_bounds.data_ptr(),
-            self._at(linear_weight(head).detach()),
-        )
+        model.byte_scales = byte_head.scales.data_ptr()
+        model.error_bounds = byte_head.error_bounds.data_ptr()
+        model.norm_bounds = byte_head.norm_bounds.data_ptr()
+        model.head_rows = self._at(linear_weight(head).detach())
 
 
 def one_layer(layers: "Array[kernels.Layer]", index: int) -> "Array[kernels.Layer]":
@@ -461,7 +461,7 @@ def _check_modules(model: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> NativeBackend:
+def _native_backend(model: PreTrainedModel, copies: Copies[PackedWeight]) -> NativeBackend:
     """Return what the kernels need to run a model; raise UnrecognizedError unless they compute what
     it computes.
     """
@@ -474,11 +474,11 @@ def _compared(model: PreTrainedModel, copies: Copies[PackedWeight]) -> NativeBac
     norms = [layer.get_submodule("input_layernorm") for layer in layerwise.layers]
     windows = zip(norms, _measured_windows(model, layerwise), strict=True)
     recognized = NativeBackend(dict(windows), copies)
-    _compare(recognized.step_model(model), model, layerwise)
+    _check_outputs(recognized.step_model(model), model, layerwise)
     return recognized
 
 
-def _compare(native: NativeModel, model: PreTrainedModel, layerwise: LayerwiseModel) -> None:
+def _check_outputs(native: NativeModel, model: PreTrainedModel, layerwise: LayerwiseModel) -> None:
     """Raise UnrecognizedError unless the embedding, each layer, and norm and head give the same in
     the kernels as in the model's own modules, which `layerwise` runs: for two tokens after a short
     prompt of two sequences, one of them padded.
@@ -493,7 +493,7 @@ def _compare(native: NativeModel, model: PreTrainedModel, layerwise: LayerwiseMo
     cache.layers = [FixedLayer(layer, seen + count, Cursor(seen)) for layer in cache.layers]
     tokens = ids[:, seen:].contiguous()
     options = PositionsAndMasks(model, cache, mask, count).options(seen, count)
-    inputs = layerwise.enter(tokens, cache, **options)
+    inputs = layerwise.layer_inputs(tokens, cache, **options)
     padding = (mask == 0).sum(1).int()
     batch = kernels.Batch(2, count, seen, seen + count, padding.data_ptr())
     expected, computed = inputs.hidden, torch.empty_like(inputs.hidden)
@@ -517,9 +517,9 @@ def _check_close(name: str, computed: Tensor, expected: Tensor, added: Tensor) -
     model by more than `_ROUNDING_ERROR`; `added` is what the layer `name` adds to its input.
     """
     of_added, of_output = _ROUNDING_ERROR[expected.dtype]
-    most = of_added * added.float().norm() + of_output * expected.float().norm()
+    tolerance = of_added * added.float().norm() + of_output * expected.float().norm()
     error = (computed.float() - expected.float()).norm()
-    if not error <= most:  # also if it is NaN
+    if not error <= tolerance:  # also if it is NaN
         raise UnrecognizedError(f"{name} computes something else than a Llama")
 
 
@@ -534,8 +534,9 @@ def _measured_windows(model: PreTrainedModel, layerwise: LayerwiseModel) -> list
     masks = step_masks(model, cache, torch.ones(1, seen, dtype=torch.long), 2)
     places = torch.arange(seen, seen + 2)[None]
     ids = torch.zeros_like(places)
-    mask_or_masks = masks.get("", masks)  # as `PositionsAndMasks.options` gives them
-    inputs = layerwise.enter(ids, cache, attention_mask=mask_or_masks, position_ids=places)
+    inputs = layerwise.layer_inputs(
+        ids, cache, attention_mask=mask_argument(masks), position_ids=places
+    )
     windows = list[int]()
     for _, arguments in inputs.calls:
         mask = arguments.get("attention_mask")  # [1, 1, 2, seen + 2], 0 where a token attends

@@ -3,7 +3,9 @@ internals of transformers.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
-from ulskip_cli.core.files import JsonObject
 from ulskip_cli.inference import kv_cache, shallow_view
 
 # Steps whose masks are held at once: the masks of all steps grow with the square of their number.
@@ -92,6 +93,11 @@ def step_masks(
     return masks if isinstance(masks, dict) else {"": masks}
 
 
+def mask_argument(masks: Mapping[str, Tensor | None]) -> object:
+    """Return the masks of `step_masks` as a model takes them: by attention type, or alone."""
+    return masks.get("", masks)
+
+
 class PositionsAndMasks:
     """The position ids and masks of a batch for passes over one or several tokens."""
 
@@ -119,7 +125,7 @@ class PositionsAndMasks:
                 full_attention.add("")  # the only type of a model, which does not slide
             self.unmasked = full_attention & self._masks.keys()
 
-    def options(self, start: int, count: int) -> JsonObject:
+    def options(self, start: int, count: int) -> dict[str, Any]:
         """Return the arguments of a forward pass over `count` tokens from index `start` of the
         padded sequence on, where the cache ends: the padding mask for models with ALiBi, else masks
         by attention type and position ids.
@@ -136,8 +142,7 @@ class PositionsAndMasks:
             kind: None if kind in unmasked else mask[..., first : first + count, :end]
             for kind, mask in self._masks.items()
         }
-        # A model with one attention type takes its mask alone; the key is "" (`step_masks`).
-        return {"attention_mask": masks.get("", masks), "position_ids": positions}
+        return {"attention_mask": mask_argument(masks), "position_ids": positions}
 
     def _hold(self, start: int, count: int) -> None:
         """Make the masks of `count` steps from index `start` on, unless they are held, and those of

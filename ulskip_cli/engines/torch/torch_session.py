@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.capabilities import Need
-from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import UNWATCHED, Prompts, Watch
 from ulskip_cli.engines.loop import Drafter, SteppingSession
 from ulskip_cli.engines.torch.decode_steps import (
@@ -147,7 +147,7 @@ class TorchSession(SteppingSession):
         later = self.views.stages[stage]
         self.steps.switch(self.step_model(later.view), later.places)
 
-    def details(self) -> JsonObject:
+    def details(self) -> dict[str, Any]:
         """Return what the steps measured."""
         return self.steps.details()
 

@@ -13,7 +13,7 @@ class Transformers(Engine):
     """The `generate` method of transformers."""
 
     supports = ALL - DRAFTS - {Need.EARLY_EXIT}
-    is_runtime = False
+    decodes_outside_torch = False
 
     def session(self) -> "type[Session]":
         """Return the class of the sessions."""

@@ -8,8 +8,8 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.files import JsonObject
-from ulskip_cli.engines.base import BatchOutput, Clock, Prompts, Session, Watch
-from ulskip_cli.engines.loop import now
+from ulskip_cli.engines.base import BatchOutput, PhaseTimes, Prompts, Session, Watch
+from ulskip_cli.engines.loop import synchronized_time
 from ulskip_cli.inference import kv_cache, shallow_view
 
 
@@ -24,22 +24,22 @@ class TransformersSession(Session):
 
         def on_prefill(cache: DynamicCache) -> None:
             nonlocal kv_bytes, prefilled_at
-            prefilled_at = now(device)
+            prefilled_at = synchronized_time(device)
             decoded = kv_cache.kv_bytes(cache, views.stages[0].places)
             kv_bytes = kv_cache.kv_bytes(cache), decoded
 
         model = shallow_view.two_phase(views.prompt_model, views.stages, on_prefill)
         observer = StepObserver(device, input_ids.shape, watch.on_step)
-        start = now(device)
+        start = synchronized_time(device)
         sequences = model.generate(
             input_ids=input_ids,
             attention_mask=prompts.attention_mask,
             generation_config=generation_config(request),
             stopping_criteria=[observer],
         )
-        clock = Clock(start, prefilled_at, observer.first_at, now(device))
+        times = PhaseTimes(start, prefilled_at, observer.first_at, synchronized_time(device))
         rows = sequences[:, input_ids.shape[1] :].tolist()
-        return BatchOutput.of(prompts, request, rows, clock, kv_bytes)
+        return BatchOutput.of(prompts, request, rows, times, kv_bytes)
 
 
 def generation_config(request: Request) -> GenerationConfig:
@@ -80,6 +80,6 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return False for every sequence, [batch * beams]."""
-        self.first_at = self.first_at or now(self.device)
+        self.first_at = self.first_at or synchronized_time(self.device)
         self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=self.device)
