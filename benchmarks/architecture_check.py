@@ -16,12 +16,12 @@ from ulskip_cli.core.answer import Ends, Request
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Schedule
 from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch.static_cache import unsupported_by_loop
 from ulskip_cli.inference import kv_cache, shallow_view
 from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
-from ulskip_cli.strategies.plan import Schedule
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7

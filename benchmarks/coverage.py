@@ -68,7 +68,7 @@ def measure(point, with_opened):
         "other_cpus": timed.other_cpus,
         "pairs": timed.pairs.model_dump(mode="json"),
         "opened": opened,
-        "environment": environment.code() | environment.machine("cpu"),
+        "environment": environment.versions() | environment.machine("cpu"),
     }
 
 

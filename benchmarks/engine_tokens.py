@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(PROMPTS))
     args = parser.parse_args()
     facts = {
-        **environment.code(),
+        **environment.versions(),
         **environment.machine(),
     }  # at the beginning, because a checkout can change during the run
     rows: list[Count] = []

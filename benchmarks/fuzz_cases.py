@@ -322,7 +322,7 @@ def keys_of(primary: str) -> tuple[list[reference.ConfigKey], tuple[str, ...]]:
         for key in reference.group_keys(group, choice)
     ]
     # Several choices have the same keys.
-    keys = {key.name: key for key in [*reference.top_level_keys(primary), *keys_of_groups]}
+    keys = {key.name: key for key in [*reference.keys_outside_groups(primary), *keys_of_groups]}
     return list(keys.values()), groups
 
 

@@ -18,6 +18,7 @@ from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.schedule import Schedule
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ForcedTexts
@@ -29,7 +30,6 @@ from ulskip_cli.inference.layerwise import state_similarity
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.patch_fit import DEFAULT_RIDGE, PatchFitter
 from ulskip_cli.report.tables import markdown_table
-from ulskip_cli.strategies.plan import Schedule
 from ulskip_cli.strategies.search import spread, without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -51,7 +51,7 @@ class Measurement:
         self.tokenizer = load_tokenizer(self.config.model)
         self.model = load(self.config.model).model
         self.pad = 0
-        self.here = Environment(**environment.code(), **environment.machine("cpu"))
+        self.here = Environment(**environment.versions(), **environment.machine("cpu"))
         validation = self.encoded("validation.jsonl.gz")
         self.texts = {
             name: ForcedTexts(

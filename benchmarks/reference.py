@@ -106,11 +106,11 @@ def keys() -> str:
         "",
     ]
     for primary, title in (("config", "Keys of experiments"), ("tune", "Keys of `ulskip tune`")):
-        shared = reference.top_level_keys("config") if primary != "config" else []
-        shown = [key for key in reference.top_level_keys(primary) if key not in shared]
+        shared = reference.keys_outside_groups("config") if primary != "config" else []
+        shown = [key for key in reference.keys_outside_groups(primary) if key not in shared]
         pages += [f"## {title}", "", *key_table(shown)]
-    shared = {key.name for key in reference.top_level_keys("config")}
-    training = [key for key in reference.top_level_keys("train") if key.name not in shared]
+    shared = {key.name for key in reference.keys_outside_groups("config")}
+    training = [key for key in reference.keys_outside_groups("train") if key.name not in shared]
     pages += ["## Keys of `ulskip train`", "", *key_table(training)]
     for group in reference.ALL_GROUPS:
         pages += group_section(group)

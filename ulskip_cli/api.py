@@ -27,7 +27,7 @@ from ulskip_cli.core.answer import Answer, AnswerPair, Ends, Request
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import MAX_LAYERS
-from ulskip_cli.core.schedule import first_layers
+from ulskip_cli.core.schedule import first_layer_count
 from ulskip_cli.core.strategy import ScheduleRequest, Strategy
 from ulskip_cli.core.task import Example, Template
 
@@ -150,7 +150,8 @@ def generate(
         UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture
             is not supported, or the skip adapter does not fit the model or the layers.
     """
-    from ulskip_cli.core.correction import read_record
+    from ulskip_cli.core.correction import read_adapter_file
+    from ulskip_cli.core.schedule import Schedule
     from ulskip_cli.engines.base import Views
     from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.evaluate import answers_of
@@ -158,14 +159,13 @@ def generate(
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.loading import load, load_tokenizer
     from ulskip_cli.inference.skip_adapter import SkipAdapter
-    from ulskip_cli.strategies.plan import Schedule
     from ulskip_cli.tasks.encoding import pad_token_id
 
     texts = _texts(tokenizer, prompts)
     for name, count in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
         if _whole(count, name) < 1:
             raise UsageError(f"expected {name} >= 1, got {count}")
-    first_layers(prompt_layers)  # raises UsageError
+    first_layer_count(prompt_layers)  # raises UsageError
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = config.decoding_of(decoding)
     # A given tokenizer gets the prompts as they are; a model that is loaded here can be a chat.
@@ -173,7 +173,7 @@ def generate(
     if isinstance(model, str | Path):
         named = config.model_named(str(model))
         if isinstance(skip_adapter, str | Path):  # raises UsageError if it is of another model
-            read_record(Path(skip_adapter).expanduser(), named, "skip_adapter")
+            read_adapter_file(Path(skip_adapter).expanduser(), named, "skip_adapter")
         chat_options = named.chat_options
         tokenizer = load_tokenizer(named) if tokenizer is None else tokenizer
         model = load(named).model

@@ -16,13 +16,14 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.command_line import overrides_of
 from ulskip_cli.core.config_schema import Config, TuneConfig
-from ulskip_cli.core.correction import Patch, read_record
+from ulskip_cli.core.correction import FittedPatches, read_adapter_file
+from ulskip_cli.core.engines import AUTO
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.files import JsonObject, user_path
 from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
 from ulskip_cli.core.progress import duration
 from ulskip_cli.core.schedule import MIN_KEPT
-from ulskip_cli.core.task import AUTO, Example, Task, check_references
+from ulskip_cli.core.task import Example, Task, check_references
 from ulskip_cli.experiments.ledger import Job, Ledger, SweepObserver, make_jobs
 from ulskip_cli.experiments.point import Resolver, evaluated_examples
 from ulskip_cli.experiments.record import Record
@@ -370,8 +371,7 @@ def _step_seconds(full_plan: Plan) -> float:
     are unknown.
     """
     weights = full_plan.sizes.weights
-    step_bytes = weights.head + sum(weights.layers) if weights else 0
-    return step_bytes / BYTES_PER_SECOND
+    return weights.total / BYTES_PER_SECOND if weights else 0.0
 
 
 def divide(config: TuneConfig) -> tuple[Config, Config]:
@@ -449,7 +449,7 @@ def _candidate(text: str, validation: Config) -> Config:
     strategy, correction = chosen.strategy, chosen.correction
     if strategy.keeps_all:
         raise UsageError("expected candidates that skip layers, got strategy=full; leave it out")
-    is_patch, has_kind = isinstance(correction, Patch), "correction.kind" in text
+    is_patch, has_kind = isinstance(correction, FittedPatches), "correction.kind" in text
     # Engines that cannot add patches to hidden states can load them folded into the weights.
     if is_patch and not has_kind and Need.PATCHES not in validation.engine.supports:
         correction = correction.replace(kind="folded")
@@ -476,7 +476,7 @@ def _overrides_of_candidate(text: str, model: ModelConfig) -> list[str]:
                 f"expected strategy=NAME or correction.path=FOLDER in each candidate, got"
                 f" '{text[:80]}'; for example candidates=['strategy=search correction=patch']"
             )
-        adapter = read_record(user_path(path.partition("=")[2], path), model)
+        adapter = read_adapter_file(user_path(path.partition("=")[2], path), model)
         layers = ",".join(map(str, adapter.kept_sets[0]))
         words += ["strategy=custom", f"strategy.layers=[{layers}]"]
     return words

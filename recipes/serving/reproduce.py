@@ -172,7 +172,7 @@ def main() -> None:
         raise SystemExit(
             f"expected the Python of an environment with vLLM, got {options.python}; run: make vllm"
         )
-    facts = {**environment.code(), **environment.machine()}
+    facts = {**environment.versions(), **environment.machine()}
     options.work.mkdir(parents=True, exist_ok=True)
     options.work = options.work.resolve()
     pair, prompts = export(options), options.work / "prompts.json"

@@ -12,7 +12,7 @@ from ulskip_cli.core.errors import UsageError
 COMPOSE = {
     **dict.fromkeys(
         ("run", "sweep", "generate", "bench", "plan", "export", "lm-eval"),
-        config.compose_unvalidated,
+        config.compose_point_or_grid,
     ),
     "tune": lambda overrides, command: config.compose_tuning(["speedup=2", *overrides]),
     "train": lambda overrides, command: config.compose_training(overrides),
@@ -24,7 +24,9 @@ def every_key(primary):
     reference prints, and the groups themselves.
     """
     kind, groups = config.PRIMARY[primary]
-    yield from ((key.name, key.default, key.commands) for key in reference.top_level_keys(primary))
+    yield from (
+        (key.name, key.default, key.commands) for key in reference.keys_outside_groups(primary)
+    )
     for group in groups:
         if group != "experiment":
             commands = tuple(kind.readers(group))
@@ -61,7 +63,7 @@ def test_every_key_is_read_or_refused_with_the_commands_that_read_it(command):
 
 def keys_of_choices():
     for primary in reference.PRIMARY:
-        yield from reference.top_level_keys(primary)
+        yield from reference.keys_outside_groups(primary)
     for group in reference.ALL_GROUPS:
         for choice in config.group_choices(group):
             yield from reference.group_keys(group, choice)
@@ -80,7 +82,7 @@ def test_every_key_has_a_meaning_and_a_type_and_every_choice_a_description():
 def test_defaults_are_those_of_a_composed_configuration(overrides):
     composed = config.compose(overrides).plain()
     chosen = dict(text.split("=") for text in overrides)
-    keys = [*reference.top_level_keys("config")]
+    keys = [*reference.keys_outside_groups("config")]
     for group in ("task", "strategy", "decoding"):
         keys += reference.group_keys(group, chosen.get(group) or reference.default_choice(group))
     for key in keys:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference import hf
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.correction import KINDS, PATCHES, Adapter, read_record, solve_ridge
+from ulskip_cli.core.correction import KINDS, PATCHES, Adapter, read_adapter_file, solve_ridge
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelFolder, ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
@@ -111,13 +111,13 @@ def write(model, tmp_path):
 )
 def test_a_damaged_record_is_refused_by_its_key(model, write, change):
     with pytest.raises(UsageError, match=rf"{next(iter(change))}.*adapter\.json"):
-        read_record(write(**change), model)
+        read_adapter_file(write(**change), model)
 
 
 def test_a_record_of_another_model_is_refused(model, write):
-    assert read_record(write(), model).kept_sets == ((0, 5),)
+    assert read_adapter_file(write(), model).kept_sets == ((0, 5),)
     with pytest.raises(UsageError, match=r"correction\.path=.*for the weights of .* other weights"):
-        read_record(write(base={"fingerprint": "other"}), model)
+        read_adapter_file(write(base={"fingerprint": "other"}), model)
 
 
 def test_the_folder_is_the_one_of_the_layers(model, write):

@@ -42,6 +42,6 @@ def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(la
     assert native == bf16 == sizes
     unknown = ModelMetadata(len(layers), None, None)
     assert LlamaCpp(weights="q4_0").sizes(unknown, "cpu", set()) is None
-    assert eight.head == four.head and sum(four.layers) < sum(eight.layers) < sum(sizes.layers)
+    assert eight.head_bytes == four.head_bytes and four.total < eight.total < sizes.total
     kept = range(len(layers) // 2)
     assert four.predicted_speedup(kept) <= eight.predicted_speedup(kept) + 1e-6

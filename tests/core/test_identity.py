@@ -150,8 +150,8 @@ def test_a_benchmark_has_one_identity_for_all_tasks(task):
 class Tomorrow(Config):
     """The configuration of a later version."""
 
-    gain: float = option(1.0, "a key of a later version", used_by="run")
-    folder: str = option("a", "a key that changes no result", used_by="run", identity=False)
+    gain: float = option(1.0, "a key of a later version", read_by="run")
+    folder: str = option("a", "a key that changes no result", read_by="run", changes_results=False)
 
 
 def test_a_new_key_changes_the_identity_of_configurations_that_set_it_and_no_other():

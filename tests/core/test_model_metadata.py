@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, ModelFolder, read_headers
-from ulskip_cli.core.weight_sizes import sort_weight_sizes
+from ulskip_cli.core.weight_sizes import sum_weight_sizes
 from ulskip_cli.inference.loading import load
 
 NOTE = {"format": "pt"}
@@ -35,7 +35,7 @@ def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     tensors = {key: (list(p.shape), 4 * p.numel()) for key, p in model.named_parameters()}
     metadata = ModelFolder(shape(name, "float32")).metadata
-    expected = sort_weight_sizes(tensors, metadata.num_layers, model.config.vocab_size)
+    expected = sum_weight_sizes(tensors, metadata.num_layers, model.config.vocab_size)
     assert metadata.weights == expected
     assert metadata.total_bytes == sum(size for _, size in tensors.values())
 

@@ -1,15 +1,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sum_weight_sizes
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80))
 def test_prediction_never_exceeds_the_layer_ratio(head, layer, count):
     weights = WeightSizes(head, (layer,) * count)
-    kept = (0, len(weights.layers) - 1)
-    assert weights.predicted_speedup(range(len(weights.layers))) == 1
-    assert 1 <= weights.predicted_speedup(kept) <= len(weights.layers) / 2
+    kept = (0, len(weights.layer_bytes) - 1)
+    assert weights.predicted_speedup(range(len(weights.layer_bytes))) == 1
+    assert 1 <= weights.predicted_speedup(kept) <= len(weights.layer_bytes) / 2
 
 
 def test_tensors_are_sorted_into_layers_and_head():
@@ -21,10 +21,10 @@ def test_tensors_are_sorted_into_layers_and_head():
     for layer, parts in enumerate((first, second)):
         tensors |= {f"model.layers.{layer}.{name}": size for name, size in parts.items()}
     expected = WeightSizes(3232, (432, 416))
-    assert sort_weight_sizes(tensors, 2, 100) == expected
+    assert sum_weight_sizes(tensors, 2, 100) == expected
     del tensors["lm_head.weight"]  # tied: the embedding is the head
-    assert sort_weight_sizes(tensors, 2, 100) == expected
-    assert sort_weight_sizes({"embed.weight": ([100, 8], 3200)}, 2, 100) is None
+    assert sum_weight_sizes(tensors, 2, 100) == expected
+    assert sum_weight_sizes({"embed.weight": ([100, 8], 3200)}, 2, 100) is None
 
 
 @given(st.sets(st.integers(0, 9), min_size=1).map(sorted))

@@ -19,12 +19,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Schedule
 from ulskip_cli.engines.base import DraftStats, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch.drafts import MOST_DRAFTS, DraftLength
 from ulskip_cli.engines.torch.torch_session import TorchSession
-from ulskip_cli.strategies.plan import Schedule
 
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", draft_tokens=4)

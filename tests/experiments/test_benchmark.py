@@ -5,7 +5,7 @@ import torch
 from reference import NEW_STYLE
 from report_rows import stored_rows
 
-from ulskip_cli.core.config import compose, compose_unvalidated
+from ulskip_cli.core.config import compose, compose_point_or_grid
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.schedule import Stage, step_counts
 from ulskip_cli.experiments import paired_timing, runner
@@ -164,7 +164,7 @@ def test_an_engine_that_fails_does_not_stop_the_others(point, monkeypatch):
 
 
 def test_a_refused_point_is_stored_as_one_of_a_benchmark(point):
-    refused = point("strategy=early_exit", by=compose_unvalidated)
+    refused = point("strategy=early_exit", by=compose_point_or_grid)
     records = run_all(point("ratio=2"), refused).records
     assert [record.status for record in records.values()] == ["done", "n/a"]
     assert [record.command for record in records.values()] == ["bench", "bench"]
@@ -173,7 +173,7 @@ def test_a_refused_point_is_stored_as_one_of_a_benchmark(point):
 
 def test_the_fastest_way_to_read_counts(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0] + [20.0, 25.0] * 4)
-    monkeypatch.setattr(paired_timing, "now", lambda device: next(clock))
+    monkeypatch.setattr(paired_timing, "synchronized_time", lambda device: next(clock))
     assert bandwidth_meter(torch.device("cpu"))() == paired_timing.READ_BYTES / 2
 
 

@@ -26,7 +26,7 @@ def folder(jobs):
 
 def done(job, **machine):
     """A finished record of this machine, or of one that differs."""
-    where = {**environment.code(), **environment.machine("cpu"), **machine}
+    where = {**environment.versions(), **environment.machine("cpu"), **machine}
     row = Record.joined(job.settings, Provenance(device="cpu")).to_row()
     return read(json.dumps({**row, "environment": where}))
 

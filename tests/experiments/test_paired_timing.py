@@ -212,7 +212,7 @@ def test_sides_that_take_turns_give_the_tokens_that_they_give_alone(llama, monke
 
 def test_the_time_of_a_pause_does_not_count(llama, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(loop, "now", lambda device: clock[0])
+    monkeypatch.setattr(loop, "synchronized_time", lambda device: clock[0])
     generation, pauses = decoder_for(llama).run(PROMPTS, forced(9), Watch(pause_every=3)), 0
     with pytest.raises(StopIteration) as stop:
         while True:

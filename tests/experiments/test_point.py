@@ -28,7 +28,7 @@ def test_a_point_has_all_that_follows_from_its_configuration():
     config = compose(["ratio=2", "limit=3"])
     point = resolve(config)
     assert (point.config, len(point.data.examples), point.held_out) == (config, 3, None)
-    kept = point.folder.metadata.num_layers, point.plan.num_kept
+    kept = point.folder.metadata.num_layers, len(point.plan.kept_layers)
     assert (*kept, point.data.task.data) == (12, 6, "sample")
     assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
     assert point.baseline.plan.keeps_all and point.baseline.id != point.id

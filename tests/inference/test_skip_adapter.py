@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 
 from ulskip_cli.core.correction import PATCHES
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Schedule, Stage
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Schedule, Stage
 
 KINDS = ("full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last

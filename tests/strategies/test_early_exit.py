@@ -41,7 +41,7 @@ class Smooth:
         self.tried.append(options)
         return self.depth(options["threshold"])
 
-    def tell(self, done, total):
+    def report_progress(self, done, total):
         assert 1 <= done <= total
 
 

@@ -34,7 +34,7 @@ def test_drafts_change_no_layers(decoding):
     full = make_plan(compose(drafted), METADATA)  # the preset chooses the strategy
     assert full.keeps_all and not full.is_full_model
     half = make_plan(compose([*drafted, "strategy=unified"]), METADATA)
-    assert (half.num_kept, half.predicted_speedup) == (6, None)
+    assert (len(half.kept_layers), half.predicted_speedup) == (6, None)
     plain = make_plan(compose(["ratio=2"]), METADATA)
     assert half.kept_kv_bytes_per_token == plain.kept_kv_bytes_per_token
 

@@ -21,14 +21,14 @@ from ulskip_cli.strategies.search import (
 class Landscape:
     """A loss that a given set of layers has lowest."""
 
-    def __init__(self, best, corrects=False):
-        self.best, self.asked, self.corrects = set(best), [], corrects
+    def __init__(self, best, measures_with_patches=False):
+        self.best, self.asked, self.measures_with_patches = set(best), [], measures_with_patches
 
     def decode_loss(self, kept):
         self.asked.append(tuple(kept))
         return float(len(self.best - set(kept)))
 
-    def tell(self, done, total):
+    def report_progress(self, done, total):
         assert done <= total
 
     def state_similarity(self):
@@ -100,7 +100,7 @@ def test_a_search_keeps_its_budget_and_returns_the_best_that_it_tried(budget, se
 
 
 def test_with_patches_the_search_starts_from_influence_and_skipped_blocks_too():
-    landscape = Landscape((0, 1, 6, 7), corrects=True)
+    landscape = Landscape((0, 1, 6, 7), measures_with_patches=True)
     found = Search(budget=20).calibrate(ScheduleRequest(8, 4), landscape)
     assert found.options == {"layers": [0, 1, 6, 7]}
     starts = [(0, 1, 2, 7), *(without_block(8, 4, first) for first in (1, 2, 3)), even(8, 4)]

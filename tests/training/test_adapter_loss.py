@@ -162,15 +162,15 @@ def test_stored_outputs_are_those_of_any_other_batch(model, spy, share):
     )
     expected = made(model, adapter, DISTILL)(**first, stages=through(KEPT))["loss"]
     module(**inputs, stages=through(KEPT))
-    used = PLENTY - module.outputs.free_bytes
+    used = PLENTY - module.outputs.bytes_left
     other = made(model, adapter, DISTILL, max_bytes=used // share)
     encode = spy(adapter_loss, "encode_prompt")
     for part in (second, inputs):
         other(**part, stages=through(KEPT))
     encoded = encode.call_count
     torch.testing.assert_close(other(**first, stages=through(KEPT))["loss"], expected)
-    assert other.outputs.free_bytes >= 0
-    if module.outputs.free_bytes and share == 1:
+    assert other.outputs.bytes_left >= 0
+    if module.outputs.bytes_left and share == 1:
         assert encode.call_count == encoded == 3  # two rows have one prompt
 
 

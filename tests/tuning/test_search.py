@@ -20,7 +20,7 @@ class FakeTuning(Tuning):
         rows = []
         for point in points:
             _, plan = self.resolver.schedule(point, "run")
-            depth, name = plan.num_kept, point.strategy.name
+            depth, name = len(plan.kept_layers), point.strategy.name
             self.asked.append((name, depth, point.answers))
             row = sweep_row(
                 id=f"{name} {depth} {point.answers} {point.limit}",

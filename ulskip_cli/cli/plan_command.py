@@ -206,4 +206,4 @@ def env() -> None:
     """Show versions, device, threads and instruction set as JSON, for bug reports."""
     from ulskip_cli.core import environment
 
-    print(json.dumps(environment.code() | environment.machine(), indent=1))
+    print(json.dumps(environment.versions() | environment.machine(), indent=1))

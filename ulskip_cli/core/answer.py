@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from ulskip_cli.core.config_schema import DecodingConfig
 
-SHOWN = 30  # characters before the first difference that a summary quotes
-FOR_SPEED = 16  # tokens of the shorter answer from which speeds are named
+QUOTED_CHARACTERS = 30  # characters before the first difference that a summary quotes
+MIN_TIMED_TOKENS = 16  # tokens of the shorter answer from which speeds are named
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Request:
         return () if self.fixed_length else self.ends.eos_token_ids
 
     @property
-    def stops(self) -> Sequence[str]:
+    def stop_strings(self) -> Sequence[str]:
         """The texts that end a sequence; none with a fixed length."""
         return () if self.fixed_length else self.decoding.stop
 
     def is_stopped(self, token_ids: Sequence[int]) -> bool:
         """Return True if the text of these tokens has a stop string."""
-        if not self.stops:
+        if not self.stop_strings:
             return False
         assert self.ends.tokenizer is not None
         text = self.ends.tokenizer.decode(token_ids)
-        return any(stop in text for stop in self.stops)
+        return any(stop in text for stop in self.stop_strings)
 
     def cut_after_end(self, token_ids: Sequence[int]) -> list[int]:
         """Return the tokens up to the first EOS, and up to the token that completes the first stop
@@ -74,7 +74,7 @@ class Request:
         tokens, eos = list(token_ids), self.stop_token_ids
         first_eos = next((i for i, token in enumerate(tokens) if token in eos), len(tokens))
         tokens = tokens[: first_eos + 1]
-        if not self.stops:
+        if not self.stop_strings:
             return tokens
         # All longer beginnings contain the stop string too, so bisection finds the shortest.
         lengths = range(len(tokens))
@@ -82,13 +82,13 @@ class Request:
         return tokens[:end]
 
 
-def cut_before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+def cut_before_stop(text: str, stop_strings: Sequence[str]) -> tuple[str, bool]:
     """Truncate a text before its first stop string; return it, and True if one was found.
 
     >>> cut_before_stop("a b. END c", ["END"])
     ('a b. ', True)
     """
-    starts = [text.find(stop) for stop in stops if stop in text]
+    starts = [text.find(stop) for stop in stop_strings if stop in text]
     return (text[: min(starts)], True) if starts else (text, False)
 
 
@@ -128,7 +128,7 @@ class AnswerPair:
     prompt: str
     """The prompt without a template."""
     model: str
-    """The model."""
+    """The label of the model."""
     strategy: str
     """The strategy, with its correction or drafts."""
     layers: str
@@ -147,7 +147,8 @@ class AnswerPair:
         if full.token_ids == kept.token_ids:
             return None
         return Difference(
-            num_equal(full.token_ids, kept.token_ids), num_equal(full.text, kept.text)
+            common_prefix_length(full.token_ids, kept.token_ids),
+            common_prefix_length(full.text, kept.text),
         )
 
     def summary(self) -> str:
@@ -156,15 +157,15 @@ class AnswerPair:
         interval.
         """
         answers = {"full model": self.full, f"{self.strategy}, {self.layers}": self.kept}
-        if min(len(answer.token_ids) for answer in answers.values()) < FOR_SPEED:
+        if min(len(answer.token_ids) for answer in answers.values()) < MIN_TIMED_TOKENS:
             facts = [f"{name} {len(answer.token_ids)} tokens" for name, answer in answers.items()]
-            facts.append(f"speeds are shown from {FOR_SPEED} tokens on")
+            facts.append(f"speeds are shown from {MIN_TIMED_TOKENS} tokens on")
         else:
             facts = [f"{name} {_speed_text(answer)}" for name, answer in answers.items()]
         difference = self.first_difference
         if difference is None:
             return "; ".join([*facts, "the answers are equal"])
-        before = printable(self.full.text[: difference.character][-SHOWN:].strip())
+        before = printable(self.full.text[: difference.character][-QUOTED_CHARACTERS:].strip())
         after = f", after '{before}'" if before else ""
         return "; ".join(
             [*facts, f"the answers differ from token {difference.token + 1} on{after}"]
@@ -186,6 +187,6 @@ def _speed_text(answer: Answer) -> str:
     return f"{rate:.1f} tok/s" if rate < 10 else f"{rate:,.0f} tok/s"
 
 
-def num_equal(first: Sequence[object], second: Sequence[object]) -> int:
+def common_prefix_length(first: Sequence[object], second: Sequence[object]) -> int:
     """Return the length of the common beginning."""
     return sum(takewhile(bool, map(eq, first, second)))

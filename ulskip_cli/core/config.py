@@ -72,7 +72,7 @@ def compose(overrides: Sequence[str], command: str = "run") -> Config:
     Raises UsageError for an invalid key or value, a key that the command does not read, or a grid
     where one point is expected. `make_plan` refuses values that exclude each other.
     """
-    config = compose_unvalidated(overrides, command)
+    config = compose_point_or_grid(overrides, command)
     # An experiment file can list the values of a grid under the key `sweep`.
     if config.sweep and command not in ("sweep", "bench"):
         raise UsageError(
@@ -100,10 +100,10 @@ def compose_prompts(overrides: Sequence[str]) -> Config:
     return compose(["task=jsonl", *overrides], "generate")
 
 
-def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
+def compose_point_or_grid(overrides: Sequence[str], command: str) -> Config:
     """Build the configuration of a command, also of a grid."""
     command = command.partition(" ")[0]  # all formats of export read the same keys
-    config: Config = _composed(command, overrides)
+    config: Config = _compose_config(command, overrides)
     if command == "bench":  # its answers are as long as its timed sequences, whatever the task
         config = config.replace(max_new_tokens=config.speed.new_tokens)
     return config
@@ -111,7 +111,7 @@ def compose_unvalidated(overrides: Sequence[str], command: str) -> Config:
 
 def compose_training(overrides: Sequence[str]) -> TrainingConfig:
     """Build the configuration of a training; see `compose`."""
-    config: TrainingConfig = _composed("train", overrides)
+    config: TrainingConfig = _compose_config("train", overrides)
     output = config.output.replace("{model}", config.model.name)
     return config.replace(output=output.replace("{strategy}", config.strategy.name))
 
@@ -271,8 +271,8 @@ _user_dirs: list[Path] = []  # of --config-dir and hydra.searchpath
 
 
 @dataclass(frozen=True)
-class Files:
-    """Composed files: values, with interpolations as written, and the choice of each group."""
+class ComposedFiles:
+    """Composed values, with interpolations as written, and the choice of each group."""
 
     config: "DictConfig"
     choices: Mapping[str, str | None]
@@ -331,7 +331,7 @@ def _set_user_dirs(folders: Sequence[Path], option: str) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def compose_files(name: str, *edits: str, **given: str) -> Files:
+def compose_files(name: str, *edits: str, **given: str) -> ComposedFiles:
     """Compose a file and its defaults as `hydra.compose` does, but without Hydra's own
     configuration, which takes longer than ours. Raise UsageError if a file is damaged.
 
@@ -347,7 +347,7 @@ def compose_files(name: str, *edits: str, **given: str) -> Files:
         raise _file_error(error, chosen) from None
 
 
-def _compose_by_hydra(name: str, words: Sequence[str]) -> Files:
+def _compose_by_hydra(name: str, words: Sequence[str]) -> ComposedFiles:
     """Compose a file with overrides of choices and files; any error of Hydra can be raised."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.defaults_list import Overrides, _create_defaults_list
@@ -365,7 +365,7 @@ def _compose_by_hydra(name: str, words: Sequence[str]) -> Files:
         overrides.ensure_deletions_used()
     config = loader._compose_config_from_defaults_list(defaults, files)
     loader._apply_overrides_to_config(overrides.config_overrides, config)
-    return Files(config, overrides.known_choices)
+    return ComposedFiles(config, overrides.known_choices)
 
 
 def _file_error(error: Exception, chosen: Sequence[str]) -> UsageError:
@@ -404,7 +404,7 @@ def read_choice(group: str, choice: str) -> JsonObject:
     CHOICES gets no class.
     """
     require_choice(group, choice, group_choices(group))
-    return _checked(group, choice, compose_files(f"{group}/{choice}").values().get(group))
+    return _section_values(group, choice, compose_files(f"{group}/{choice}").values().get(group))
 
 
 def description(group: str, choice: str) -> str:
@@ -415,7 +415,7 @@ def description(group: str, choice: str) -> str:
     return str(node.get("description", "") if isinstance(node, dict) else "")
 
 
-def _checked(group: str, choice: str, node: object) -> JsonObject:
+def _section_values(group: str, choice: str, node: object) -> JsonObject:
     """Return the values of a group without the description; raise UsageError if they are no keys,
     or name no class.
     """
@@ -501,7 +501,7 @@ def primary_of(command: str) -> str:
     return command if command in PRIMARY else "config"
 
 
-def _composed(command: str, overrides: Sequence[str]) -> Any:
+def _compose_config(command: str, overrides: Sequence[str]) -> Any:
     """Return the configuration of the command's class in PRIMARY; refuse keys that the command does
     not read.
     """
@@ -510,17 +510,17 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
     parsed = parse_overrides(overrides)
     keys = [word.key_or_group for word in parsed if word.key_or_group != SEARCH_PATH]
     try:
-        config = parse(config_class, _values(primary, parsed))
+        config = parse(config_class, _compose_values(primary, parsed))
     except UnknownKey as error:
         known = [key for key in keys if config_class.readers(key)]
         # First, because the command of a known key says more.
         _refuse_unread(config_class, known, command)
-        raise _explained(error, keys, command) from None
+        raise _with_hint(error, keys, command) from None
     _refuse_unread(config_class, keys, command)
     return config
 
 
-def _explained(error: UnknownKey, keys: Sequence[str], command: str) -> UsageError:
+def _with_hint(error: UnknownKey, keys: Sequence[str], command: str) -> UsageError:
     """Return the error for an unknown key with a hint: which choice of its group, which command or
     which section has it. `keys` are those of the overrides.
     """
@@ -643,7 +643,7 @@ class _Overrides:
         return cls(choices, values, edits)
 
 
-def _values(primary: str, overrides: "Sequence[Override]") -> JsonObject:
+def _compose_values(primary: str, overrides: "Sequence[Override]") -> JsonObject:
     """Return the values of the chosen files and of the overrides."""
     config_class, groups = PRIMARY[primary]
     asked = _Overrides.of(primary, overrides)
@@ -653,15 +653,15 @@ def _values(primary: str, overrides: "Sequence[Override]") -> JsonObject:
     if "experiment" in files.config:
         file = group_choices("experiment")[str(files.choices["experiment"])]
         raise UsageError(f"expected {GLOBAL} as the first line of {file}, got another; add it")
-    values = _resolved(files, asked.values, config_class)
+    values = _with_overrides(files, asked.values, config_class)
     values.pop("description", None)  # of an experiment
     for group in groups:
         if group in values:
-            values[group] = _checked(group, str(files.choices.get(group)), values[group])
+            values[group] = _section_values(group, str(files.choices.get(group)), values[group])
     return values
 
 
-def _names_own_checkpoint(asked: _Overrides, files: Files) -> bool:
+def _names_own_checkpoint(asked: _Overrides, files: ComposedFiles) -> bool:
     """Return True if an overridden path is the user's checkpoint, and not one of the files' model.
     Raise UsageError if an override chose a model with a path of its own.
     """
@@ -692,8 +692,8 @@ def _extend_search_path(value: object) -> None:
         _set_user_dirs([*_user_dirs, *new], SEARCH_PATH)
 
 
-def _resolved(
-    files: Files, changed: Mapping[str, object], config_class: type[BaseConfig]
+def _with_overrides(
+    files: ComposedFiles, changed: Mapping[str, object], config_class: type[BaseConfig]
 ) -> JsonObject:
     """Return the values of files, some `changed` by dotted key, with interpolations resolved; these
     can name keys that only `config_class` has, with their defaults.

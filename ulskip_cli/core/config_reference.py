@@ -61,7 +61,7 @@ def keys_of(
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:  # the name of a preset, which its choice sets
             continue
-        commands = tuple(sorted(use_of(field).commands)) or inherited
+        commands = tuple(sorted(use_of(field).read_by)) or inherited
         inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
         value = values.get(name, default)
         # A section has an object as its default, or none if a preset must be chosen.
@@ -98,7 +98,7 @@ def group_keys(group: str, choice: str) -> list[ConfigKey]:
     return list(keys_of(kind, read_choice(group, choice), f"{group}.")) if kind else []
 
 
-def top_level_keys(primary: str) -> list[ConfigKey]:
+def keys_outside_groups(primary: str) -> list[ConfigKey]:
     """Return the keys in no group, also nested ones such as `speed.seconds`. `sweep` has none of
     its own: it lists values of other keys.
     """
@@ -138,7 +138,7 @@ def _sections() -> Iterator[tuple[str, list[ConfigKey]]]:
     """Yield all keys under titles: those outside groups, each once, and those of groups."""
     shown = set[str]()
     for primary, title in TITLES.items():
-        keys = [key for key in top_level_keys(primary) if key.name not in shown]
+        keys = [key for key in keys_outside_groups(primary) if key.name not in shown]
         yield title, keys
         shown |= {key.name for key in keys}
     for group in ALL_GROUPS:

@@ -29,7 +29,7 @@ _MODEL = f"{_SCHEDULE} tune train"
 class DecodingConfig(Options):
     """How the next token is chosen. Presets are in `configs/decoding/`."""
 
-    name: str = option("custom", "name of the preset", identity=False)
+    name: str = option("custom", "name of the preset", changes_results=False)
     num_beams: int = option(1, "number of beams; 1: no beam search", ge=1, le=1000)
     no_repeat_ngram_size: int = option(
         0, "length of n-grams that may occur only once; 0: no limit", ge=0
@@ -86,21 +86,21 @@ _SKIPPING = Condition(lambda config: not config.strategy.keeps_all, "all layers 
 class SpeedConfig(Options):
     """The speed measurement: timed pairs of the full model and the strategy on the same prompts."""
 
-    enabled: bool = option(True, "measure speed in timed pairs", used_by=_POINT)
+    enabled: bool = option(True, "measure speed in timed pairs", read_by=_POINT)
     seconds: float = option(
         30.0,
         "seconds of timing, unless the interval is narrow enough before",
         ge=0,
-        identity=False,
-        used_by=_TIMED,
+        changes_results=False,
+        read_by=_TIMED,
         used_if=_TIMING,
     )
     precision: float = option(
         0.05,
         "share of the speedup to each side that the interval may reach",
         gt=0,
-        identity=False,
-        used_by=_TIMED,
+        changes_results=False,
+        read_by=_TIMED,
         used_if=_TIMING,
     )
     new_tokens: int = option(32, "tokens generated per sequence", ge=2, used_if=_TIMING)
@@ -144,46 +144,46 @@ class LauncherConfig(Options):
 class BaseConfig(Options):
     """Options of runs, sweeps and trainings."""
 
-    model: ModelConfig = option(..., "the model", used_by=_MODEL)
-    task: Task = option(..., "the task", used_by=f"{_ANSWERS} tune plan export train")
+    model: ModelConfig = option(..., "the model", read_by=_MODEL)
+    task: Task = option(..., "the task", read_by=f"{_ANSWERS} tune plan export train")
     max_new_tokens: int | None = option(
         None,
         "maximum length of an answer in tokens; null: the task's",
         ge=1,
-        used_by=f"{_ANSWERS} tune plan train",
+        read_by=f"{_ANSWERS} tune plan train",
     )
-    strategy: Strategy = option(..., "the strategy", used_by=f"{_SCHEDULE} train")
+    strategy: Strategy = option(..., "the strategy", read_by=f"{_SCHEDULE} train")
     prompt_layers: str = option(
         "all",
         "layers that encode the prompt: all; kept; or first:K, and the others only fill their cache"
-        " from the state behind layer K",
-        used_by=_MODEL,
+        " from the state behind these",
+        read_by=_MODEL,
         used_if=Condition(
             lambda config: (
                 not config.strategy.keeps_all
-                or schedule.first_layers(config.prompt_layers) is not None
+                or schedule.first_layer_count(config.prompt_layers) is not None
             ),
             "all layers are kept",
         ),
     )
     offset: int = option(
-        0, "number of examples that are left out at the start", ge=0, used_by=f"{_ANSWERS} train"
+        0, "number of examples that are left out at the start", ge=0, read_by=f"{_ANSWERS} train"
     )
     limit: int | None = option(
-        None, "number of examples; null: all", ge=1, used_by=f"{_ANSWERS} tune train"
+        None, "number of examples; null: all", ge=1, read_by=f"{_ANSWERS} tune train"
     )
     seed: int = option(
         1,
         "seed for sampling and training",
         ge=0,
         le=2**32 - 1,  # of numpy
-        used_by=f"{_TIMED} generate lm-eval train",
+        read_by=f"{_TIMED} generate lm-eval train",
     )
 
     @field_validator("prompt_layers")
     @classmethod
     def _check_prompt_layers(cls, name: str) -> str:
-        schedule.first_layers(name)
+        schedule.first_layer_count(name)
         return name
 
     @property
@@ -212,7 +212,7 @@ class BaseConfig(Options):
         """Return the commands that read a key, e.g. `speed.seconds`; without any of its own, those
         of its section.
         """
-        declared = [use.commands for use in cls._declared_uses(key) if use.commands]
+        declared = [use.read_by for use in cls._declared_uses(key) if use.read_by]
         return sorted(frozenset.intersection(*declared)) if declared else []
 
     @classmethod
@@ -236,37 +236,37 @@ class Config(BaseConfig):
     correction: Correction = option(
         ...,
         "the correction after skipped layers",
-        used_by=_SCHEDULE,
+        read_by=_SCHEDULE,
         used_if=_SKIPPING,
     )
     decoding: DecodingConfig = option(
-        DecodingConfig(), "decoding", used_by=f"{_TIMED} generate plan lm-eval"
+        DecodingConfig(), "decoding", read_by=f"{_TIMED} generate plan lm-eval"
     )
-    engine: Engine = option(..., "the engine", used_by=f"{_TIMED} generate plan")
-    speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", used_by=f"{_TIMED} plan")
+    engine: Engine = option(..., "the engine", read_by=f"{_TIMED} generate plan")
+    speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", read_by=f"{_TIMED} plan")
     calibration: CalibrationConfig = option(
         CalibrationConfig(),
         "the calibration",
-        used_by=f"{_ANSWERS} tune",
+        read_by=f"{_ANSWERS} tune",
         used_if=Condition(lambda config: config.needs_held_out, "nothing is calibrated"),
     )
     name: str = option(
         "default",
         "folder of the results under results_dir",
-        identity=False,
-        used_by=f"{_TIMED} generate lm-eval",
+        changes_results=False,
+        read_by=f"{_TIMED} generate lm-eval",
     )
     results_dir: str = option(
         "results",
         "folder of all results",
-        identity=False,
-        used_by=f"{_TIMED} generate lm-eval",
+        changes_results=False,
+        read_by=f"{_TIMED} generate lm-eval",
     )
     ratio: float = option(
         2.0,
         "all layers divided by the kept ones",
         ge=1,
-        used_by=_SCHEDULE,
+        read_by=_SCHEDULE,
         used_if=Condition(
             lambda config: config.strategy.follows_ratio, "the strategy does not follow it"
         ),
@@ -276,25 +276,25 @@ class Config(BaseConfig):
         "sequences decoded together",
         ge=1,
         le=65536,
-        used_by=f"{_TIMED} plan lm-eval",
+        read_by=f"{_TIMED} plan lm-eval",
     )
     answers: bool = option(
-        True, "generate answers; false: the decode loss of the references alone", used_by=_POINT
+        True, "generate answers; false: the decode loss of the references alone", read_by=_POINT
     )
-    baseline: bool = option(True, "also run the full model, as the baseline", used_by=_POINT)
+    baseline: bool = option(True, "also run the full model, as the baseline", read_by=_POINT)
     baseline_engine: str | None = option(
         None,
         "engine in which the full model runs as baseline, e.g. auto; null: the same engine",
-        used_by=f"{_POINT} bench",
+        read_by=f"{_POINT} bench",
         used_if=Condition(
             lambda config: config.crosses_engines, "the full model is in that engine anyway"
         ),
     )
     sweep: JsonObject = option(
-        {}, "keys and values of a sweep's grid", identity=False, used_by="sweep bench"
+        {}, "keys and values of a sweep's grid", changes_results=False, read_by="sweep bench"
     )
     launcher: LauncherConfig = option(
-        LauncherConfig(), "launcher of a sweep", identity=False, used_by="sweep"
+        LauncherConfig(), "launcher of a sweep", changes_results=False, read_by="sweep"
     )
 
     @field_validator("name")
@@ -355,24 +355,24 @@ class TuneConfig(Config):
     """Configuration of `ulskip tune`."""
 
     speedup: float | None = option(
-        None, "wanted speedup over the full model, measured on this machine", gt=1, used_by="tune"
+        None, "wanted speedup over the full model, measured on this machine", gt=1, read_by="tune"
     )
     quality: float | None = option(
-        None, "wanted share of the full model's score", gt=0, le=1, used_by="tune"
+        None, "wanted share of the full model's score", gt=0, le=1, read_by="tune"
     )
     choice_examples: int = option(
-        50, "held-out examples that choose between candidates", ge=4, used_by="tune"
+        50, "held-out examples that choose between candidates", ge=4, read_by="tune"
     )
     finalists: int = option(
         2,
         "candidates with the lowest decode loss that also generate answers",
         ge=1,
-        used_by="tune",
+        read_by="tune",
     )
     candidates: tuple[str, ...] = option(
         (),
         "keys of strategy and correction of each candidate, or correction.path of an adapter",
-        used_by="tune",
+        read_by="tune",
     )
 
 
@@ -393,7 +393,7 @@ class OwnResponses(Options):
     file: str | None = option(
         None,
         "file that stores the answers, for several trainings; null: in the output folder",
-        identity=False,
+        changes_results=False,
     )
 
 
@@ -417,7 +417,7 @@ METHODS_OF: Mapping[str, tuple[str, ...]] = {
 class TrainOptions(Options):
     """Options of a training. Presets are in `configs/train/`."""
 
-    name: str = option("default", "name of the preset", identity=False)
+    name: str = option("default", "name of the preset", changes_results=False)
     ratios: tuple[float, ...] = option(
         (2.0,), "target speedups to train for; 1 trains the full depth", min_length=1
     )
@@ -462,12 +462,16 @@ class TrainOptions(Options):
         512, "maximum length of an example, in tokens; null: no limit", ge=2
     )
     validation: JsonObject | None = option(
-        None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False
+        None,
+        "task keys that differ for validation, e.g. {source_file: val.de}",
+        changes_results=False,
     )
-    held_out: int = option(0, "examples held out for validation", ge=0, identity=False)
-    evaluate_every: int | None = option(None, "steps between validations", ge=1, identity=False)
-    save_every: int = option(500, "steps between checkpoints", ge=1, identity=False)
-    log_every: int = option(50, "steps between log lines", ge=1, identity=False)
+    held_out: int = option(0, "examples held out for validation", ge=0, changes_results=False)
+    evaluate_every: int | None = option(
+        None, "steps between validations", ge=1, changes_results=False
+    )
+    save_every: int = option(500, "steps between checkpoints", ge=1, changes_results=False)
+    log_every: int = option(50, "steps between log lines", ge=1, changes_results=False)
     training_args: JsonObject | None = option(None, "further TrainingArguments of transformers")
 
     @model_validator(mode="after")
@@ -497,14 +501,14 @@ class TrainOptions(Options):
 class TrainingConfig(BaseConfig):
     """Configuration of one training."""
 
-    train: TrainOptions = option(TrainOptions(), "the training", used_by="train")
+    train: TrainOptions = option(TrainOptions(), "the training", read_by="train")
     correction: TrainedPatches = option(
-        TrainedPatches(), "the patches of a skip adapter", used_by="train"
+        TrainedPatches(), "the patches of a skip adapter", read_by="train"
     )
     output: str = option(
         "runs/{model}-{strategy}",
         "folder of the trained model; {model} and {strategy} are replaced by their names",
-        used_by="train",
+        read_by="train",
     )
 
     @model_validator(mode="after")
@@ -548,6 +552,6 @@ class TrainingConfig(BaseConfig):
         return self
 
     @property
-    def own_length(self) -> int:
+    def own_answer_tokens(self) -> int:
         """The maximum tokens of the model's own answers; 0 without any."""
         return 0 if self.train.responses == "reference" else self.answer_tokens

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.fingerprint import folder_fingerprint
+from ulskip_cli.core.fingerprint import checkpoint_fingerprint
 from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder
 from ulskip_cli.core.options import Choice, Stored, load_json, option, parse
 from ulskip_cli.core.schedule import Layers
@@ -208,7 +208,7 @@ class Correction(Choice):
         return ""
 
 
-class Patch(Correction):
+class FittedPatches(Correction):
     """Patches that a run computes."""
 
     is_fitted = True
@@ -225,28 +225,30 @@ class Patch(Correction):
         return PATCHES[self.kind]
 
 
-class AdapterBase(Stored):
+class AdapterModel(Stored):
     """The model that a skip adapter belongs to."""
 
     fingerprint: str
     model: str | None = None
 
 
-class AdapterRecord(Stored):
+class AdapterFile(Stored):
     """The keys of adapter.json that a plan reads."""
 
-    base: AdapterBase
+    base: AdapterModel
     kept_sets: tuple[tuple[int, ...], ...]
     kind: AdapterKind
 
 
-def read_record(folder: Path, model: ModelConfig, key: str = "correction.path") -> AdapterRecord:
+def read_adapter_file(
+    folder: Path, model: ModelConfig, key: str = "correction.path"
+) -> AdapterFile:
     """Read the record of a skip adapter, whose folder is the value of `key`; raise UsageError if it
     is missing or belongs to another model.
     """
     file = folder / ADAPTER_FILE
     try:
-        record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
+        record = parse(AdapterFile, load_json(file, "the record of a skip adapter"), file=file)
     except UsageError as error:
         raise UsageError(
             f"{key}={folder} is no skip adapter: {error}; make one with `ulskip train"
@@ -303,12 +305,12 @@ class Adapter(Correction):
     def fingerprint(self) -> str:
         """Hash the records and weights of all folders."""
         return " ".join(
-            folder_fingerprint(user_path(name, "correction.path") / ADAPTER_FILE)
+            checkpoint_fingerprint(user_path(name, "correction.path") / ADAPTER_FILE)
             for name in self.path
         )
 
-    def _records(self, model: ModelConfig) -> list[AdapterRecord]:
-        return [read_record(user_path(name, "correction.path"), model) for name in self.path]
+    def _records(self, model: ModelConfig) -> list[AdapterFile]:
+        return [read_adapter_file(user_path(name, "correction.path"), model) for name in self.path]
 
 
 def _listed(layers: Sequence[int]) -> str:

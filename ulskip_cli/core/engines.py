@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ulskip_cli.core.model_metadata import ModelMetadata
 
 GROUP = "ulskip.engines"
+AUTO = "auto"  # the engine of a configuration that leaves the choice to the run
 # The needs that an engine supports if its session decodes plain views step by step and defines
 # `remove`; without it, it does not support LOOK_UPS.
 PLAIN = ALL - {

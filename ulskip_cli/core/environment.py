@@ -23,7 +23,7 @@ NOT_BUSY = ("idle", "iowait", "guest", "guest_nice")  # user time includes that 
 _ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")  # in /dev: of CUDA, ROCm and WSL
 
 
-def code() -> JsonObject:
+def versions() -> JsonObject:
     """Return versions of the program and its packages, and git commit and dirty flag of a
     checkout.
     """
@@ -59,13 +59,6 @@ def _accelerator(device: str) -> str | None:
         if hasattr(module, "get_device_name") and (place.index or 0) < module.device_count():
             return str(module.get_device_name(place))
     return None
-
-
-def origin(device: str) -> JsonObject:
-    """Return the versions and the machine, which must be the same for all batches of a run."""
-    facts = {**code(), **machine(device)}
-    del facts["git_dirty"]  # may change between two attempts
-    return facts
 
 
 @contextlib.contextmanager

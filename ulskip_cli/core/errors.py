@@ -3,7 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
-_MAX_WORD, _MAX_LINE = 120, 600  # letters to which longer texts than twice as many are cut
+_MAX_WORD, _MAX_LINE = (
+    120,
+    600,
+)  # letters of a cut word and line; one of at most twice as many stays
 # more known names than this are not listed in an error if it names a command that lists them
 MAX_LISTED = 10
 MAX_REASON = 200  # letters of another library's error

@@ -50,7 +50,7 @@ def code_fingerprint(kind: type) -> str:
     return digest([file.read_text("utf-8") for file in files]) if files else ""
 
 
-def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
+def checkpoint_fingerprint(config_file: Path, weights: bool = True) -> str:
     """Hash a file, and the weights and tokenizer beside it; for a file from the hub return the
     commit.
 
@@ -71,7 +71,7 @@ def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
 
 
 def file_fingerprint(file: Path) -> str:
-    """Hash the name and content of a file; see `folder_fingerprint`."""
+    """Hash the name and content of a file; see `checkpoint_fingerprint`."""
     return _hashed(file.parent, b"", (_stamp(file),))
 
 

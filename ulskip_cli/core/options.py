@@ -56,7 +56,7 @@ class Condition(NamedTuple):
 class Use:
     """The use of an option: the commands that read it, and what it depends on."""
 
-    commands: frozenset[str] = frozenset()  # empty: the commands of its section
+    read_by: frozenset[str] = frozenset()  # commands; empty: those of its section
     condition: Condition | None = None  # None: always used
     changes_results: bool = True
 
@@ -67,17 +67,18 @@ class Use:
 def option(
     default: Any,
     text: str,
-    used_by: str = "",
+    read_by: str = "",
     used_if: Condition | None = None,
-    identity: bool = True,
+    changes_results: bool = True,
     **bounds: Any,
 ) -> Any:
     """Declare an option with bounds in pydantic's words (ge, gt, le, lt, min_length).
 
-    `used_by` names the commands that read it; by default, those of its section. `used_if` tells
-    when its value has an effect. `identity=False` marks an option that changes no result.
+    `read_by` names the commands that read it; by default, those of its section. `used_if` tells
+    when its value has an effect. `changes_results=False` keeps it out of
+    identities.
     """
-    use = Use(frozenset(used_by.split()), used_if, identity)
+    use = Use(frozenset(read_by.split()), used_if, changes_results)
     return Field(default, description=text, json_schema_extra=use, **bounds)
 
 
@@ -100,7 +101,7 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _prepare(cls, value: object, info: ValidationInfo) -> object:
-        """Make a list of a single value if the field is a list, make the object of a choice, and
+        """Make a tuple of a single value if the field is one, make the object of a choice, and
         refuse true and false for a number, which pydantic would read as 1 and 0.
         """
         name = str(info.field_name)
@@ -188,7 +189,7 @@ class Choice(Options):
         return parse(cls.imported(node, group), values, f"{group}.")
 
     @property
-    def code(self) -> str:
+    def code_fingerprint(self) -> str:
         """A hash of a user's code of the class; empty for a class of ulskip."""
         return code_fingerprint(type(self))
 

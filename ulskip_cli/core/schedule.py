@@ -1,4 +1,4 @@
-"""Schedules, the decoder layers that a decode step keeps, as pure functions on integers.
+"""Schedules, the decoder layers that decode steps keep, and the rules that choose and check them.
 
 The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers: always the
 first and the last, and evenly spread layers between them. `even` rounds to the nearest layer;
@@ -98,10 +98,10 @@ def reference(num_layers: int, num_kept: int) -> Layers:
     return (0, *range(step, num_layers - 1, step)[: num_kept - 2], num_layers - 1)
 
 
-def first_layers(prompt_layers: str) -> int | None:
+def first_layer_count(prompt_layers: str) -> int | None:
     """Return K of `first:K`, and None for `all` and `kept`; raise UsageError for other texts.
 
-    >>> first_layers("first:15"), first_layers("all")
+    >>> first_layer_count("first:15"), first_layer_count("all")
     (15, None)
     """
     name, _, count = prompt_layers.partition(":")
@@ -178,6 +178,74 @@ class ExitRule:
         """
         checked = sum(check <= depth for check in self.checks)
         return max(1, checked + (depth == self.num_layers))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The layers that read the prompt and those of each decode step: all that decoding knows of a
+    strategy.
+    """
+
+    num_layers: int
+    stages: tuple[Stage, ...]  # of decoding, each with fewer layers
+    prompt_layers: str = "all"  # all, kept or first:K
+    exits: ExitRule | None = None  # None without early exit
+
+    @staticmethod
+    def from_layers(num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Schedule":
+        """Make a schedule of one stage; raise UsageError for an invalid list."""
+        stages = (Stage(0, checked(num_layers, kept)),)
+        return Schedule(num_layers, stages, prompt_layers)
+
+    @property
+    def full(self) -> "Schedule":
+        """The schedule of the full model."""
+        return self.from_layers(self.num_layers, range(self.num_layers))
+
+    @property
+    def kept_layers(self) -> Layers:
+        """The layers of the first steps, ascending."""
+        return self.stages[0].kept_layers
+
+    @property
+    def later_stages(self) -> tuple[Stage, ...]:
+        """The stages after the first one."""
+        return self.stages[1:]
+
+    @property
+    def summary(self) -> str:
+        """The layers of the first stage, e.g. `6 of 12 layers`."""
+        return f"{len(self.kept_layers)} of {self.num_layers} layers"
+
+    @property
+    def keeps_all(self) -> bool:
+        """True if no step skips a layer."""
+        return (
+            len(self.kept_layers) == self.num_layers
+            and not self.later_stages
+            and self.exits is None
+        )
+
+    @property
+    def sets_with_gaps(self) -> list[Layers]:
+        """The layers of each stage that skips some, for which corrections are made."""
+        return [
+            stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
+        ]
+
+    def mean_kept(self, steps: int) -> float:
+        """Return the mean layers of the first `steps` decode steps; with early exit, the target
+        depth.
+        """
+        if self.exits:
+            return float(self.exits.target_depth)
+        return mean_kept(self.stages, [steps + 1])
+
+    def cached_share(self, steps: int) -> float:
+        """Return the mean share of the first stage's keys and values that the first `steps` decode
+        steps read.
+        """
+        return self.mean_kept(steps) / len(self.kept_layers)
 
 
 def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:

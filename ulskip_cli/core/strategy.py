@@ -1,4 +1,4 @@
-"""The interface of strategies, which choose the layers of a decode step from integers."""
+"""The interface of strategies, which choose the layers of a decode step."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -47,10 +47,10 @@ class HeldOutMeasurements(Protocol):
         """
 
     @property
-    def corrects(self) -> bool:
+    def measures_with_patches(self) -> bool:
         """True if `decode_loss` is measured with patches."""
 
-    def tell(self, done: int, total: int) -> None:
+    def report_progress(self, done: int, total: int) -> None:
         """Report the progress of a long calibration."""
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.options import Choice, option
 
-AUTO = "auto"
+_AUTO = "auto"
 CHAT = "chat"
 
 
@@ -23,7 +23,7 @@ class Example:
 
     @property
     def texts(self) -> tuple[str, str]:
-        """The texts by which examples of two sources are equal."""
+        """Source and reference, which identify an example in another file."""
         return self.source, self.reference
 
     def plain(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ class Task(Choice):
     split: str = option("test", "split of the dataset, such as train, validation or test")
     metrics: tuple[str, ...] = option(("rouge",), "names of metrics")
     template: str = option(
-        AUTO, "key of templates; auto: chat for models with a chat template, else the first key"
+        _AUTO, "key of templates; auto: chat for models with a chat template, else the first key"
     )
     templates: dict[str, dict[str, str]] = option(
         {}, "prompt templates by name, each with prompt and response"
@@ -140,8 +140,8 @@ class Task(Choice):
         for a task without templates, whose texts are the options prompt and response.
         """
         names, name = list(self.templates), self.template
-        require_choice("task.template", name, [AUTO, *names])
-        if name == AUTO and names:
+        require_choice("task.template", name, [_AUTO, *names])
+        if name == _AUTO and names:
             name = CHAT if has_chat and CHAT in names else names[0]
         if name == CHAT and not has_chat:
             others = ", ".join(key for key in names if key != CHAT)

@@ -22,29 +22,29 @@ class StoredTensor(NamedTuple):
 class WeightSizes:
     """Bytes of weights that a decode step reads at batch 1."""
 
-    head: int  # h, what every step reads: final norm and output head
-    layers: tuple[int, ...]  # what a step reads for each layer that it keeps
-    patch: int = 0  # the patch at each gap
+    head_bytes: int  # h, what every step reads: final norm and output head
+    layer_bytes: tuple[int, ...]  # what a step reads for each layer that it keeps
+    bytes_per_patch: int = 0  # of the patch at each gap
 
     @property
     def total(self) -> int:
         """The bytes of layers and head."""
-        return self.head + sum(self.layers)
+        return self.head_bytes + sum(self.layer_bytes)
 
-    def scaled(self, layers: float, head: float) -> "WeightSizes":
+    def scaled(self, layer_factor: float, head_factor: float) -> "WeightSizes":
         """Return the sizes in another format, whose layers and head have these factors; patches
         keep their size.
         """
-        scaled = tuple(round(size * layers) for size in self.layers)
-        return WeightSizes(round(self.head * head), scaled, self.patch)
+        layer_bytes = tuple(round(size * layer_factor) for size in self.layer_bytes)
+        return WeightSizes(round(self.head_bytes * head_factor), layer_bytes, self.bytes_per_patch)
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
         """Return (head + all layers) / (heads * head + kept layers + patches), in bytes; a step
         runs the output head `heads` times.
         """
-        patches = self.patch * len(gaps(kept, len(self.layers)))
-        step = heads * self.head + sum(self.layers[i] for i in kept) + patches
-        return self.total / step
+        patches = self.bytes_per_patch * len(gaps(kept, len(self.layer_bytes)))
+        layers = sum(self.layer_bytes[i] for i in kept)
+        return self.total / (heads * self.head_bytes + layers + patches)
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
         """Return the predicted speedup of stages; `steps` is that of `schedule.step_counts`."""
@@ -65,7 +65,7 @@ def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
     ]
 
 
-def sort_weight_sizes(
+def sum_weight_sizes(
     tensors: Mapping[str, StoredTensor], num_layers: int, vocab_size: int
 ) -> WeightSizes | None:
     """Sum the bytes of tensors by layer and for the head, as names and shapes tell; return None

@@ -23,7 +23,7 @@ from ulskip_cli.core.answer import Request
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject, cache_dir, replacing
 from ulskip_cli.core.fingerprint import digest
-from ulskip_cli.core.schedule import ExitRule, Layers
+from ulskip_cli.core.schedule import ExitRule, Layers, Schedule
 from ulskip_cli.engines.torch.native_model import Backend, backend_for
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import padded
@@ -31,7 +31,6 @@ from ulskip_cli.inference.layerwise import LayerwiseModel, prompt_model_of
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import PatchModule, SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
-from ulskip_cli.strategies.plan import Schedule
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ulskip_cli.core.answer import Request
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.engines import Engine, engine_named
+from ulskip_cli.core.engines import AUTO, Engine, engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.engines.base import (
@@ -39,7 +39,7 @@ class Decoder:
     def __init__(self, views: Views, engine: Engine | None = None) -> None:
         """Decode with `engine` (None: auto), which chooses the engine of a request."""
         self.views, self.device = views, views.model.device
-        self.requested_engine = engine or engine_named("auto")
+        self.requested_engine = engine or engine_named(AUTO)
         # opened engines, by name and format of the weights
         self._sessions: dict[tuple[str, str | None], Session] = {}
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulskip_cli.core.answer import Request, num_equal
+from ulskip_cli.core.answer import Request, common_prefix_length
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.engines.base import (
     UNWATCHED,
@@ -231,7 +231,7 @@ class SteppingSession(Session, ABC):
         can_shrink = self.can_shrink and not request.decoding.do_sample
         decoded = _DecodedRows(ids)
         eos = ids.new_tensor(list(request.stop_token_ids))
-        may_end = bool(len(eos) or request.stops)  # before `request.length` tokens
+        may_end = bool(len(eos) or request.stop_strings)  # before `request.length` tokens
         has_ended = torch.isin(ids[:, prompt_len], eos)  # by decoded row
         for step in range(1, request.length):
             if may_end:
@@ -256,7 +256,7 @@ class SteppingSession(Session, ABC):
                 chosen = chosen.masked_fill(has_ended, request.ends.pad_token_id)
                 has_ended |= torch.isin(chosen, eos)
             rows[:, new] = chosen
-            if request.stops and step % STOP_EVERY == 0:
+            if request.stop_strings and step % STOP_EVERY == 0:
                 answers = rows[:, prompt_len : new + 1].tolist()
                 has_ended |= has_ended.new_tensor(list(map(request.is_stopped, answers)))
             yield batch * (step + 1)
@@ -316,7 +316,7 @@ class Drafting:
     def _is_ended(self, answer: Tensor) -> bool:
         """Return True if the last token of an answer [count], or a stop string, ends it."""
         return int(answer[-1]) in self.eos or (
-            bool(self.request.stops) and self.request.is_stopped(answer.tolist())
+            bool(self.request.stop_strings) and self.request.is_stopped(answer.tolist())
         )
 
     def _check(self, ids: Tensor, room: int) -> Tensor:
@@ -330,7 +330,7 @@ class Drafting:
         drafts = self.drafter(ids, max_drafts) if max_drafts else ids[0, :0]
         tokens = torch.cat([ids[:, -1:], drafts[None]], dim=1) if len(drafts) else ids[:, -1:]
         chosen = self.session.choose(tokens, self.banned)[0]
-        accepted = num_equal(chosen.tolist(), drafts.tolist())
+        accepted = common_prefix_length(chosen.tolist(), drafts.tolist())
         if rejected := len(drafts) - accepted:
             self.session.remove(rejected)
         chosen = require_finite(chosen[: accepted + 1])

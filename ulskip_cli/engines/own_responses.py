@@ -15,11 +15,11 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, read_jsonl
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.schedule import Schedule
 from ulskip_cli.engines.base import Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, longest_first
-from ulskip_cli.strategies.plan import Schedule
 
 OWN_RESPONSES = "own_responses.jsonl"  # name of the file that stores them
 BATCH_SIZE = 32

@@ -14,11 +14,12 @@ import torch
 
 from ulskip_cli.core.config import baseline_config, changed_choice
 from ulskip_cli.core.config_schema import Config, OwnResponses
-from ulskip_cli.core.correction import ADAPTER_FILE, GapPatch, Patch
+from ulskip_cli.core.correction import ADAPTER_FILE, FittedPatches, GapPatch
 from ulskip_cli.core.files import JsonObject, read_object, write_atomic
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import Options
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.schedule import Schedule
 from ulskip_cli.core.strategy import OptionValues, ScheduleRequest
 from ulskip_cli.engines.base import BatchOutput, Views
 from ulskip_cli.engines.decoder import Decoder
@@ -38,7 +39,7 @@ from ulskip_cli.inference.layerwise import state_similarity
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
-from ulskip_cli.strategies.plan import Plan, Schedule, make_plan, schedule_request
+from ulskip_cli.strategies.plan import Plan, make_plan, schedule_request
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
@@ -105,7 +106,7 @@ class HeldOutEvaluator:
         return state_similarity(self.loaded.model, texts, LOSS_BATCH, report)
 
     @property
-    def corrects(self) -> bool:
+    def measures_with_patches(self) -> bool:
         """True if `decode_loss` is measured with patches."""
         return self.config.correction.is_fitted
 
@@ -123,21 +124,21 @@ class HeldOutEvaluator:
         loaded, prompt_layers = self.loaded, self.config.prompt_layers
         plan = Schedule.from_layers(loaded.metadata.num_layers, kept_layers, prompt_layers)
         adapter = None
-        if self.corrects:
+        if self.measures_with_patches:
             adapter = self._fitter.fit([kept_layers], self._patch_kind)
         return self._texts.scores(Decoder(Views.of(loaded.model, plan, adapter))).decode_loss
 
     @cached_property
     def _texts(self) -> ForcedTexts:
         encoded = self.workload.encoded
-        return self.forced_texts(encoded[::2] if self.corrects else encoded)
+        return self.forced_texts(encoded[::2] if self.measures_with_patches else encoded)
 
     @cached_property
     def _fitter(self) -> PatchFitter:
         encoded = self.workload.encoded
         return self.fitter(encoded[1::2] or encoded)  # one example alone has no other half
 
-    def tell(self, done: int, total: int) -> None:
+    def report_progress(self, done: int, total: int) -> None:
         """Show one progress bar for the whole search."""
         self.progress.phase("calibrate: search", total)(done)
 
@@ -166,7 +167,7 @@ class HeldOutEvaluator:
         name = digest(
             CALIBRATION,
             strategy.non_defaults(),
-            strategy.code,
+            strategy.code_fingerprint,
             config.correction.non_defaults(),
             _without_name(self.loaded.folder.model),
             self.loaded.folder.fingerprint,
@@ -191,7 +192,7 @@ class HeldOutEvaluator:
         stored.
         """
         config, base, patch = self.config, self.loaded.folder, self.config.correction
-        assert isinstance(patch, Patch)
+        assert isinstance(patch, FittedPatches)
         name = digest(
             CALIBRATION,
             _without_name(self.loaded.folder.model),

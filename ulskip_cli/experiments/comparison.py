@@ -117,15 +117,15 @@ class PromptComparer:
 class GrowingText:
     """The text of an answer, in pieces, without white space around it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
-        self.tokenizer, self.stops, self.length = tokenizer, stops, 0
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> None:
+        self.tokenizer, self.stop_strings, self.length = tokenizer, stop_strings, 0
 
     def piece(self, token_ids: list[int], is_last: bool = False) -> str:
         """Return what the tokens so far add to the text. A character of several tokens is added
         with its last token, before which it is decoded as U+FFFD.
         """
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        text = cut_before_stop(text, self.stops)[0].strip()
+        text = cut_before_stop(text, self.stop_strings)[0].strip()
         if not is_last:
             text = text.rstrip("\ufffd").rstrip()
         piece = text[self.length :]

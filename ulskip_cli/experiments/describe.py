@@ -127,7 +127,9 @@ def describe_provenance(
         **loaded.notes,
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
-        environment=Environment.model_validate(environment.code() | environment.machine(device)),
+        environment=Environment.model_validate(
+            environment.versions() | environment.machine(device)
+        ),
     )
 
 

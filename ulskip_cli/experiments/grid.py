@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ulskip_cli.core.config import (
     GROUPS,
-    compose_unvalidated,
+    compose_point_or_grid,
     group_choices,
     parse_overrides,
 )
@@ -76,7 +76,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
     given = {override.key_or_group for override in parsed}
     fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     # The points check the keys that the first composition drops.
-    grid = _composed(fixed, GROUPS, (), command)[0].sweep
+    grid = _compose_point(fixed, GROUPS, (), command)[0].sweep
     # values that the experiment sweeps, as overrides; those of the command line win
     presets = {key: f"{key}={text}" for key, text in grid.items() if key not in given}
     swept = [override for override in parsed if override.is_sweep_override()]
@@ -86,7 +86,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
     refusals: list[dict[str, UnknownKey]] = []  # of each point, by key
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
-        config, refused = _composed(texts, groups, presets, command)
+        config, refused = _compose_point(texts, groups, presets, command)
         refusals.append(refused)
         yield config
     if refusals:
@@ -97,7 +97,7 @@ def _grid(overrides: Sequence[str], command: str) -> Iterator[Config]:
 
 def _axes(overrides: "Sequence[Override]") -> dict[str, list[str]]:
     """Return the values of each swept key; raise UsageError for too many combinations."""
-    axes = {override.key_or_group: _values(override) for override in overrides}
+    axes = {override.key_or_group: _swept_values(override) for override in overrides}
     count = math.prod(map(len, axes.values()))
     if count > MAX_POINTS:
         raise UsageError(
@@ -114,7 +114,7 @@ def _raise_unknown(refusals: Sequence[Mapping[str, UnknownKey]], optional: Conta
             raise error
 
 
-def _composed(
+def _compose_point(
     texts: Sequence[str],
     swept: Container[str],
     presets: Container[str],
@@ -126,7 +126,7 @@ def _composed(
     refused: dict[str, UnknownKey] = {}
     while True:
         try:
-            return compose_unvalidated(texts, command), refused
+            return compose_point_or_grid(texts, command), refused
         except UnknownKey as error:
             if error.key.partition(".")[0] not in swept and error.key not in presets:
                 raise
@@ -147,7 +147,7 @@ def _matching(pattern: "Glob", override: "Override") -> list[str]:
     return chosen
 
 
-def _values(override: "Override") -> list[str]:
+def _swept_values(override: "Override") -> list[str]:
     """Return the values of an override as texts, but of a long sweep only one more than a grid may
     have.
     """

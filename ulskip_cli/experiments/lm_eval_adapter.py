@@ -27,6 +27,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.fingerprint import digest
 from ulskip_cli.core.options import parse
+from ulskip_cli.core.schedule import Schedule
 from ulskip_cli.engines.base import Prompts, Views
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import teacher_forced_logits
@@ -38,7 +39,7 @@ from ulskip_cli.inference.batching import BatchSize, in_batches, longest_first, 
 from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.strategies.plan import Schedule, make_plan
+from ulskip_cli.strategies.plan import make_plan
 
 EXPERIMENT = "lm_eval"  # the default of name=
 RESULTS = "results_*.json"  # of the harness

@@ -156,7 +156,7 @@ def point_key(
         config.correction.fingerprint(),
         plan.stages,
         plan.exits,
-        {name: choice.code for name, choice in choices.items()},
+        {name: choice.code_fingerprint for name, choice in choices.items()},
         *others,
     )
 

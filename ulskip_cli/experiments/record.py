@@ -29,7 +29,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.options import misfit
-from ulskip_cli.core.schedule import first_layers, layer_ranges
+from ulskip_cli.core.schedule import first_layer_count, layer_ranges
 from ulskip_cli.experiments.intervals import CONFIDENCE, UNITS, Interval, ratio_interval
 from ulskip_cli.tasks import metrics
 
@@ -631,7 +631,7 @@ class Record(Outcome, Provenance, LmEval, Throughput, Quality, Timing, ScheduleU
 
     @property
     def _reads_first(self) -> bool:
-        return first_layers(self.prompt_layers) is not None
+        return first_layer_count(self.prompt_layers) is not None
 
     @property
     def is_own_baseline(self) -> bool:

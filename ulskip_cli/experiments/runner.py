@@ -223,9 +223,11 @@ def _origin_of_answers(run: PreparedRun, decoder: Decoder) -> JsonObject:
     of another origin are not resumed.
     """
     engine, _ = decoder.engine(run.point.config.decoding)
+    origin = environment.versions() | environment.machine(str(decoder.device))
+    del origin["git_dirty"]  # may change between two attempts
     prompts = run.workload.prompts if run.workload else None
     return {
-        **environment.origin(str(decoder.device)),
+        **origin,
         "linear_backend": decoder.backend(engine).name,
         "answered_by": digest(run.calibration, run.correction, prompts),
     }

@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.engines import AUTO
 from ulskip_cli.core.options import Options, has_field
 from ulskip_cli.core.schedule import listed
 from ulskip_cli.experiments.record import DETECTED, NOT_APPLICABLE, Outcome, Record, Settings
 
 NAMES = ("model", "task", "pair", "decoding")  # properties that name several settings at once
-AUTO = "auto"  # the engine of a configuration that leaves the choice to the run
 
 
 def settings(record: Record) -> dict[str, object]:

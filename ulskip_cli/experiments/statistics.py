@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ulskip_cli.core.engines import AUTO
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.task import Scoring
@@ -265,7 +266,7 @@ def _subject(record: Record) -> str:
         made = f"checks {record.label}" if has_drafts else "made no drafts, which did not pay"
         return f"the full model {made}"
     keeps = f"{record.label} keeps {record.summary}"
-    if record.config.engine.name in ("auto", "torch"):
+    if record.config.engine.name in (AUTO, "torch"):
         return keeps
     return f"{keeps} in {record.decoded_by}"
 

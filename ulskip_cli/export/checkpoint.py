@@ -100,7 +100,7 @@ def export_checkpoint(
     plan, model = export.plan, export.config.model
     exported = load_kept(export, progress)
     source, loaded = exported.source, exported.loaded
-    progress.phase(f"write {plan.num_kept} layers")
+    progress.phase(f"write {len(plan.kept_layers)} layers")
     _write_model(source, exported.view, exported.config, folder)
     folders = {"decode": folder}  # of the models
     if export.is_pair:

@@ -16,7 +16,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, reason
 from ulskip_cli.core.files import JsonObject, noticing_full_disk, replacing
-from ulskip_cli.core.gguf_header import unsupported_by_gguf
+from ulskip_cli.core.gguf_header import why_unsupported_by_gguf
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.point import Resolver
@@ -86,7 +86,7 @@ def resolve_export(config: Config, request: ExportRequest) -> ResolvedExport:
     if name == "schedule":
         config = config.replace(correction=configuration.preset("correction", "none"))
     folder, plan = Resolver().schedule(config, f"export --format {name}")
-    unsupported = unsupported_by_gguf(folder.config) if name == "gguf" else ""
+    unsupported = why_unsupported_by_gguf(folder.config) if name == "gguf" else ""
     if unsupported:
         raise UsageError(
             f"--format gguf does not support this model ({unsupported}); use --format hf"

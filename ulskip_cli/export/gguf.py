@@ -44,9 +44,7 @@ def export_gguf(export: ResolvedExport, file: Path, progress: ProgressCallback) 
     if exported.view.config.tie_word_embeddings:  # then llama.cpp uses the embeddings as the head
         del tensors["lm_head.weight"]
     writer = gguf.GGUFWriter(file, architecture(exported.config))
-    writer.add_name(
-        f"{Path(export.config.model.label).name}, {plan.num_kept} of {plan.num_layers} layers"
-    )
+    writer.add_name(f"{Path(export.config.model.label).name}, {plan.summary}")
     writer.add_description("exported by ulskip")
     _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
     parameters, main_type = write_model(writer, GgufTensors(tensors, exported.config))

@@ -164,7 +164,7 @@ def prompt_model_of(model: PreTrainedModel, prompt_layers: str) -> PreTrainedMod
     answer follows, passes all layers as in POP (arXiv:2602.03295). So all decode steps find a full
     cache, and `first:N` of N layers is `all`.
     """
-    count = schedule.first_layers(prompt_layers)
+    count = schedule.first_layer_count(prompt_layers)
     if count is None or count >= shallow_view.num_layers(model):
         return model
     source_class: Any = type(model)

@@ -25,7 +25,7 @@ from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import ModelConfig, ModelFolder, ModelMetadata
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.weight_sizes import StoredTensor, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import StoredTensor, sum_weight_sizes
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.model_files import fetch_model_folder, training_notes
@@ -94,7 +94,7 @@ def _loaded_metadata(model: PreTrainedModel, folder: ModelFolder) -> ModelMetada
         for name, parameter in model.named_parameters()
     }
     vocab_size = shallow_view.text_config(model).vocab_size
-    weights = sort_weight_sizes(tensors, depth, vocab_size)
+    weights = sum_weight_sizes(tensors, depth, vocab_size)
     total = sum(tensor.num_bytes for tensor in tensors.values())
     return replace(
         folder.metadata,

@@ -21,7 +21,7 @@ WARMUP_LAYERS = 1  # w; they run in every step
 NEVER = 2.0  # no confidence is above 1
 LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam)
 ROUNDS = 14
-MEAN_DEPTH_ERROR = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
+MEAN_DEPTH_ERROR = 0.01  # relative error of the mean depth that ends the search
 
 
 class SkipDecode(Strategy):
@@ -181,7 +181,7 @@ class EarlyExit(Strategy):
             threshold = float(f"{late_threshold / FALLS_TO:.9g}")
             depth = held_out.mean_depth({"threshold": threshold, "horizon": horizon})
             tried.append((threshold, depth))
-            held_out.tell(round_, ROUNDS)
+            held_out.report_progress(round_, ROUNDS)
             if abs(depth - num_kept) <= MEAN_DEPTH_ERROR * num_kept:
                 break
             if depth < num_kept:

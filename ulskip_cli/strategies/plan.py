@@ -7,14 +7,22 @@ from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
 
-from ulskip_cli.core import capabilities, schedule
+from ulskip_cli.core import capabilities
 from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.correction import Adapter
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.core.schedule import ExitRule, Layers, Stage
+from ulskip_cli.core.schedule import (
+    Layers,
+    Schedule,
+    Stage,
+    checked_stages,
+    first_layer_count,
+    mean_kept,
+    step_counts,
+)
 from ulskip_cli.core.strategy import ScheduleRequest
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 
@@ -33,77 +41,8 @@ class StepSizes:
     """Bytes that decode steps read; None means unknown."""
 
     weights: WeightSizes | None = None  # in the engine's format, with patches
-    patch: int | None = 0  # of the patch at each gap
+    bytes_per_patch: int | None = 0  # of the patch at each gap
     kv_per_layer: int | None = None  # keys and values of one token in one layer
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The layers that read the prompt and those of each decode step: all that decoding knows of a
-    strategy.
-    """
-
-    num_layers: int
-    stages: tuple[Stage, ...]  # of decoding, each with fewer layers
-    prompt_layers: str = "all"  # all, kept or first:K
-    exits: ExitRule | None = None  # None without early exit
-
-    @staticmethod
-    def from_layers(num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Schedule":
-        """Make a schedule of one stage; raise UsageError for an invalid list."""
-        stages = (Stage(0, schedule.checked(num_layers, kept)),)
-        return Schedule(num_layers, stages, prompt_layers)
-
-    @property
-    def full(self) -> "Schedule":
-        """The schedule of the full model."""
-        return self.from_layers(self.num_layers, range(self.num_layers))
-
-    @property
-    def kept_layers(self) -> Layers:
-        """The layers of the first steps, ascending."""
-        return self.stages[0].kept_layers
-
-    @property
-    def later_stages(self) -> tuple[Stage, ...]:
-        """The stages after the first one."""
-        return self.stages[1:]
-
-    @property
-    def num_kept(self) -> int:
-        """Number of layers of the first stage."""
-        return len(self.kept_layers)
-
-    @property
-    def summary(self) -> str:
-        """The layers of the first stage, e.g. `6 of 12 layers`."""
-        return f"{self.num_kept} of {self.num_layers} layers"
-
-    @property
-    def keeps_all(self) -> bool:
-        """True if no step skips a layer."""
-        return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
-
-    @property
-    def sets_with_gaps(self) -> list[Layers]:
-        """The layers of each stage that skips some, for which corrections are made."""
-        return [
-            stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers
-        ]
-
-    def mean_kept(self, steps: int) -> float:
-        """Return the mean layers of the first `steps` decode steps; with early exit, the target
-        depth.
-        """
-        if self.exits:
-            return float(self.exits.target_depth)
-        return schedule.mean_kept(self.stages, [steps + 1])
-
-    def cached_share(self, steps: int) -> float:
-        """Return the mean share of the first stage's keys and values that the first `steps` decode
-        steps read.
-        """
-        return self.mean_kept(steps) / self.num_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +81,7 @@ class Plan(Schedule):
         if weights is None or self.drafts:
             return None
         if self.later_stages:
-            return weights.staged_speedup(schedule.step_counts(self.stages, self.timed_tokens - 1))
+            return weights.staged_speedup(step_counts(self.stages, self.timed_tokens - 1))
         if self.exits:  # a step runs the first R layers on average
             depth = self.target_kept
             return weights.predicted_speedup(self.kept_layers[:depth], self.exits.heads(depth))
@@ -151,8 +90,8 @@ class Plan(Schedule):
     @property
     def patch_bytes(self) -> int | None:
         """Bytes of patches that a first step reads; None if unknown."""
-        patch = self.sizes.patch
-        return None if patch is None else patch * len(gaps(self.kept_layers, self.num_layers))
+        size = self.sizes.bytes_per_patch
+        return None if size is None else size * len(gaps(self.kept_layers, self.num_layers))
 
     @property
     def kv_bytes_per_token(self) -> int | None:
@@ -162,9 +101,9 @@ class Plan(Schedule):
 
     @property
     def kept_kv_bytes_per_token(self) -> int | None:
-        """The part that remains after the prompt."""
+        """Keys and values of one token in the layers of the first stage; None if unknown."""
         size = self.sizes.kv_per_layer
-        return None if size is None else size * self.num_kept
+        return None if size is None else size * len(self.kept_layers)
 
     def as_dict(self) -> dict[str, JsonValue]:
         """Return decisions and predictions, JSON-ready."""
@@ -181,27 +120,28 @@ def make_plan(config: Config, metadata: ModelMetadata, command: str = "run") -> 
     strategy, num_layers = config.strategy, metadata.num_layers
     request = schedule_request(config, num_layers)
     num_kept = request.num_kept
-    stages = schedule.checked_stages(num_layers, strategy.stages(request))
-    target_speedup = config.ratio if strategy.follows_ratio else None
-    plan = Plan(
-        strategy=strategy.name,
-        num_layers=num_layers,
-        stages=stages,
-        prompt_layers=_prompt_layers(config.prompt_layers, num_layers, stages[0]),
-        target_speedup=1.0 if strategy.keeps_all else target_speedup,
-        target_kept=num_kept,
-        timed_tokens=_timed_tokens(stages, num_kept, config.speed.new_tokens),
-        exits=strategy.exit_rule(request) if num_kept < num_layers else None,
-        drafts=bool(config.decoding.draft_tokens),
+    stages = checked_stages(num_layers, strategy.stages(request))
+    schedule = Schedule(
+        num_layers,
+        stages,
+        _prompt_layers(config.prompt_layers, num_layers, stages[0]),
+        strategy.exit_rule(request) if num_kept < num_layers else None,
     )
-    needs = _needs(config, metadata, plan)
+    needs = _needs(config, metadata, schedule)
     capabilities.check(needs, command)
     config.engine.check(needs)
-    return replace(
-        plan,
+    target_speedup = config.ratio if strategy.follows_ratio else None
+    timed_tokens = _timed_tokens(stages, num_kept, config.speed.new_tokens)
+    return Plan(
+        **vars(schedule),
+        strategy=strategy.name,
+        target_speedup=1.0 if strategy.keeps_all else target_speedup,
+        target_kept=num_kept,
+        timed_tokens=timed_tokens,
+        drafts=bool(config.decoding.draft_tokens),
         needs=tuple(need for need in Need if need in needs),
         sizes=step_sizes(config, metadata, needs),
-        warnings=tuple(_warnings(config, plan)),
+        warnings=tuple(_warnings(config, schedule, num_kept, timed_tokens - 1)),
     )
 
 
@@ -209,7 +149,7 @@ def _prompt_layers(asked: str, num_layers: int, first_stage: Stage) -> str:
     """Return the plan's `prompt_layers`: `all` also for `kept` and `first:K` if these are all
     layers. Raise UsageError for a K above N.
     """
-    count = schedule.first_layers(asked)
+    count = first_layer_count(asked)
     if count is None:
         count = len(first_stage.kept_layers)
     elif count > num_layers:
@@ -219,20 +159,23 @@ def _prompt_layers(asked: str, num_layers: int, first_stage: Stage) -> str:
     return "all" if count == num_layers else asked
 
 
-def _warnings(config: Config, plan: Plan) -> Iterator[str]:
-    name, wanted = f"strategy={config.strategy.name}", plan.target_kept
+def _warnings(config: Config, schedule: Schedule, wanted: int, steps: int) -> Iterator[str]:
+    """Yield what a user may not expect; `wanted` is the mean number of layers that the ratio asks
+    for in `steps` decode steps.
+    """
+    name = f"strategy={config.strategy.name}"
     if not config.strategy.is_calibrated:
         yield (
             f"{name} is not calibrated yet; a run calibrates it, and this plan uses"
             f" {config.strategy.stand_in}"
         )
-    kept = plan.mean_kept(plan.timed_tokens - 1)
+    kept = schedule.mean_kept(steps)
     if config.strategy.follows_ratio and round(kept) != wanted:
         yield (
-            f"{name} keeps {kept:.3g} of {plan.num_layers} layers, but ratio={config.ratio:.4g}"
+            f"{name} keeps {kept:.3g} of {schedule.num_layers} layers, but ratio={config.ratio:.4g}"
             f" asks for {wanted}"
         )
-    if isinstance(config.correction, Adapter) and wanted == plan.num_layers:
+    if isinstance(config.correction, Adapter) and wanted == schedule.num_layers:
         yield f"correction=adapter has no effect with {name}, which keeps all layers"
 
 
@@ -246,24 +189,24 @@ def schedule_request(config: Config, num_layers: int) -> ScheduleRequest:
     )
 
 
-def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Need]:
+def _needs(config: Config, metadata: ModelMetadata, schedule: Schedule) -> frozenset[Need]:
     """Return all needs of a configuration."""
     kind = config.correction.patch_kind(config.model)
-    first_step_skips = plan.num_kept < plan.num_layers
+    first_step_skips = len(schedule.kept_layers) < schedule.num_layers
     needs = capabilities.needed(
         {
             Need.BATCHES: config.batch_size > 1,
-            Need.EARLY_EXIT: plan.exits,
+            Need.EARLY_EXIT: schedule.exits,
             Need.SINGLE_EXITS: not config.strategy.takes_batches,
-            Need.STAGES: plan.later_stages,
-            Need.SKIPPED_LAYERS: not plan.keeps_all,
-            Need.ALL_LAYERS: plan.keeps_all,
+            Need.STAGES: schedule.later_stages,
+            Need.SKIPPED_LAYERS: not schedule.keeps_all,
+            Need.ALL_LAYERS: schedule.keeps_all,
             # An engine needs two models then: one for the prompt, one for the steps.
-            Need.FULL_PROMPT: first_step_skips and plan.prompt_layers == "all",
-            Need.KEPT_PROMPT: not plan.keeps_all and config.prompt_layers == "kept",
-            Need.FIRST_PROMPT: schedule.first_layers(plan.prompt_layers),
+            Need.FULL_PROMPT: first_step_skips and schedule.prompt_layers == "all",
+            Need.KEPT_PROMPT: not schedule.keeps_all and config.prompt_layers == "kept",
+            Need.FIRST_PROMPT: first_layer_count(schedule.prompt_layers),
             Need.FITTED_PATCHES: config.correction.is_fitted,
-            Need.PATCHES: plan.sets_with_gaps and kind.has_module,
+            Need.PATCHES: schedule.sets_with_gaps and kind.has_module,
             Need.ADAPTER: isinstance(config.correction, Adapter),
             Need.NO_TOKENIZER: not metadata.has_tokenizer,
             Need.CALIBRATION: not config.strategy.is_calibrated,
@@ -274,21 +217,23 @@ def _needs(config: Config, metadata: ModelMetadata, plan: Plan) -> frozenset[Nee
     return needs | config.decoding.needs()
 
 
-def is_trained_for(trained_for: JsonObject | None, plan: Schedule) -> bool | None:
-    """Return True if weights were trained with the layers of a plan, also for the prompts; None if
-    unknown. `trained_for` has keys of training.json: `kept_layers` {ratio: layers}, `later_stages`
-    {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
+def is_trained_for(trained_for: JsonObject | None, schedule: Schedule) -> bool | None:
+    """Return True if weights were trained with the layers of a schedule, also for the prompts; None
+    if unknown. `trained_for` has keys of training.json: `kept_layers` {ratio: layers},
+    `later_stages` {ratio: [stage]}, `exits` [depth] and `prompt_layers`.
     """
     if trained_for is None:
         return None
-    prompts = trained_for.get("prompt_layers") or plan.prompt_layers  # assumed if unstated
-    begins_with_all = plan.num_kept == plan.num_layers  # so that all layers read the prompt
-    if not begins_with_all and prompts != plan.prompt_layers:
+    prompts = trained_for.get("prompt_layers") or schedule.prompt_layers  # assumed if unstated
+    begins_with_all = (
+        len(schedule.kept_layers) == schedule.num_layers
+    )  # so that all layers read the prompt
+    if not begins_with_all and prompts != schedule.prompt_layers:
         return False
-    if plan.exits:
-        return set(plan.exits.checks) <= set(trained_for.get("exits") or [])
+    if schedule.exits:
+        return set(schedule.exits.checks) <= set(trained_for.get("exits") or [])
     trained = _trained_layers(trained_for)
-    return all(stage.kept_layers in trained for stage in plan.stages)
+    return all(stage.kept_layers in trained for stage in schedule.stages)
 
 
 def _trained_layers(trained_for: JsonObject) -> set[Layers]:
@@ -307,7 +252,7 @@ def step_sizes(config: Config, metadata: ModelMetadata, needs: Collection[Need])
     patch = kind.num_parameters(hidden_size or 0) * bytes_per_weight
     weights = config.engine.sizes(metadata, config.model.device, frozenset(needs))
     if weights is not None:
-        weights = replace(weights, patch=patch)
+        weights = replace(weights, bytes_per_patch=patch)
     is_unknown = kind.has_module and hidden_size is None
     return StepSizes(weights, None if is_unknown else patch, metadata.kv_bytes_per_layer)
 
@@ -321,7 +266,7 @@ def _timed_tokens(stages: Sequence[Stage], num_kept: int, new_tokens: int) -> in
 
     def errors(length: int) -> tuple[float, int]:
         """Return the error of the mean depth and, between equal ones, that of the length."""
-        depth = schedule.mean_kept(stages, [length])
+        depth = mean_kept(stages, [length])
         return abs(depth - num_kept), abs(length - new_tokens)
 
     return min(range(2, longest + 1), key=errors)

@@ -73,8 +73,8 @@ class LoRP(BlockInfluence):
     S_ij is the mean cosine of the outputs of layers i and j over tokens. Spectral clustering of (S
     + 1) / 2 gives 2 clusters if the locality `-log2(mean_{i<j} S_ij)` is at least 1, 3 from 0.7,
     else 4. The redundancy of a layer is its mean S to the others of its cluster. Each cluster skips
-    its most redundant layer; then always that cluster skips one whose remaining layers have the
-    highest mean S. The first and the last layer are skipped last.
+    its most redundant layer; every further layer is skipped in the cluster whose remaining layers
+    have the highest mean S. The first and the last layer are skipped last.
     """
 
     def calibrate(
@@ -199,7 +199,7 @@ class OneBlock(Strategy):
         losses = dict[int, float]()  # by the first layer
 
         def measure(first: int) -> None:
-            held_out.tell(len(losses) + 1, total)
+            held_out.report_progress(len(losses) + 1, total)
             losses[first] = held_out.decode_loss(without_block(num_layers, num_kept, first))
 
         def best() -> int:
@@ -275,9 +275,9 @@ class Search(Strategy):
         rng, losses = random.Random(self.seed), dict[Layers, float]()
         path: list[OptionValues] = []  # the improvements, for the row
 
-        def improves(layers: Layers) -> bool:
-            """Measure the loss of these layers, and return True if it is the lowest."""
-            held_out.tell(len(losses) + 1, self.budget)
+        def measure(layers: Layers) -> bool:
+            """Measure the loss of these layers; return True if it is the lowest so far."""
+            held_out.report_progress(len(losses) + 1, self.budget)
             lowest = min(losses.values(), default=math.inf)
             try:
                 loss = held_out.decode_loss(layers)
@@ -289,14 +289,17 @@ class Search(Strategy):
             return loss < lowest
 
         for start in self._starts(request, held_out):
-            improves(start)
+            measure(start)
         has_improved = True
         while has_improved and len(losses) < self.budget:
             best = min(losses, key=losses.__getitem__)
             others = swaps(best, request.num_layers, rng)
             untried = [layers for layers in others if layers not in losses]
-            # `any` stops at the first improvement.
-            has_improved = any(map(improves, untried[: self.budget - len(losses)]))
+            has_improved = False
+            for layers in untried[: self.budget - len(losses)]:
+                if measure(layers):
+                    has_improved = True
+                    break
         best = min(losses, key=losses.__getitem__)
         return CalibrationResult({"layers": list(best)}, {"path": path, "tried": len(losses)})
 
@@ -306,7 +309,7 @@ class Search(Strategy):
         """
         num_layers, num_kept = request.num_layers, request.num_kept
         even = schedule.even(num_layers, num_kept)
-        if not held_out.corrects:
+        if not held_out.measures_with_patches:
             return [even]
         influence = BlockInfluence(scores=tuple(BlockInfluence.influence(held_out)))
         firsts = spread(range(1, num_kept), BLOCKS)

@@ -186,7 +186,7 @@ class FrozenOutputs:
         # states, for example, cannot be padded. Then whole batches, which do not recur, are run.
         layers = kv_cache.new_cache(model).layers
         self._separable = all(type(layer) is DynamicLayer for layer in layers)
-        self._bytes_left = max_bytes if self._separable else 0
+        self.bytes_left = max_bytes if self._separable else 0
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
@@ -231,9 +231,9 @@ class FrozenOutputs:
 
     def _reserve(self, size: int) -> bool:
         """Reserve memory for kept outputs; return False if there is not enough."""
-        if size > self._bytes_left:
+        if size > self.bytes_left:
             return False
-        self._bytes_left -= size
+        self.bytes_left -= size
         return True
 
 

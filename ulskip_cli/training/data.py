@@ -185,7 +185,7 @@ def _texts(
         # References are not read if own answers replace them and none is held out.
         reads_references = config.train.responses != "own" or config.train.held_out
         for index, pair in enumerate(formatter.encode(examples)):
-            response_length = config.own_length
+            response_length = config.own_answer_tokens
             if reads_references:
                 response_length = max(response_length, len(pair.response_ids))
             room = max_length - response_length

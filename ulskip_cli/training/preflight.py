@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from ulskip_cli.core.config_schema import BaseConfig, Config, TrainingConfig
 from ulskip_cli.core.correction import ADAPTER_FILE, Correction
-from ulskip_cli.core.engines import engine_named
+from ulskip_cli.core.engines import AUTO, engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject, user_path
 from ulskip_cli.core.model_metadata import ModelFolder
 from ulskip_cli.core.schedule import Stage, checked_stages
 from ulskip_cli.core.strategy import ScheduleRequest
-from ulskip_cli.core.task import AUTO, check_references
+from ulskip_cli.core.task import check_references
 from ulskip_cli.strategies.plan import make_plan, schedule_request
 from ulskip_cli.strategies.static import KeepAll
 

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ulskip_cli.core import environment, fingerprint
 from ulskip_cli.core.config_schema import TrainingConfig
-from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, NO_PATCHES, read_record
+from ulskip_cli.core.correction import ADAPTER_FILE, KINDS, NO_PATCHES, read_adapter_file
 from ulskip_cli.core.errors import RunError, UsageError, reason
 from ulskip_cli.core.files import JsonObject, noticing_full_disk, user_path, write_atomic
 from ulskip_cli.core.model_metadata import ModelFolder
@@ -261,13 +261,13 @@ def _with_room(config: TrainingConfig, examples: Sequence[EncodedExample]) -> li
     """Select the examples whose prompt and own answer fit into the model's context; raise
     UsageError without any.
     """
-    room = (ModelFolder(config.model).metadata.context or sys.maxsize) - config.own_length
+    room = (ModelFolder(config.model).metadata.context or sys.maxsize) - config.own_answer_tokens
     fitting = [example for example in examples if len(example.prompt_ids) <= room]
     if not fitting:
         raise UsageError(
             f"expected prompts of at most {room} tokens, so that own answers of"
-            f" {config.own_length} tokens fit into the model's context, got only longer ones; lower"
-            " max_new_tokens"
+            f" {config.own_answer_tokens} tokens fit into the model's context, got only longer"
+            " ones; lower max_new_tokens"
         )
     return fitting
 
@@ -285,7 +285,7 @@ def _with_own_answers(
     """
     train = config.train
     file = user_path(train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
-    request = greedy_request(model, pad_token_id, config.own_length, config.seed)
+    request = greedy_request(model, pad_token_id, config.own_answer_tokens, config.seed)
     prompts = [reference.prompt_ids for reference in references]
     answers = generate_own_responses(model, prompts, train.own, request, file, progress)
     set_seed(config.seed)  # sampled answers change the random state, stored ones do not
@@ -311,7 +311,7 @@ def load_initial_adapter(
     """Return the adapter that is trained further; raise UsageError if its weights, layers, patches
     or rank are others than those of the configuration.
     """
-    read_record(folder, config.model, "train.start")  # raises UsageError for other weights
+    read_adapter_file(folder, config.model, "train.start")  # raises UsageError for other weights
     start = SkipAdapter.load(folder)
     rank, record = config.train.lora.rank, start.record
     asked = (tuple(kept_sets), config.correction.kind, rank)
@@ -368,7 +368,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
     initial_weights = [folder.fingerprint]
     if config.train.start is not None:
         adapter = user_path(config.train.start, "train.start") / ADAPTER_FILE
-        initial_weights.append(fingerprint.folder_fingerprint(adapter))
+        initial_weights.append(fingerprint.checkpoint_fingerprint(adapter))
         values["train"].pop("start")
     # The model's own answers, and the layers of some strategies at late positions, depend on it.
     answer_tokens = config.answer_tokens
@@ -376,7 +376,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts, folder: ModelFolder)
     layers = trained_stages(config, num_layers), trained_exits(config, num_layers)
     # The layers stand for the code. A strategy that still needs calibration has none yet, so its
     # code counts.
-    code = "" if strategy.is_calibrated else strategy.code
+    code = "" if strategy.is_calibrated else strategy.code_fingerprint
     return fingerprint.digest(values, answer_tokens, texts.sha256, initial_weights, layers, code)
 
 
@@ -446,7 +446,7 @@ def _make_record(
         learning_curve=_learning_curve(state.log_history),
         based_on=training_record(config.model),
         config=config.resolved(),
-        environment={**environment.code(), **environment.machine(str(trainer.args.device))},
+        environment={**environment.versions(), **environment.machine(str(trainer.args.device))},
         identity=identity,
         seconds=seconds,
         peak_memory_bytes=peak_bytes(trainer.args.device),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ulskip_cli.core.engines import FLOATS, Engine
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import JsonObject
-from ulskip_cli.core.gguf_header import unsupported_by_gguf
+from ulskip_cli.core.gguf_header import why_unsupported_by_gguf
 
 if TYPE_CHECKING:
     from ulskip_cli.engines.base import Session
@@ -27,7 +27,7 @@ class LlamaCpp(Engine):
     @classmethod
     def check_model(cls, config: JsonObject) -> None:
         """Raise UsageError if GGUF does not support the model of a config.json."""
-        if reason := unsupported_by_gguf(config):
+        if reason := why_unsupported_by_gguf(config):
             raise UsageError(
                 f"engine=llama_cpp does not support this model ({reason}); use engine=torch"
             )

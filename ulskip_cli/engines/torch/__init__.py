@@ -58,7 +58,7 @@ class Torch(Engine):
         if not packed or not vocab_size or not hidden or metadata.bytes_per_weight is None:
             return metadata.weights
         is_bounded = metadata.model_type in NATIVE_TYPES and not needs & WHOLE_HEAD
-        return replace(packed, head=vocab_size * (hidden + 12)) if is_bounded else packed
+        return replace(packed, head_bytes=vocab_size * (hidden + 12)) if is_bounded else packed
 
     def copied_bytes(self, metadata: "ModelMetadata", device: str, needs: Set[Need]) -> int:
         """Return the bytes of the copies in the kernels' layout: all weights; the head again, if
@@ -68,7 +68,9 @@ class Torch(Engine):
         packed, read_in_step = self._packed(metadata, device), self.sizes(metadata, device, needs)
         if not packed or not read_in_step:
             return 0
-        eight_bit_head = read_in_step.head if read_in_step.head != packed.head else 0
+        eight_bit_head = (
+            read_in_step.head_bytes if read_in_step.head_bytes != packed.head_bytes else 0
+        )
         draft_model = 0
         if Need.COPY_DRAFTS in needs and metadata.weights and metadata.dtype:
             draft_model = round(

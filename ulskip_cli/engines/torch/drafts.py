@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.answer import num_equal
+from ulskip_cli.core.answer import common_prefix_length
 from ulskip_cli.engines.loop import LookUp
 from ulskip_cli.engines.torch import kernels
 from ulskip_cli.engines.torch.decode_steps import DecodeSteps, NativeSteps
@@ -142,5 +142,5 @@ class CopyDrafter:
         accepted = 0
         if len(self._drafts):
             made = text[self._start : self._start + len(self._drafts)].tolist()
-            accepted = num_equal(made, self._drafts.tolist())
+            accepted = common_prefix_length(made, self._drafts.tolist())
         self._length.count(len(self._drafts), accepted)

@@ -1,5 +1,5 @@
 """Metrics that score a model's answers, and their registry, `METRICS`. Start here, then read
-`overlap.py`; a new metric takes such a class, its test and an entry here.
+`overlap.py`; a new metric needs a subclass of `Metric`, its test and an entry here.
 """
 
 from abc import ABC, abstractmethod
